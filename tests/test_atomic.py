@@ -1,0 +1,93 @@
+"""A file is the old one or the new one, whatever happens in between."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pysoftq.atomic import atomic_write
+
+KILLED_WRITER = """
+import os, signal, sys
+from pysoftq.atomic import atomic_write
+with atomic_write(sys.argv[1]) as temporary:
+    temporary.write_text("new, " * 1000)
+    if sys.argv[2] == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_new_file_and_replacement(tmp_path: Path) -> None:
+    target = tmp_path / "a.json"
+    for content in ("one", "two"):
+        with atomic_write(target) as temporary:
+            temporary.write_text(content)
+            assert temporary.parent == tmp_path
+            assert temporary.suffix == ".json"
+        assert target.read_text() == content
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_old_file_is_whole_until_the_end_and_after_an_error(tmp_path: Path) -> None:
+    target = tmp_path / "a.json"
+    target.write_text("old")
+    with pytest.raises(KeyError, match="boom"), atomic_write(target) as temporary:
+        temporary.write_text("new")
+        assert target.read_text() == "old"
+        raise KeyError("boom")
+    assert target.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_writer_may_replace_or_remove_the_temporary_file(tmp_path: Path) -> None:
+    target = tmp_path / "a.json"
+    with atomic_write(target) as temporary:
+        other = tmp_path / "other"
+        other.write_text("moved")
+        other.replace(temporary)
+    assert target.read_text() == "moved"
+    with pytest.raises(FileNotFoundError), atomic_write(target) as temporary:
+        temporary.unlink()
+    assert target.read_text() == "moved"
+
+
+@pytest.mark.parametrize("fate", ["kill", "live"])
+def test_forced_kill_between_write_and_replace(tmp_path: Path, fate: str) -> None:
+    target = tmp_path / "a.txt"
+    target.write_text("old")
+    command = [sys.executable, "-c", KILLED_WRITER, str(target), fate]
+    code = subprocess.run(command, check=False).returncode
+    assert code == (-signal.SIGKILL if fate == "kill" else 0)
+    assert target.read_text() == ("old" if fate == "kill" else "new, " * 1000)
+
+
+def test_permissions_are_those_of_an_ordinary_file(tmp_path: Path) -> None:
+    ordinary = tmp_path / "ordinary"
+    ordinary.touch()
+    with atomic_write(tmp_path / "a") as temporary:
+        temporary.write_text("x")
+    assert (tmp_path / "a").stat().st_mode == ordinary.stat().st_mode
+
+
+def test_link_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    real = tmp_path / "folder" / "real"
+    link = tmp_path / "link"
+    link.symlink_to(real)
+    with atomic_write(link) as temporary:
+        temporary.write_text("x")
+    assert link.is_symlink()
+    assert real.read_text() == "x"
+
+
+def test_missing_folder_and_folder_as_target(tmp_path: Path) -> None:
+    missing = tmp_path / "missing" / "a"
+    with pytest.raises(FileNotFoundError, match="there is no folder"), atomic_write(missing):
+        pass
+    with pytest.raises(IsADirectoryError, match="is a folder"), atomic_write(tmp_path):
+        pass
