@@ -1,0 +1,173 @@
+"""What a compression did: one row for each layer, one row for each network compared.
+
+Four sizes are told apart everywhere:
+
+- bits: log2 K, the paper's bit-width of a layer with K clusters (its mean over weights is Eq. 8);
+- container bits: ceil(log2 K), what fixed-width indices take;
+- entropy bits: Shannon entropy of the indices, what an entropy coder would take;
+- bytes on disk: the compressed file, with codebooks, biases, normalisation and metadata.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One coupled layer, clusters before and after refinement (bits are per weight)."""
+
+    name: str
+    size: int
+    sigma: float
+    width: float
+    strength: float
+    clusters_before: int
+    bits_before: float
+    clusters: int
+    bits: float
+    entropy_bits: float
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class CompressionReport:
+    """All coupled layers in model order; means are weighted with the layers' sizes (Eq. 8)."""
+
+    layers: tuple[LayerReport, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of coupled weights."""
+        return sum(layer.size for layer in self.layers)
+
+    @property
+    def mean_bits_before(self) -> float:
+        """Mean bit-width of the clusters before refinement."""
+        return self._mean(layer.bits_before for layer in self.layers)
+
+    @property
+    def mean_bits(self) -> float:
+        """Mean bit-width after refinement."""
+        return self._mean(layer.bits for layer in self.layers)
+
+    @property
+    def entropy_bits(self) -> float:
+        """Mean entropy of the refined indices, in bits per weight."""
+        return self._mean(layer.entropy_bits for layer in self.layers)
+
+    def _mean(self, bits: Iterable[float]) -> float:
+        pairs = zip(self.layers, bits, strict=True)
+        total = sum(layer.size * value for layer, value in pairs)
+        return total / self.size if self.size else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return {
+            "size": self.size,
+            "mean_bits_before": self.mean_bits_before,
+            "mean_bits": self.mean_bits,
+            "entropy_bits": self.entropy_bits,
+            "layers": [asdict(layer) for layer in self.layers],
+        }
+
+    def table(self) -> Table:
+        """Table of layers for the terminal."""
+        table = Table(title="Layers", title_justify="left")
+        table.add_column("layer", overflow="fold")
+        for heading in ("N", "sigma", "w_l", "h_l", "K", "bits", "K refined", "bits", "entropy"):
+            table.add_column(heading, justify="right")
+        for layer in self.layers:
+            table.add_row(
+                layer.name,
+                f"{layer.size:,}",
+                f"{layer.sigma:.4g}",
+                f"{layer.width:.4g}",
+                f"{layer.strength:.3g}",
+                str(layer.clusters_before),
+                f"{layer.bits_before:.2f}",
+                str(layer.clusters),
+                f"{layer.bits:.2f}",
+                f"{layer.entropy_bits:.2f}",
+            )
+        table.add_section()
+        before, after, entropy = self.mean_bits_before, self.mean_bits, self.entropy_bits
+        means = ["", "", "", "", f"{before:.3f}", "", f"{after:.3f}", f"{entropy:.3f}"]
+        table.add_row("mean", f"{self.size:,}", *means)
+        return table
+
+    def notes(self) -> list[str]:
+        """One line for each layer that needs a remark."""
+        return [f"{layer.name}: {layer.note}" for layer in self.layers if layer.note]
+
+
+@dataclass(frozen=True)
+class NetworkRow:
+    """One network of the summary; bits are means over the coupled weights, None where float32."""
+
+    name: str
+    accuracy: float
+    bits: float | None
+    container_bits: float | None
+    entropy_bits: float | None
+    bytes_on_disk: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The end of a run: every network compared, and the table of layers."""
+
+    networks: tuple[NetworkRow, ...]
+    layers: CompressionReport
+    excluded: dict[str, str]
+
+    def __getitem__(self, name: str) -> NetworkRow:
+        for row in self.networks:
+            if row.name == name:
+                return row
+        raise KeyError(f"no network {name!r}; there are {[row.name for row in self.networks]}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return {
+            "networks": [asdict(row) for row in self.networks],
+            "compression": self.layers.to_dict(),
+            "excluded": dict(self.excluded),
+        }
+
+    def table(self) -> Table:
+        """Table of networks for the terminal; accuracies in percent."""
+        table = Table(title="Networks", title_justify="left")
+        table.add_column("network")
+        table.add_column("test accuracy", justify="right")
+        for heading in ("bits (log2 K)", "container bits", "entropy bits", "bytes on disk"):
+            table.add_column(heading, justify="right")
+        for row in self.networks:
+            table.add_row(
+                row.name,
+                f"{100 * row.accuracy:.2f} %",
+                _bits(row.bits),
+                _bits(row.container_bits),
+                _bits(row.entropy_bits),
+                f"{row.bytes_on_disk:,}",
+            )
+        return table
+
+    def render(self) -> Group:
+        """Both tables, the remarks and the parameters left out, for the terminal."""
+        parts: list[Table | Text] = [self.layers.table()]
+        parts += [Text(f"note: {note}") for note in self.layers.notes()]
+        if self.excluded:
+            parts.append(Text(f"not coupled: {len(self.excluded)} parameters (see report.json)"))
+        parts.append(self.table())
+        return Group(*parts)
+
+
+def _bits(bits: float | None) -> str:
+    return "32 (float)" if bits is None else f"{bits:.3f}"
