@@ -80,8 +80,9 @@ def test_identify_against_brute_force(values: list[float], bits: int, dtype: tor
         assert clusters.indices[members].tolist() == [k] * len(members)
         exact = sum(Fraction(theta[i].item()) for i in members) / len(members)
         rounded = torch.tensor(float(exact), dtype=torch.float64).to(dtype)
-        step = torch.finfo(dtype).eps * max(abs(float(exact)), torch.finfo(dtype).tiny)
-        assert abs(float(clusters.codebook[k]) - float(rounded)) <= step
+        largest = float(theta[members].abs().max())
+        tolerance = (torch.finfo(dtype).eps + 1e-14) * largest
+        assert abs(float(clusters.codebook[k]) - float(rounded)) <= tolerance
 
 
 @given(layers, st.integers(0, 7))
