@@ -1,0 +1,29 @@
+#include "arrays.h"
+#include "softq/density.h"
+
+namespace softq::bindings {
+
+void bind_density(py::module_& m) {
+  m.def(
+      "density",
+      [](const py::array& theta, std::int32_t bins, double fraction, std::uint64_t seed) {
+        return with_weights(theta, [&]<class T>(const T* weights, std::size_t size) {
+          Counts counts(bins);
+          Count* out = counts.mutable_data();
+          Extent<T> range{};
+          Binning<T> binning;
+          {
+            const py::gil_scoped_release release;
+            range = extent<T, T>(weights, size);
+            binning = make_binning(range, size, bins);
+            histogram(weights, size, binning, Sample(fraction, seed, 0, 0), out);
+          }
+          return py::make_tuple(counts, static_cast<double>(range.low), static_cast<double>(range.high),
+                                binning.spacing);
+        });
+      },
+      py::arg("theta"), py::arg("bins"), py::arg("fraction"), py::arg("seed"),
+      "(counts, low, high, spacing)");
+}
+
+}  // namespace softq::bindings

@@ -1,0 +1,32 @@
+#include "arrays.h"
+#include "softq/potential.h"
+
+namespace softq::bindings {
+
+void bind_potential(py::module_& m) {
+  m.def(
+      "potential",
+      [](const Counts& counts, double spacing, double width, bool fft) {
+        const std::int64_t bins = bins_of(counts);
+        py::array_t<double> potential(bins);
+        const Count* in = counts.data();
+        double* out = potential.mutable_data();
+        {
+          const py::gil_scoped_release release;
+          fft ? potential_fft(in, bins, spacing, width, out) : potential_scan(in, bins, spacing, width, out);
+        }
+        return potential;
+      },
+      py::arg("counts"), py::arg("spacing"), py::arg("width"), py::arg("fft"));
+  m.def(
+      "mean_field_energy",
+      [](const Counts& counts, double spacing, double width) {
+        const std::int64_t bins = bins_of(counts);
+        const Count* in = counts.data();
+        const py::gil_scoped_release release;
+        return mean_field_energy(in, bins, spacing, width);
+      },
+      py::arg("counts"), py::arg("spacing"), py::arg("width"), "without the self term");
+}
+
+}  // namespace softq::bindings

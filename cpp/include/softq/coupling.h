@@ -1,0 +1,42 @@
+// One step of the coupling for all layers of a model (Table I, step 2).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace softq {
+
+enum class Scalar { float32, float64, float16, bfloat16 };
+enum class Method { scan, fft };
+
+struct Layer {
+  const void* theta;
+  void* gradient;
+  std::size_t size;
+  Scalar scalar;
+  double width;     // w_l
+  double strength;  // h_l, and any scale of the gradient
+  std::uint64_t id;  // its stream of random numbers
+};
+
+struct CouplingStep {
+  std::int32_t bins;
+  Method method;
+  double fraction;  // share of the weights in the histogram, in (0, 1]
+  std::uint64_t seed;
+  std::uint64_t step;
+};
+
+struct Refusal {
+  std::size_t layer;
+  std::string reason;
+};
+
+// gradient += strength * dV/dtheta at each weight's bin midpoint, V from a histogram of the sample scaled
+// by 1 / fraction. When a layer is refused (weights that are not finite), no gradient of any layer has
+// been touched; the list is empty when all is well.
+std::vector<Refusal> add_force(const std::vector<Layer>& layers, const CouplingStep& step);
+
+}  // namespace softq

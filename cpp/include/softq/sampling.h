@@ -1,0 +1,33 @@
+// The random subsample of the histogram, without state: whether weight i is drawn depends only on
+// (seed, step, layer, i), hence not on the device, the thread count or what was drawn before.
+#pragma once
+
+#include <cstdint>
+
+#include "softq/well.h"
+
+namespace softq {
+
+// SplitMix64 (Steele, Lea, Flood 2014): its n-th output is a function of (key, n).
+SOFTQ_HD std::uint64_t splitmix64(std::uint64_t key, std::uint64_t n) {
+  std::uint64_t z = key + (n + 1) * 0x9E3779B97F4A7C15U;
+  z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9U;
+  z = (z ^ (z >> 27)) * 0x94D049BB133111EBU;
+  return z ^ (z >> 31);
+}
+
+struct Sample {
+  std::uint64_t key = 0;
+  std::uint64_t threshold = std::uint64_t{1} << 32;  // fraction * 2^32
+
+  Sample() = default;
+
+  SOFTQ_HD Sample(double fraction, std::uint64_t seed, std::uint64_t step, std::uint64_t layer)
+      : key(splitmix64(splitmix64(seed, step), layer)),
+        threshold(static_cast<std::uint64_t>(fraction * 4294967296.0)) {}
+
+  SOFTQ_HD bool whole() const { return threshold >= (std::uint64_t{1} << 32); }
+  SOFTQ_HD bool keeps(std::uint64_t i) const { return (splitmix64(key, i) >> 32) < threshold; }
+};
+
+}  // namespace softq

@@ -1,0 +1,127 @@
+#include "softq/coupling.h"
+
+#include <algorithm>
+#include <numeric>
+#include <stdexcept>
+#include <variant>
+
+#include "blocks.h"
+#include "softq/density.h"
+#include "softq/force.h"
+#include "softq/half.h"
+#include "softq/threads.h"
+
+namespace softq {
+namespace {
+
+constexpr std::size_t chunk_length = std::size_t{1} << 18;
+
+template <class Body>
+auto with_storage(Scalar scalar, const Body& body) {
+  switch (scalar) {
+    case Scalar::float32:
+      return body(float{}, float{});
+    case Scalar::float64:
+      return body(double{}, double{});
+    case Scalar::float16:
+      return body(Half{}, float{});
+    case Scalar::bfloat16:
+      return body(BFloat16{}, float{});
+  }
+  throw std::invalid_argument("unknown scalar type");
+}
+
+using AnyBinning = std::variant<Binning<float>, Binning<double>>;
+
+AnyBinning bin(const Layer& layer, std::int32_t bins) {
+  return with_storage(layer.scalar, [&]<class Storage, class T>(Storage, T) -> AnyBinning {
+    const auto* theta = static_cast<const Storage*>(layer.theta);
+    return make_binning(extent<Storage, T>(theta, layer.size), layer.size, bins);
+  });
+}
+
+// strength / fraction * dV/dtheta on every bin.
+template <class T>
+void tabulate(const Count* counts, std::int64_t bins, double spacing, const Layer& layer, const CouplingStep& step,
+              T* table) {
+  const double scale = layer.strength / step.fraction;
+  const auto fill = [&](const auto* force) {
+    for (std::int64_t k = 0; k < bins; ++k) table[k] = static_cast<T>(scale * static_cast<double>(force[k]));
+  };
+  if (step.method == Method::scan) {
+    thread_local std::vector<std::int64_t> force;
+    force.resize(static_cast<std::size_t>(bins));
+    force_scan(counts, bins, spacing, layer.width, force.data());
+    fill(force.data());
+  } else {
+    std::vector<double> force(static_cast<std::size_t>(bins));
+    force_fft(counts, bins, spacing, layer.width, force.data());
+    fill(force.data());
+  }
+}
+
+template <class Storage, class T>
+void add_layer(const Layer& layer, const Binning<T>& binning, const CouplingStep& step) {
+  const auto* theta = static_cast<const Storage*>(layer.theta);
+  auto* gradient = static_cast<Storage*>(layer.gradient);
+  const auto bins = static_cast<std::size_t>(step.bins);
+  std::vector<Count> counts(bins);
+  std::vector<T> table(bins);
+  histogram(theta, layer.size, binning, Sample(step.fraction, step.seed, step.step, layer.id), counts.data());
+  tabulate(counts.data(), step.bins, binning.spacing, layer, step, table.data());
+  const auto& set = kernels().weights<T>();
+  parallel_chunks(layer.size, chunk_length, [&](std::size_t, std::size_t begin, std::size_t end) {
+    for_blocks<T>(theta, begin, end, [&](const T* block, std::size_t first, std::size_t count) {
+      if constexpr (std::is_same_v<Storage, T>) {
+        set.gather_add(block, count, binning, table.data(), gradient + first);
+      } else {
+        T sum[block_length];
+        for (std::size_t i = 0; i < count; ++i) sum[i] = static_cast<T>(gradient[first + i]);
+        set.gather_add(block, count, binning, table.data(), sum);
+        for (std::size_t i = 0; i < count; ++i) gradient[first + i] = Storage::from(sum[i]);
+      }
+    });
+  });
+}
+
+}  // namespace
+
+std::vector<Refusal> add_force(const std::vector<Layer>& layers, const CouplingStep& step) {
+  // Largest first, so that the threads finish together; layers above the chunk length are themselves
+  // split, one after the other, before the rest is shared out whole.
+  std::vector<std::size_t> order(layers.size());
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  std::stable_sort(order.begin(), order.end(),
+                   [&](std::size_t a, std::size_t b) { return layers[a].size > layers[b].size; });
+  const auto split = static_cast<std::size_t>(
+      std::find_if(order.begin(), order.end(), [&](std::size_t l) { return layers[l].size <= chunk_length; }) -
+      order.begin());
+  const auto for_layers = [&](const auto& body) {
+    for (std::size_t i = 0; i < split; ++i) body(order[i]);
+    parallel_for(layers.size() - split, [&](std::size_t i) { body(order[split + i]); });
+  };
+
+  std::vector<AnyBinning> binnings(layers.size());
+  std::vector<std::string> reasons(layers.size());
+  for_layers([&](std::size_t l) {
+    try {
+      binnings[l] = bin(layers[l], step.bins);
+    } catch (const std::invalid_argument& error) {
+      reasons[l] = error.what();
+    }
+  });
+  std::vector<Refusal> refusals;
+  for (std::size_t l = 0; l < layers.size(); ++l) {
+    if (!reasons[l].empty()) refusals.push_back({l, reasons[l]});
+  }
+  if (!refusals.empty()) return refusals;
+
+  for_layers([&](std::size_t l) {
+    with_storage(layers[l].scalar, [&]<class Storage, class T>(Storage, T) {
+      add_layer<Storage, T>(layers[l], std::get<Binning<T>>(binnings[l]), step);
+    });
+  });
+  return {};
+}
+
+}  // namespace softq

@@ -1,0 +1,118 @@
+// Compiled once for each instruction set, with SOFTQ_SIMD naming it. Nothing here may call a function
+// that the linker could share between the copies: no standard algorithms, only loops and forced inlines.
+#include "softq/kernels.h"
+
+#include "softq/well.h"
+
+#define SOFTQ_STRING_(x) #x
+#define SOFTQ_STRING(x) SOFTQ_STRING_(x)
+
+namespace softq {
+namespace {
+
+template <class T>
+Extent<T> extent(const T* theta, std::size_t size) {
+  if (size == 0) return {0, 0, 0};
+  T low = theta[0];
+  T high = theta[0];
+  std::int64_t nonfinite = 0;
+  // Short blocks keep the count in as narrow a type as the weights.
+  for (std::size_t begin = 0; begin < size; begin += 4096) {
+    const std::size_t end = size - begin < 4096 ? size : begin + 4096;
+    std::int32_t bad = 0;
+#pragma omp simd reduction(min : low) reduction(max : high) reduction(+ : bad)
+    for (std::size_t i = begin; i < end; ++i) {
+      const T x = theta[i];
+      low = x < low ? x : low;
+      high = x > high ? x : high;
+      bad += x - x == 0 ? 0 : 1;
+    }
+    nonfinite += bad;
+  }
+  return {low, high, nonfinite};
+}
+
+template <class T>
+void index(const T* theta, std::size_t size, const Binning<T>& binning, std::int32_t* out) {
+  const Binning<T> local = binning;
+#pragma omp simd
+  for (std::size_t i = 0; i < size; ++i) out[i] = local.index(theta[i]);
+}
+
+template <class T>
+void gather_add(const T* theta, std::size_t size, const Binning<T>& binning, const T* table, T* gradient) {
+  const Binning<T> local = binning;
+#pragma omp simd
+  for (std::size_t i = 0; i < size; ++i) gradient[i] += table[local.index(theta[i])];
+}
+
+void keep(const Sample& sample, std::uint64_t first, std::size_t size, std::uint32_t* out) {
+  const Sample local = sample;
+#pragma omp simd
+  for (std::size_t i = 0; i < size; ++i) out[i] = local.keeps(first + i) ? 1 : 0;
+}
+
+// Rows in the lanes, several vectors of them at once: one load of a column serves all, no chain is long.
+constexpr std::size_t lanes = 32;
+
+double pair_energy(const double* rows, std::size_t height, const double* columns, std::size_t count, double width) {
+  const Well well{width};
+  double total = 0;
+  std::size_t i = 0;
+  for (; i + lanes <= height; i += lanes) {
+    double sum[lanes] = {};
+    for (std::size_t j = 0; j < count; ++j) {
+#pragma omp simd
+      for (std::size_t lane = 0; lane < lanes; ++lane) sum[lane] += well.energy(rows[i + lane] - columns[j]);
+    }
+    for (const double value : sum) total += value;
+  }
+  for (; i < height; ++i) {
+    for (std::size_t j = 0; j < count; ++j) total += well.energy(rows[i] - columns[j]);
+  }
+  return total;
+}
+
+void pair_force(const double* rows, std::size_t height, const double* columns, std::size_t count, double width,
+                std::int64_t* force) {
+  const Well well{width};
+  std::size_t i = 0;
+  for (; i + lanes <= height; i += lanes) {
+    std::int64_t sum[lanes] = {};
+    for (std::size_t j = 0; j < count; ++j) {
+#pragma omp simd
+      for (std::size_t lane = 0; lane < lanes; ++lane) sum[lane] += well.slope(rows[i + lane] - columns[j]);
+    }
+    for (std::size_t lane = 0; lane < lanes; ++lane) force[i + lane] += sum[lane];
+  }
+  for (; i < height; ++i) {
+    for (std::size_t j = 0; j < count; ++j) force[i] += well.slope(rows[i] - columns[j]);
+  }
+}
+
+// Differences of unsigned counts wrap around consistently: each window holds fewer than 2^32 weights.
+void window_force(const std::uint32_t* prefix, std::int64_t bins, std::int64_t reach, std::int64_t* force) {
+#pragma omp simd
+  for (std::int64_t k = 0; k < bins; ++k) {
+    const std::uint32_t below = prefix[k] - prefix[k - reach];
+    const std::uint32_t above = prefix[k + reach + 1] - prefix[k + 1];
+    force[k] = static_cast<std::int64_t>(below) - static_cast<std::int64_t>(above);
+  }
+}
+
+}  // namespace
+
+namespace SOFTQ_SIMD {
+extern const Kernels kernels;
+const Kernels kernels = {
+    SOFTQ_STRING(SOFTQ_SIMD),
+    {extent<float>, index<float>, gather_add<float>},
+    {extent<double>, index<double>, gather_add<double>},
+    keep,
+    pair_energy,
+    pair_force,
+    window_force,
+};
+}  // namespace SOFTQ_SIMD
+
+}  // namespace softq

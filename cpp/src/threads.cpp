@@ -1,0 +1,178 @@
+#include "softq/threads.h"
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <cstdlib>
+#include <exception>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+#if defined(__unix__) || defined(__APPLE__)
+#include <unistd.h>
+#endif
+#if defined(__linux__)
+#include <sched.h>
+#endif
+
+namespace softq {
+namespace {
+
+thread_local bool inside_task = false;
+
+int processors() {
+#if defined(__linux__)
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof(set), &set) == 0) return std::max(1, CPU_COUNT(&set));
+#endif
+  return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+}
+
+int initial_threads() {
+  for (const char* name : {"PYSOFTQ_NUM_THREADS", "OMP_NUM_THREADS"}) {
+    // OMP_NUM_THREADS may be a list, one number a nesting level: the first one counts here.
+    if (const char* text = std::getenv(name)) {
+      const long count = std::strtol(text, nullptr, 10);
+      if (count >= 1 && count <= 4096) return static_cast<int>(count);
+    }
+  }
+  return processors();
+}
+
+long process() {
+#if defined(__unix__) || defined(__APPLE__)
+  return static_cast<long>(getpid());
+#else
+  return 0;
+#endif
+}
+
+class Pool {
+ public:
+  explicit Pool(int threads) : process_(process()) {
+    for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { serve(); });
+  }
+
+  ~Pool() {
+    {
+      const std::lock_guard lock(mutex_);
+      stopping_ = true;
+    }
+    wake_.notify_all();
+    for (auto& worker : workers_) worker.join();
+  }
+
+  Pool(const Pool&) = delete;
+  Pool& operator=(const Pool&) = delete;
+
+  // Threads do not survive a fork: a child must leave its parent's pool alone and make its own.
+  bool belongs_here() const { return process_ == process(); }
+
+  void run(std::size_t tasks, const std::function<void(std::size_t)>& body) {
+    {
+      const std::lock_guard lock(mutex_);
+      body_ = &body;
+      tasks_ = tasks;
+      next_ = 0;
+      busy_ = workers_.size();
+      failure_ = nullptr;
+      ++round_;
+    }
+    wake_.notify_all();
+    work();
+    std::unique_lock lock(mutex_);
+    done_.wait(lock, [this] { return busy_ == 0; });
+    if (failure_) std::rethrow_exception(failure_);
+  }
+
+ private:
+  void work() {
+    inside_task = true;
+    for (std::size_t task = next_++; task < tasks_; task = next_++) {
+      try {
+        (*body_)(task);
+      } catch (...) {
+        const std::lock_guard lock(mutex_);
+        if (!failure_) failure_ = std::current_exception();
+        next_ = tasks_;
+      }
+    }
+    inside_task = false;
+  }
+
+  void serve() {
+    std::uint64_t seen = 0;
+    std::unique_lock lock(mutex_);
+    for (;;) {
+      wake_.wait(lock, [&] { return stopping_ || round_ != seen; });
+      if (stopping_) return;
+      seen = round_;
+      lock.unlock();
+      work();
+      lock.lock();
+      if (--busy_ == 0) done_.notify_one();
+    }
+  }
+
+  long process_;
+  std::vector<std::thread> workers_;
+  std::mutex mutex_;
+  std::condition_variable wake_, done_;
+  const std::function<void(std::size_t)>* body_ = nullptr;
+  std::size_t tasks_ = 0;
+  std::atomic<std::size_t> next_{0};
+  std::size_t busy_ = 0;
+  std::uint64_t round_ = 0;
+  bool stopping_ = false;
+  std::exception_ptr failure_;
+};
+
+std::mutex pool_mutex;   // held while a pool is in use or being replaced
+Pool* pool = nullptr;    // never destroyed at exit: its threads may outlive static objects
+std::atomic<int> wanted_threads{0};
+
+}  // namespace
+
+int num_threads() {
+  int count = wanted_threads.load();
+  if (count == 0) {
+    const int initial = initial_threads();
+    wanted_threads.compare_exchange_strong(count, initial);
+    count = wanted_threads.load();
+  }
+  return count;
+}
+
+void set_num_threads(int count) {
+  if (count < 1) throw std::invalid_argument("the number of threads must be at least 1, not " + std::to_string(count));
+  const std::lock_guard lock(pool_mutex);
+  wanted_threads = count;
+  if (pool != nullptr && pool->belongs_here()) delete pool;
+  pool = nullptr;
+}
+
+void parallel_for(std::size_t tasks, const std::function<void(std::size_t)>& body) {
+  const int threads = num_threads();
+  if (tasks > 1 && threads > 1 && !inside_task) {
+    const std::unique_lock lock(pool_mutex, std::try_to_lock);
+    if (lock.owns_lock()) {
+      if (pool == nullptr || !pool->belongs_here()) pool = new Pool(threads);
+      pool->run(tasks, body);
+      return;
+    }
+  }
+  for (std::size_t task = 0; task < tasks; ++task) body(task);
+}
+
+void parallel_chunks(std::size_t size, std::size_t length,
+                     const std::function<void(std::size_t, std::size_t, std::size_t)>& body) {
+  parallel_for((size + length - 1) / length, [&](std::size_t chunk) {
+    const std::size_t begin = chunk * length;
+    body(chunk, begin, std::min(begin + length, size));
+  });
+}
+
+}  // namespace softq

@@ -1,0 +1,87 @@
+"""The one place where weights given by users become flat arrays for the core, and back."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+Weights: TypeAlias = npt.NDArray[Any] | torch.Tensor
+FlatWeights: TypeAlias = npt.NDArray[np.float32] | npt.NDArray[np.float64]
+
+MAX_BINS = 2**24  # beyond that float32 cannot tell the bins apart
+
+
+def flatten(theta: Weights) -> FlatWeights:
+    """Flatten weights into a contiguous float32 or float64 array, without a copy where possible.
+
+    float16 and bfloat16 become float32, float64 stays.
+
+    Raises:
+        TypeError: `theta` is neither a NumPy array nor a torch tensor of real floating dtype.
+        ValueError: the tensor is not on the CPU.
+    """
+    if isinstance(theta, torch.Tensor):
+        if theta.device.type != "cpu":
+            raise ValueError(f"theta must be on the CPU, not on {theta.device}: use theta.cpu()")
+        if not theta.dtype.is_floating_point:
+            raise TypeError(f"theta must have a floating dtype, not {theta.dtype}")
+        wide = theta.detach() if theta.dtype == torch.float64 else theta.detach().float()
+        return np.ascontiguousarray(wide.numpy().reshape(-1))
+    if not isinstance(theta, np.ndarray):
+        raise TypeError(
+            f"theta must be a NumPy array or a torch tensor, not {type(theta).__name__}"
+        )
+    # kind 'V' with this name: ml_dtypes' bfloat16
+    if theta.dtype.kind != "f" and theta.dtype.name != "bfloat16":
+        raise TypeError(f"theta must have a floating dtype, not {theta.dtype}")
+    if theta.dtype.itemsize > 8:
+        raise TypeError(f"theta must be float16, bfloat16, float32 or float64, not {theta.dtype}")
+    dtype = np.float64 if theta.dtype.itemsize == 8 else np.float32
+    return np.ascontiguousarray(theta.reshape(-1), dtype=dtype)
+
+
+def like(theta: Weights, values: npt.NDArray[Any]) -> Any:
+    """Give flat values theta's shape and kind (NumPy array or torch tensor)."""
+    shaped = values.reshape(tuple(theta.shape))
+    return torch.from_numpy(shaped) if isinstance(theta, torch.Tensor) else shaped
+
+
+def check_width(width: float) -> float:
+    """Return the width as float, or raise ValueError unless it is finite and > 0."""
+    value = float(width)
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"width must be finite and greater than 0, not {width}")
+    return value
+
+
+def check_bins(bins: int) -> int:
+    """Return the number of bins, or raise ValueError unless it is in 1 … 2**24."""
+    if isinstance(bins, bool) or int(bins) != bins or not 1 <= bins <= MAX_BINS:
+        raise ValueError(f"bins must be an integer from 1 to {MAX_BINS}, not {bins}")
+    return int(bins)
+
+
+def check_fraction(fraction: float) -> float:
+    """Return the sampling fraction, or raise ValueError unless it is in (0, 1]."""
+    value = float(fraction)
+    if not 0 < value <= 1:
+        raise ValueError(f"fraction must be greater than 0 and at most 1, not {fraction}")
+    return value
+
+
+def check_method(method: str, choices: tuple[str, str]) -> bool:
+    """Tell whether `method` is the second choice; raise ValueError if it is neither."""
+    if method not in choices:
+        raise ValueError(f"method must be '{choices[0]}' or '{choices[1]}', not {method!r}")
+    return method == choices[1]
+
+
+def check_seed(seed: int) -> int:
+    """Return the seed, or raise ValueError unless it is an integer in 0 … 2**64 - 1."""
+    if int(seed) != seed or not 0 <= seed < 2**64:
+        raise ValueError(f"seed must be an integer from 0 to 2**64 - 1, not {seed}")
+    return int(seed)

@@ -1,0 +1,35 @@
+"""The mean-field force on each weight (Eq. 7)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pysoftq import _core
+from pysoftq._arrays import Weights, check_bins, check_method, check_width, flatten, like
+from pysoftq.density import DEFAULT_BINS
+from pysoftq.potential import METHODS
+
+
+def force(
+    theta: Weights, width: float, bins: int = DEFAULT_BINS, method: str = "scan"
+) -> Any:
+    """Force dV/dtheta at the midpoint of each weight's bin (Eq. 7, without h).
+
+    Args:
+        theta: weights of one layer, any shape and floating dtype.
+        width: range w of the well, in units of theta.
+        bins: number of bins, 1 … 2**24.
+        method: "scan", the exact derivative of the binned potential (whole numbers), or "fft", the
+            central difference of the paper's convolution; they differ by a few percent of the
+            largest force, since the central difference blurs the well's edges over two bins.
+
+    Returns:
+        Array or tensor in theta's shape, float64 for float64 weights, else float32.
+
+    Raises:
+        TypeError: theta is not a floating array.
+        ValueError: as `density` and `potential`.
+    """
+    fft = check_method(method, METHODS)
+    flat = flatten(theta)
+    return like(theta, _core.force(flat, check_width(width), check_bins(bins), fft))
