@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any, TypeAlias
+import sys
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-Weights: TypeAlias = npt.NDArray[Any] | torch.Tensor
+if TYPE_CHECKING:
+    import torch
+
+Weights: TypeAlias = "npt.NDArray[Any] | torch.Tensor"
 FlatWeights: TypeAlias = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 
 MAX_BINS = 2**24  # beyond that float32 cannot tell the bins apart
@@ -24,7 +27,9 @@ def flatten(theta: Weights) -> FlatWeights:
         TypeError: `theta` is neither a NumPy array nor a torch tensor of real floating dtype.
         ValueError: the tensor is not on the CPU.
     """
-    if isinstance(theta, torch.Tensor):
+    if _is_tensor(theta):
+        import torch
+
         if theta.device.type != "cpu":
             raise ValueError(f"theta must be on the CPU, not on {theta.device}: use theta.cpu()")
         if not theta.dtype.is_floating_point:
@@ -47,7 +52,17 @@ def flatten(theta: Weights) -> FlatWeights:
 def like(theta: Weights, values: npt.NDArray[Any]) -> Any:
     """Give flat values theta's shape and kind (NumPy array or torch tensor)."""
     shaped = values.reshape(tuple(theta.shape))
-    return torch.from_numpy(shaped) if isinstance(theta, torch.Tensor) else shaped
+    if not _is_tensor(theta):
+        return shaped
+    import torch
+
+    return torch.from_numpy(shaped)
+
+
+def _is_tensor(theta: object) -> TypeGuard[torch.Tensor]:
+    """Whether theta is a torch tensor; who has one has imported torch, which is slow to import."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(theta, torch.Tensor)
 
 
 def check_width(width: float) -> float:
