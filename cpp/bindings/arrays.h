@@ -27,13 +27,15 @@ auto with_weights(const py::array& theta, const Body& body) {
   };
   if (py::isinstance<py::array_t<float>>(theta)) return view(float{});
   if (py::isinstance<py::array_t<double>>(theta)) return view(double{});
-  throw py::type_error("weights must be float32 or float64, not " + py::str(theta.dtype()).cast<std::string>());
+  throw py::type_error("weights must be float32 or float64, not " +
+                       py::str(theta.dtype()).cast<std::string>());
 }
 
 using Counts = py::array_t<Count, py::array::c_style>;
 
 inline std::int64_t bins_of(const Counts& counts) {
-  if (counts.ndim() != 1 || counts.size() < 1) throw py::value_error("counts must be an array of at least one bin");
+  if (counts.ndim() != 1 || counts.size() < 1)
+    throw py::value_error("counts must be an array of at least one bin");
   return counts.size();
 }
 

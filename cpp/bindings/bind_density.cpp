@@ -18,8 +18,8 @@ void bind_density(py::module_& m) {
             binning = make_binning(range, size, bins);
             histogram(weights, size, binning, Sample(fraction, seed, 0, 0), out);
           }
-          return py::make_tuple(counts, static_cast<double>(range.low), static_cast<double>(range.high),
-                                binning.spacing);
+          return py::make_tuple(counts, static_cast<double>(range.low),
+                                static_cast<double>(range.high), binning.spacing);
         });
       },
       py::arg("theta"), py::arg("bins"), py::arg("fraction"), py::arg("seed"),

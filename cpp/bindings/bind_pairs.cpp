@@ -9,7 +9,8 @@ void bind_pairs(py::module_& m) {
       [](const py::array& theta, double width, bool direct) {
         return with_weights(theta, [&](const auto* weights, std::size_t size) {
           const py::gil_scoped_release release;
-          return direct ? pair_energy_direct(weights, size, width) : pair_energy_sort(weights, size, width);
+          return direct ? pair_energy_direct(weights, size, width)
+                        : pair_energy_sort(weights, size, width);
         });
       },
       py::arg("theta"), py::arg("width"), py::arg("direct"));
@@ -21,7 +22,8 @@ void bind_pairs(py::module_& m) {
           std::int64_t* out = force.mutable_data();
           {
             const py::gil_scoped_release release;
-            direct ? pair_force_direct(weights, size, width, out) : pair_force_sort(weights, size, width, out);
+            direct ? pair_force_direct(weights, size, width, out)
+                   : pair_force_sort(weights, size, width, out);
           }
           return force;
         });

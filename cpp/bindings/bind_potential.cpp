@@ -13,7 +13,8 @@ void bind_potential(py::module_& m) {
         double* out = potential.mutable_data();
         {
           const py::gil_scoped_release release;
-          fft ? potential_fft(in, bins, spacing, width, out) : potential_scan(in, bins, spacing, width, out);
+          fft ? potential_fft(in, bins, spacing, width, out)
+              : potential_scan(in, bins, spacing, width, out);
         }
         return potential;
       },

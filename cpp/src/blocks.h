@@ -1,4 +1,5 @@
-// Walks over weights in blocks that fit the first-level cache, converted to the type they are computed in.
+// Walks over weights in blocks that fit the first-level cache, converted to the type they are
+// computed in.
 #pragma once
 
 #include <algorithm>

@@ -42,11 +42,12 @@ AnyBinning bin(const Layer& layer, std::int32_t bins) {
 
 // strength / fraction * dV/dtheta on every bin.
 template <class T>
-void tabulate(const Count* counts, std::int64_t bins, double spacing, const Layer& layer, const CouplingStep& step,
-              T* table) {
+void tabulate(const Count* counts, std::int64_t bins, double spacing, const Layer& layer,
+              const CouplingStep& step, T* table) {
   const double scale = layer.strength / step.fraction;
   const auto fill = [&](const auto* force) {
-    for (std::int64_t k = 0; k < bins; ++k) table[k] = static_cast<T>(scale * static_cast<double>(force[k]));
+    for (std::int64_t k = 0; k < bins; ++k)
+      table[k] = static_cast<T>(scale * static_cast<double>(force[k]));
   };
   if (step.method == Method::scan) {
     thread_local std::vector<std::int64_t> force;
@@ -67,7 +68,8 @@ void add_layer(const Layer& layer, const Binning<T>& binning, const CouplingStep
   const auto bins = static_cast<std::size_t>(step.bins);
   std::vector<Count> counts(bins);
   std::vector<T> table(bins);
-  histogram(theta, layer.size, binning, Sample(step.fraction, step.seed, step.step, layer.id), counts.data());
+  histogram(theta, layer.size, binning, Sample(step.fraction, step.seed, step.step, layer.id),
+            counts.data());
   tabulate(counts.data(), step.bins, binning.spacing, layer, step, table.data());
   const auto& set = kernels().weights<T>();
   parallel_chunks(layer.size, chunk_length, [&](std::size_t, std::size_t begin, std::size_t end) {
@@ -87,14 +89,15 @@ void add_layer(const Layer& layer, const Binning<T>& binning, const CouplingStep
 }  // namespace
 
 std::vector<Refusal> add_force(const std::vector<Layer>& layers, const CouplingStep& step) {
-  // Largest first, so that the threads finish together; layers above the chunk length are themselves
-  // split, one after the other, before the rest is shared out whole.
+  // Largest first, so that the threads finish together; layers above the chunk length are
+  // themselves split, one after the other, before the rest is shared out whole.
   std::vector<std::size_t> order(layers.size());
   std::iota(order.begin(), order.end(), std::size_t{0});
   std::stable_sort(order.begin(), order.end(),
                    [&](std::size_t a, std::size_t b) { return layers[a].size > layers[b].size; });
   const auto split = static_cast<std::size_t>(
-      std::find_if(order.begin(), order.end(), [&](std::size_t l) { return layers[l].size <= chunk_length; }) -
+      std::find_if(order.begin(), order.end(),
+                   [&](std::size_t l) { return layers[l].size <= chunk_length; }) -
       order.begin());
   const auto for_layers = [&](const auto& body) {
     for (std::size_t i = 0; i < split; ++i) body(order[i]);

@@ -36,7 +36,8 @@ Extent<T> extent(const Storage* theta, std::size_t size) {
   });
   Extent<T> whole = parts.front();
   for (const auto& part : parts) {
-    whole = {std::min(whole.low, part.low), std::max(whole.high, part.high), whole.nonfinite + part.nonfinite};
+    whole = {std::min(whole.low, part.low), std::max(whole.high, part.high),
+             whole.nonfinite + part.nonfinite};
   }
   return whole;
 }
@@ -56,46 +57,50 @@ Binning<T> make_binning(const Extent<T>& extent, std::size_t size, std::int32_t 
 }
 
 template <class Storage, class T>
-void histogram(const Storage* theta, std::size_t size, const Binning<T>& binning, const Sample& sample,
-               Count* counts) {
+void histogram(const Storage* theta, std::size_t size, const Binning<T>& binning,
+               const Sample& sample, Count* counts) {
   const auto& set = kernels();
   const auto bins = static_cast<std::size_t>(binning.bins);
   std::fill_n(counts, bins, Count{0});
   std::mutex merging;
-  parallel_chunks(size, std::max(chunk_length, 16 * bins), [&](std::size_t, std::size_t begin, std::size_t end) {
-    // Two tables, used in turn: weights of one cluster do not wait for each other's increments.
-    thread_local std::vector<Count> tables;
-    tables.assign(2 * bins, 0);
-    Count* even = tables.data();
-    Count* odd = even + bins;
-    std::int32_t index[block_length];
-    std::uint32_t keep[block_length];
-    for_blocks<T>(theta, begin, end, [&](const T* block, std::size_t first, std::size_t count) {
-      set.weights<T>().index(block, count, binning, index);
-      std::size_t i = 0;
-      if (sample.whole()) {
-        for (; i + 2 <= count; i += 2) {
-          ++even[index[i]];
-          ++odd[index[i + 1]];
-        }
-        if (i < count) ++even[index[i]];
-      } else {
-        set.keep(sample, first, count, keep);
-        for (; i + 2 <= count; i += 2) {
-          even[index[i]] += keep[i];
-          odd[index[i + 1]] += keep[i + 1];
-        }
-        if (i < count) even[index[i]] += keep[i];
-      }
-    });
-    const std::lock_guard lock(merging);
-    for (std::size_t k = 0; k < bins; ++k) counts[k] += even[k] + odd[k];
-  });
+  parallel_chunks(size, std::max(chunk_length, 16 * bins),
+                  [&](std::size_t, std::size_t begin, std::size_t end) {
+                    // Two tables, used in turn: weights of one cluster do not wait for each other's
+                    // increments.
+                    thread_local std::vector<Count> tables;
+                    tables.assign(2 * bins, 0);
+                    Count* even = tables.data();
+                    Count* odd = even + bins;
+                    std::int32_t index[block_length];
+                    std::uint32_t keep[block_length];
+                    for_blocks<T>(theta, begin, end,
+                                  [&](const T* block, std::size_t first, std::size_t count) {
+                                    set.weights<T>().index(block, count, binning, index);
+                                    std::size_t i = 0;
+                                    if (sample.whole()) {
+                                      for (; i + 2 <= count; i += 2) {
+                                        ++even[index[i]];
+                                        ++odd[index[i + 1]];
+                                      }
+                                      if (i < count) ++even[index[i]];
+                                    } else {
+                                      set.keep(sample, first, count, keep);
+                                      for (; i + 2 <= count; i += 2) {
+                                        even[index[i]] += keep[i];
+                                        odd[index[i + 1]] += keep[i + 1];
+                                      }
+                                      if (i < count) even[index[i]] += keep[i];
+                                    }
+                                  });
+                    const std::lock_guard lock(merging);
+                    for (std::size_t k = 0; k < bins; ++k) counts[k] += even[k] + odd[k];
+                  });
 }
 
-#define SOFTQ_INSTANTIATE(Storage, T)                                   \
-  template Extent<T> extent<Storage, T>(const Storage*, std::size_t);   \
-  template void histogram<Storage, T>(const Storage*, std::size_t, const Binning<T>&, const Sample&, Count*);
+#define SOFTQ_INSTANTIATE(Storage, T)                                                 \
+  template Extent<T> extent<Storage, T>(const Storage*, std::size_t);                 \
+  template void histogram<Storage, T>(const Storage*, std::size_t, const Binning<T>&, \
+                                      const Sample&, Count*);
 SOFTQ_INSTANTIATE(float, float)
 SOFTQ_INSTANTIATE(double, double)
 SOFTQ_INSTANTIATE(Half, float)

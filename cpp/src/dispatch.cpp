@@ -24,8 +24,8 @@ std::vector<const Kernels*> usable() {
   std::vector<const Kernels*> found;
 #if defined(SOFTQ_HAS_X86_LEVELS)
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("avx512bw")) {
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw")) {
     found.push_back(&avx512::kernels);
   }
   if (__builtin_cpu_supports("avx2")) found.push_back(&avx2::kernels);

@@ -8,7 +8,8 @@
 
 namespace softq {
 
-void force_scan(const Count* counts, std::int64_t bins, double spacing, double width, std::int64_t* force) {
+void force_scan(const Count* counts, std::int64_t bins, double spacing, double width,
+                std::int64_t* force) {
   if (spacing == 0) {  // all weights at one point
     std::fill_n(force, bins, 0);
     return;
@@ -23,7 +24,8 @@ void force_scan(const Count* counts, std::int64_t bins, double spacing, double w
   kernels().window_force(prefix, bins, m, force);
 }
 
-void force_fft(const Count* counts, std::int64_t bins, double spacing, double width, double* force) {
+void force_fft(const Count* counts, std::int64_t bins, double spacing, double width,
+               double* force) {
   if (spacing == 0) {
     std::fill_n(force, bins, 0.0);
     return;

@@ -1,5 +1,6 @@
-// Compiled once for each instruction set, with SOFTQ_SIMD naming it. Nothing here may call a function
-// that the linker could share between the copies: no standard algorithms, only loops and forced inlines.
+// Compiled once for each instruction set, with SOFTQ_SIMD naming it. Nothing here may call a
+// function that the linker could share between the copies: no standard algorithms, only loops and
+// forced inlines.
 #include "softq/kernels.h"
 
 #include "softq/well.h"
@@ -40,7 +41,8 @@ void index(const T* theta, std::size_t size, const Binning<T>& binning, std::int
 }
 
 template <class T>
-void gather_add(const T* theta, std::size_t size, const Binning<T>& binning, const T* table, T* gradient) {
+void gather_add(const T* theta, std::size_t size, const Binning<T>& binning, const T* table,
+                T* gradient) {
   const Binning<T> local = binning;
 #pragma omp simd
   for (std::size_t i = 0; i < size; ++i) gradient[i] += table[local.index(theta[i])];
@@ -52,10 +54,12 @@ void keep(const Sample& sample, std::uint64_t first, std::size_t size, std::uint
   for (std::size_t i = 0; i < size; ++i) out[i] = local.keeps(first + i) ? 1 : 0;
 }
 
-// Rows in the lanes, several vectors of them at once: one load of a column serves all, no chain is long.
+// Rows in the lanes, several vectors of them at once: one load of a column serves all, no chain is
+// long.
 constexpr std::size_t lanes = 32;
 
-double pair_energy(const double* rows, std::size_t height, const double* columns, std::size_t count, double width) {
+double pair_energy(const double* rows, std::size_t height, const double* columns, std::size_t count,
+                   double width) {
   const Well well{width};
   double total = 0;
   std::size_t i = 0;
@@ -63,7 +67,8 @@ double pair_energy(const double* rows, std::size_t height, const double* columns
     double sum[lanes] = {};
     for (std::size_t j = 0; j < count; ++j) {
 #pragma omp simd
-      for (std::size_t lane = 0; lane < lanes; ++lane) sum[lane] += well.energy(rows[i + lane] - columns[j]);
+      for (std::size_t lane = 0; lane < lanes; ++lane)
+        sum[lane] += well.energy(rows[i + lane] - columns[j]);
     }
     for (const double value : sum) total += value;
   }
@@ -73,15 +78,16 @@ double pair_energy(const double* rows, std::size_t height, const double* columns
   return total;
 }
 
-void pair_force(const double* rows, std::size_t height, const double* columns, std::size_t count, double width,
-                std::int64_t* force) {
+void pair_force(const double* rows, std::size_t height, const double* columns, std::size_t count,
+                double width, std::int64_t* force) {
   const Well well{width};
   std::size_t i = 0;
   for (; i + lanes <= height; i += lanes) {
     std::int64_t sum[lanes] = {};
     for (std::size_t j = 0; j < count; ++j) {
 #pragma omp simd
-      for (std::size_t lane = 0; lane < lanes; ++lane) sum[lane] += well.slope(rows[i + lane] - columns[j]);
+      for (std::size_t lane = 0; lane < lanes; ++lane)
+        sum[lane] += well.slope(rows[i + lane] - columns[j]);
     }
     for (std::size_t lane = 0; lane < lanes; ++lane) force[i + lane] += sum[lane];
   }
@@ -90,8 +96,10 @@ void pair_force(const double* rows, std::size_t height, const double* columns, s
   }
 }
 
-// Differences of unsigned counts wrap around consistently: each window holds fewer than 2^32 weights.
-void window_force(const std::uint32_t* prefix, std::int64_t bins, std::int64_t reach, std::int64_t* force) {
+// Differences of unsigned counts wrap around consistently: each window holds fewer than 2^32
+// weights.
+void window_force(const std::uint32_t* prefix, std::int64_t bins, std::int64_t reach,
+                  std::int64_t* force) {
 #pragma omp simd
   for (std::int64_t k = 0; k < bins; ++k) {
     const std::uint32_t below = prefix[k] - prefix[k - reach];

@@ -23,7 +23,8 @@ constexpr std::size_t tile_length = 1024;
 template <class T>
 void check(const T* theta, std::size_t size) {
   if (size > std::numeric_limits<std::uint32_t>::max()) {
-    throw std::invalid_argument("a layer has at most 4294967295 weights, not " + std::to_string(size));
+    throw std::invalid_argument("a layer has at most 4294967295 weights, not " +
+                                std::to_string(size));
   }
   const std::int64_t nonfinite = extent<T, T>(theta, size).nonfinite;
   if (nonfinite > 0) {
@@ -32,11 +33,12 @@ void check(const T* theta, std::size_t size) {
   }
 }
 
-// For each sorted weight i in [begin, end): the interacting weights are [low, high), those equal to it
-// [tie, tie_end). At(i) gives the i-th weight as double. Differences are monotone, so all four only advance.
+// For each sorted weight i in [begin, end): the interacting weights are [low, high), those equal to
+// it [tie, tie_end). At(i) gives the i-th weight as double. Differences are monotone, so all four
+// only advance.
 template <class At, class Body>
-void for_neighbours(const At& at, std::size_t size, std::size_t begin, std::size_t end, double width,
-                    const Body& body) {
+void for_neighbours(const At& at, std::size_t size, std::size_t begin, std::size_t end,
+                    double width, const Body& body) {
   if (begin >= end) return;
   const auto first_where = [&](std::size_t from, std::size_t to, const auto& holds) {
     while (from < to) {
@@ -53,7 +55,8 @@ void for_neighbours(const At& at, std::size_t size, std::size_t begin, std::size
   std::size_t low = first_where(0, begin, [&](std::size_t j) { return start - at(j) < width; });
   std::size_t tie = first_where(0, begin, [&](std::size_t j) { return at(j) == start; });
   std::size_t tie_end = begin + 1;
-  std::size_t high = first_where(begin + 1, size, [&](std::size_t j) { return !(at(j) - start < width); });
+  std::size_t high =
+      first_where(begin + 1, size, [&](std::size_t j) { return !(at(j) - start < width); });
   for (std::size_t i = begin; i < end; ++i) {
     const double x = at(i);
     while (!(x - at(low) < width)) ++low;
@@ -84,7 +87,8 @@ double pair_energy_sort(const T* theta, std::size_t size, double width) {
   parallel_chunks(size, chunk_length, [&](std::size_t, std::size_t begin, std::size_t end) {
     for (std::size_t i = begin; i < end; ++i) items[i] = Bits::encode(theta[i]);
   });
-  const Key* sorted = radix_sort(items.get(), buffer.get(), size, [](const Key& key) { return key; });
+  const Key* sorted =
+      radix_sort(items.get(), buffer.get(), size, [](const Key& key) { return key; });
   const auto at = [&](std::size_t i) { return static_cast<double>(Bits::decode(sorted[i])); };
 
   struct Part {
@@ -119,7 +123,8 @@ double pair_energy_sort(const T* theta, std::size_t size, double width) {
                    [&](std::size_t i, std::size_t low, std::size_t, std::size_t, std::size_t high) {
                      const double x = at(i);
                      if (over > 0) distance += (x - last) * static_cast<double>(over);
-                     over += static_cast<std::int64_t>(high - i - 1) - static_cast<std::int64_t>(i - low);
+                     over += static_cast<std::int64_t>(high - i - 1) -
+                             static_cast<std::int64_t>(i - low);
                      last = x;
                    });
     parts[chunk].distance = distance;
@@ -141,15 +146,18 @@ void pair_force_sort(const T* theta, std::size_t size, double width, std::int64_
   auto items = allocate<Item>(size);
   auto buffer = allocate<Item>(size);
   parallel_chunks(size, chunk_length, [&](std::size_t, std::size_t begin, std::size_t end) {
-    for (std::size_t i = begin; i < end; ++i) items[i] = {Bits::encode(theta[i]), static_cast<std::uint32_t>(i)};
+    for (std::size_t i = begin; i < end; ++i)
+      items[i] = {Bits::encode(theta[i]), static_cast<std::uint32_t>(i)};
   });
-  const Item* sorted = radix_sort(items.get(), buffer.get(), size, [](const Item& item) { return item.key; });
+  const Item* sorted =
+      radix_sort(items.get(), buffer.get(), size, [](const Item& item) { return item.key; });
   const auto at = [&](std::size_t i) { return static_cast<double>(Bits::decode(sorted[i].key)); };
   parallel_chunks(size, chunk_length, [&](std::size_t, std::size_t begin, std::size_t end) {
     for_neighbours(at, size, begin, end, width,
-                   [&](std::size_t i, std::size_t low, std::size_t tie, std::size_t tie_end, std::size_t high) {
-                     force[sorted[i].index] =
-                         static_cast<std::int64_t>(tie - low) - static_cast<std::int64_t>(high - tie_end);
+                   [&](std::size_t i, std::size_t low, std::size_t tie, std::size_t tie_end,
+                       std::size_t high) {
+                     force[sorted[i].index] = static_cast<std::int64_t>(tie - low) -
+                                              static_cast<std::int64_t>(high - tie_end);
                    });
   });
 }
@@ -163,9 +171,11 @@ double pair_energy_direct(const T* theta, std::size_t size, double width) {
   parallel_chunks(size, tile_length, [&](std::size_t tile, std::size_t begin, std::size_t end) {
     const std::size_t height = end - begin;
     // The tile on the diagonal holds each pair twice and each weight with itself once: U(0) = -w.
-    double energy = set.pair_energy(&x[begin], height, &x[begin], height, width) + static_cast<double>(height) * width;
+    double energy = set.pair_energy(&x[begin], height, &x[begin], height, width) +
+                    static_cast<double>(height) * width;
     for (std::size_t j = end; j < size; j += tile_length) {
-      energy += 2 * set.pair_energy(&x[begin], height, &x[j], std::min(tile_length, size - j), width);
+      energy +=
+          2 * set.pair_energy(&x[begin], height, &x[j], std::min(tile_length, size - j), width);
     }
     parts[tile] = energy;
   });
@@ -182,15 +192,16 @@ void pair_force_direct(const T* theta, std::size_t size, double width, std::int6
   parallel_chunks(size, tile_length, [&](std::size_t, std::size_t begin, std::size_t end) {
     std::fill(force + begin, force + end, 0);
     for (std::size_t j = 0; j < size; j += tile_length) {
-      set.pair_force(&x[begin], end - begin, &x[j], std::min(tile_length, size - j), width, force + begin);
+      set.pair_force(&x[begin], end - begin, &x[j], std::min(tile_length, size - j), width,
+                     force + begin);
     }
   });
 }
 
-#define SOFTQ_INSTANTIATE(T)                                                              \
-  template double pair_energy_sort<T>(const T*, std::size_t, double);                     \
-  template void pair_force_sort<T>(const T*, std::size_t, double, std::int64_t*);         \
-  template double pair_energy_direct<T>(const T*, std::size_t, double);                   \
+#define SOFTQ_INSTANTIATE(T)                                                      \
+  template double pair_energy_sort<T>(const T*, std::size_t, double);             \
+  template void pair_force_sort<T>(const T*, std::size_t, double, std::int64_t*); \
+  template double pair_energy_direct<T>(const T*, std::size_t, double);           \
   template void pair_force_direct<T>(const T*, std::size_t, double, std::int64_t*);
 SOFTQ_INSTANTIATE(float)
 SOFTQ_INSTANTIATE(double)

@@ -23,8 +23,10 @@ void for_windows(const Count* counts, std::int64_t bins, std::int64_t reach, con
     const auto at = static_cast<std::size_t>(k);
     const auto first = static_cast<std::size_t>(std::max<std::int64_t>(0, k - reach));
     const auto last = static_cast<std::size_t>(std::min(bins, k + reach + 1));
-    const std::int64_t left = k * (population[at] - population[first]) - (moment[at] - moment[first]);
-    const std::int64_t right = (moment[last] - moment[at]) - k * (population[last] - population[at]);
+    const std::int64_t left =
+        k * (population[at] - population[first]) - (moment[at] - moment[first]);
+    const std::int64_t right =
+        (moment[last] - moment[at]) - k * (population[last] - population[at]);
     body(k, population[last] - population[first], left + right);
   }
 }
@@ -41,14 +43,17 @@ std::int64_t reach(double width, double spacing, std::int64_t bins) {
   return m;
 }
 
-void potential_scan(const Count* counts, std::int64_t bins, double spacing, double width, double* potential) {
+void potential_scan(const Count* counts, std::int64_t bins, double spacing, double width,
+                    double* potential) {
   for_windows(counts, bins, reach(width, spacing, bins),
               [&](std::int64_t k, std::int64_t population, std::int64_t moment) {
-                potential[k] = spacing * static_cast<double>(moment) - width * static_cast<double>(population);
+                potential[k] =
+                    spacing * static_cast<double>(moment) - width * static_cast<double>(population);
               });
 }
 
-void potential_fft(const Count* counts, std::int64_t bins, double spacing, double width, double* potential) {
+void potential_fft(const Count* counts, std::int64_t bins, double spacing, double width,
+                   double* potential) {
   const std::vector<double> padded = convolve_well(counts, bins, spacing, width);
   std::copy_n(padded.begin() + 1, bins, potential);
 }

@@ -27,23 +27,28 @@ struct OrderedBits {
   static T decode(Key key) { return std::bit_cast<T>((key & sign) != 0 ? key ^ sign : ~key); }
 };
 
-// Sorts items by key_of(item), stably; buffer has the same length. Returns whichever of the two holds the result.
+// Sorts items by key_of(item), stably; buffer has the same length. Returns whichever of the two
+// holds the result.
 template <class Item, class KeyOf>
 Item* radix_sort(Item* items, Item* buffer, std::size_t size, const KeyOf& key_of) {
   using Key = std::invoke_result_t<KeyOf, const Item&>;
   if (size < 4096) {
-    std::stable_sort(items, items + size, [&](const Item& a, const Item& b) { return key_of(a) < key_of(b); });
+    std::stable_sort(items, items + size,
+                     [&](const Item& a, const Item& b) { return key_of(a) < key_of(b); });
     return items;
   }
   constexpr int digit_bits = 8;
   constexpr std::size_t digits = std::size_t{1} << digit_bits;
   using Table = std::array<std::size_t, digits>;
   const auto threads = static_cast<std::size_t>(num_threads());
-  const std::size_t chunk = std::max<std::size_t>((size + threads - 1) / threads, std::size_t{1} << 14);
+  const std::size_t chunk =
+      std::max<std::size_t>((size + threads - 1) / threads, std::size_t{1} << 14);
   std::vector<Table> tables((size + chunk - 1) / chunk);
 
   for (int shift = 0; shift < static_cast<int>(8 * sizeof(Key)); shift += digit_bits) {
-    const auto digit = [&](const Item& item) { return static_cast<std::size_t>(key_of(item) >> shift) & (digits - 1); };
+    const auto digit = [&](const Item& item) {
+      return static_cast<std::size_t>(key_of(item) >> shift) & (digits - 1);
+    };
     parallel_chunks(size, chunk, [&](std::size_t part, std::size_t begin, std::size_t end) {
       Table counts{};
       for (std::size_t i = begin; i < end; ++i) ++counts[digit(items[i])];

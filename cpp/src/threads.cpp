@@ -130,8 +130,8 @@ class Pool {
   std::exception_ptr failure_;
 };
 
-std::mutex pool_mutex;   // held while a pool is in use or being replaced
-Pool* pool = nullptr;    // never destroyed at exit: its threads may outlive static objects
+std::mutex pool_mutex;  // held while a pool is in use or being replaced
+Pool* pool = nullptr;   // never destroyed at exit: its threads may outlive static objects
 std::atomic<int> wanted_threads{0};
 
 }  // namespace
@@ -147,7 +147,9 @@ int num_threads() {
 }
 
 void set_num_threads(int count) {
-  if (count < 1) throw std::invalid_argument("the number of threads must be at least 1, not " + std::to_string(count));
+  if (count < 1)
+    throw std::invalid_argument("the number of threads must be at least 1, not " +
+                                std::to_string(count));
   const std::lock_guard lock(pool_mutex);
   wanted_threads = count;
   if (pool != nullptr && pool->belongs_here()) delete pool;

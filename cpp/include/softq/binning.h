@@ -9,7 +9,8 @@
 namespace softq {
 
 // T is the type the index is computed in: float (also for half-precision weights) or double.
-// Every device evaluates index() in T without fused multiply-add, so the integers are the same everywhere.
+// Every device evaluates index() in T without fused multiply-add, so the integers are the same
+// everywhere.
 template <class T>
 struct Binning {
   T low = 0;
@@ -19,7 +20,8 @@ struct Binning {
 
   Binning() = default;
 
-  // A range too narrow for `inverse` to be finite (below bins / max(T)) counts as a point: one bin, spacing 0.
+  // A range too narrow for `inverse` to be finite (below bins / max(T)) counts as a point: one bin,
+  // spacing 0.
   SOFTQ_HD Binning(T low_, T high_, std::int32_t bins_) : low(low_), bins(bins_) {
     const T scale = static_cast<T>(bins_) / (high_ - low_);
     if (high_ > low_ && scale <= std::numeric_limits<T>::max()) {

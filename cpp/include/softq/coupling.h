@@ -16,8 +16,8 @@ struct Layer {
   void* gradient;
   std::size_t size;
   Scalar scalar;
-  double width;     // w_l
-  double strength;  // h_l, and any scale of the gradient
+  double width;      // w_l
+  double strength;   // h_l, and any scale of the gradient
   std::uint64_t id;  // its stream of random numbers
 };
 
@@ -34,9 +34,9 @@ struct Refusal {
   std::string reason;
 };
 
-// gradient += strength * dV/dtheta at each weight's bin midpoint, V from a histogram of the sample scaled
-// by 1 / fraction. When a layer is refused (weights that are not finite), no gradient of any layer has
-// been touched; the list is empty when all is well.
+// gradient += strength * dV/dtheta at each weight's bin midpoint, V from a histogram of the sample
+// scaled by 1 / fraction. When a layer is refused (weights that are not finite), no gradient of any
+// layer has been touched; the list is empty when all is well.
 std::vector<Refusal> add_force(const std::vector<Layer>& layers, const CouplingStep& step);
 
 }  // namespace softq

@@ -25,7 +25,7 @@ Binning<T> make_binning(const Extent<T>& extent, std::size_t size, std::int32_t 
 
 // Number of sampled weights in each bin.
 template <class Storage, class T>
-void histogram(const Storage* theta, std::size_t size, const Binning<T>& binning, const Sample& sample,
-               Count* counts);
+void histogram(const Storage* theta, std::size_t size, const Binning<T>& binning,
+               const Sample& sample, Count* counts);
 
 }  // namespace softq

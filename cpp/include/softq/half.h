@@ -12,10 +12,11 @@ struct Half {
   explicit operator float() const {
     const std::uint32_t sign = (bits & 0x8000U) << 16;
     const std::uint32_t magnitude = bits & 0x7FFFU;
-    if (magnitude >= 0x7C00U) return std::bit_cast<float>(sign | 0x7F800000U | (magnitude & 0x3FFU) << 13);
+    if (magnitude >= 0x7C00U)
+      return std::bit_cast<float>(sign | 0x7F800000U | (magnitude & 0x3FFU) << 13);
     // 2^112 moves the exponent from bias 15 to bias 127 and normalises subnormals exactly.
-    return std::bit_cast<float>(sign | std::bit_cast<std::uint32_t>(
-                                           std::bit_cast<float>(magnitude << 13) * 0x1p112F));
+    return std::bit_cast<float>(
+        sign | std::bit_cast<std::uint32_t>(std::bit_cast<float>(magnitude << 13) * 0x1p112F));
   }
 
   static Half from(float value) {

@@ -22,7 +22,8 @@ struct WeightKernels {
   Extent<T> (*extent)(const T* theta, std::size_t size);
   void (*index)(const T* theta, std::size_t size, const Binning<T>& binning, std::int32_t* index);
   // gradient[i] += table[bin of theta[i]]
-  void (*gather_add)(const T* theta, std::size_t size, const Binning<T>& binning, const T* table, T* gradient);
+  void (*gather_add)(const T* theta, std::size_t size, const Binning<T>& binning, const T* table,
+                     T* gradient);
 };
 
 struct Kernels {
@@ -32,13 +33,15 @@ struct Kernels {
   // keep[i] = 1 where weight first + i belongs to the sample.
   void (*keep)(const Sample& sample, std::uint64_t first, std::size_t size, std::uint32_t* keep);
   // sum over rows i and columns j of U_w(rows[i] - columns[j])
-  double (*pair_energy)(const double* rows, std::size_t height, const double* columns, std::size_t width_of_tile,
-                        double width);
+  double (*pair_energy)(const double* rows, std::size_t height, const double* columns,
+                        std::size_t width_of_tile, double width);
   // force[i] += sum over columns j of U'_w(rows[i] - columns[j])
-  void (*pair_force)(const double* rows, std::size_t height, const double* columns, std::size_t width_of_tile,
-                     double width, std::int64_t* force);
-  // force[k] = (C[k] - C[k - reach]) - (C[k + reach + 1] - C[k + 1]) with C = prefix, readable from -reach on
-  void (*window_force)(const std::uint32_t* prefix, std::int64_t bins, std::int64_t reach, std::int64_t* force);
+  void (*pair_force)(const double* rows, std::size_t height, const double* columns,
+                     std::size_t width_of_tile, double width, std::int64_t* force);
+  // force[k] = (C[k] - C[k - reach]) - (C[k + reach + 1] - C[k + 1]) with C = prefix, readable from
+  // -reach on
+  void (*window_force)(const std::uint32_t* prefix, std::int64_t bins, std::int64_t reach,
+                       std::int64_t* force);
 
   template <class T>
   const WeightKernels<T>& weights() const {

@@ -7,17 +7,21 @@
 
 namespace softq {
 
-// The largest number of bins m whose midpoints are still inside the well: m * spacing < width, m < bins.
+// The largest number of bins m whose midpoints are still inside the well: m * spacing < width, m <
+// bins.
 std::int64_t reach(double width, double spacing, std::int64_t bins);
 
-// V[k] = sum_j counts[j] U_w(midpoint k - midpoint j), including the self term. Exact window sums of
-// integers, O(bins): V = spacing * (first moment of the window) - width * (its population).
-void potential_scan(const Count* counts, std::int64_t bins, double spacing, double width, double* potential);
+// V[k] = sum_j counts[j] U_w(midpoint k - midpoint j), including the self term. Exact window sums
+// of integers, O(bins): V = spacing * (first moment of the window) - width * (its population).
+void potential_scan(const Count* counts, std::int64_t bins, double spacing, double width,
+                    double* potential);
 
 // The same by a zero-padded convolution (the paper's way), O(bins log bins).
-void potential_fft(const Count* counts, std::int64_t bins, double spacing, double width, double* potential);
+void potential_fft(const Count* counts, std::int64_t bins, double spacing, double width,
+                   double* potential);
 
-// sum_i V(theta_i) without the self term -w of each weight; with it, the sum is lower by size * width.
+// sum_i V(theta_i) without the self term -w of each weight; with it, the sum is lower by size *
+// width.
 double mean_field_energy(const Count* counts, std::int64_t bins, double spacing, double width);
 
 }  // namespace softq

@@ -12,11 +12,12 @@ int num_threads();
 // Throws std::invalid_argument below 1.
 void set_num_threads(int count);
 
-// Runs body(0) … body(tasks - 1). Inside a task, and while another thread uses the pool, it runs inline.
-// The first exception thrown by a task is rethrown once all have stopped.
+// Runs body(0) … body(tasks - 1). Inside a task, and while another thread uses the pool, it runs
+// inline. The first exception thrown by a task is rethrown once all have stopped.
 void parallel_for(std::size_t tasks, const std::function<void(std::size_t)>& body);
 
-// Splits [0, size) into chunks of a fixed length and calls body(chunk, begin, end) for each in parallel.
+// Splits [0, size) into chunks of a fixed length and calls body(chunk, begin, end) for each in
+// parallel.
 void parallel_chunks(std::size_t size, std::size_t length,
                      const std::function<void(std::size_t, std::size_t, std::size_t)>& body);
 

@@ -4,7 +4,8 @@
 #if defined(__CUDACC__)
 #define SOFTQ_HD __host__ __device__ __forceinline__
 #elif defined(__GNUC__)
-// Forced, so that no translation unit built for a wider instruction set can lend its copy to others.
+// Forced, so that no translation unit built for a wider instruction set can lend its copy to
+// others.
 #define SOFTQ_HD [[gnu::always_inline]] inline
 #else
 #define SOFTQ_HD inline
