@@ -10,9 +10,7 @@ from pysoftq.density import DEFAULT_BINS
 from pysoftq.potential import METHODS
 
 
-def force(
-    theta: Weights, width: float, bins: int = DEFAULT_BINS, method: str = "scan"
-) -> Any:
+def force(theta: Weights, width: float, bins: int = DEFAULT_BINS, method: str = "scan") -> Any:
     """Force dV/dtheta at the midpoint of each weight's bin (Eq. 7, without h).
 
     Args:

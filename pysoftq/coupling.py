@@ -1,0 +1,417 @@
+"""The coupling of a model's weights, for any PyTorch training loop (Table I, steps 1 and 2)."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from pysoftq import _core
+from pysoftq._arrays import check_bins, check_fraction, check_method, check_seed
+from pysoftq.clusters import Clusters, identify, refine
+from pysoftq.density import DEFAULT_BINS
+from pysoftq.potential import METHODS, mean_field_energy
+from pysoftq.report import CompressionReport, LayerReport
+from pysoftq.selection import select
+
+SCALARS = {
+    torch.float32: _core.Scalar.float32,
+    torch.float64: _core.Scalar.float64,
+    torch.float16: _core.Scalar.float16,
+    torch.bfloat16: _core.Scalar.bfloat16,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class CoupledLayer:
+    """One layer and its interaction scales, measured once and then frozen.
+
+    Attributes:
+        name: of the parameter.
+        size: number of weights N_l.
+        sigma: population standard deviation of the weights when measured.
+        width: range w_l = w · sigma_l, in units of the weights.
+        strength: h_l = h · N_l^(-alpha).
+        parameter: the weights themselves.
+    """
+
+    name: str
+    size: int
+    sigma: float
+    width: float
+    strength: float
+    parameter: nn.Parameter
+
+    def record(self) -> dict[str, Any]:
+        """All but the weights, as plain values."""
+        fields = ("name", "size", "sigma", "width", "strength")
+        return {field: getattr(self, field) for field in fields}
+
+
+@dataclass(frozen=True)
+class CouplingEnergy:
+    """Compression loss L_C (Eq. 6, without self terms): in total and of each layer, times h_l."""
+
+    total: float
+    layers: dict[str, float]
+
+
+class SoftQuantizer:
+    """Couples the weights of each layer of a model by a short-range attraction (Eqs. 1-7).
+
+    Measures N_l and sigma_l of each weight tensor now, and freezes w_l = w · sigma_l and
+    h_l = h · N_l^(-alpha). Once attached, every `optimizer.step()` begins by adding h_l · dV/dtheta
+    to the gradients (Eq. 7): after gradient clipping and unscaling, never per micro-batch. This is
+    the paper's convention; the true gradient of Eq. 2 is twice as large, since ordered pairs
+    count twice. The model and the optimizer stay yours and unchanged.
+
+    Weights with two or more dimensions are coupled; biases and normalisation never. Tied weights
+    count once; frozen parameters are left out, and a parameter without a gradient is skipped for
+    the step. Constant layers and single weights cannot be coupled: a warning names them.
+
+    Args:
+        model: any module.
+        h: strength of the interaction, 0 or more; 0 leaves training as it is, bit for bit.
+        w: range of the interaction, in standard deviations of each layer.
+        alpha: exponent of h_l = h · N_l^(-alpha).
+        bins: number of bins N_b of each layer's histogram.
+        method: "scan", exact window sums, or "fft", the convolution of the paper.
+        fraction: share of the weights drawn into the histogram, in (0, 1]; may be set at any time.
+        seed: of these draws; they depend on (seed, step, layer, position in memory) alone.
+        include: shell-style patterns of parameter names to couple; None takes all weights.
+        exclude: patterns to leave out, stronger than include.
+
+    Attributes:
+        layers: the coupled layers, in model order.
+        excluded: why each other parameter is not coupled, by name.
+        step: number of steps taken.
+
+    Raises:
+        ValueError: a value is out of range, a pattern matches nothing, weights are not finite
+            (layer and count are named), or nothing is left to couple.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        h: float = 0.01,
+        w: float = 0.5,
+        *,
+        alpha: float = 0.66,
+        bins: int = DEFAULT_BINS,
+        method: str = "scan",
+        fraction: float = 1.0,
+        seed: int = 0,
+        include: str | Iterable[str] | None = None,
+        exclude: str | Iterable[str] | None = None,
+    ) -> None:
+        self.h = _finite("h", h, above=0, allowed=True)
+        self.w = _finite("w", w, above=0, allowed=False)
+        self.alpha = _finite("alpha", alpha)
+        self.bins = check_bins(bins)
+        self._fft = check_method(method, METHODS)
+        self.fraction = fraction
+        self.seed = check_seed(seed)
+        self.step = 0
+        self._model = model
+        self._handles: list[Any] = []
+
+        chosen, self.excluded = select(model, include, exclude)
+        layers = []
+        for name, parameter in chosen.items():
+            sigma = _spread(name, parameter)
+            if sigma > 0:
+                size = parameter.numel()
+                strength = self.h * size**-self.alpha
+                layers.append(CoupledLayer(name, size, sigma, self.w * sigma, strength, parameter))
+                continue
+            self.excluded[name] = f"degenerate: {_degeneracy(parameter)}"
+            warnings.warn(f"layer '{name}' is not coupled: {_degeneracy(parameter)}", stacklevel=2)
+        self.layers: tuple[CoupledLayer, ...] = tuple(layers)
+        if not self.layers:
+            raise ValueError(f"the model has no weight to couple; left out: {self.excluded}")
+
+    @property
+    def method(self) -> str:
+        """How the potential is computed, "scan" or "fft"."""
+        return METHODS[self._fft]
+
+    @property
+    def fraction(self) -> float:
+        """Share of the weights drawn into the histogram, in (0, 1]."""
+        return self._fraction
+
+    @fraction.setter
+    def fraction(self, value: float) -> None:
+        self._fraction = check_fraction(value)
+
+    def attach(self, *optimizers: Optimizer) -> None:
+        """Add the force at the beginning of every step of these optimizers, from now on.
+
+        Closures are understood (the force follows each evaluation), and so are fused optimizers
+        under a GradScaler, which unscale inside their step (the force is scaled alike).
+
+        Raises:
+            ValueError: no optimizer is given, or a coupled layer belongs to none of them.
+            RuntimeError: already attached.
+        """
+        if self._handles:
+            raise RuntimeError("already attached: call detach() first")
+        if not optimizers:
+            raise ValueError("attach() takes at least one optimizer")
+        owned = [
+            {id(p) for group in optimizer.param_groups for p in group["params"]}
+            for optimizer in optimizers
+        ]
+        orphans = [
+            layer.name
+            for layer in self.layers
+            if not any(id(layer.parameter) in ids for ids in owned)
+        ]
+        if orphans:
+            raise ValueError(
+                f"coupled layers that no given optimizer updates: {', '.join(orphans)}; "
+                "leave them out with exclude=, or attach all optimizers in one call"
+            )
+        for optimizer, ids in zip(optimizers, owned, strict=True):
+            indices = [i for i, layer in enumerate(self.layers) if id(layer.parameter) in ids]
+            self._handles.append(optimizer.register_step_pre_hook(self._hook(indices)))
+
+    def detach(self) -> None:
+        """Leave the optimizers alone again."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def add_force_(self, scale: float = 1.0) -> None:
+        """Add the force to the gradients once, by hand, for loops without `attach`.
+
+        Args:
+            scale: the gradients' present scale, where they are not unscaled yet.
+
+        Raises:
+            RuntimeError: attached; the force would enter twice.
+            ValueError: weights are not finite, naming layer and count; no gradient has changed.
+        """
+        if self._handles:
+            raise RuntimeError("attached to an optimizer, which adds the force itself")
+        self._add_force(range(len(self.layers)), scale)
+
+    def energy(self) -> CouplingEnergy:
+        """Compression loss L_C = sum_l h_l sum_i V(theta_i), self terms left out (Eq. 6)."""
+        energies = {
+            layer.name: layer.strength
+            * mean_field_energy(layer.parameter.detach().cpu(), layer.width, self.bins)
+            for layer in self.layers
+        }
+        return CouplingEnergy(math.fsum(energies.values()), energies)
+
+    def clusters(self, bits: int = 7, n_min: int | None = None) -> dict[str, Clusters]:
+        """Clusters of each layer by binning, refined if `n_min` is given; nothing is written."""
+        found = {layer.name: identify(layer.parameter, bits) for layer in self.layers}
+        if n_min is None:
+            return found
+        return {name: refine(clusters, n_min) for name, clusters in found.items()}
+
+    def finalize(self, bits: int = 7, n_min: int = 10) -> CompressionReport:
+        """Write the refined clusters' values into the model (Table I, steps 3 and 4).
+
+        Args:
+            bits: clusters are the occupied ones of 2**bits equal bins of each layer.
+            n_min: clusters of at most so many weights join the nearest larger one.
+
+        Returns:
+            The table of layers, with clusters and bit-widths before and after refinement.
+        """
+        before = self.clusters(bits)
+        after = {name: refine(clusters, n_min) for name, clusters in before.items()}
+        with torch.no_grad():
+            for layer in self.layers:
+                parameter = layer.parameter
+                parameter.copy_(after[layer.name].weights(parameter.shape))
+        return CompressionReport(
+            tuple(
+                _row(layer, before[layer.name], after[layer.name], n_min) for layer in self.layers
+            )
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to continue bit for bit, as plain values."""
+        return {
+            "h": self.h,
+            "w": self.w,
+            "alpha": self.alpha,
+            "bins": self.bins,
+            "method": self.method,
+            "fraction": self.fraction,
+            "seed": self.seed,
+            "step": self.step,
+            "layers": [layer.record() for layer in self.layers],
+            "excluded": dict(self.excluded),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a state, its frozen widths and strengths included. Call before `attach`.
+
+        Raises:
+            ValueError: a key is missing, or the model lacks a layer or has it in another size;
+                nothing has changed then.
+            RuntimeError: attached.
+        """
+        if self._handles:
+            raise RuntimeError("attached to an optimizer: load the state before attach()")
+        if missing := sorted(set(self.state_dict()) - set(state)):
+            raise ValueError(f"the state lacks {', '.join(missing)}")
+        parameters = dict(self._model.named_parameters())
+        layers = []
+        for record in state["layers"]:
+            parameter = parameters.get(record["name"])
+            if parameter is None or parameter.numel() != record["size"]:
+                found = "none" if parameter is None else f"{parameter.numel()} weights"
+                raise ValueError(
+                    f"the state has layer '{record['name']}' of {record['size']} weights; "
+                    f"the model has {found}"
+                )
+            layers.append(CoupledLayer(**record, parameter=parameter))
+        fft = check_method(state["method"], METHODS)
+        bins, seed = check_bins(state["bins"]), check_seed(state["seed"])
+        self.fraction = state["fraction"]
+        self._fft, self.bins, self.seed = fft, bins, seed
+        self.h, self.w, self.alpha = state["h"], state["w"], state["alpha"]
+        self.step = state["step"]
+        self.layers, self.excluded = tuple(layers), dict(state["excluded"])
+
+    def _hook(self, indices: Sequence[int]) -> Callable[..., Any]:
+        def before_step(
+            optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+        ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+            # The first of a step's arguments is the optimizer itself.
+            closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+            if closure is None:
+                self._add_force(indices, _gradient_scale(optimizer))
+                return None
+
+            def closure_with_force() -> Any:
+                loss = closure()
+                self._add_force(indices, _gradient_scale(optimizer))
+                return loss
+
+            if "closure" in kwargs:
+                return args, {**kwargs, "closure": closure_with_force}
+            return (args[0], closure_with_force, *args[2:]), kwargs
+
+        return before_step
+
+    @torch.no_grad()
+    def _add_force(self, indices: Sequence[int], scale: float) -> None:
+        step, self.step = self.step, self.step + 1
+        if self.h == 0:
+            return
+        coupled, records, copies = [], [], []
+        for index in indices:
+            layer = self.layers[index]
+            theta, gradient = layer.parameter.detach(), layer.parameter.grad
+            if gradient is None:
+                continue
+            if not _same_memory(theta, gradient):
+                theta, buffer = _stage(layer.name, theta, gradient)
+                copies.append((gradient, theta, buffer))
+                gradient = buffer
+            coupled.append(layer)
+            records.append(
+                _core.Layer(
+                    theta.data_ptr(),
+                    gradient.data_ptr(),
+                    layer.size,
+                    SCALARS[theta.dtype],
+                    layer.width,
+                    layer.strength * scale,
+                    index,
+                )
+            )
+        refused = _core.add_force(records, self.bins, self._fft, self._fraction, self.seed, step)
+        if refused:
+            reasons = [f"layer '{coupled[i].name}': {reason}" for i, reason in refused]
+            raise ValueError("; ".join(reasons))
+        for gradient, _, buffer in copies:
+            gradient.copy_(buffer)
+
+
+def _same_memory(theta: Tensor, gradient: Tensor) -> bool:
+    """Whether the core can walk through both side by side: on the CPU, dense, in the same order."""
+    return (
+        theta.device.type == "cpu"
+        and theta.dtype == gradient.dtype
+        and not gradient.is_sparse
+        and theta.is_contiguous() == gradient.is_contiguous()
+        and (
+            theta.is_contiguous()
+            or (
+                theta.dim() == 4
+                and theta.is_contiguous(memory_format=torch.channels_last)
+                and gradient.is_contiguous(memory_format=torch.channels_last)
+            )
+        )
+    )
+
+
+def _stage(name: str, theta: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """Copies of weights and gradient that the core can walk through, both in the weights' order."""
+    if gradient.layout != torch.strided:
+        raise ValueError(
+            f"layer '{name}' has a gradient of layout {gradient.layout}; want a dense one "
+            "(for an embedding: sparse=False), or leave the layer out with exclude="
+        )
+    weights = torch.empty_like(theta, device="cpu").copy_(theta)
+    return weights, torch.empty_like(weights).copy_(gradient)
+
+
+def _gradient_scale(optimizer: Optimizer) -> float:
+    # Fused optimizers get the scale from the GradScaler and unscale inside their step.
+    scale = getattr(optimizer, "grad_scale", None)
+    return 1.0 if scale is None else float(scale)
+
+
+def _finite(name: str, value: float, above: float = -math.inf, allowed: bool = True) -> float:
+    number = float(value)
+    if not math.isfinite(number) or number < above or (number == above and not allowed):
+        bound = "" if above == -math.inf else f" and {'at least' if allowed else 'above'} {above}"
+        raise ValueError(f"{name} must be finite{bound}, not {value}")
+    return number
+
+
+def _spread(name: str, parameter: nn.Parameter) -> float:
+    """Population standard deviation sigma_l; 0 for a layer that cannot be coupled."""
+    weights = parameter.detach().double()
+    bad = int((~torch.isfinite(weights)).sum())
+    if bad:
+        raise ValueError(
+            f"layer '{name}': {bad} of {weights.numel()} weights are not finite (NaN or inf)"
+        )
+    if weights.numel() < 2 or weights.min() == weights.max():
+        return 0.0
+    return float(weights.std(correction=0))
+
+
+def _degeneracy(parameter: nn.Parameter) -> str:
+    size = parameter.numel()
+    return f"all {size} weights are equal" if size > 1 else f"it has {size} weights"
+
+
+def _row(layer: CoupledLayer, before: Clusters, after: Clusters, n_min: int) -> LayerReport:
+    refined = bool((before.counts > n_min).any())
+    return LayerReport(
+        **layer.record(),
+        clusters_before=before.K,
+        bits_before=before.bits,
+        clusters=after.K,
+        bits=after.bits,
+        entropy_bits=after.entropy_bits,
+        note="" if refined else f"not refined: no cluster has more than {n_min} weights",
+    )
