@@ -42,7 +42,7 @@ class Clusters:
 
     @property
     def bits(self) -> float:
-        """b = log2 K, the paper's effective bit-width; 0 for an empty layer."""
+        """Log2 K, the paper's effective bit-width; 0 for an empty layer."""
         return math.log2(self.K) if self.K else 0.0
 
     @property
@@ -75,7 +75,8 @@ def identify(theta: Tensor, bits: int = 7) -> Clusters:
     """
     bins = levels(bits)
     values = finite_weights(theta)
-    return from_bins(theta, values, bin_index(values, bins), bin_means)
+    dtype = torch.float64 if theta.dtype == torch.float64 else torch.float32
+    return from_bins(theta, values, bin_index(values, bins, dtype), bin_means)
 
 
 def refine(clusters: Clusters, n_min: int = 10) -> Clusters:
@@ -111,11 +112,21 @@ def unique(theta: Tensor) -> Clusters:
     Raises:
         TypeError: `theta` is not a floating tensor.
     """
+    keys, indices, counts = torch.unique(
+        total_order(theta), return_inverse=True, return_counts=True
+    )
+    return Clusters(_flip_negative(keys).view(theta.dtype), indices, counts)
+
+
+def total_order(theta: Tensor) -> Tensor:
+    """The weights flattened to (N,) integers in IEEE total order: equal only for equal bits.
+
+    Raises:
+        TypeError: `theta` is not a floating tensor.
+    """
     _check_floating(theta)
     flat = theta.detach().reshape(-1).contiguous()
-    keys = _total_order(flat.view(_INTEGER_VIEW[flat.dtype]))
-    codes, indices, counts = torch.unique(keys, return_inverse=True, return_counts=True)
-    return Clusters(_total_order(codes).view(flat.dtype), indices, counts)
+    return _flip_negative(flat.view(_INTEGER_VIEW[flat.dtype]))
 
 
 def mean_bit_width(sizes: Sequence[int], bits: Sequence[float]) -> float:
@@ -182,24 +193,25 @@ def bin_means(values: Tensor, clusters: Clusters) -> Tensor:
     return clusters.codebook + sums / clusters.counts
 
 
-def bin_index(values: Tensor, bins: int) -> Tensor:
+def bin_index(values: Tensor, bins: int, dtype: torch.dtype) -> Tensor:
     """The bin of each weight among `bins` equal ones over [min, max], (N,) int64.
 
-    In float32 with separate subtraction and multiplication, as the core counts; a constant layer
-    falls into one bin.
+    In arithmetic of `dtype` with separate subtraction and multiplication, as the core counts; a
+    constant layer falls into one bin.
     """
     if not values.numel():
         return torch.zeros(0, dtype=torch.int64)
-    # A power of two changes no rounding, and keeps any range within that of float32.
+    # A power of two changes no rounding, and keeps the widest and narrowest ranges finite.
     exponent = math.frexp(float(values.abs().max()))[1]
-    x = (values * 2.0 ** -max(exponent, -1022)).float()
+    x = (values * 2.0 ** -max(exponent, -1022)).to(dtype)
     if x.min() == x.max():
         return torch.zeros(x.numel(), dtype=torch.int64)
-    inverse = torch.tensor(float(bins)) / (x.max() - x.min())
+    inverse = bins / (x.max() - x.min())
     return ((x - x.min()) * inverse).long().clamp_(0, bins - 1)
 
 
 def levels(bits: int) -> int:
+    """2**bits; ValueError for `bits` outside 0..20."""
     if not 0 <= bits <= 20:
         raise ValueError(f"bits is {bits}; want 0 to 20")
     return 1 << bits
@@ -213,6 +225,6 @@ def _check_floating(theta: Tensor) -> None:
         raise TypeError(f"weights are {theta.dtype}; want one of {wanted}")
 
 
-def _total_order(bits: Tensor) -> Tensor:
+def _flip_negative(bits: Tensor) -> Tensor:
     """Float bit patterns to integers in the order of the floats, and back."""
     return torch.where(bits < 0, bits ^ torch.iinfo(bits.dtype).max, bits)

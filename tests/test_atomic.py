@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -30,18 +29,23 @@ def test_new_file_and_replacement(tmp_path: Path) -> None:
             assert temporary.parent == tmp_path
             assert temporary.suffix == ".json"
         assert target.read_text() == content
-    assert os.listdir(tmp_path) == ["a.json"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.json"]
 
 
 def test_old_file_is_whole_until_the_end_and_after_an_error(tmp_path: Path) -> None:
     target = tmp_path / "a.json"
     target.write_text("old")
-    with pytest.raises(KeyError, match="boom"), atomic_write(target) as temporary:
-        temporary.write_text("new")
-        assert target.read_text() == "old"
-        raise KeyError("boom")
+
+    def fail() -> None:
+        with atomic_write(target) as temporary:
+            temporary.write_text("new")
+            assert target.read_text() == "old"
+            raise KeyError("boom")
+
+    with pytest.raises(KeyError, match="boom"):
+        fail()
     assert target.read_text() == "old"
-    assert os.listdir(tmp_path) == ["a.json"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.json"]
 
 
 def test_writer_may_replace_or_remove_the_temporary_file(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pysoftq import density
 from pysoftq.clusters import Clusters, identify, mean_bit_width, refine, unique
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
@@ -33,16 +34,16 @@ def clusterings(draw: st.DrawFn) -> Clusters:
 
 
 def brute_identify(theta: torch.Tensor, bits: int) -> dict[int, list[int]]:
-    """Bin -> positions, one weight at a time with NumPy float32 scalars."""
-    x = theta.float().numpy()
+    """Bin -> positions, one weight at a time with NumPy scalars."""
+    x = theta.numpy() if theta.dtype == torch.float64 else theta.float().numpy()
     bins = 2**bits
     groups: dict[int, list[int]] = {}
     for i, value in enumerate(x):
         if x.max() == x.min():
             index = 0
         else:
-            inverse = np.float32(bins) / (x.max() - x.min())
-            index = min(int(np.float32(value - x.min()) * inverse), bins - 1)
+            inverse = x.dtype.type(bins) / (x.max() - x.min())
+            index = min(int((value - x.min()) * inverse), bins - 1)
         groups.setdefault(index, []).append(i)
     return groups
 
@@ -83,6 +84,14 @@ def test_identify_against_brute_force(values: list[float], bits: int, dtype: tor
         largest = float(theta[members].abs().max())
         tolerance = (torch.finfo(dtype).eps + 1e-14) * largest
         assert abs(float(clusters.codebook[k]) - float(rounded)) <= tolerance
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bits", [1, 7, 14])
+def test_bins_are_those_of_the_density(bits: int, dtype: torch.dtype) -> None:
+    theta = torch.randn(20_000, generator=torch.Generator().manual_seed(bits)).to(dtype)
+    counts = torch.as_tensor(density(theta, bins=2**bits).counts)
+    assert torch.equal(identify(theta, bits).counts, counts[counts > 0])
 
 
 @given(layers, st.integers(0, 7))

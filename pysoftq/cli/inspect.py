@@ -1,0 +1,62 @@
+"""``pysoftq inspect``: what is in a compressed file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from pysoftq.artifact import ArtifactInfo, inspect_compressed
+from pysoftq.cli.tables import print_table
+
+
+@click.command("inspect")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def inspect(file: Path, as_json: bool) -> None:
+    """Show what is in the compressed FILE: its layers, their clusters and bit-widths, its size.
+
+    The file is checked in full; one that is altered, cut short or foreign is refused.
+    """
+    info = inspect_compressed(file)
+    if as_json:
+        click.echo(json.dumps(info.to_dict()))
+        return
+    print_table(layer_table(info, title=file.name))
+    click.echo(size_line(info))
+
+
+def layer_table(info: ArtifactInfo, title: str) -> Table:
+    """One row for each weight tensor, then the means of Eq. 8."""
+    table = Table(title=Text(title), box=box.SIMPLE_HEAD)
+    table.add_column("layer", no_wrap=True)
+    for heading in ("N", "K", "bits (log2 K)", "container bits", "entropy bits"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for layer in info.layers:
+        table.add_row(
+            Text(layer.name),
+            f"{layer.N:,}",
+            f"{layer.K:,}",
+            f"{layer.bits:.3f}",
+            str(layer.container_bits),
+            f"{layer.entropy_bits:.3f}",
+        )
+    table.add_section()
+    means = (info.mean_bits, info.container_bits, info.entropy_bits)
+    weights = sum(layer.N for layer in info.layers)
+    table.add_row("mean", f"{weights:,}", "", *(f"{mean:.3f}" for mean in means))
+    return table
+
+
+def size_line(info: ArtifactInfo) -> str:
+    """Bytes on disk against float32, and the model that the file can rebuild."""
+    ratio = info.bytes_float32 / info.bytes_on_disk
+    model = "not stored" if info.model is None else json.dumps(info.model)
+    return (
+        f"{info.bytes_on_disk:,} bytes on disk, {info.bytes_float32:,} in float32 "
+        f"({ratio:.2f} times smaller); model: {model}"
+    )
