@@ -1,0 +1,130 @@
+"""``pysoftq compress``: the whole run, from a pretrained network to the compressed file."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from pysoftq.cli.options import ConfigOption, GroupedCommand, config_options, given_options
+from pysoftq.cli.progress import TerminalObserver
+from pysoftq.config import (
+    CompressConfig,
+    ConfigError,
+    dataset_defaults,
+    make_config,
+    may_change_on_resume,
+    read_config,
+)
+
+
+@click.command(cls=GroupedCommand)
+@config_options
+@click.option(
+    "--out",
+    cls=ConfigOption,
+    group="Run",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of the run.  [default: runs/1, runs/2, …]",
+)
+@click.option(
+    "--config",
+    "config_file",
+    cls=ConfigOption,
+    group="Run",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="Options from a YAML file; those of the command line win.",
+)
+@click.option(
+    "--resume",
+    cls=ConfigOption,
+    group="Run",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="Go on with the run in this folder; a finished one is only evaluated and drawn anew.",
+)
+def compress(
+    out: Path | None, config_file: Path | None, resume: Path | None, **values: Any
+) -> None:
+    """Compress a network by soft quantization (Table I of the paper).
+
+    Weights of a layer attract each other while the network goes on learning; they gather in
+    clusters, which are then identified, refined, compared with histogram-equalized quantization
+    and written to a compressed file.
+
+    \b
+    Examples:
+      pysoftq compress
+      pysoftq compress --h 0.05 --w 0.4 --seed 3 --out runs/try
+      pysoftq compress --dataset imagefolder:cifar --model resnet20 --weights resnet20.pt --h 0.1
+      pysoftq compress --config run.yaml
+      pysoftq compress --resume runs/1
+    """
+    given = given_options(values)
+    try:
+        if resume is None:
+            config = _new(config_file, given)
+        else:
+            config = _resumed(resume, out, config_file, given)
+    except ConfigError as error:
+        raise click.UsageError(str(error)) from error
+    path = resume or out or _next_run(Path("runs"))
+    _run(config, path, resume=resume is not None)
+
+
+def _new(config_file: Path | None, given: dict[str, Any]) -> CompressConfig:
+    from_file = read_config(config_file) if config_file else {}
+    return make_config(from_file, given)
+
+
+def _resumed(
+    path: Path, out: Path | None, config_file: Path | None, given: dict[str, Any]
+) -> CompressConfig:
+    if out is not None or config_file is not None:
+        raise ConfigError("--resume goes with neither --out nor --config")
+    file = path / "config.yaml"
+    if not file.is_file():
+        raise ConfigError(f"{path} holds no run to resume: there is no config.yaml")
+    for name in given:
+        if not may_change_on_resume(CompressConfig.model_fields[name]):
+            flag = "--" + name.replace("_", "-")
+            raise ConfigError(f"{flag} cannot be changed when a run is resumed")
+    return make_config(read_config(file), given)
+
+
+def _next_run(parent: Path) -> Path:
+    number = 1
+    while (parent / str(number)).exists():
+        number += 1
+    return parent / str(number)
+
+
+def _run(config: CompressConfig, path: Path, *, resume: bool) -> None:
+    # Loaded late: torch takes seconds, and --help needs none of it.
+    from pysoftq.driver import compress as run
+
+    console = Console()
+    observer = TerminalObserver(console)
+    observer.message(f"run folder: {path}")
+    observer.message(_described(config))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        summary = run(config, path, observer, resume=resume)
+    finally:
+        observer.close()
+    console.print(summary.render())
+    observer.message(f"written: {path}/compressed.safetensors, report.json, figures/")
+
+
+def _described(config: CompressConfig) -> str:
+    text = (
+        f"{config.model} on {config.dataset}: h {config.h:g}, w {config.w:g}, "
+        f"{config.epochs} epochs, batch {config.batch_size}, lr {config.lr:g}, seed {config.seed}"
+    )
+    departures = dataset_defaults({"dataset": config.dataset})
+    if departures:
+        listed = ", ".join(f"{name} {value}" for name, value in departures.items())
+        text += f"\ndefaults of this data set: {listed}"
+    return text

@@ -1,0 +1,153 @@
+"""``pysoftq energy``: interaction energy of every layer of a weight file, exact and mean-field."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from pysoftq.analysis.scaling import ScalingFit, fit_scaling, standard_deviation
+from pysoftq.pairs import pair_energy
+from pysoftq.potential import mean_field_energy
+from pysoftq.weights import coupled_weights, load_weights
+
+_HEADINGS = (
+    *("layer", "N", "σ", "w_l = w·σ", "E exact", "E mean field", "with self"),
+    *("error", "ms exact", "ms m. f."),
+)
+
+
+@dataclass(frozen=True)
+class LayerEnergy:
+    """Energies of one layer (Eqs. 2 and 6 with h = 1); None where the layer has no width.
+
+    ``mean_field`` is without the self term and is what ``relative_error`` compares with
+    ``exact`` (None too if no pair is inside the well); ``mean_field_self`` is with it.
+    """
+
+    name: str
+    N: int
+    sigma: float
+    width: float
+    exact: float | None = None
+    mean_field: float | None = None
+    mean_field_self: float | None = None
+    relative_error: float | None = None
+    seconds_exact: float | None = None
+    seconds_mean_field: float | None = None
+
+
+@click.command("energy")
+@click.argument("weights", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--width", type=float, required=True, help="Width w in units of each layer's sigma, e.g. 0.5."
+)
+@click.option(
+    "--bins",
+    type=click.IntRange(min=1),
+    default=2**14,
+    show_default=True,
+    help="Bins of the mean field's histogram.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def energy(weights: Path, width: float, bins: int, as_json: bool) -> None:
+    """Print the interaction energy of each layer of the file WEIGHTS.
+
+    The energy is that of Eq. 2 with h = 1, over ordered pairs; the mean field (Eq. 6) is given
+    without and with the weights' energy in their own well. Below the table: how the exact energy
+    grows with layer size.
+    """
+    if not (math.isfinite(width) and width > 0):
+        raise click.BadParameter(f"{width} is not a positive number", param_hint="--width")
+    layers = coupled_weights(load_weights(weights))
+    if not layers:
+        raise ValueError(f"{weights}: no weight with two or more dimensions")
+    rows = [measure_layer(name, theta, width, bins) for name, theta in layers.items()]
+    fit = scaling_of(rows)
+    if as_json:
+        scaling = None if fit is None else {**asdict(fit), "alpha": fit.alpha}
+        click.echo(json.dumps({"layers": [asdict(row) for row in rows], "scaling": scaling}))
+        return
+    table = energy_table(rows, title=f"{weights.name}, w = {width:g}, {bins} bins")
+    console = Console()
+    # Numbers cut short would be worse than lines wrapped by a narrow terminal.
+    wide = console.options.update(width=1000)
+    console.width = max(console.width, console.measure(table, options=wide).maximum)
+    console.print(table)
+    click.echo(scaling_line(fit, len(rows)))
+
+
+def measure_layer(name: str, theta: Tensor, width: float, bins: int) -> LayerEnergy:
+    """Energies of one layer and the time they took; ``width`` is in units of its sigma.
+
+    Raises ValueError naming the layer if it holds NaN or infinite values.
+    """
+    sigma = standard_deviation(name, theta)
+    row = LayerEnergy(name, theta.numel(), sigma, width * sigma)
+    if sigma == 0:
+        return row
+    start = time.perf_counter()
+    exact = pair_energy(theta, row.width)
+    middle = time.perf_counter()
+    mean_field = mean_field_energy(theta, row.width, bins=bins)
+    end = time.perf_counter()
+    return LayerEnergy(
+        name=name,
+        N=row.N,
+        sigma=sigma,
+        width=row.width,
+        exact=exact,
+        mean_field=mean_field,
+        mean_field_self=mean_field_energy(theta, row.width, bins=bins, self_energy=True),
+        relative_error=abs(mean_field - exact) / abs(exact) if exact else None,
+        seconds_exact=middle - start,
+        seconds_mean_field=end - middle,
+    )
+
+
+def scaling_of(rows: Sequence[LayerEnergy]) -> ScalingFit | None:
+    """Fit of log |E| against log N; None if fewer than three layers or one size can be fitted."""
+    fitted = [(row.N, row.exact) for row in rows if row.exact]
+    if len(fitted) < 3 or len({size for size, _ in fitted}) < 2:
+        return None
+    sizes, energies = np.array(fitted).T
+    return fit_scaling(sizes, energies)
+
+
+def scaling_line(fit: ScalingFit | None, layers: int) -> str:
+    """The fit in one line, or why there is none."""
+    if fit is None:
+        return "No slope of log |E| against log N: it takes three layers, not all of one size."
+    return (
+        f"log |E| against log N over {fit.layers} of {layers} layers: "
+        f"slope {fit.slope:.3f} ± {fit.stderr:.3f} (alpha = {fit.alpha:.3f}), "
+        f"mean squared residual {fit.residual:.3f}, r² = {fit.r2:.3f}"
+    )
+
+
+def energy_table(rows: Sequence[LayerEnergy], title: str) -> Table:
+    """The layers as a table; a layer without a width carries a note instead of energies."""
+    table = Table(title=title, box=box.SIMPLE_HEAD)
+    for heading in _HEADINGS:
+        table.add_column(heading, justify="left" if heading == "layer" else "right", no_wrap=True)
+    for row in rows:
+        cells = [row.name, f"{row.N:,}", f"{row.sigma:.4g}", f"{row.width:.4g}"]
+        if row.exact is None:
+            table.add_row(*cells, "constant: no width")
+            continue
+        cells += [f"{value:.6g}" for value in (row.exact, row.mean_field, row.mean_field_self)]
+        cells.append("–" if row.relative_error is None else f"{row.relative_error:.1e}")
+        for seconds in (row.seconds_exact, row.seconds_mean_field):
+            cells.append("–" if seconds is None else f"{1e3 * seconds:.2f}")
+        table.add_row(*cells)
+    return table

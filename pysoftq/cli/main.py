@@ -1,0 +1,82 @@
+"""The command ``pysoftq``: finds its commands only when they are asked for."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import traceback
+
+import click
+
+from pysoftq import __version__
+
+# command -> its line in the help; pysoftq/cli/<command>.py defines a click command of that name
+COMMANDS = {
+    "compress": "Compress a network by soft quantization.",
+    "energy": "Interaction energy of each layer of a weight file.",
+    "inspect": "Show what is in a compressed file.",
+}
+INTERRUPTED = 130
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command's module when the command runs."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        del ctx
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        del ctx
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"pysoftq.cli.{cmd_name}")
+        command: click.Command = getattr(module, cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        del ctx
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="pysoftq")
+@click.option("--debug", is_flag=True, help="Show the traceback of a failure.")
+def cli(debug: bool) -> None:
+    """Soft quantization: neural networks compressed by coupling their weights.
+
+    \b
+    Examples:
+      pysoftq compress                         digits, from pretraining to figures
+      pysoftq compress --dataset cifar10 --model resnet20 --weights resnet20.th
+      pysoftq compress --resume runs/1         go on with an interrupted run
+      pysoftq inspect runs/1/compressed.safetensors
+    """
+    del debug
+
+
+def main() -> None:
+    """Run the command line; a failure becomes one line and an exit code."""
+    debug = "--debug" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    try:
+        cli.main(arguments, standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        sys.exit(INTERRUPTED)
+    except (ArithmeticError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
+        if debug:
+            traceback.print_exc()
+        else:
+            click.echo(f"error: {one_line(error)}", err=True)
+        sys.exit(1)
+
+
+def one_line(error: Exception) -> str:
+    """The message of an error, on one line; its kind where it has none."""
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return " ".join(text.split()) or type(error).__name__

@@ -1,0 +1,99 @@
+"""Click options made from the fields of CompressConfig."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+from pydantic.fields import FieldInfo
+
+from pysoftq.config import DATASET_DEFAULTS, CompressConfig, option_info
+
+Function = Callable[..., Any]
+
+
+class GroupedCommand(click.Command):
+    """A command whose help lists the options by their group."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                groups.setdefault(getattr(parameter, "group", "Other"), []).append(record)
+        for name, records in groups.items():
+            with formatter.section(name):
+                formatter.write_dl(records)
+
+
+class ConfigOption(click.Option):
+    """An option with the group that it is listed in."""
+
+    def __init__(self, *args: Any, group: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.group = group
+
+
+def config_options(function: Function) -> Function:
+    """Add one option for each field; absent ones come as None (repeatable ones as ())."""
+    for name, field in reversed(CompressConfig.model_fields.items()):
+        function = _option(name, field)(function)
+    return function
+
+
+def given_options(values: dict[str, Any]) -> dict[str, Any]:
+    """The options that were set on the command line."""
+    return {name: value for name, value in values.items() if value is not None and value != ()}
+
+
+def _option(name: str, field: FieldInfo) -> Callable[[Function], Function]:
+    flag = "--" + name.replace("_", "-")
+    kind, repeatable = _click_type(field.annotation)
+    if kind is bool:
+        flag = f"{flag}/--no-{name.replace('_', '-')}"
+    info = option_info(field)
+    return click.option(
+        flag,
+        name,
+        cls=ConfigOption,
+        group=info["group"],
+        type=kind,
+        multiple=repeatable,
+        default=None,
+        metavar=info["metavar"],
+        help=f"{field.description} {_default_text(name, field)}".strip(),
+    )
+
+
+def _click_type(annotation: Any) -> tuple[Any, bool]:
+    """The click type of a field, and whether the option may be repeated."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        annotation = next(part for part in typing.get_args(annotation) if part is not type(None))
+    origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Literal:
+        return click.Choice(parts), False
+    if origin is tuple:
+        # Names are repeated; numbers come as one comma-separated value, split by the model.
+        return str, parts[0] is str
+    if annotation is Path:
+        return click.Path(path_type=Path), False
+    return annotation, False
+
+
+def _default_text(name: str, field: FieldInfo) -> str:
+    default = field.default
+    if default is None or default == ():
+        return ""
+    if isinstance(default, bool):
+        default = "on" if default else "off"
+    text = str(default)
+    departures = [
+        f"{dataset}: {values[name]}"
+        for dataset, values in DATASET_DEFAULTS.items()
+        if name in values
+    ]
+    return f"[default: {'; '.join([text, *departures])}]"

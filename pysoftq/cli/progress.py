@@ -1,0 +1,97 @@
+"""How a run shows itself in the terminal."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from pysoftq.checkpoint import RunState
+from pysoftq.config import CompressConfig
+from pysoftq.data import Dataset, batch_count
+
+
+class TerminalObserver:
+    """A progress bar with losses and bits in a terminal, plain lines elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._bar: Progress | None = None
+        self._loss = 0.0
+        self._energy = 0.0
+        self._bits = 0.0
+        self._total = 0
+        self._start = (0.0, 0)
+
+    def message(self, text: str) -> None:
+        """Print one line."""
+        self.console.print(text, highlight=False, soft_wrap=True)
+
+    def on_start(self, config: CompressConfig, data: Dataset, state: RunState) -> None:
+        """Begin to count the steps."""
+        self._total = config.epochs * batch_count(len(data.train), config.batch_size)
+        self._start = (time.monotonic(), state.step)
+        if state.step:
+            self.message(f"resuming after step {state.step} of {self._total}")
+        if not self.console.is_terminal or state.step >= self._total:
+            return
+        self._bar = Progress(
+            TextColumn("soft quantization"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]:.3f}  L_C {task.fields[energy]:.4g}"),
+            TextColumn("{task.fields[bits]:.2f} bits"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+        )
+        self._task = self._bar.add_task(
+            "steps", total=self._total, completed=state.step, loss=0.0, energy=0.0, bits=0.0
+        )
+        self._bar.start()
+
+    def on_step(self, state: RunState, loss: float) -> None:
+        """Move the bar."""
+        self._loss = 0.95 * self._loss + 0.05 * loss if self._loss else loss
+        if self._bar is not None:
+            self._bar.update(
+                self._task,
+                completed=state.step,
+                loss=self._loss,
+                energy=self._energy,
+                bits=self._bits,
+            )
+
+    def on_epoch(self, metrics: dict[str, Any]) -> None:
+        """Print the line of an epoch."""
+        self._energy, self._bits = metrics["coupling_energy"], metrics["mean_bits"]
+        self.message(
+            f"epoch {metrics['epoch']:3d}  loss {metrics['task_loss']:.4f}  "
+            f"L_C {self._energy:.4g}  test {100 * metrics['test_accuracy']:.2f} %  "
+            f"bits {self._bits:.3f} (refined {metrics['mean_bits_refined']:.3f})  "
+            f"{self._time_left(metrics['step'])}"
+        )
+
+    def _time_left(self, step: int) -> str:
+        begin, first = self._start
+        if step <= first or step >= self._total:
+            return ""
+        seconds = (time.monotonic() - begin) / (step - first) * (self._total - step)
+        minutes, seconds = divmod(round(seconds), 60)
+        return f"{minutes}:{seconds:02d} left"
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None

@@ -1,0 +1,216 @@
+"""Every option of a compression run: name, default, bounds and help, in one place.
+
+The command line (``pysoftq compress``) and the YAML file (``--config``) are made from this model.
+Defaults are those of Table I of the paper; ``DATASET_DEFAULTS`` says where a data set departs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic.fields import FieldInfo
+
+from pysoftq.atomic import atomic_write
+
+# A small network needs a stronger coupling: its clusters would not collapse in the few steps
+# that an epoch of 1,437 images has.
+DATASET_DEFAULTS: dict[str, dict[str, Any]] = {
+    "digits": {"model": "digits-resnet", "h": 0.1, "epochs": 100},
+}
+
+
+class ConfigError(ValueError):
+    """An option that is unknown or has a wrong value; the message names it."""
+
+
+def _option(
+    group: str,
+    default: Any,
+    text: str,
+    *,
+    on_resume: bool = False,
+    metavar: str | None = None,
+    **bounds: Any,
+) -> Any:
+    """A field with its help text; ``on_resume`` options may change when a run is resumed."""
+    extra = {"group": group, "on_resume": on_resume, "metavar": metavar}
+    return Field(default, description=text, json_schema_extra=extra, **bounds)
+
+
+class CompressConfig(BaseModel):
+    """Options of ``pysoftq compress``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    # fmt: off
+    dataset: str = _option("Data", "digits", "digits, cifar10, cifar100 or imagefolder:DIR (a "
+        "folder with train/ and test/, one sub-folder for each class).", metavar="NAME")
+    data_root: Path = _option("Data", Path("data"), "Folder for torchvision's data sets.",
+        on_resume=True, metavar="DIR")
+    download: bool = _option("Data", True, "Download torchvision's data sets where missing.",
+        on_resume=True)
+    image_size: int | None = _option("Data", None, "Resize the images of a folder to this square.",
+        ge=8)
+    mean: tuple[float, ...] | None = _option("Data", None, "Mean of the pixels in [0, 1], one "
+        "value or one for each channel; ImageNet's for photographs.", metavar="R,G,B")
+    std: tuple[float, ...] | None = _option("Data", None, "Standard deviation likewise.",
+        metavar="R,G,B")
+    augment: bool = _option("Data", True, "Random shifts, and mirror images for photographs.")
+
+    model: str = _option("Network", "resnet20", "resnet20/32/44/56/110, digits-resnet, "
+        "digits-resnet-small or a classification model of torchvision.", metavar="NAME")
+    weights: Path | None = _option("Network", None, "Pretrained weights (.pt, .pth, .th or "
+        ".safetensors); without them the network is pretrained first.", metavar="FILE")
+
+    h: float = _option("Soft quantization", 0.01, "Strength of the coupling, h_l = h N_l^-alpha.",
+        ge=0)
+    w: float = _option("Soft quantization", 0.5, "Width of the coupling in standard deviations of "
+        "a layer's pretrained weights.", gt=0)
+    alpha: float = _option("Soft quantization", 0.66, "Exponent of the strength.")
+    bins: int = _option("Soft quantization", 2**14, "Bins of the histogram of a layer.", ge=1,
+        le=2**24)
+    method: Literal["scan", "fft"] = _option("Soft quantization", "scan", "Potential by prefix "
+        "sums, exact in integers (scan), or by the paper's convolution (fft).")
+    fraction_start: float = _option("Soft quantization", 0.3, "Share of the weights in the "
+        "histogram in the first epoch.", gt=0, le=1)
+    fraction_ramp: float = _option("Soft quantization", 0.5, "Share of the epochs over which the "
+        "fraction rises to 1.", ge=0, le=1)
+    include: tuple[str, ...] = _option("Soft quantization", (), "Couple only parameters whose name "
+        "matches this pattern (repeatable).", metavar="PATTERN")
+    exclude: tuple[str, ...] = _option("Soft quantization", (), "Never couple parameters whose "
+        "name matches this pattern (repeatable).", metavar="PATTERN")
+
+    cluster_bits: int = _option("Clusters", 7, "Clusters are found in 2^BITS equal bins.",
+        on_resume=True, ge=1, le=16)
+    n_min: int = _option("Clusters", 10, "Clusters of at most this many weights join the nearest "
+        "larger one.", on_resume=True, ge=0)
+
+    epochs: int = _option("Training", 30, "Epochs of soft quantization.", ge=1)
+    batch_size: int = _option("Training", 128, "Images in a batch.", ge=1)
+    lr: float = _option("Training", 0.001, "Learning rate of SGD.", gt=0)
+    momentum: float = _option("Training", 0.9, "Nesterov momentum; 0 for plain SGD.", ge=0, lt=1)
+    weight_decay: float = _option("Training", 0.0, "Weight decay.", ge=0)
+
+    pretrain_epochs: int = _option("Pretraining", 60, "Epochs, where no weights are given.", ge=1)
+    pretrain_batch_size: int = _option("Pretraining", 64, "Images in a batch.", ge=1)
+    pretrain_lr: float = _option("Pretraining", 0.1, "Highest learning rate (one cycle, Nesterov "
+        "momentum 0.9).", gt=0)
+    pretrain_weight_decay: float = _option("Pretraining", 5e-4, "Weight decay.", ge=0)
+
+    seed: int = _option("Run", 0, "Seed of every random number.", ge=0, lt=2**31)
+    threads: int | None = _option("Run", None, "Threads on the CPU; all cores by default.",
+        on_resume=True, ge=1)
+    device: Literal["auto", "cpu", "cuda", "mps"] = _option("Run", "auto", "Where the network "
+        "runs; auto takes an accelerator where there is one.", on_resume=True)
+    checkpoint_minutes: float = _option("Run", 10.0, "A checkpoint is written after each epoch and "
+        "after this time within one.", on_resume=True, gt=0)
+    # fmt: on
+
+    @field_validator("dataset")
+    @classmethod
+    def _known_dataset(cls, name: str) -> str:
+        kind, _, folder = name.partition(":")
+        if (kind == "imagefolder") != bool(folder) or kind not in DATASET_KINDS:
+            raise ValueError("wanted digits, cifar10, cifar100 or imagefolder:DIR")
+        return name
+
+    @field_validator("mean", "std", mode="before")
+    @classmethod
+    def _channels(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return tuple(value.split(","))
+        return (value,) if isinstance(value, (int, float)) else value
+
+    @field_validator("std")
+    @classmethod
+    def _positive(cls, value: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if value is not None and min(value, default=0) <= 0:
+            raise ValueError("wanted values above 0")
+        return value
+
+
+DATASET_KINDS = ("digits", "cifar10", "cifar100", "imagefolder")
+
+
+def make_config(*layers: Mapping[str, Any]) -> CompressConfig:
+    """Options from several sources, a later one winning; the data set's defaults come first.
+
+    Raises ConfigError naming each option that is unknown or has a wrong value.
+    """
+    given: dict[str, Any] = {}
+    for layer in layers:
+        given.update(layer)
+    return _validated({**dataset_defaults(given), **given})
+
+
+def dataset_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Where the defaults of the chosen data set depart from those of the paper."""
+    dataset = given.get("dataset", CompressConfig.model_fields["dataset"].default)
+    return dict(DATASET_DEFAULTS.get(dataset, {})) if isinstance(dataset, str) else {}
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """The options set in a YAML file, each key checked; values are checked by ``make_config``.
+
+    Raises OSError for a missing file, ConfigError where it is no mapping of known options.
+    """
+    with Path(path).open(encoding="utf-8") as file:
+        try:
+            content = yaml.safe_load(file)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: wanted 'option: value' lines, found {type(content).__name__}")
+    try:
+        make_config(content)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    return content
+
+
+def write_config(config: CompressConfig, path: Path) -> None:
+    """Write all options as YAML, atomically."""
+    with atomic_write(path) as temporary:
+        text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+        Path(temporary).write_text(text, encoding="utf-8")
+
+
+def _validated(values: Mapping[str, Any]) -> CompressConfig:
+    try:
+        return CompressConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_explain(problem) for problem in error.errors())) from None
+
+
+def _explain(problem: Any) -> str:
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"unknown option {key!r}"
+    return f"option {key!r}: {problem['msg']}, given {problem['input']!r}"
+
+
+def changed_options(saved: Mapping[str, Any], config: CompressConfig) -> list[str]:
+    """Names of the options that shape the training and differ from those saved with a run."""
+    now = config.model_dump(mode="json")
+    return [
+        name
+        for name, field in CompressConfig.model_fields.items()
+        if name in saved and saved[name] != now[name] and not may_change_on_resume(field)
+    ]
+
+
+def option_info(field: FieldInfo) -> dict[str, Any]:
+    """Group, metavar and resume rule of a field."""
+    extra = field.json_schema_extra
+    return dict(extra) if isinstance(extra, dict) else {}
+
+
+def may_change_on_resume(field: FieldInfo) -> bool:
+    """Whether a resumed run may set this option anew."""
+    return bool(option_info(field)["on_resume"])

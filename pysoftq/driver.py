@@ -1,0 +1,318 @@
+"""A whole run: data, pretrained network, soft quantization, comparison, files."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from rich.console import Console
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from pysoftq.artifact import save_compressed
+from pysoftq.atomic import atomic_write
+from pysoftq.baselines import histogram_equalize
+from pysoftq.checkpoint import RunState, load_checkpoint
+from pysoftq.clusters import Clusters, mean_bit_width, refine
+from pysoftq.config import CompressConfig, ConfigError, write_config
+from pysoftq.coupling import CoupledLayer, SoftQuantizer
+from pysoftq.data import Dataset, load_dataset
+from pysoftq.finetune import (
+    Observer,
+    evaluate,
+    figure_layer,
+    finetune,
+    make_optimizer,
+    snapshot,
+)
+from pysoftq.interrupt import stop_on_signals
+from pysoftq.models import build_model
+from pysoftq.pretrain import pretrained_state
+from pysoftq.report import NetworkRow, Summary
+from pysoftq.runfolder import RunFolder, open_run
+from pysoftq.threads import set_num_threads
+from pysoftq.weights import load_weights, restore
+
+HEQ_BITS = (5, 4, 3, 2)
+
+
+class RunObserver(Observer, Protocol):
+    """Is told about a whole run."""
+
+    def message(self, text: str) -> None:
+        """One line of news."""
+
+    def on_start(self, config: CompressConfig, data: Dataset, state: RunState) -> None:
+        """Before the first step of this process."""
+
+
+def compress(
+    config: CompressConfig,
+    path: Path,
+    observer: RunObserver,
+    *,
+    resume: bool = False,
+) -> Summary:
+    """Run ``config`` in the folder ``path``, or go on with the run that is there.
+
+    A finished run that is resumed does its final comparison, report and figures anew.
+
+    Raises ConfigError where the folder holds a run and ``resume`` is not set (or the other way
+    round), Interrupted after SIGINT or SIGTERM during the training, with a checkpoint
+    written.
+    """
+    with open_run(path) as folder:
+        if folder.exists and not resume:
+            raise ConfigError(f"{path} holds a run already: resume it, or choose another folder")
+        if resume and not folder.exists:
+            raise ConfigError(f"{path} holds no run to resume")
+        write_config(config, folder.config)
+        device = choose_device(config.device)
+        set_threads(config.threads)
+        torch.manual_seed(config.seed)
+
+        observer.message(f"loading {config.dataset}")
+        data = load_dataset(
+            config.dataset,
+            seed=config.seed,
+            data_root=config.data_root,
+            download=config.download,
+            image_size=config.image_size,
+            mean=config.mean,
+            std=config.std,
+        ).to(device)
+        model = build_model(config.model, len(data.classes), data.in_channels).to(device)
+        pretrained = load_pretrained(model, data, config, folder, observer)
+
+        softq = SoftQuantizer(
+            model,
+            config.h,
+            config.w,
+            alpha=config.alpha,
+            bins=config.bins,
+            method=config.method,
+            seed=config.seed,
+            include=config.include or None,
+            exclude=config.exclude or None,
+        )
+        optimizer = make_optimizer(model, config)
+        state = RunState()
+        if folder.checkpoint.is_file():
+            state = load_checkpoint(
+                folder.checkpoint, config, data.fingerprint(), model, optimizer, softq
+            )
+            folder.write_metrics(state.metrics)
+        softq.attach(optimizer)
+        observer.on_start(config, data, state)
+        with stop_on_signals() as stop:
+            finetune(model, optimizer, softq, data, config, folder, state, observer, stop)
+        softq.detach()
+
+        observer.message("comparing the networks")
+        return finish(model, softq, data, config, folder, state, pretrained)
+
+
+def finish(
+    model: nn.Module,
+    softq: SoftQuantizer,
+    data: Dataset,
+    config: CompressConfig,
+    folder: RunFolder,
+    state: RunState,
+    pretrained: dict[str, Tensor],
+) -> Summary:
+    """Clusters, comparison with the baselines, and the files that a finished run leaves."""
+    soft = cpu_state(model)
+    save_state(soft, folder.soft)
+    layers = softq.layers
+    shown = figure_layer(softq)
+    weights = {"weights_soft": snapshot(shown.parameter)}
+
+    networks = [
+        float_row("pretrained", model, data, folder, pretrained),
+        float_row("soft", model, data, folder, soft),
+    ]
+    found = list(softq.clusters(config.cluster_bits).values())
+    name = f"soft, {config.cluster_bits}-bit clusters"
+    networks.append(clustered_row(name, model, data, folder, layers, found))
+
+    model.load_state_dict(soft)
+    report = softq.finalize(bits=config.cluster_bits, n_min=config.n_min)
+    weights["weights_final"] = snapshot(shown.parameter)
+    metadata = {"run": config.model_dump(mode="json")}
+    save_compressed(model, folder.compressed, metadata=metadata)
+    refined = [refine(clusters, config.n_min) for clusters in found]
+    networks.append(clustered_row("soft, refined", model, data, folder, layers, refined))
+
+    model.load_state_dict(pretrained)
+    weights["weights_pretrained"] = snapshot(shown.parameter)
+    for bits in HEQ_BITS:
+        model.load_state_dict(pretrained)
+        equalized = [histogram_equalize(layer.parameter.detach(), bits) for layer in layers]
+        networks.append(clustered_row(f"HEQ-{bits}", model, data, folder, layers, equalized))
+
+    summary = Summary(tuple(networks), report, dict(softq.excluded))
+    write_records(folder, state, shown, softq.layers[-1].name, config, weights)
+    write_report(folder, summary, config, state)
+    draw(folder)
+    return summary
+
+
+def load_pretrained(
+    model: nn.Module,
+    data: Dataset,
+    config: CompressConfig,
+    folder: RunFolder,
+    observer: RunObserver,
+) -> dict[str, Tensor]:
+    """Put the pretrained state into the model; the run folder keeps a copy of its own."""
+    if folder.pretrained.is_file():
+        state = load_file(folder.pretrained)
+        restore(model, state, folder.pretrained)
+        return state
+    if config.weights is not None:
+        restore(model, load_weights(config.weights), config.weights)
+        state = cpu_state(model)
+    else:
+        state = pretrained_state(model, data, config, observer.message)
+    save_state(state, folder.pretrained)
+    return state
+
+
+def float_row(
+    name: str, model: nn.Module, data: Dataset, folder: RunFolder, state: dict[str, Tensor]
+) -> NetworkRow:
+    """A network in float32."""
+    model.load_state_dict(state)
+    accuracy = evaluate(model, data, data.test)[1]
+    size = written_size(folder, lambda path: save_file(cpu_state(model), path))
+    return NetworkRow(name, accuracy, None, None, None, size)
+
+
+def clustered_row(
+    name: str,
+    model: nn.Module,
+    data: Dataset,
+    folder: RunFolder,
+    layers: Iterable[CoupledLayer],
+    clusters: list[Clusters],
+) -> NetworkRow:
+    """The network with its coupled layers replaced by clusters; the rest is as in ``model``."""
+    for layer, found in zip(layers, clusters, strict=True):
+        with torch.no_grad():
+            layer.parameter.copy_(found.weights(layer.parameter.shape))
+    sizes = [found.size for found in clusters]
+    return NetworkRow(
+        name,
+        accuracy=evaluate(model, data, data.test)[1],
+        bits=mean_bit_width(sizes, [found.bits for found in clusters]),
+        container_bits=mean_bit_width(sizes, [found.container_bits for found in clusters]),
+        entropy_bits=mean_bit_width(sizes, [found.entropy_bits for found in clusters]),
+        bytes_on_disk=written_size(folder, lambda path: save_compressed(model, path)),
+    )
+
+
+def written_size(folder: RunFolder, write: Callable[[Path], Any]) -> int:
+    """Bytes of the file that ``write`` makes."""
+    path = folder.path / ".measured.safetensors"
+    write(path)
+    size = path.stat().st_size
+    path.unlink()
+    return size
+
+
+def write_records(
+    folder: RunFolder,
+    state: RunState,
+    shown: CoupledLayer,
+    trajectory_layer: str,
+    config: CompressConfig,
+    weights: dict[str, Tensor],
+) -> None:
+    """The arrays that the figures are drawn from."""
+    early = state.early if state.early is not None else weights["weights_soft"]
+    arrays = {name: value.numpy() for name, value in {**weights, "weights_early": early}.items()}
+    with atomic_write(folder.records) as temporary:
+        np.savez_compressed(
+            temporary,
+            layer=np.asarray(shown.name),
+            width=np.asarray(shown.width),
+            strength=np.asarray(shown.strength),
+            bins=np.asarray(config.bins),
+            trajectory_layer=np.asarray(trajectory_layer),
+            trajectory_steps=np.asarray(state.trajectory_steps),
+            trajectories=torch.stack(state.trajectories).numpy(),
+            **arrays,
+        )
+
+
+def write_report(
+    folder: RunFolder, summary: Summary, config: CompressConfig, state: RunState
+) -> None:
+    """report.json and report.txt."""
+    content = {
+        **summary.to_dict(),
+        "config": config.model_dump(mode="json"),
+        "steps": state.step,
+        "training_seconds": sum(line["seconds"] for line in state.metrics),
+    }
+    text = io.StringIO()
+    Console(file=text, width=120).print(summary.render())
+    for path, body in (
+        (folder.report, json.dumps(content, indent=2) + "\n"),
+        (folder.report_text, text.getvalue()),
+    ):
+        with atomic_write(path) as temporary:
+            Path(temporary).write_text(body, encoding="utf-8")
+
+
+def draw(folder: RunFolder) -> None:
+    """Figures of the run; matplotlib is loaded only now."""
+    from pysoftq.analysis.figures import draw_run
+
+    draw_run(folder.path)
+
+
+def choose_device(name: str) -> torch.device:
+    """The device asked for; ``auto`` takes CUDA, then MPS, then the CPU.
+
+    Raises ConfigError where the device asked for is missing.
+    """
+    present = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if name == "auto":
+        name = next(device for device, there in present.items() if there)
+    if not present[name]:
+        raise ConfigError(f"option 'device': there is no {name} device here")
+    if name == "cuda":
+        torch.backends.cudnn.deterministic = True
+    return torch.device(name)
+
+
+def set_threads(count: int | None) -> None:
+    """Threads of both PyTorch and the core; None leaves each its own choice."""
+    if count is not None:
+        torch.set_num_threads(count)
+        set_num_threads(count)
+
+
+def cpu_state(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of the state dict on the CPU."""
+    return {
+        name: value.detach().cpu().clone().contiguous()
+        for name, value in model.state_dict().items()
+    }
+
+
+def save_state(state: dict[str, Tensor], path: Path) -> None:
+    """Write a state dict as safetensors, atomically."""
+    with atomic_write(path) as temporary:
+        save_file(state, temporary)

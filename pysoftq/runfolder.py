@@ -1,0 +1,107 @@
+"""The folder of a run: its files' names, its lock, its metrics."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+from pysoftq.atomic import atomic_write
+
+SCALARS = (
+    "task_loss",
+    "coupling_energy",
+    "train_accuracy",
+    "test_accuracy",
+    "fraction",
+    "learning_rate",
+    "mean_bits",
+    "mean_bits_refined",
+)
+
+
+class RunFolder:
+    """Paths and records of one run; use ``open_run`` to hold its lock as well."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.metrics = path / "metrics.jsonl"
+        self.events = path / "tensorboard"
+        self.checkpoint = path / "checkpoint.pt"
+        self.pretrained = path / "pretrained.safetensors"
+        self.soft = path / "soft.safetensors"
+        self.compressed = path / "compressed.safetensors"
+        self.report = path / "report.json"
+        self.report_text = path / "report.txt"
+        self.records = path / "records.npz"
+        self.figures = path / "figures"
+        self.lock = path / ".lock"
+        self._writer: SummaryWriter | None = None
+
+    @property
+    def exists(self) -> bool:
+        """Whether a run has been started here."""
+        return self.config.is_file()
+
+    def write_metrics(self, lines: Sequence[dict[str, Any]]) -> None:
+        """Replace metrics.jsonl and the TensorBoard events by these epochs."""
+        with atomic_write(self.metrics) as temporary:
+            text = "".join(json.dumps(line) + "\n" for line in lines)
+            Path(temporary).write_text(text, encoding="utf-8")
+        self.close()
+        for old in self.events.glob("events.out.tfevents.*"):
+            old.unlink()
+        self._write_events(lines)
+
+    def append_metrics(self, line: dict[str, Any]) -> None:
+        """Add an epoch to metrics.jsonl and to the TensorBoard events."""
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        self._write_events([line])
+
+    def _write_events(self, lines: Sequence[dict[str, Any]]) -> None:
+        if self._writer is None:
+            self._writer = SummaryWriter(str(self.events))
+        for line in lines:
+            for name in SCALARS:
+                self._writer.add_scalar(name, line[name], line["epoch"])
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Finish the TensorBoard events."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+@contextmanager
+def open_run(path: Path) -> Iterator[RunFolder]:
+    """Make the folder, and hold its lock: one process at a time works on a run.
+
+    The lock goes with the process, however that ends. Raises RuntimeError where another holds it.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    folder = RunFolder(path)
+    with folder.lock.open("w") as file:
+        _lock(file.fileno(), path)
+        try:
+            yield folder
+        finally:
+            folder.close()
+
+
+def _lock(descriptor: int, path: Path) -> None:
+    if os.name != "posix":  # pragma: no cover
+        return
+    import fcntl
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise RuntimeError(f"another process is working on the run {path}") from None
