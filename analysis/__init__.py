@@ -1,0 +1,1 @@
+"""Studies of coupled weights: each one returns data, and `figures` draws it."""

@@ -1,0 +1,144 @@
+"""What a run of ``pysoftq compress`` recorded: weights at four stages, trajectories, losses."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float32] | NDArray[np.float64]
+
+_STAGES = ("weights_pretrained", "weights_early", "weights_soft", "weights_final")
+_RECORDS = (
+    *("layer", "width", "strength", "bins"),
+    *_STAGES,
+    *("trajectory_layer", "trajectory_steps", "trajectories"),
+)
+_LOSSES = ("epoch", "task_loss", "coupling_energy")
+
+
+@dataclass(frozen=True)
+class WeightRecords:
+    """Weights of one layer at four stages, and of some weights of the last layer at many steps.
+
+    The four stages have shape (N,) and one order; ``width`` and ``strength`` are w_l and h_l of
+    ``layer``; ``trajectories`` is (T, M): M weights of ``trajectory_layer`` at T steps.
+    """
+
+    layer: str
+    width: float
+    strength: float
+    bins: int
+    cluster_bits: int
+    weights_pretrained: FloatArray
+    weights_early: FloatArray
+    weights_soft: FloatArray
+    weights_final: FloatArray
+    trajectory_layer: str
+    trajectory_steps: NDArray[np.int64]
+    trajectories: FloatArray
+
+
+@dataclass(frozen=True)
+class LossCurves:
+    """Losses after each epoch, (E,); epoch 0 is the pretrained state."""
+
+    epochs: NDArray[np.int64]
+    task: NDArray[np.float64]
+    coupling: NDArray[np.float64]
+    """L_C of Eq. 6, summed over the layers with their strengths."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that the figures of one run need."""
+
+    records: WeightRecords
+    losses: LossCurves
+
+
+def read_run(folder: str | Path) -> Run:
+    """Read ``records.npz`` and ``metrics.jsonl`` of a run folder.
+
+    Raises FileNotFoundError if one of them is missing, ValueError if one is not what a run
+    writes (the message names the file and what is wrong with it).
+    """
+    folder = Path(folder)
+    return Run(read_records(folder / "records.npz"), read_losses(folder / "metrics.jsonl"))
+
+
+def read_records(path: str | Path) -> WeightRecords:
+    """Read the recorded weights; raises as `read_run` does."""
+    path = _existing(path)
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path}: not a readable .npz archive of records")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            values = {key: archive[key] for key in archive.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path}: not a readable .npz archive of records ({error})") from error
+    missing = [key for key in _RECORDS if key not in values]
+    if missing:
+        raise ValueError(f"{path}: not the records of a run: without {', '.join(missing)}")
+
+    shapes = {key: values[key].shape for key in _STAGES}
+    if len(set(shapes.values())) > 1 or values["weights_soft"].ndim != 1:
+        raise ValueError(f"{path}: got stages of shapes {shapes}, wanted one shape (N,)")
+    steps, trajectories = values["trajectory_steps"], values["trajectories"]
+    if trajectories.ndim != 2 or steps.shape != trajectories.shape[:1]:
+        raise ValueError(
+            f"{path}: got trajectories {trajectories.shape} at steps {steps.shape}, "
+            "wanted (T, M) and (T,)"
+        )
+    for key in (*_STAGES, "trajectories"):
+        if not np.issubdtype(values[key].dtype, np.floating):
+            raise ValueError(f"{path}: got {values[key].dtype} for {key}, wanted floats")
+    return WeightRecords(
+        layer=str(values["layer"]),
+        width=float(values["width"]),
+        strength=float(values["strength"]),
+        bins=int(values["bins"]),
+        cluster_bits=int(values.get("cluster_bits", 7)),
+        **{key: values[key] for key in _STAGES},
+        trajectory_layer=str(values["trajectory_layer"]),
+        trajectory_steps=steps.astype(np.int64),
+        trajectories=trajectories,
+    )
+
+
+def read_losses(path: str | Path) -> LossCurves:
+    """Read the loss curves of a ``metrics.jsonl``; raises as `read_run` does."""
+    path = _existing(path)
+    rows: dict[int, dict[str, Any]] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            # A resumed run may have written an epoch twice: the later line holds.
+            rows[int(row["epoch"])] = {key: float(row[key]) for key in _LOSSES}
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path}, line {number}: wanted a JSON object with {', '.join(_LOSSES)} ({error!r})"
+            ) from error
+    if not rows:
+        raise ValueError(f"{path}: empty, wanted one line per epoch")
+    ordered = [rows[epoch] for epoch in sorted(rows)]
+    return LossCurves(
+        epochs=np.array(sorted(rows), dtype=np.int64),
+        task=np.array([row["task_loss"] for row in ordered]),
+        coupling=np.array([row["coupling_energy"] for row in ordered]),
+    )
+
+
+def _existing(path: str | Path) -> Path:
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file, wanted one written by `pysoftq compress`")
+    return path

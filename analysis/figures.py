@@ -1,0 +1,208 @@
+"""Figures of a run, drawn from its records: nothing is computed here but what is drawn.
+
+Every function returns a new Figure and leaves pyplot and matplotlib's settings alone. Colours
+are those of Okabe and Ito, told apart by colour-blind readers too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from numpy.typing import NDArray
+from torch import from_numpy
+
+from pysoftq.clusters import identify
+from pysoftq.density import density
+from pysoftq.potential import potential
+
+from .dynamics import LossCurves, WeightRecords, read_run
+
+BLACK = "#000000"
+BLUE = "#0072B2"
+GREEN = "#009E73"
+ORANGE = "#E69F00"
+SKY = "#56B4E9"
+VERMILLION = "#D55E00"
+GREY = "#595959"
+
+# Inches: one column and two columns of a physics journal.
+COLUMN, PAGE = 3.4, 7.0
+PNG_DPI = 200
+_TEXT, _SMALL = 8.0, 7.0
+_HISTOGRAM_BINS = 128
+
+
+def draw_run(run_dir: str | Path) -> list[Path]:
+    """Draw a run's figures into ``run_dir/figures``; returns the files written.
+
+    Raises FileNotFoundError and ValueError as `pysoftq.analysis.dynamics.read_run` does.
+    """
+    run = read_run(run_dir)
+    drawings: dict[str, Callable[[], Figure]] = {
+        "histograms": lambda: draw_histograms(run.records),
+        "trajectories": lambda: draw_trajectories(run.records),
+        "losses": lambda: draw_losses(run.losses),
+    }
+    paths = []
+    for name, draw in drawings.items():
+        paths += save_figure(draw(), Path(run_dir) / "figures" / name)
+    return paths
+
+
+def save_figure(figure: Figure, stem: str | Path) -> list[Path]:
+    """Write ``stem.png`` and ``stem.pdf``, making their folder; returns the two paths."""
+    stem = Path(stem)
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    png, pdf = stem.with_name(f"{stem.name}.png"), stem.with_name(f"{stem.name}.pdf")
+    figure.savefig(png, dpi=PNG_DPI)
+    # Type 42 keeps the text searchable; without a date the file depends on the data alone.
+    with rc_context({"pdf.fonttype": 42}):
+        figure.savefig(pdf, metadata={"CreationDate": None})
+    return [png, pdf]
+
+
+def draw_histograms(records: WeightRecords) -> Figure:
+    """Weights of one layer: pretrained, after the first epoch with V_w, at the end (Fig. 1).
+
+    The third panel marks the clusters that refinement gives to a larger neighbour.
+    """
+    figure = Figure(figsize=(PAGE, 2.45), layout="constrained")
+    axes = figure.subplots(1, 3, sharex=True)
+    stages = (records.weights_pretrained, records.weights_early, records.weights_soft)
+    low = float(min(stage.min() for stage in stages))
+    high = float(max(stage.max() for stage in stages))
+    if low == high:
+        low, high = low - records.width, high + records.width
+    edges = np.linspace(low, high, _HISTOGRAM_BINS + 1)
+    titles = ("pretrained", "after the first epoch", "at the end")
+    for axis, letter, title in zip(axes, "ABC", titles, strict=True):
+        _style(axis)
+        axis.set_title(title, fontsize=_TEXT)
+        axis.set_title(letter, loc="left", fontsize=_TEXT + 1, fontweight="bold")
+        axis.set_xlabel(r"weight $\theta$", fontsize=_TEXT)
+    axes[0].set_ylabel("number of weights", fontsize=_TEXT)
+
+    _draw_counts(axes[0], records.weights_pretrained, edges)
+    _draw_well(axes[0])
+    _draw_counts(axes[1], records.weights_early, edges)
+    _draw_potential(axes[1], records)
+    _draw_clusters(axes[2], records)
+    margin = 0.03 * (high - low)
+    axes[0].set_xlim(low - margin, high + margin)
+    figure.suptitle(
+        f"{records.layer}  ($N$ = {records.weights_soft.size:,},  $w_l$ = {records.width:.3g})",
+        fontsize=_TEXT,
+        color=GREY,
+    )
+    return figure
+
+
+def draw_trajectories(records: WeightRecords) -> Figure:
+    """Weights of the last layer against steps (Fig. 2E), coloured by the value they end at."""
+    figure = Figure(figsize=(COLUMN, 2.6), layout="constrained")
+    axis = figure.subplots()
+    _style(axis)
+    ends = records.trajectories[-1]
+    for path, colour in zip(records.trajectories.T, _cluster_colours(ends), strict=True):
+        axis.plot(records.trajectory_steps, path, color=colour, linewidth=0.5, alpha=0.7)
+    axis.margins(x=0)
+    axis.set_xlabel("step", fontsize=_TEXT)
+    axis.set_ylabel(r"weight $\theta$", fontsize=_TEXT)
+    axis.set_title(f"{ends.size} weights of {records.trajectory_layer}", fontsize=_TEXT, color=GREY)
+    return figure
+
+
+def draw_losses(losses: LossCurves) -> Figure:
+    """Compression loss (blue) and task loss (red) against epochs (Fig. 2F)."""
+    figure = Figure(figsize=(COLUMN, 2.6), layout="constrained")
+    left = figure.subplots()
+    right = left.twinx()
+    curves = (
+        (left, losses.coupling, BLUE, "o", r"compression loss $\mathcal{L}_C$"),
+        (right, losses.task, VERMILLION, "s", r"task loss $\mathcal{L}_\mathrm{task}$"),
+    )
+    for axis, values, colour, marker, label in curves:
+        _style(axis)
+        axis.plot(losses.epochs, values, color=colour, marker=marker, markersize=2.5, linewidth=1)
+        axis.set_ylabel(label, fontsize=_TEXT, color=colour)
+        axis.tick_params(axis="y", colors=colour, which="both")
+    right.spines["right"].set_visible(True)
+    right.spines["right"].set_color(VERMILLION)
+    right.spines["left"].set_color(BLUE)
+    left.set_xlabel("epoch", fontsize=_TEXT)
+    left.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    return figure
+
+
+def _style(axis: Axes) -> None:
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.tick_params(labelsize=_SMALL, width=0.6, length=3)
+    for spine in axis.spines.values():
+        spine.set_linewidth(0.6)
+
+
+def _log_counts(axis: Axes, largest: int) -> None:
+    # Stage three spans decades, and the tails of the others would vanish on a linear scale.
+    axis.set_yscale("log")
+    axis.set_ylim(0.7, 2.0 * max(largest, 2))
+    axis.yaxis.set_major_locator(LogLocator(numticks=6))
+    axis.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _draw_counts(axis: Axes, theta: NDArray[np.floating], edges: NDArray[np.float64]) -> None:
+    counts, _ = np.histogram(theta, bins=edges)
+    axis.stairs(counts, edges, fill=True, color=SKY)
+    _log_counts(axis, int(counts.max()))
+
+
+def _draw_well(axis: Axes) -> None:
+    inset = axis.inset_axes((0.74, 0.76, 0.26, 0.2))
+    inset.plot([-2, -1, 0, 1, 2], [0, 0, -1, 0, 0], color=BLACK, linewidth=0.8)
+    inset.set_axis_off()
+    inset.text(0, 0.25, r"$U_{w_l}$", fontsize=_SMALL, ha="center", va="bottom")
+    inset.annotate(
+        *("", (-1.15, -1.3)), xytext=(1.15, -1.3), arrowprops={"arrowstyle": "<->", "lw": 0.5}
+    )
+    inset.text(0, -1.5, r"$2w_l$", fontsize=_SMALL, ha="center", va="top")
+    inset.set(xlim=(-2.2, 2.2), ylim=(-1.4, 0.2))
+
+
+def _draw_potential(axis: Axes, records: WeightRecords) -> None:
+    rho = density(records.weights_early, bins=records.bins)
+    twin = axis.twinx()
+    _style(twin)
+    twin.spines["right"].set_visible(True)
+    twin.plot(rho.midpoints, potential(rho, records.width), color=BLACK, linewidth=1)
+    twin.set_ylabel(r"effective potential $V_{w_l}(\theta)$", fontsize=_TEXT)
+
+
+def _draw_clusters(axis: Axes, records: WeightRecords) -> None:
+    clusters = identify(from_numpy(records.weights_soft), bits=records.cluster_bits)
+    values, counts = clusters.codebook.numpy(), clusters.counts.numpy()
+    # A cluster was reassigned if its weights ended on another value than its own.
+    first = np.unique(clusters.indices.numpy(), return_index=True)[1]
+    moved = records.weights_final[first] != values
+    groups = ((~moved, BLUE, "clusters kept"), (moved, ORANGE, "reassigned by refinement"))
+    for chosen, colour, label in groups:
+        x, y = values[chosen], counts[chosen]
+        axis.vlines(x, 0.5, y, color=colour, linewidth=1.2)
+        axis.plot(x, y, "o", color=colour, markersize=2.5, label=label)
+    _log_counts(axis, 20 * int(counts.max()))  # headroom for the legend
+    axis.legend(fontsize=_SMALL, frameon=False, loc="upper right", borderpad=0.1)
+
+
+def _cluster_colours(values: NDArray[np.floating]) -> list[str]:
+    """Cycle through colours over the sorted values, changing where they are far apart."""
+    palette = (BLUE, ORANGE, GREEN, VERMILLION, SKY, BLACK)
+    order = np.argsort(values)
+    gaps = np.diff(values[order], prepend=values[order[:1]])
+    group = np.cumsum(gaps > 0.02 * max(float(np.ptp(values)), np.finfo(np.float32).tiny))
+    colours = np.empty(values.size, dtype=object)
+    colours[order] = [palette[number % len(palette)] for number in group]
+    return [str(colour) for colour in colours]

@@ -1,0 +1,71 @@
+"""Run folders as `pysoftq compress` writes them, from a small simulation of coupled weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+STEPS, EVERY, EPOCHS = 300, 10, 6
+
+
+def relax(theta: np.ndarray, width: float, strength: float, seed: int) -> np.ndarray:
+    """Weights (T, N) under the exact coupling, a pull to where they began, and noise."""
+    rng = np.random.default_rng(seed)
+    start, x, velocity = theta, theta, np.zeros_like(theta)
+    stages = [x]
+    for step in range(1, STEPS + 1):
+        ordered = np.sort(x)
+        below = np.searchsorted(ordered, x) - np.searchsorted(ordered, x - width, "right")
+        above = np.searchsorted(ordered, x + width) - np.searchsorted(ordered, x, "right")
+        pull = 0.02 * (x - start) + 2e-3 * rng.standard_normal(x.size)
+        gradient = strength * (below - above) + pull
+        velocity = 0.9 * velocity + gradient
+        x = x - 2e-3 * (gradient + 0.9 * velocity)
+        if step % EVERY == 0:
+            stages.append(x)
+    return np.array(stages)
+
+
+def records(size: int = 600, w: float = 0.5, h: float = 0.3) -> dict[str, Any]:
+    """What ``records.npz`` holds; ``weights_final`` is without any refinement."""
+    rng = np.random.default_rng(0)
+    theta, last = rng.normal(0, 0.1, size), rng.normal(0, 0.3, 160)
+    width, strength = w * theta.std(), h * size**-0.66
+    stages = relax(theta, width, strength, seed=1).astype(np.float32)
+    paths = relax(last, w * last.std(), h * last.size**-0.66, seed=2).astype(np.float32)
+    return {
+        "layer": "layer3.0.conv2.weight",
+        "width": width,
+        "strength": strength,
+        "bins": 2**14,
+        "weights_pretrained": stages[0],
+        "weights_early": stages[len(stages) // EPOCHS],
+        "weights_soft": stages[-1],
+        "weights_final": stages[-1],
+        "trajectory_layer": "linear.weight",
+        "trajectory_steps": EVERY * np.arange(len(paths)),
+        "trajectories": paths,
+    }
+
+
+def metrics() -> list[dict[str, float]]:
+    """The lines of ``metrics.jsonl``, with the keys that are drawn and one more."""
+    rows = []
+    for epoch in range(EPOCHS + 1):
+        coupling = -310.0 - 420.0 * (1 - np.exp(-epoch / 2))
+        task = 0.06 + 0.2 * np.exp(-epoch / 5) * (1 - np.exp(-epoch / 0.7))
+        rows.append(
+            {"epoch": epoch, "task_loss": task, "coupling_energy": coupling, "mean_bits": 6.0}
+        )
+    return rows
+
+
+def write_run(folder: Path, values: dict[str, Any], rows: list[dict[str, float]]) -> Path:
+    """Write both files of a run folder."""
+    np.savez_compressed(folder / "records.npz", **values)
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / "metrics.jsonl").write_text(lines, encoding="utf-8")
+    return folder
