@@ -5,15 +5,15 @@ A safetensors file. Its one metadata entry, `pysoftq`, is a JSON object:
     sha256          of the whole file with these 64 digits set to 0; always the first key
     format_version  1
     model           arguments of `pysoftq.models.build_model`, or null
-    tensors         [{name, shape, dtype, K}, ...] in the model's order; no K where stored raw
+    weights         {name: shape} of the floating tensors with two or more dimensions, in order
     ties            {name: the name under which the same tensor is stored}
     metadata        the caller's own
 
 A clustered tensor NAME is stored as `codebook/NAME`, its K values in ascending order, and
 `indices/NAME`, ceil(log2 K) bits per weight as `pysoftq.packing` orders them (absent for K = 1);
-any other parameter or buffer as `raw/NAME`. Clustered are the floating tensors with two or more
-dimensions and few enough distinct values (compared bit by bit) for this to be smaller than raw.
-Tensors with a NaN or an infinity are stored raw, so a codebook is always finite.
+any other parameter or buffer as `raw/NAME`. Clustered are the weights with few enough distinct
+values (compared bit by bit) for this to be smaller than raw. Tensors with a NaN or an infinity are
+stored raw, so a codebook is always finite.
 """
 
 from __future__ import annotations
@@ -43,13 +43,10 @@ _HEADER_START = b'{"__metadata__":{"pysoftq":"{\\"sha256\\":\\"'
 _DIGEST = slice(8 + len(_HEADER_START), 8 + len(_HEADER_START) + 64)
 _NO_DIGEST = "0" * 64
 
-_DTYPES = {
-    str(dtype).removeprefix("torch."): dtype
-    for dtype in (
-        *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
-        *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool),
-    )
-}
+_DTYPES = (
+    *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
+    *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool),
+)
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -128,7 +125,7 @@ def save_compressed(
         "sha256": _NO_DIGEST,
         "format_version": FORMAT_VERSION,
         "model": getattr(model, "pysoftq_spec", None),
-        "tensors": [record.to_dict() for record in records],
+        "weights": {record.name: record.shape for record in records if record.is_weight},
         "ties": ties,
         "metadata": dict(metadata or {}),
     }
@@ -230,23 +227,6 @@ class _Record:
             entries[f"indices/{self.name}"] = (torch.uint8, (length,))
         return entries
 
-    def to_dict(self) -> dict[str, Any]:
-        fields = {
-            "name": self.name,
-            "shape": list(self.shape),
-            "dtype": str(self.dtype).removeprefix("torch."),
-        }
-        return fields if self.K is None else {**fields, "K": self.K}
-
-    @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> _Record:
-        shape = tuple(_whole(length, 0) for length in fields["shape"])
-        clusters = _whole(fields["K"], 1) if "K" in fields else None
-        record = cls(str(fields["name"]), shape, _DTYPES[fields["dtype"]], clusters)
-        if clusters is not None and not (record.is_weight and clusters <= record.size):
-            raise ValueError(f"{record.name} cannot have {clusters} clusters")
-        return record
-
 
 @dataclass(frozen=True)
 class _File:
@@ -288,7 +268,7 @@ class _File:
 
 def _encode(name: str, tensor: Tensor, stored: dict[str, Tensor]) -> _Record:
     """Put one contiguous CPU tensor into `stored`, in the smaller of its two forms."""
-    record = _Record(name, tuple(tensor.shape), tensor.dtype, None)
+    record = _raw_record(name, tensor)
     if record.is_weight and tensor.isfinite().all():
         clusters = unique(tensor)
         index_bytes = packed_bytes(clusters.size, clusters.container_bits)
@@ -324,18 +304,44 @@ def _parse(path: str, data: bytes) -> _File:
         raise ArtifactError(
             f"{path} has format version {version}; this pysoftq reads version {FORMAT_VERSION}"
         )
-    records = [_Record.from_dict(fields) for fields in header["tensors"]]
+    stored = safetensors.torch.load(data)
+    records = _parse_records(dict(header["weights"]), stored)
     names = {record.name for record in records}
     ties = dict(header["ties"])
-    if len(names) < len(records) or names & ties.keys() or not names.issuperset(ties.values()):
-        raise ValueError("its list of tensors is inconsistent")
+    if names & ties.keys() or not names.issuperset(ties.values()):
+        raise ValueError("its ties are inconsistent")
+    return _File(path, len(data), header["model"], dict(header["metadata"]), records, ties, stored)
+
+
+def _parse_records(weights: dict[str, Any], stored: Mapping[str, Tensor]) -> list[_Record]:
+    records = []
+    for name, lengths in weights.items():
+        shape = tuple(_length(value) for value in lengths)
+        codebook = stored.get(f"codebook/{name}")
+        if codebook is None:
+            record = _raw_record(name, stored[f"raw/{name}"])
+        else:
+            record = _Record(name, shape, codebook.dtype, codebook.numel())
+        if record.shape != shape or not record.is_weight:
+            raise ValueError(f"{name} is not a weight of shape {list(shape)}")
+        if record.K is not None and not 1 <= record.K <= record.size:
+            raise ValueError(f"{record.size} weights of {name} cannot have {record.K} clusters")
+        records.append(record)
+    raw = (entry.removeprefix("raw/") for entry in stored if entry.startswith("raw/"))
+    records += [_raw_record(name, stored[f"raw/{name}"]) for name in raw if name not in weights]
     wanted = {entry: form for record in records for entry, form in record.layout.items()}
-    stored = safetensors.torch.load(data)
     found = {entry: (tensor.dtype, tuple(tensor.shape)) for entry, tensor in stored.items()}
     wrong = sorted(entry for entry in wanted | found if wanted.get(entry) != found.get(entry))
     if wrong:
-        raise ValueError(f"dtype or shape differs from what the header says for {wrong[0]}")
-    return _File(path, len(data), header["model"], dict(header["metadata"]), records, ties, stored)
+        raise ValueError(f"{wrong[0]} is missing, unexpected or of the wrong size")
+    unknown = [record.name for record in records if record.dtype not in _DTYPES]
+    if unknown:
+        raise ValueError(f"the dtype of {unknown[0]} is unknown")
+    return records
+
+
+def _raw_record(name: str, tensor: Tensor) -> _Record:
+    return _Record(name, tuple(tensor.shape), tensor.dtype, None)
 
 
 def _digest(data: bytes | bytearray) -> str:
@@ -405,8 +411,8 @@ def _check_storable(name: str, tensor: object) -> None:
     if tensor.is_meta or tensor.layout is not torch.strided:
         kind = "on the meta device" if tensor.is_meta else tensor.layout
         raise TypeError(f"{name} is {kind}; want a dense tensor with data")
-    if tensor.dtype not in _DTYPES.values():
-        raise TypeError(f"{name} is {tensor.dtype}; want one of {', '.join(_DTYPES)}")
+    if tensor.dtype not in _DTYPES:
+        raise TypeError(f"{name} is {tensor.dtype}; want one of {', '.join(map(str, _DTYPES))}")
 
 
 def _identity(tensor: Tensor) -> object:
@@ -416,7 +422,7 @@ def _identity(tensor: Tensor) -> object:
     return tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
 
 
-def _whole(value: object, smallest: int) -> int:
-    if type(value) is not int or value < smallest:
-        raise ValueError(f"{value!r} is not a whole number >= {smallest}")
+def _length(value: object) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r} is not a length")
     return value
