@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from rich.console import Console
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from pysoftq.artifact import save_compressed
@@ -190,7 +190,7 @@ def float_row(
     """A network in float32."""
     model.load_state_dict(state)
     accuracy = evaluate(model, data, data.test)[1]
-    size = written_size(folder, lambda path: save_file(cpu_state(model), path))
+    size = written_size(folder, lambda path: path.write_bytes(save(cpu_state(model))))
     return NetworkRow(name, accuracy, None, None, None, size)
 
 
@@ -315,4 +315,4 @@ def cpu_state(model: nn.Module) -> dict[str, Tensor]:
 def save_state(state: dict[str, Tensor], path: Path) -> None:
     """Write a state dict as safetensors, atomically."""
     with atomic_write(path) as temporary:
-        save_file(state, temporary)
+        Path(temporary).write_bytes(save(state))

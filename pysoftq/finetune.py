@@ -123,7 +123,7 @@ def finetune(
         save()
         last_save = time.monotonic()
         observer.on_epoch(state.metrics[-1])
-        if stop.asked and state.epoch < config.epochs:
+        if stop.asked:
             raise Interrupted
 
 

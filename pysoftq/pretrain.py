@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from pysoftq.atomic import atomic_write
@@ -43,7 +43,7 @@ def pretrained_state(
     state = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as temporary:
-        save_file(state, temporary)
+        Path(temporary).write_bytes(save(state))
     message(f"pretrained network saved: {path}")
     return state
 
