@@ -118,7 +118,9 @@ def save_compressed(
         _check_storable(name, tensor)
         owner = owners.setdefault(_identity(tensor), name)
         if owner == name:
-            records.append(_encode(name, tensor.detach().cpu().contiguous(), stored))
+            # A copy, since safetensors refuses tensors that overlap in memory.
+            copy = tensor.detach().to("cpu", copy=True).contiguous()
+            records.append(_encode(name, copy, stored))
         else:
             ties[name] = owner
     description = {

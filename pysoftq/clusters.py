@@ -90,18 +90,23 @@ def refine(clusters: Clusters, n_min: int = 10) -> Clusters:
     """
     if n_min < 0:
         raise ValueError(f"n_min is {n_min}; want 0 or more")
-    large = clusters.counts > n_min
+    counts = clusters.counts.cpu()
+    large = counts > n_min
     if not large.any() or large.all():
         return clusters
-    codebook = clusters.codebook[large]
-    value = clusters.codebook.double()
-    kept = codebook.double()
+    value = clusters.codebook.cpu().double()
+    kept = value[large]
     above = torch.searchsorted(kept, value).clamp(max=kept.numel() - 1)
     below = (above - 1).clamp(min=0)
     nearest = torch.where(value - kept[below] <= kept[above] - value, below, above)
-    nearest[large] = torch.arange(kept.numel(), device=nearest.device)
-    counts = torch.zeros_like(kept, dtype=torch.int64).index_add_(0, nearest, clusters.counts)
-    return Clusters(codebook, nearest[clusters.indices], counts)
+    nearest[large] = torch.arange(kept.numel())
+    moved = torch.zeros_like(kept, dtype=torch.int64).index_add_(0, nearest, counts)
+    device = clusters.indices.device
+    return Clusters(
+        clusters.codebook[large.to(device)],
+        nearest.to(device)[clusters.indices],
+        moved.to(device),
+    )
 
 
 def unique(theta: Tensor) -> Clusters:

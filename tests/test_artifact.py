@@ -215,6 +215,23 @@ def test_layouts(tmp_path: Path) -> None:
     assert_same(load_compressed(path, target), model)
 
 
+def test_tensors_that_overlap_in_memory(tmp_path: Path) -> None:
+    base = torch.arange(12.0)
+    model = Holder(first=base[:8].reshape(2, 4), second=base[4:].reshape(4, 2), third=base)
+    path = tmp_path / "a.safetensors"
+    save_compressed(model, path)
+    assert_same(load_compressed(path, model.blank()), model)
+
+
+@pytest.mark.gpu
+def test_a_model_on_a_gpu(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_compressed(small_network().cuda(), path)
+    loaded = load_compressed(path, small_network().cuda())
+    assert all(tensor.is_cuda for tensor in loaded.state_dict().values())
+    assert_same(loaded.cpu(), small_network())
+
+
 def test_tied_weights_are_stored_once(tmp_path: Path) -> None:
     def tied() -> nn.Module:
         model = nn.Sequential(nn.Embedding(7, 5), nn.Linear(5, 7, bias=False))

@@ -226,6 +226,18 @@ def test_unique_keeps_both_zeros_and_is_ascending(dtype: torch.dtype) -> None:
     assert torch.equal(clusters.weights(theta.shape).signbit(), theta.signbit())
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_device_does_not_matter(dtype: torch.dtype) -> None:
+    theta = torch.randn(3, 5000, generator=torch.Generator().manual_seed(0)).to(dtype)
+    for function in (identify, lambda x: refine(identify(x)), unique):
+        here, there = function(theta), function(theta.cuda())
+        for field in ("codebook", "indices", "counts"):
+            assert getattr(there, field).is_cuda
+            assert torch.equal(getattr(here, field), getattr(there, field).cpu())
+        assert here.entropy_bits == there.entropy_bits
+
+
 def test_entropy_and_container_bits() -> None:
     clusters = identify(torch.tensor([0.0] * 4 + [1.0] * 2 + [2.0] + [3.0] + [9.0] * 8))
     assert clusters.K == 5

@@ -32,10 +32,10 @@ def histogram_equalize(
         raise ValueError(f"representative is {representative!r}; want one of {wanted}")
     count = levels(bits)
     values = finite_weights(theta)
-    exact = unique(theta.detach() + 0.0)  # one zero, not two
-    if exact.K <= count:
-        return exact
     ordered = values.sort().values
+    distinct = 1 + int(ordered.diff().count_nonzero())
+    if distinct <= count or not values.numel():
+        return unique(theta.detach() + 0.0)  # one zero, not two
     edges = _quantiles(ordered, torch.arange(1, count, dtype=torch.float64) / count)
     index = torch.searchsorted(edges, values, right=True)
     rule = {"mean": bin_means, "median": _medians, "midpoint": _midpoints}[representative]
