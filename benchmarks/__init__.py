@@ -1,0 +1,1 @@
+"""Timings of the core beside other ways to do the same work: ``python -m benchmarks --help``."""
