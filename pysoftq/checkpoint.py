@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pysoftq.atomic import atomic_write
-from pysoftq.config import ConfigError, CompressConfig, changed_options
+from pysoftq.config import CompressConfig, ConfigError, changed_options
 from pysoftq.coupling import SoftQuantizer
 
 FORMAT = 1

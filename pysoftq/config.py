@@ -37,7 +37,7 @@ def _option(
     **bounds: Any,
 ) -> Any:
     """A field with its help text; ``on_resume`` options may change when a run is resumed."""
-    extra = {"group": group, "on_resume": on_resume, "metavar": metavar}
+    extra: dict[str, Any] = {"group": group, "on_resume": on_resume, "metavar": metavar}
     return Field(default, description=text, json_schema_extra=extra, **bounds)
 
 

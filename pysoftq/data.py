@@ -37,6 +37,7 @@ class Images:
         return self.pixels.shape[0]
 
     def to(self, device: torch.device) -> Images:
+        """The same images on ``device``."""
         return Images(self.pixels.to(device), self.labels.to(device))
 
 
@@ -59,6 +60,7 @@ class Dataset:
 
     @property
     def in_channels(self) -> int:
+        """Channels of the images."""
         return self.train.pixels.shape[3]
 
     def to(self, device: torch.device) -> Dataset:
@@ -169,9 +171,7 @@ def load_dataset(
         return data
     mean = _per_channel("mean", mean if mean is not None else data.mean, data.in_channels)
     std = _per_channel("std", std if std is not None else data.std, data.in_channels)
-    return Dataset(
-        data.name, data.train, data.test, data.classes, mean, std, data.shift, data.flip
-    )
+    return Dataset(data.name, data.train, data.test, data.classes, mean, std, data.shift, data.flip)
 
 
 def _per_channel(what: str, values: tuple[float, ...], channels: int) -> tuple[float, ...]:

@@ -144,8 +144,7 @@ def finish(
     model.load_state_dict(soft)
     report = softq.finalize(bits=config.cluster_bits, n_min=config.n_min)
     weights["weights_final"] = snapshot(shown.parameter)
-    metadata = {"run": config.model_dump(mode="json")}
-    save_compressed(model, folder.compressed, metadata=metadata)
+    write_compressed(model, data, folder.compressed)
     refined = [refine(clusters, config.n_min) for clusters in found]
     networks.append(clustered_row("soft, refined", model, data, folder, layers, refined))
 
@@ -213,8 +212,13 @@ def clustered_row(
         bits=mean_bit_width(sizes, [found.bits for found in clusters]),
         container_bits=mean_bit_width(sizes, [found.container_bits for found in clusters]),
         entropy_bits=mean_bit_width(sizes, [found.entropy_bits for found in clusters]),
-        bytes_on_disk=written_size(folder, lambda path: save_compressed(model, path)),
+        bytes_on_disk=written_size(folder, lambda path: write_compressed(model, data, path)),
     )
+
+
+def write_compressed(model: nn.Module, data: Dataset, path: Path) -> None:
+    """The compressed file, which also keeps how its images are normalised."""
+    save_compressed(model, path, metadata={"mean": list(data.mean), "std": list(data.std)})
 
 
 def written_size(folder: RunFolder, write: Callable[[Path], Any]) -> int:
@@ -236,19 +240,20 @@ def write_records(
 ) -> None:
     """The arrays that the figures are drawn from."""
     early = state.early if state.early is not None else weights["weights_soft"]
-    arrays = {name: value.numpy() for name, value in {**weights, "weights_early": early}.items()}
+    arrays: dict[str, Any] = {
+        "layer": np.asarray(shown.name),
+        "width": np.asarray(shown.width),
+        "strength": np.asarray(shown.strength),
+        "bins": np.asarray(config.bins),
+        "cluster_bits": np.asarray(config.cluster_bits),
+        "weights_early": early.numpy(),
+        **{name: value.numpy() for name, value in weights.items()},
+        "trajectory_layer": np.asarray(trajectory_layer),
+        "trajectory_steps": np.asarray(state.trajectory_steps),
+        "trajectories": torch.stack(state.trajectories).numpy(),
+    }
     with atomic_write(folder.records) as temporary:
-        np.savez_compressed(
-            temporary,
-            layer=np.asarray(shown.name),
-            width=np.asarray(shown.width),
-            strength=np.asarray(shown.strength),
-            bins=np.asarray(config.bins),
-            trajectory_layer=np.asarray(trajectory_layer),
-            trajectory_steps=np.asarray(state.trajectory_steps),
-            trajectories=torch.stack(state.trajectories).numpy(),
-            **arrays,
-        )
+        np.savez_compressed(temporary, **arrays)
 
 
 def write_report(
@@ -262,7 +267,8 @@ def write_report(
         "training_seconds": sum(line["seconds"] for line in state.metrics),
     }
     text = io.StringIO()
-    Console(file=text, width=120).print(summary.render())
+    console = Console(file=text, width=200)
+    console.print(summary.layers.table(), *summary.remarks(), summary.table(), sep="\n")
     for path, body in (
         (folder.report, json.dumps(content, indent=2) + "\n"),
         (folder.report_text, text.getvalue()),

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
 def read_image_folder(
@@ -33,7 +33,7 @@ def read_image_folder(
         inside = sorted(
             entry.path
             for entry in os.scandir(folder / name)
-            if os.path.splitext(entry.name)[1].lower() in SUFFIXES
+            if entry.name.lower().endswith(SUFFIXES)
         )
         if not inside:
             raise ValueError(f"{folder / name} holds no images")

@@ -14,9 +14,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rich.console import Group
+from rich import box
 from rich.table import Table
-from rich.text import Text
 
 
 @dataclass(frozen=True)
@@ -79,10 +78,13 @@ class CompressionReport:
 
     def table(self) -> Table:
         """Table of layers for the terminal."""
-        table = Table(title="Layers", title_justify="left")
-        table.add_column("layer", overflow="fold")
-        for heading in ("N", "sigma", "w_l", "h_l", "K", "bits", "K refined", "bits", "entropy"):
-            table.add_column(heading, justify="right")
+        table = Table(title="Layers", title_justify="left", box=box.SIMPLE_HEAD)
+        table.add_column("layer", no_wrap=True)
+        for heading in (
+            *("N", "sigma", "w_l", "h_l"),
+            *("K before", "bits before", "K refined", "bits refined", "entropy bits"),
+        ):
+            table.add_column(heading, justify="right", no_wrap=True)
         for layer in self.layers:
             table.add_row(
                 layer.name,
@@ -101,10 +103,6 @@ class CompressionReport:
         means = ["", "", "", "", f"{before:.3f}", "", f"{after:.3f}", f"{entropy:.3f}"]
         table.add_row("mean", f"{self.size:,}", *means)
         return table
-
-    def notes(self) -> list[str]:
-        """One line for each layer that needs a remark."""
-        return [f"{layer.name}: {layer.note}" for layer in self.layers if layer.note]
 
 
 @dataclass(frozen=True)
@@ -143,11 +141,11 @@ class Summary:
 
     def table(self) -> Table:
         """Table of networks for the terminal; accuracies in percent."""
-        table = Table(title="Networks", title_justify="left")
-        table.add_column("network")
-        table.add_column("test accuracy", justify="right")
+        table = Table(title="Networks", title_justify="left", box=box.SIMPLE_HEAD)
+        table.add_column("network", no_wrap=True)
+        table.add_column("test accuracy", justify="right", no_wrap=True)
         for heading in ("bits (log2 K)", "container bits", "entropy bits", "bytes on disk"):
-            table.add_column(heading, justify="right")
+            table.add_column(heading, justify="right", no_wrap=True)
         for row in self.networks:
             table.add_row(
                 row.name,
@@ -159,14 +157,12 @@ class Summary:
             )
         return table
 
-    def render(self) -> Group:
-        """Both tables, the remarks and the parameters left out, for the terminal."""
-        parts: list[Table | Text] = [self.layers.table()]
-        parts += [Text(f"note: {note}") for note in self.layers.notes()]
+    def remarks(self) -> list[str]:
+        """Lines on layers and parameters that were treated differently."""
+        remarks = [f"{layer.name}: {layer.note}" for layer in self.layers.layers if layer.note]
         if self.excluded:
-            parts.append(Text(f"not coupled: {len(self.excluded)} parameters (see report.json)"))
-        parts.append(self.table())
-        return Group(*parts)
+            remarks.append(f"{len(self.excluded)} parameters are not coupled (see report.json)")
+        return remarks
 
 
 def _bits(bits: float | None) -> str:

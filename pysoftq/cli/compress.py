@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 
 from pysoftq.cli.options import ConfigOption, GroupedCommand, config_options, given_options
-from pysoftq.cli.progress import TerminalObserver
+from pysoftq.cli.tables import print_table
 from pysoftq.config import (
     CompressConfig,
     ConfigError,
@@ -21,7 +20,17 @@ from pysoftq.config import (
 )
 
 
-@click.command(cls=GroupedCommand)
+EXAMPLES = """\b
+Examples:
+  pysoftq compress
+  pysoftq compress --h 0.05 --w 0.4 --seed 3 --out runs/try
+  pysoftq compress --dataset imagefolder:cifar --model resnet20 --weights resnet20.pt --h 0.1
+  pysoftq compress --config run.yaml
+  pysoftq compress --resume runs/1
+"""
+
+
+@click.command(cls=GroupedCommand, epilog=EXAMPLES)
 @config_options
 @click.option(
     "--out",
@@ -53,14 +62,6 @@ def compress(
     Weights of a layer attract each other while the network goes on learning; they gather in
     clusters, which are then identified, refined, compared with histogram-equalized quantization
     and written to a compressed file.
-
-    \b
-    Examples:
-      pysoftq compress
-      pysoftq compress --h 0.05 --w 0.4 --seed 3 --out runs/try
-      pysoftq compress --dataset imagefolder:cifar --model resnet20 --weights resnet20.pt --h 0.1
-      pysoftq compress --config run.yaml
-      pysoftq compress --resume runs/1
     """
     given = given_options(values)
     try:
@@ -103,10 +104,10 @@ def _next_run(parent: Path) -> Path:
 
 def _run(config: CompressConfig, path: Path, *, resume: bool) -> None:
     # Loaded late: torch takes seconds, and --help needs none of it.
+    from pysoftq.cli.progress import TerminalObserver
     from pysoftq.driver import compress as run
 
-    console = Console()
-    observer = TerminalObserver(console)
+    observer = TerminalObserver()
     observer.message(f"run folder: {path}")
     observer.message(_described(config))
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -114,8 +115,11 @@ def _run(config: CompressConfig, path: Path, *, resume: bool) -> None:
         summary = run(config, path, observer, resume=resume)
     finally:
         observer.close()
-    console.print(summary.render())
-    observer.message(f"written: {path}/compressed.safetensors, report.json, figures/")
+    print_table(summary.layers.table())
+    for remark in summary.remarks():
+        observer.message(remark)
+    print_table(summary.table())
+    observer.message(f"written to {path}: compressed.safetensors, report.txt, report.json, figures")
 
 
 def _described(config: CompressConfig) -> str:

@@ -24,10 +24,12 @@ class LazyGroup(click.Group):
     """A group that imports a command's module when the command runs."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names of all commands."""
         del ctx
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the module of a command."""
         del ctx
         if cmd_name not in COMMANDS:
             return None
@@ -36,24 +38,28 @@ class LazyGroup(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing any."""
         del ctx
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+EXAMPLES = """\b
+Examples:
+  pysoftq compress                    digits, from pretraining to figures
+  pysoftq compress --dataset cifar10 --model resnet20 --weights resnet20.th
+  pysoftq compress --resume runs/1    go on with an interrupted run
+  pysoftq inspect runs/1/compressed.safetensors
+"""
+
+
+@click.group(
+    cls=LazyGroup, epilog=EXAMPLES, context_settings={"help_option_names": ["-h", "--help"]}
+)
 @click.version_option(__version__, prog_name="pysoftq")
 @click.option("--debug", is_flag=True, help="Show the traceback of a failure.")
 def cli(debug: bool) -> None:
-    """Soft quantization: neural networks compressed by coupling their weights.
-
-    \b
-    Examples:
-      pysoftq compress                         digits, from pretraining to figures
-      pysoftq compress --dataset cifar10 --model resnet20 --weights resnet20.th
-      pysoftq compress --resume runs/1         go on with an interrupted run
-      pysoftq inspect runs/1/compressed.safetensors
-    """
+    """Soft quantization: neural networks compressed by coupling their weights."""
     del debug
 
 
@@ -72,7 +78,7 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         sys.exit(INTERRUPTED)
-    except (ArithmeticError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
+    except Exception as error:  # noqa: BLE001 - whatever it is, the user sees one line
         if debug:
             traceback.print_exc()
         else:

@@ -23,8 +23,8 @@ from pysoftq.data import Dataset, batch_count
 class TerminalObserver:
     """A progress bar with losses and bits in a terminal, plain lines elsewhere."""
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
+    def __init__(self) -> None:
+        self.console = Console()
         self._bar: Progress | None = None
         self._loss = 0.0
         self._energy = 0.0
