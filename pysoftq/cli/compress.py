@@ -19,7 +19,6 @@ from pysoftq.config import (
     read_config,
 )
 
-
 EXAMPLES = """\b
 Examples:
   pysoftq compress

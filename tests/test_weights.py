@@ -1,0 +1,140 @@
+"""Weight files: every kind is read alike, nothing in them is run, and misfits are listed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from pysoftq.weights import coupled_weights, load_weights, restore
+
+
+@pytest.fixture
+def state() -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    return {"conv.weight": torch.randn(4, 3, 3, 3), "conv.bias": torch.randn(4)}
+
+
+def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".th"])
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("nested", [False, True])
+def test_pickled_kinds(
+    tmp_path: Path, state: dict[str, Tensor], suffix: str, prefix: str, nested: bool
+) -> None:
+    content: Any = {prefix + name: tensor for name, tensor in state.items()}
+    if nested:
+        content = {"epoch": 7, "state_dict": content, "best": 0.5}
+    torch.save(content, tmp_path / f"w{suffix}")
+    assert same(load_weights(tmp_path / f"w{suffix}"), state)
+
+
+def test_safetensors(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    save_file(state, tmp_path / "w.safetensors")
+    assert same(load_weights(tmp_path / "w.safetensors"), state)
+
+
+def test_prefix_stays_where_only_some_keys_have_it(tmp_path: Path) -> None:
+    torch.save({"module.a": torch.ones(1), "b": torch.ones(1)}, tmp_path / "w.pt")
+    assert set(load_weights(tmp_path / "w.pt")) == {"module.a", "b"}
+
+
+class Malicious:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
+    trap = tmp_path / "sprung"
+    torch.save({"a": torch.ones(1), "b": Malicious(trap)}, tmp_path / "w.pt")
+    with pytest.raises(ValueError, match=r"w\.pt cannot be loaded as plain tensors"):
+        load_weights(tmp_path / "w.pt")
+    assert not trap.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"no weights", b"PK\x03\x04 broken"])
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_foreign_files_are_refused(tmp_path: Path, content: bytes, suffix: str) -> None:
+    path = tmp_path / f"w{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=path.name):
+        load_weights(path)
+
+
+def test_truncated_file_is_refused(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    path = tmp_path / "w.pt"
+    torch.save(state, path)
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(ValueError, match=r"w\.pt is no PyTorch weight file"):
+        load_weights(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({}, "found dict"),
+        ([1, 2], "found list"),
+        ({"a": torch.ones(1), "epoch": 3}, "not tensors: epoch"),
+    ],
+)
+def test_other_contents_are_refused(tmp_path: Path, content: Any, message: str) -> None:
+    torch.save(content, tmp_path / "w.pt")
+    with pytest.raises(ValueError, match=f"holds no state dict.*{message}"):
+        load_weights(tmp_path / "w.pt")
+
+
+def test_missing_file_and_unknown_kind(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.pt"):
+        load_weights(tmp_path / "nowhere.pt")
+    (tmp_path / "w.onnx").touch()
+    with pytest.raises(ValueError, match=r"'\.onnx'; wanted .*safetensors"):
+        load_weights(tmp_path / "w.onnx")
+
+
+def test_coupled_weights_are_floats_of_two_or_more_dimensions() -> None:
+    state = {
+        "conv": torch.ones(2, 2, 3, 3),
+        "half": torch.ones(2, 2, dtype=torch.float16),
+        "bias": torch.ones(2),
+        "table": torch.ones(2, 2, dtype=torch.int64),
+        "count": torch.tensor(3),
+    }
+    assert list(coupled_weights(state)) == ["conv", "half"]
+
+
+def test_restore_lists_every_misfit() -> None:
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    state = model.state_dict()
+    state["0.weight"] = torch.ones(3, 5)
+    state["extra"] = torch.ones(1)
+    del state["0.bias"], state["1.running_mean"]
+    before = model[0].weight.clone()
+    with pytest.raises(ValueError, match="does not fit") as caught:
+        restore(model, state, "w.pt")
+    message = str(caught.value)
+    assert message.startswith("w.pt does not fit the model")
+    assert "missing: 0.bias, 1.running_mean" in message
+    assert "unexpected: extra" in message
+    assert "wrong shape: 0.weight is 3×5, wanted 3×2" in message
+    assert torch.equal(model[0].weight, before)
+
+
+def test_restore_does_without_batch_counts() -> None:
+    model = nn.BatchNorm1d(3)
+    state = {name: torch.full_like(value, 2) for name, value in model.state_dict().items()}
+    del state["num_batches_tracked"]
+    restore(model, state, "w.pt")
+    assert model.running_var is not None
+    assert torch.equal(model.running_var, torch.full((3,), 2.0))
