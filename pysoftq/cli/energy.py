@@ -12,11 +12,11 @@ from pathlib import Path
 import click
 import numpy as np
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from pysoftq.analysis.scaling import ScalingFit, fit_scaling, standard_deviation
+from pysoftq.cli.tables import print_table
 from pysoftq.pairs import pair_energy
 from pysoftq.potential import mean_field_energy
 from pysoftq.weights import coupled_weights, load_weights
@@ -79,11 +79,7 @@ def energy(weights: Path, width: float, bins: int, as_json: bool) -> None:
         click.echo(json.dumps({"layers": [asdict(row) for row in rows], "scaling": scaling}))
         return
     table = energy_table(rows, title=f"{weights.name}, w = {width:g}, {bins} bins")
-    console = Console()
-    # Numbers cut short would be worse than lines wrapped by a narrow terminal.
-    wide = console.options.update(width=1000)
-    console.width = max(console.width, console.measure(table, options=wide).maximum)
-    console.print(table)
+    print_table(table)
     click.echo(scaling_line(fit, len(rows)))
 
 
