@@ -40,46 +40,32 @@ AnyBinning bin(const Layer& layer, std::int32_t bins) {
   });
 }
 
-// strength / fraction * dV/dtheta on every bin.
-template <class T>
-void tabulate(const Count* counts, std::int64_t bins, double spacing, const Layer& layer,
-              const CouplingStep& step, T* table) {
-  const double scale = layer.strength / step.fraction;
-  const auto fill = [&](const auto* force) {
-    for (std::int64_t k = 0; k < bins; ++k)
-      table[k] = static_cast<T>(scale * static_cast<double>(force[k]));
-  };
-  if (step.method == Method::scan) {
-    thread_local std::vector<std::int64_t> force;
-    force.resize(static_cast<std::size_t>(bins));
-    force_scan(counts, bins, spacing, layer.width, force.data());
-    fill(force.data());
-  } else {
-    std::vector<double> force(static_cast<std::size_t>(bins));
-    force_fft(counts, bins, spacing, layer.width, force.data());
-    fill(force.data());
-  }
-}
-
 template <class Storage, class T>
 void add_layer(const Layer& layer, const Binning<T>& binning, const CouplingStep& step) {
   const auto* theta = static_cast<const Storage*>(layer.theta);
   auto* gradient = static_cast<Storage*>(layer.gradient);
   const auto bins = static_cast<std::size_t>(step.bins);
-  std::vector<Count> counts(bins);
-  std::vector<T> table(bins);
+  // Kept by the thread: a step allocates nothing once these have grown.
+  thread_local std::vector<Count> counts;
+  thread_local std::vector<T> table;
+  counts.resize(bins);
+  table.resize(bins);
   histogram(theta, layer.size, binning, Sample(step.fraction, step.seed, step.step, layer.id),
             counts.data());
-  tabulate(counts.data(), step.bins, binning.spacing, layer, step, table.data());
+  const double scale = layer.strength / step.fraction;
+  const auto force = step.method == Method::scan ? force_scan<T> : force_fft<T>;
+  force(counts.data(), step.bins, binning.spacing, layer.width, scale, table.data());
+  // Other threads share in the rest of a large layer: they must see this thread's table.
+  const T* shared = table.data();
   const auto& set = kernels().weights<T>();
   parallel_chunks(layer.size, chunk_length, [&](std::size_t, std::size_t begin, std::size_t end) {
     for_blocks<T>(theta, begin, end, [&](const T* block, std::size_t first, std::size_t count) {
       if constexpr (std::is_same_v<Storage, T>) {
-        set.gather_add(block, count, binning, table.data(), gradient + first);
+        set.gather_add(block, count, binning, shared, gradient + first);
       } else {
         T sum[block_length];
         for (std::size_t i = 0; i < count; ++i) sum[i] = static_cast<T>(gradient[first + i]);
-        set.gather_add(block, count, binning, table.data(), sum);
+        set.gather_add(block, count, binning, shared, sum);
         for (std::size_t i = 0; i < count; ++i) gradient[first + i] = Storage::from(sum[i]);
       }
     });

@@ -35,9 +35,9 @@ Extent<T> extent(const Storage* theta, std::size_t size) {
     parts[chunk] = part;
   });
   Extent<T> whole = parts.front();
-  for (const auto& part : parts) {
-    whole = {std::min(whole.low, part.low), std::max(whole.high, part.high),
-             whole.nonfinite + part.nonfinite};
+  for (auto part = parts.begin() + 1; part != parts.end(); ++part) {
+    whole = {std::min(whole.low, part->low), std::max(whole.high, part->high),
+             whole.nonfinite + part->nonfinite};
   }
   return whole;
 }
@@ -62,39 +62,42 @@ void histogram(const Storage* theta, std::size_t size, const Binning<T>& binning
   const auto& set = kernels();
   const auto bins = static_cast<std::size_t>(binning.bins);
   std::fill_n(counts, bins, Count{0});
+  const std::size_t length = std::max(chunk_length, 16 * bins);
   std::mutex merging;
-  parallel_chunks(size, std::max(chunk_length, 16 * bins),
-                  [&](std::size_t, std::size_t begin, std::size_t end) {
-                    // Two tables, used in turn: weights of one cluster do not wait for each other's
-                    // increments.
-                    thread_local std::vector<Count> tables;
-                    tables.assign(2 * bins, 0);
-                    Count* even = tables.data();
-                    Count* odd = even + bins;
-                    std::int32_t index[block_length];
-                    std::uint32_t keep[block_length];
-                    for_blocks<T>(theta, begin, end,
-                                  [&](const T* block, std::size_t first, std::size_t count) {
-                                    set.weights<T>().index(block, count, binning, index);
-                                    std::size_t i = 0;
-                                    if (sample.whole()) {
-                                      for (; i + 2 <= count; i += 2) {
-                                        ++even[index[i]];
-                                        ++odd[index[i + 1]];
-                                      }
-                                      if (i < count) ++even[index[i]];
-                                    } else {
-                                      set.keep(sample, first, count, keep);
-                                      for (; i + 2 <= count; i += 2) {
-                                        even[index[i]] += keep[i];
-                                        odd[index[i + 1]] += keep[i + 1];
-                                      }
-                                      if (i < count) even[index[i]] += keep[i];
-                                    }
-                                  });
-                    const std::lock_guard lock(merging);
-                    for (std::size_t k = 0; k < bins; ++k) counts[k] += even[k] + odd[k];
-                  });
+  parallel_chunks(size, length, [&](std::size_t, std::size_t begin, std::size_t end) {
+    // Two tables, used in turn: weights of one cluster do not wait for each other's increments.
+    // They are all zero between calls; a single chunk counts into the result itself.
+    thread_local std::vector<Count> tables;
+    if (tables.size() < 2 * bins) tables.resize(2 * bins, 0);
+    Count* odd = tables.data();
+    Count* even = size <= length ? counts : odd + bins;
+    std::int32_t index[block_length];
+    std::uint32_t keep[block_length];
+    for_blocks<T>(theta, begin, end, [&](const T* block, std::size_t first, std::size_t count) {
+      set.weights<T>().index(block, count, binning, index);
+      std::size_t i = 0;
+      if (sample.whole()) {
+        for (; i + 2 <= count; i += 2) {
+          ++even[index[i]];
+          ++odd[index[i + 1]];
+        }
+        if (i < count) ++even[index[i]];
+      } else {
+        set.keep(sample, first, count, keep);
+        for (; i + 2 <= count; i += 2) {
+          even[index[i]] += keep[i];
+          odd[index[i + 1]] += keep[i + 1];
+        }
+        if (i < count) even[index[i]] += keep[i];
+      }
+    });
+    const std::lock_guard lock(merging);
+    for (Count* table : {odd, even}) {
+      if (table == counts) continue;
+      for (std::size_t k = 0; k < bins; ++k) counts[k] += table[k];
+      std::fill_n(table, bins, Count{0});
+    }
+  });
 }
 
 #define SOFTQ_INSTANTIATE(Storage, T)                                                 \

@@ -30,7 +30,7 @@ std::shared_ptr<const Plan> plan_of(std::size_t length) {
 
 std::vector<double> convolve_well(const Count* counts, std::int64_t bins, double spacing,
                                   double width) {
-  const std::int64_t m = reach(width, spacing, bins);
+  const std::int64_t m = reach(width, spacing, bins + 1);  // from bin -1 to bin bins - 1
   // Longer than the outputs -1 … bins and the well's reach together: nothing wraps around.
   const std::size_t length = ducc0::good_size_real(static_cast<std::size_t>(bins + m + 1) + 1);
   std::vector<double> signal(length, 0.0);

@@ -96,15 +96,26 @@ void pair_force(const double* rows, std::size_t height, const double* columns, s
   }
 }
 
+void prefix_sum(const std::uint32_t* counts, std::size_t size, std::uint32_t* sums) {
+  std::uint32_t sum = 0;
+#pragma omp simd reduction(inscan, + : sum)
+  for (std::size_t k = 0; k < size; ++k) {
+    sum += counts[k];
+#pragma omp scan inclusive(sum)
+    sums[k] = sum;
+  }
+}
+
 // Differences of unsigned counts wrap around consistently: each window holds fewer than 2^32
-// weights.
-void window_force(const std::uint32_t* prefix, std::int64_t bins, std::int64_t reach,
-                  std::int64_t* force) {
+// weights. They are exact as doubles.
+template <class T>
+void window_force(const std::uint32_t* prefix, std::int64_t bins, std::int64_t reach, double scale,
+                  T* force) {
 #pragma omp simd
   for (std::int64_t k = 0; k < bins; ++k) {
     const std::uint32_t below = prefix[k] - prefix[k - reach];
     const std::uint32_t above = prefix[k + reach + 1] - prefix[k + 1];
-    force[k] = static_cast<std::int64_t>(below) - static_cast<std::int64_t>(above);
+    force[k] = static_cast<T>(scale * (static_cast<double>(below) - static_cast<double>(above)));
   }
 }
 
@@ -114,12 +125,12 @@ namespace SOFTQ_SIMD {
 extern const Kernels kernels;
 const Kernels kernels = {
     SOFTQ_STRING(SOFTQ_SIMD),
-    {extent<float>, index<float>, gather_add<float>},
-    {extent<double>, index<double>, gather_add<double>},
+    {extent<float>, index<float>, gather_add<float>, window_force<float>},
+    {extent<double>, index<double>, gather_add<double>, window_force<double>},
     keep,
     pair_energy,
     pair_force,
-    window_force,
+    prefix_sum,
 };
 }  // namespace SOFTQ_SIMD
 

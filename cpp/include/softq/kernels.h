@@ -24,6 +24,10 @@ struct WeightKernels {
   // gradient[i] += table[bin of theta[i]]
   void (*gather_add)(const T* theta, std::size_t size, const Binning<T>& binning, const T* table,
                      T* gradient);
+  // force[k] = scale * ((C[k] - C[k - reach]) - (C[k + reach + 1] - C[k + 1])), where C = prefix is
+  // readable from -reach to bins + reach
+  void (*window_force)(const std::uint32_t* prefix, std::int64_t bins, std::int64_t reach,
+                       double scale, T* force);
 };
 
 struct Kernels {
@@ -38,10 +42,8 @@ struct Kernels {
   // force[i] += sum over columns j of U'_w(rows[i] - columns[j])
   void (*pair_force)(const double* rows, std::size_t height, const double* columns,
                      std::size_t width_of_tile, double width, std::int64_t* force);
-  // force[k] = (C[k] - C[k - reach]) - (C[k + reach + 1] - C[k + 1]) with C = prefix, readable from
-  // -reach on
-  void (*window_force)(const std::uint32_t* prefix, std::int64_t bins, std::int64_t reach,
-                       std::int64_t* force);
+  // sums[k] = counts[0] + … + counts[k]
+  void (*prefix_sum)(const std::uint32_t* counts, std::size_t size, std::uint32_t* sums);
 
   template <class T>
   const WeightKernels<T>& weights() const {

@@ -24,7 +24,9 @@ struct Well {
 
   // U'_w(x) = sign(x) for 0 < |x| < w; a tie and the edge give 0.
   SOFTQ_HD long long slope(double x) const {
-    return static_cast<long long>(x > 0 && x < width) - static_cast<long long>(x < 0 && -x < width);
+    // No short circuits: compilers turn these into vector masks.
+    return static_cast<long long>((x > 0) & (x < width)) -
+           static_cast<long long>((x < 0) & (-x < width));
   }
 };
 

@@ -1,0 +1,56 @@
+"""Readable brute force in float64: what the core must reproduce."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+
+def differences(theta: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    x = np.asarray(theta, dtype=np.float64).reshape(-1)
+    with np.errstate(over="ignore"):
+        return x[:, None] - x[None, :]
+
+
+def pair_energy(theta: npt.ArrayLike, width: float) -> float:
+    distance = np.abs(differences(theta))
+    well = np.where(distance < width, distance - width, 0.0)
+    np.fill_diagonal(well, 0.0)
+    return float(well.sum())
+
+
+def pair_force(theta: npt.ArrayLike, width: float) -> npt.NDArray[np.int64]:
+    d = differences(theta)
+    below = ((d > 0) & (d < width)).sum(axis=1)
+    above = ((d < 0) & (-d < width)).sum(axis=1)
+    return (below - above).reshape(np.shape(theta))
+
+
+def bin_index(theta: npt.NDArray[np.floating], bins: int) -> npt.NDArray[np.int64]:
+    """The bins of design: trunc((x - low) · inverse) in the weights' own precision."""
+    x = theta.reshape(-1)
+    dtype = np.float64 if x.dtype == np.float64 else np.float32
+    x = x.astype(dtype)
+    low, high = x.min(), x.max()
+    with np.errstate(over="ignore", divide="ignore"):
+        inverse = dtype(bins) / (high - low)
+    if not (high > low and np.isfinite(inverse)):
+        return np.zeros(x.size, dtype=np.int64)
+    return np.minimum(((x - low) * inverse).astype(np.int64), bins - 1)
+
+
+def potential(
+    counts: npt.NDArray[np.int64], spacing: float, width: float
+) -> npt.NDArray[np.float64]:
+    k = np.arange(len(counts))
+    distance = np.abs(k[:, None] - k[None, :]) * spacing
+    return np.where(distance < width, distance - width, 0.0) @ counts
+
+
+def force_table(
+    counts: npt.NDArray[np.int64], spacing: float, width: float
+) -> npt.NDArray[np.int64]:
+    k = np.arange(len(counts))
+    d = k[:, None] - k[None, :]
+    inside = np.abs(d) * spacing < width
+    return np.where(inside, np.sign(d), 0) @ counts
