@@ -36,6 +36,7 @@ COLUMN, PAGE = 3.4, 7.0
 PNG_DPI = 200
 _TEXT, _SMALL = 8.0, 7.0
 _HISTOGRAM_BINS = 128
+_MARKED_EPOCHS = 40  # more markers than this would run together
 
 
 def draw_run(run_dir: str | Path) -> list[Path]:
@@ -127,9 +128,10 @@ def draw_losses(losses: LossCurves) -> Figure:
         (left, losses.coupling, BLUE, "o", r"compression loss $\mathcal{L}_C$"),
         (right, losses.task, VERMILLION, "s", r"task loss $\mathcal{L}_\mathrm{task}$"),
     )
+    size = 2.5 if len(losses.epochs) <= _MARKED_EPOCHS else 0.0
     for axis, values, colour, marker, label in curves:
         _style(axis)
-        axis.plot(losses.epochs, values, color=colour, marker=marker, markersize=2.5, linewidth=1)
+        axis.plot(losses.epochs, values, color=colour, marker=marker, markersize=size, linewidth=1)
         axis.set_ylabel(label, fontsize=_TEXT, color=colour)
         axis.tick_params(axis="y", colors=colour, which="both")
     right.spines["right"].set_visible(True)
