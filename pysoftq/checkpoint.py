@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from pysoftq.atomic import atomic_write
 from pysoftq.config import CompressConfig, ConfigError, changed_options
 from pysoftq.coupling import SoftQuantizer
+from pysoftq.weights import load_plain
 
 FORMAT = 1
 
@@ -77,11 +77,7 @@ def load_checkpoint(
     Raises ValueError for a file that is no checkpoint, ConfigError where the data or an option that
     shapes the training differ from those of the interrupted run.
     """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} is no checkpoint of pysoftq: {reason}") from error
+    content = load_plain(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"{path} is no checkpoint of pysoftq in format {FORMAT}")
     changed = changed_options(content["config"], config)

@@ -36,14 +36,30 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
     if path.suffix not in PICKLED:
         wanted = ", ".join(SUFFIXES)
         raise ValueError(f"{path}: unknown kind of weight file {path.suffix!r}; wanted {wanted}")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} cannot be loaded as plain tensors: {reason}") from error
-    except (RuntimeError, EOFError, KeyError) as error:
-        raise ValueError(f"{path} is no PyTorch weight file: {error}") from error
-    return _state_dict(content, path)
+    return _state_dict(load_plain(path), path)
+
+
+def load_plain(path: Path) -> Any:
+    """What ``torch.save`` wrote, if it is made of tensors and plain values only; on the CPU.
+
+    Raises OSError where the file cannot be opened, ValueError where it is broken or foreign.
+    """
+    with path.open("rb") as file:
+        try:
+            return torch.load(file, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise ValueError(
+                f"{path} cannot be loaded as plain tensors: {_first(error)}"
+            ) from error
+        except (RuntimeError, EOFError, KeyError, OSError) as error:
+            raise ValueError(
+                f"{path} is no PyTorch file, or a broken one: {_first(error)}"
+            ) from error
+
+
+def _first(error: Exception) -> str:
+    """First line of a message; torch's own may go on for pages, or be empty."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:

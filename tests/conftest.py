@@ -9,6 +9,8 @@ import pytest
 from hypothesis import settings
 
 os.environ.setdefault("MPLBACKEND", "Agg")
+# Waiting threads that spin make small networks many times slower on a busy machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # The same examples everywhere, and no limit of time: a slow machine is not a failure.
 settings.register_profile("pysoftq", deadline=None, derandomize=True)

@@ -1,0 +1,132 @@
+"""Checkpoints: everything comes back bit for bit, what does not fit is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import Training, tiny_digits, tiny_training
+
+from pysoftq.checkpoint import RunState, load_checkpoint, save_checkpoint
+from pysoftq.config import CompressConfig, ConfigError, make_config
+
+CONFIG = make_config({"batch_size": 32, "h": 0.05, "lr": 0.01})
+
+
+def train(training: Training, epoch: int) -> None:
+    training.model.train()
+    training.softq.fraction = 0.5
+    for images, labels in tiny_digits().batches(0, epoch, 32):
+        training.optimizer.zero_grad()
+        F.cross_entropy(training.model(images), labels).backward()
+        training.optimizer.step()
+
+
+def save(path: Path, training: Training, state: RunState | None = None) -> None:
+    state = state or RunState()
+    parts = (training.model, training.optimizer, training.softq)
+    save_checkpoint(path, state, CONFIG, "fingerprint", *parts)
+
+
+def load(
+    path: Path, training: Training, config: CompressConfig = CONFIG, data: str = "fingerprint"
+) -> RunState:
+    return load_checkpoint(path, config, data, training.model, training.optimizer, training.softq)
+
+
+def test_training_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    whole = tiny_training(CONFIG)
+    train(whole, 0)
+    save(tmp_path / "c.pt", whole)
+    train(whole, 1)
+
+    resumed = tiny_training(CONFIG, attach=False)
+    load(tmp_path / "c.pt", resumed)
+    resumed.softq.attach(resumed.optimizer)
+    train(resumed, 1)
+    assert resumed.softq.step == whole.softq.step == 10
+    for name, value in whole.weights().items():
+        assert torch.equal(value, resumed.weights()[name]), name
+
+
+def test_state_and_random_generator_come_back(tmp_path: Path) -> None:
+    state = RunState(
+        epoch=2,
+        batch=3,
+        step=13,
+        loss_sum=0.1 + 0.2,
+        correct=7,
+        seen=96,
+        seconds=1.5,
+        metrics=[{"epoch": 0, "clusters": {"conv": 3}}],
+        early=torch.randn(5),
+        trajectory_steps=[0, 1],
+        trajectories=[torch.randn(4), torch.randn(4)],
+    )
+    training = tiny_training(CONFIG, attach=False)
+    torch.manual_seed(7)
+    save(tmp_path / "c.pt", training, state)
+    drawn = torch.rand(3)
+    found = load(tmp_path / "c.pt", training)
+    assert torch.equal(torch.rand(3), drawn)
+    assert found.early is not None
+    assert torch.equal(found.early, state.early)
+    assert all(map(torch.equal, found.trajectories, state.trajectories))
+    plain = ("epoch", "batch", "step", "loss_sum", "correct", "seen", "seconds", "metrics")
+    for name in (*plain, "trajectory_steps"):
+        assert getattr(found, name) == getattr(state, name), name
+
+
+def test_a_fresh_state_has_no_trajectories(tmp_path: Path) -> None:
+    training = tiny_training(CONFIG, attach=False)
+    save(tmp_path / "c.pt", training)
+    assert load(tmp_path / "c.pt", training).trajectories == []
+
+
+def test_other_options_and_data_are_refused(tmp_path: Path) -> None:
+    training = tiny_training(CONFIG, attach=False)
+    save(tmp_path / "c.pt", training)
+    other = CONFIG.model_copy(update={"lr": 0.5, "n_min": 2})
+    with pytest.raises(ConfigError, match=r"with other options: lr$"):
+        load(tmp_path / "c.pt", training, other)
+    with pytest.raises(ConfigError, match="data set digits has changed"):
+        load(tmp_path / "c.pt", training, data="other")
+    load(tmp_path / "c.pt", training, CONFIG.model_copy(update={"n_min": 2, "threads": 1}))
+
+
+@pytest.mark.parametrize("content", [{"format": 99}, {}, [1], "text"])
+def test_foreign_files_are_refused(tmp_path: Path, content: Any) -> None:
+    torch.save(content, tmp_path / "c.pt")
+    with pytest.raises(ValueError, match=r"c\.pt is no checkpoint of pysoftq in format 1"):
+        load(tmp_path / "c.pt", tiny_training(CONFIG, attach=False))
+
+
+def test_truncated_file_is_refused(tmp_path: Path) -> None:
+    training = tiny_training(CONFIG, attach=False)
+    path = tmp_path / "c.pt"
+    save(path, training)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"c\.pt is no PyTorch file, or a broken one"):
+        load(path, training)
+
+
+def test_a_failed_write_keeps_the_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = tiny_training(CONFIG, attach=False)
+    path = tmp_path / "c.pt"
+    save(path, training)
+    before = path.read_bytes()
+
+    def full(content: object, file: Path) -> None:
+        file.write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        save(path, training)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]

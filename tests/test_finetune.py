@@ -1,0 +1,190 @@
+"""The training loop against a plain one written here, and what it records."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import Recorder, Training, tiny_digits, tiny_training
+
+from pysoftq.checkpoint import RunState
+from pysoftq.config import CompressConfig, make_config
+from pysoftq.data import Dataset
+from pysoftq.finetune import Interrupted, NonFiniteLossError, evaluate, finetune, fraction
+from pysoftq.interrupt import StopRequest
+from pysoftq.runfolder import open_run
+
+
+@pytest.fixture(scope="module")
+def data() -> Dataset:
+    return tiny_digits()
+
+
+def options(**given: object) -> CompressConfig:
+    return make_config(
+        {"epochs": 2, "batch_size": 32, "h": 0.01, "lr": 0.01, "dataset": "digits"}, given
+    )
+
+
+def run(
+    training: Training,
+    data: Dataset,
+    config: CompressConfig,
+    path: Path,
+    stop: StopRequest | None = None,
+    observer: Recorder | None = None,
+) -> tuple[RunState, Recorder]:
+    state, observer = RunState(), observer or Recorder()
+    with open_run(path) as folder:
+        finetune(
+            training.model,
+            training.optimizer,
+            training.softq,
+            data,
+            config,
+            folder,
+            state,
+            observer,
+            stop or StopRequest(),
+        )
+    return state, observer
+
+
+@pytest.mark.parametrize("h", [0.0, 0.05])
+def test_training_equals_a_plain_loop(data: Dataset, tmp_path: Path, h: float) -> None:
+    config = options(h=h)
+    training = tiny_training(config)
+    state, observer = run(training, data, config, tmp_path / "run")
+
+    plain = tiny_training(config, attach=False)
+    optimizer = torch.optim.SGD(plain.model.parameters(), lr=0.01, momentum=0.9, nesterov=True)
+    losses = []
+    for epoch in range(2):
+        plain.model.train()
+        plain.softq.fraction = (0.3, 1.0)[epoch]
+        for images, labels in data.batches(0, epoch, 32):
+            loss = F.cross_entropy(plain.model(images), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            if h:
+                plain.softq.add_force_()
+            optimizer.step()
+            losses.append(loss.item())
+    assert observer.losses == losses
+    for name, value in plain.model.state_dict().items():
+        assert torch.equal(value, training.model.state_dict()[name]), name
+    assert (state.epoch, state.batch, state.step) == (2, 0, 10)
+
+
+def test_metrics_of_every_epoch(data: Dataset, tmp_path: Path) -> None:
+    config = options()
+    training = tiny_training(config)
+    before = evaluate(training.model, data, data.train)
+    _, observer = run(training, data, config, tmp_path / "run")
+    text = (tmp_path / "run" / "metrics.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert lines == observer.epochs
+    assert [line["epoch"] for line in lines] == [0, 1, 2]
+    assert [line["step"] for line in lines] == [0, 5, 10]
+    assert [line["fraction"] for line in lines] == [0.3, 0.3, 1.0]
+    assert (lines[0]["task_loss"], lines[0]["train_accuracy"]) == before
+    assert lines[2]["task_loss"] == pytest.approx(sum(observer.losses[5:]) / 5)
+    assert lines[2]["test_accuracy"] == evaluate(training.model, data, data.test)[1]
+    assert lines[2]["coupling_energy"] == training.softq.energy().total
+    assert set(lines[2]["clusters"]) == {layer.name for layer in training.softq.layers}
+    assert lines[2]["mean_bits_refined"] <= lines[2]["mean_bits"] <= 7
+    assert list((tmp_path / "run" / "tensorboard").glob("events.out.tfevents.*"))
+
+
+def test_evaluation_is_over_all_images_without_training(data: Dataset) -> None:
+    model = tiny_training(options()).model
+    model.train()
+    statistics = model.bn1.running_mean.clone()
+    loss, accuracy = evaluate(model, data, data.train)
+    assert torch.equal(model.bn1.running_mean, statistics)
+    with torch.no_grad():
+        logits = model.eval()(data.normalize(data.train.pixels))
+    assert loss == pytest.approx(F.cross_entropy(logits, data.train.labels).item(), rel=1e-5)
+    assert accuracy == (logits.argmax(1) == data.train.labels).double().mean().item()
+
+
+def test_trajectories_follow_weights_of_the_last_layer(data: Dataset, tmp_path: Path) -> None:
+    config = options()
+    training = tiny_training(config)
+    first = training.model.linear.weight.detach().flatten().clone()
+    state, _ = run(training, data, config, tmp_path / "run")
+    last = training.model.linear.weight.detach().flatten()
+    assert state.trajectory_steps == list(range(11))
+    assert len(first) == 160
+    assert torch.equal(state.trajectories[0], first)
+    assert torch.equal(state.trajectories[-1], last)
+
+
+def test_early_snapshot_is_of_the_first_epoch(data: Dataset, tmp_path: Path) -> None:
+    long, short = options(), options(epochs=1, fraction_start=0.3, fraction_ramp=1)
+    training = tiny_training(long)
+    state, _ = run(training, data, long, tmp_path / "long")
+    # A run of one epoch uses all weights at once; make it draw the same share.
+    alone = tiny_training(short)
+    alone.softq.fraction = 0.3
+    for images, labels in data.batches(0, 0, 32):
+        alone.optimizer.zero_grad()
+        F.cross_entropy(alone.model.train()(images), labels).backward()
+        alone.optimizer.step()
+    largest = alone.model.layer3[0].conv2.weight
+    assert torch.equal(state.early, largest.detach().flatten())
+
+
+def test_fraction_rises_to_one() -> None:
+    config = options(epochs=10, fraction_start=0.2, fraction_ramp=0.5)
+    shares = [fraction(epoch, config) for epoch in range(10)]
+    assert shares == pytest.approx([0.2, 0.36, 0.52, 0.68, 0.84] + [1.0] * 5)
+    late = options(epochs=5, fraction_start=0.5, fraction_ramp=1)
+    assert [fraction(epoch, late) for epoch in range(5)] == pytest.approx(
+        [0.5, 0.625, 0.75, 0.875, 1.0]
+    )
+    assert fraction(0, options(epochs=1)) == 1.0
+    assert fraction(0, options(epochs=9, fraction_ramp=0)) == 1.0
+
+
+class Spoiler(Recorder):
+    """Spoils a weight after the seventh step."""
+
+    def __init__(self, training: Training) -> None:
+        super().__init__()
+        self.training = training
+
+    def on_step(self, state: RunState, loss: float) -> None:
+        super().on_step(state, loss)
+        if state.step == 7:
+            with torch.no_grad():
+                self.training.model.linear.bias[0] = float("nan")
+
+
+def test_a_loss_that_is_no_number_names_the_step(data: Dataset, tmp_path: Path) -> None:
+    config = options()
+    training = tiny_training(config)
+    with pytest.raises(NonFiniteLossError, match=r"nan at step 7 \(epoch 2\)"):
+        run(training, data, config, tmp_path / "run", observer=Spoiler(training))
+    content = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    assert content["state"]["step"] == 5
+    assert torch.isfinite(content["model"]["linear.bias"]).all()
+
+
+def test_a_stop_writes_a_checkpoint_after_the_step(data: Dataset, tmp_path: Path) -> None:
+    stop = StopRequest()
+
+    class Stopper(Recorder):
+        def on_step(self, state: RunState, loss: float) -> None:
+            stop.asked = state.step == 3
+
+    config = options()
+    training = tiny_training(config)
+    with pytest.raises(Interrupted):
+        run(training, data, config, tmp_path / "run", stop, Stopper())
+    content = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    assert (content["state"]["epoch"], content["state"]["batch"]) == (0, 3)
+    assert torch.equal(content["model"]["linear.bias"], training.model.linear.bias)
