@@ -401,7 +401,7 @@ def _spread(name: str, parameter: nn.Parameter) -> float:
 
 def _degeneracy(parameter: nn.Parameter) -> str:
     size = parameter.numel()
-    return f"all {size} weights are equal" if size > 1 else f"it has {size} weights"
+    return f"all {size} weights are equal" if size > 1 else f"it has {size or 'no'} weight"
 
 
 def _row(layer: CoupledLayer, before: Clusters, after: Clusters, n_min: int) -> LayerReport:
