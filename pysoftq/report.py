@@ -12,9 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from io import StringIO
 from typing import Any
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 
 
@@ -103,6 +105,16 @@ class CompressionReport:
         means = ["", "", "", "", f"{before:.3f}", "", f"{after:.3f}", f"{entropy:.3f}"]
         table.add_row("mean", f"{self.size:,}", *means)
         return table
+
+    def __str__(self) -> str:
+        """Table of layers as plain text, at its full width, then the layers' notes."""
+        text = StringIO()
+        console = Console(file=text, width=10_000)
+        console.print(self.table())
+        for layer in self.layers:
+            if layer.note:
+                console.print(f"{layer.name}: {layer.note}", markup=False, highlight=False)
+        return text.getvalue()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,42 @@
+"""What the README shows must run."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pysoftq import load_compressed
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def test_the_example_runs_as_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+    x, y = torch.randn(64, 8), torch.randint(4, (64,))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+
+    def train(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+
+    (example,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    names = {"model": model, "optimizer": optimizer, "train": train}
+    exec(compile(example, "README.md", "exec"), names)  # noqa: S102
+
+    printed = capsys.readouterr().out
+    assert "0.weight" in printed
+    assert "256" in printed
+    weight: Tensor = model[0].weight
+    assert weight.unique().numel() < weight.numel()
+    blank = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+    loaded = load_compressed(tmp_path / "compressed.safetensors", blank)
+    assert torch.equal(loaded[0].weight, weight)
