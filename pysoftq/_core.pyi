@@ -20,7 +20,7 @@ class Layer:
         scalar: Scalar,
         width: float,
         strength: float,
-        id: int,
+        id: int,  # noqa: A002
     ) -> None: ...
 
 def num_threads() -> int: ...

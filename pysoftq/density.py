@@ -41,7 +41,7 @@ class Density:
     @property
     def midpoints(self) -> npt.NDArray[np.float64]:
         """Midpoints of the bins, float64 (bins,)."""
-        return self.low + (np.arange(self.bins) + 0.5) * self.spacing
+        return self.low + (np.arange(self.bins, dtype=np.float64) + 0.5) * self.spacing
 
 
 def density(

@@ -70,7 +70,7 @@ def select(
 
 
 def _unfit(name: str, parameter: nn.Parameter, normalization: bool) -> str:
-    if nn.parameter.is_lazy(parameter):
+    if isinstance(parameter, nn.UninitializedParameter):
         return "not initialized yet"
     if normalization:
         return "normalization"
