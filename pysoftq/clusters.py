@@ -192,10 +192,9 @@ def from_bins(
 
 
 def bin_means(values: Tensor, clusters: Clusters) -> Tensor:
-    """The mean weight of each cluster; exact where all weights are equal. See `from_bins`."""
-    offsets = values - clusters.weights()
-    sums = torch.bincount(clusters.indices, weights=offsets, minlength=clusters.K)
-    return clusters.codebook + sums / clusters.counts
+    """The mean weight of each cluster, (K,) float64; see `from_bins`."""
+    sums = torch.bincount(clusters.indices, weights=values, minlength=clusters.K)
+    return sums / clusters.counts
 
 
 def bin_index(values: Tensor, bins: int, dtype: torch.dtype) -> Tensor:

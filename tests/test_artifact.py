@@ -479,6 +479,14 @@ def test_a_constant_layer_of_any_claimed_size_costs_no_memory(tmp_path: Path) ->
         load_compressed(path, Holder(weight=torch.ones(3, 3)))
 
 
+def test_the_shape_of_a_raw_weight_is_checked(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_compressed(Holder(weight=torch.arange(6.0).reshape(2, 3)), path)
+    rewrite(path, header=lambda header: header["weights"].update(weight=[3, 2]))
+    with pytest.raises(ArtifactError, match=r"weight is not a weight of shape \[3, 2\]"):
+        inspect_compressed(path)
+
+
 def test_mismatches_are_listed_and_the_model_kept(saved: Path) -> None:
     target = nn.Sequential(
         nn.Conv2d(2, 5, 3, bias=False),

@@ -142,6 +142,11 @@ def test_extreme_ranges(scale: float, dtype: torch.dtype) -> None:
     assert torch.equal(clusters.weights(), theta)
 
 
+def test_a_mean_that_overflows_stays_within_its_cluster() -> None:
+    theta = torch.tensor([1.7e308, 1.6e308, -1.6e308, -1.7e308], dtype=torch.float64)
+    assert identify(theta, bits=0).codebook.isfinite().all()
+
+
 def test_layout_and_shape_do_not_matter() -> None:
     theta = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0))
     flat = identify(theta)
@@ -198,6 +203,12 @@ def test_refine_ties_go_to_the_lower_cluster_which_keeps_its_value() -> None:
     refined = refine(identify(theta), n_min=10)
     assert refined.codebook.tolist() == [0.0, 2.0]
     assert refined.counts.tolist() == [21, 11]
+
+
+def test_refine_keeps_large_clusters_of_both_zeros() -> None:
+    refined = refine(unique(torch.tensor([-0.0, -0.0, 0.0, 0.0, 1.0])), n_min=1)
+    assert refined.codebook.signbit().tolist() == [True, False]
+    assert sorted(refined.counts.tolist()) == [2, 3]
 
 
 def test_refine_without_a_large_cluster_changes_nothing() -> None:
