@@ -38,20 +38,14 @@ def _compare(
     strengths = [layer.strength for layer in coupling.layers]
 
     bare = Layers(weights)
-    core_layers = [
-        _core.Layer(
-            theta=parameter.data_ptr(),
-            gradient=parameter.grad.data_ptr(),
-            size=parameter.numel(),
-            scalar=_core.Scalar.float32,
-            width=width,
-            strength=strength,
-            id=number,
-        )
-        for number, (parameter, width, strength) in enumerate(
-            zip(bare.weights, widths, strengths, strict=True)
-        )
-    ]
+    core_layers = []
+    for number, (parameter, width, strength) in enumerate(
+        zip(bare.weights, widths, strengths, strict=True)
+    ):
+        layer = _core.Layer(parameter.numel(), width, number)
+        layer.theta, layer.gradient = parameter.data_ptr(), parameter.grad.data_ptr()
+        layer.strength = strength
+        core_layers.append(layer)
     parameters = list(model.weights)
     flat = [theta.numpy().ravel() for theta in weights]
     gradients = [np.zeros_like(theta) for theta in flat]

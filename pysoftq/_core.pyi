@@ -12,16 +12,11 @@ class Scalar(enum.Enum):
     bfloat16 = ...
 
 class Layer:
-    def __init__(
-        self,
-        theta: int,
-        gradient: int,
-        size: int,
-        scalar: Scalar,
-        width: float,
-        strength: float,
-        id: int,  # noqa: A002
-    ) -> None: ...
+    theta: int
+    gradient: int
+    scalar: Scalar
+    strength: float
+    def __init__(self, size: int, width: float, id: int) -> None: ...
 
 def num_threads() -> int: ...
 def set_num_threads(count: int) -> None: ...

@@ -133,7 +133,7 @@ class SoftQuantizer:
                 continue
             self.excluded[name] = f"degenerate: {_degeneracy(parameter)}"
             warnings.warn(f"layer '{name}' is not coupled: {_degeneracy(parameter)}", stacklevel=2)
-        self.layers: tuple[CoupledLayer, ...] = tuple(layers)
+        self._couple(layers)
         if not self.layers:
             raise ValueError(f"the model has no weight to couple; left out: {self.excluded}")
 
@@ -285,7 +285,15 @@ class SoftQuantizer:
         self._fft, self.bins, self.seed = fft, bins, seed
         self.h, self.w, self.alpha = state["h"], state["w"], state["alpha"]
         self.step = state["step"]
-        self.layers, self.excluded = tuple(layers), dict(state["excluded"])
+        self.excluded = dict(state["excluded"])
+        self._couple(layers)
+
+    def _couple(self, layers: Sequence[CoupledLayer]) -> None:
+        self.layers = tuple(layers)
+        # What the core is told of each layer; addresses and scale are filled in at each step.
+        self._records = [
+            _core.Layer(layer.size, layer.width, index) for index, layer in enumerate(layers)
+        ]
 
     def _hook(self, indices: Sequence[int]) -> Callable[..., Any]:
         def before_step(
@@ -315,26 +323,20 @@ class SoftQuantizer:
             return
         coupled, records, copies = [], [], []
         for index in indices:
-            layer = self.layers[index]
-            theta, gradient = layer.parameter.detach(), layer.parameter.grad
+            layer, record = self.layers[index], self._records[index]
+            theta: Tensor = layer.parameter
+            gradient = theta.grad
             if gradient is None:
                 continue
             if not _same_memory(theta, gradient):
                 theta, buffer = _stage(layer.name, theta, gradient)
                 copies.append((gradient, theta, buffer))
                 gradient = buffer
+            record.theta, record.gradient = theta.data_ptr(), gradient.data_ptr()
+            record.scalar = SCALARS[theta.dtype]
+            record.strength = layer.strength * scale
             coupled.append(layer)
-            records.append(
-                _core.Layer(
-                    theta.data_ptr(),
-                    gradient.data_ptr(),
-                    layer.size,
-                    SCALARS[theta.dtype],
-                    layer.width,
-                    layer.strength * scale,
-                    index,
-                )
-            )
+            records.append(record)
         refused = _core.add_force(records, self.bins, self._fft, self._fraction, self.seed, step)
         if refused:
             reasons = [f"layer '{coupled[i].name}': {reason}" for i, reason in refused]
@@ -345,19 +347,15 @@ class SoftQuantizer:
 
 def _same_memory(theta: Tensor, gradient: Tensor) -> bool:
     """Whether the core can walk through both side by side: on the CPU, dense, in the same order."""
+    if theta.device.type != "cpu" or theta.dtype != gradient.dtype or gradient.is_sparse:
+        return False
+    if theta.is_contiguous() and gradient.is_contiguous():
+        return True
+    last = torch.channels_last
     return (
-        theta.device.type == "cpu"
-        and theta.dtype == gradient.dtype
-        and not gradient.is_sparse
-        and theta.is_contiguous() == gradient.is_contiguous()
-        and (
-            theta.is_contiguous()
-            or (
-                theta.dim() == 4
-                and theta.is_contiguous(memory_format=torch.channels_last)
-                and gradient.is_contiguous(memory_format=torch.channels_last)
-            )
-        )
+        theta.dim() == 4
+        and theta.is_contiguous(memory_format=last)
+        and gradient.is_contiguous(memory_format=last)
     )
 
 
@@ -368,7 +366,7 @@ def _stage(name: str, theta: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
             f"layer '{name}' has a gradient of layout {gradient.layout}; want a dense one "
             "(for an embedding: sparse=False), or leave the layer out with exclude="
         )
-    weights = torch.empty_like(theta, device="cpu").copy_(theta)
+    weights = torch.empty_like(theta, device="cpu", requires_grad=False).copy_(theta)
     return weights, torch.empty_like(weights).copy_(gradient)
 
 

@@ -7,12 +7,14 @@ namespace softq::bindings {
 
 namespace {
 
-using Addresses = py::array_t<std::uint64_t, py::array::c_style>;
-using Doubles = py::array_t<double, py::array::c_style>;
+template <class T>
+std::uint64_t number(T* address) {
+  return static_cast<std::uint64_t>(reinterpret_cast<std::uintptr_t>(address));
+}
 
 template <class T>
-T* address(std::uint64_t value) {
-  return reinterpret_cast<T*>(static_cast<std::uintptr_t>(value));
+T* address(std::uint64_t number) {
+  return reinterpret_cast<T*>(static_cast<std::uintptr_t>(number));
 }
 
 }  // namespace
@@ -23,20 +25,20 @@ void bind_coupling(py::module_& m) {
       .value("float64", Scalar::float64)
       .value("float16", Scalar::float16)
       .value("bfloat16", Scalar::bfloat16);
+  // Written anew before each step: addresses as integers, of contiguous memory.
   py::class_<Layer>(m, "Layer")
-      .def(py::init([](std::uint64_t theta, std::uint64_t gradient, std::size_t size, Scalar scalar,
-                       double width, double strength, std::uint64_t id) {
-             return Layer{address<const void>(theta),
-                          address<void>(gradient),
-                          size,
-                          scalar,
-                          width,
-                          strength,
-                          id};
+      .def(py::init([](std::size_t size, double width, std::uint64_t id) {
+             return Layer{nullptr, nullptr, size, Scalar::float32, width, 0, id};
            }),
-           py::arg("theta"), py::arg("gradient"), py::arg("size"), py::arg("scalar"),
-           py::arg("width"), py::arg("strength"), py::arg("id"),
-           "theta and gradient: addresses of contiguous memory");
+           py::arg("size"), py::arg("width"), py::arg("id"))
+      .def_property(
+          "theta", [](const Layer& layer) { return number(layer.theta); },
+          [](Layer& layer, std::uint64_t theta) { layer.theta = address<const void>(theta); })
+      .def_property(
+          "gradient", [](const Layer& layer) { return number(layer.gradient); },
+          [](Layer& layer, std::uint64_t gradient) { layer.gradient = address<void>(gradient); })
+      .def_readwrite("scalar", &Layer::scalar)
+      .def_readwrite("strength", &Layer::strength);
   m.def(
       "add_force",
       [](const std::vector<Layer>& layers, std::int32_t bins, bool fft, double fraction,
