@@ -71,7 +71,6 @@ def compress(
             raise ConfigError(f"{path} holds a run already: resume it, or choose another folder")
         if resume and not folder.exists:
             raise ConfigError(f"{path} holds no run to resume")
-        write_config(config, folder.config)
         device = choose_device(config.device)
         set_threads(config.threads)
         torch.manual_seed(config.seed)
@@ -87,7 +86,11 @@ def compress(
             std=config.std,
         ).to(device)
         model = build_model(config.model, len(data.classes), data.in_channels).to(device)
-        pretrained = load_pretrained(model, data, config, folder, observer)
+        if resume:
+            pretrained = load_file(folder.pretrained)
+            restore(model, pretrained, folder.pretrained)
+        else:
+            pretrained = load_pretrained(model, data, config, observer)
 
         softq = SoftQuantizer(
             model,
@@ -101,6 +104,9 @@ def compress(
             exclude=config.exclude or None,
         )
         optimizer = make_optimizer(model, config)
+        if not resume:
+            save_state(pretrained, folder.pretrained)
+        write_config(config, folder.config)  # from now on there is a run to resume
         state = RunState()
         if folder.checkpoint.is_file():
             state = load_checkpoint(
@@ -166,21 +172,13 @@ def load_pretrained(
     model: nn.Module,
     data: Dataset,
     config: CompressConfig,
-    folder: RunFolder,
     observer: RunObserver,
 ) -> dict[str, Tensor]:
-    """Put the pretrained state into the model; the run folder keeps a copy of its own."""
-    if folder.pretrained.is_file():
-        state = load_file(folder.pretrained)
-        restore(model, state, folder.pretrained)
-        return state
-    if config.weights is not None:
-        restore(model, load_weights(config.weights), config.weights)
-        state = cpu_state(model)
-    else:
-        state = pretrained_state(model, data, config, observer.message)
-    save_state(state, folder.pretrained)
-    return state
+    """Put the weights given, or else pretrained ones, into the model."""
+    if config.weights is None:
+        return pretrained_state(model, data, config, observer.message)
+    restore(model, load_weights(config.weights), config.weights)
+    return cpu_state(model)
 
 
 def float_row(

@@ -77,7 +77,7 @@ def test_truncated_file_is_refused(tmp_path: Path, state: dict[str, Tensor]) -> 
     path = tmp_path / "w.pt"
     torch.save(state, path)
     path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(ValueError, match=r"w\.pt is no PyTorch weight file"):
+    with pytest.raises(ValueError, match=r"w\.pt is no PyTorch file, or a broken one"):
         load_weights(path)
 
 

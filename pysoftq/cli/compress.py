@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
+from pysoftq.cli import INTERRUPTED
 from pysoftq.cli.options import ConfigOption, GroupedCommand, config_options, given_options
 from pysoftq.cli.tables import print_table
 from pysoftq.config import (
@@ -68,10 +71,9 @@ def compress(
             config = _new(config_file, given)
         else:
             config = _resumed(resume, out, config_file, given)
+        _run(config, resume or out or _next_run(Path("runs")), resume=resume is not None)
     except ConfigError as error:
         raise click.UsageError(str(error)) from error
-    path = resume or out or _next_run(Path("runs"))
-    _run(config, path, resume=resume is not None)
 
 
 def _new(config_file: Path | None, given: dict[str, Any]) -> CompressConfig:
@@ -105,6 +107,7 @@ def _run(config: CompressConfig, path: Path, *, resume: bool) -> None:
     # Loaded late: torch takes seconds, and --help needs none of it.
     from pysoftq.cli.progress import TerminalObserver
     from pysoftq.driver import compress as run
+    from pysoftq.finetune import Interrupted
 
     observer = TerminalObserver()
     observer.message(f"run folder: {path}")
@@ -112,6 +115,10 @@ def _run(config: CompressConfig, path: Path, *, resume: bool) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         summary = run(config, path, observer, resume=resume)
+    except Interrupted:
+        command = f"pysoftq compress --resume {shlex.quote(str(path))}"
+        click.echo(f"interrupted; a checkpoint is written, go on with: {command}", err=True)
+        sys.exit(INTERRUPTED)
     finally:
         observer.close()
     print_table(summary.layers.table())

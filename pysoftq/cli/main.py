@@ -10,6 +10,7 @@ import traceback
 import click
 
 from pysoftq import __version__
+from pysoftq.cli import INTERRUPTED
 
 # command -> its line in the help; pysoftq/cli/<command>.py defines a click command of that name
 COMMANDS = {
@@ -17,7 +18,6 @@ COMMANDS = {
     "energy": "Interaction energy of each layer of a weight file.",
     "inspect": "Show what is in a compressed file.",
 }
-INTERRUPTED = 130
 
 
 class LazyGroup(click.Group):
@@ -71,7 +71,7 @@ def main() -> None:
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
-        cli.main(arguments, standalone_mode=False)
+        cli.main(arguments, prog_name="pysoftq", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

@@ -1,0 +1,360 @@
+"""``pysoftq compress`` from end to end: the run folder, kill and resume, refusals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from pysoftq.artifact import load_compressed
+from pysoftq.checkpoint import RunState
+from pysoftq.cli import main as cli_main
+from pysoftq.cli.progress import TerminalObserver
+from pysoftq.data import Dataset, load_dataset
+from pysoftq.finetune import evaluate
+from pysoftq.models import build_model
+from pysoftq.runfolder import open_run
+from pysoftq.weights import coupled_weights
+
+FILES = {
+    "config.yaml",
+    "metrics.jsonl",
+    "tensorboard",
+    "checkpoint.pt",
+    "pretrained.safetensors",
+    "soft.safetensors",
+    "compressed.safetensors",
+    "report.json",
+    "report.txt",
+    "records.npz",
+    "figures",
+}
+NETWORKS = ["pretrained", "soft", "soft, 7-bit clusters", "soft, refined"]
+HEQ = ["HEQ-5", "HEQ-4", "HEQ-3", "HEQ-2"]
+STEPS = 3 * 12
+
+Run = Callable[..., int]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "digits.pt"
+    torch.save(build_model("digits-resnet-small", 10, 1).state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def options(weights: Path) -> list[str]:
+    given = {"model": "digits-resnet-small", "weights": weights, "h": 0.05, "lr": 0.02, "epochs": 3}
+    return [part for name, value in given.items() for part in (f"--{name}", str(value))]
+
+
+def call(*arguments: str) -> int:
+    """Run the command line in this process and return its exit code."""
+    before = sys.argv
+    sys.argv = ["pysoftq", *arguments]
+    try:
+        cli_main.main()
+    except SystemExit as exit_:
+        return int(exit_.code or 0)
+    finally:
+        sys.argv = before
+    return 0
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, options: list[str]) -> Path:
+    """A run that nothing interrupted; not to be changed."""
+    path = tmp_path_factory.mktemp("runs") / "finished"
+    assert call("--debug", "compress", *options, "--out", str(path)) == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def digits() -> Dataset:
+    return load_dataset("digits", seed=0)
+
+
+def report(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((path / "report.json").read_text())
+    return content
+
+
+def rows(path: Path) -> dict[str, dict[str, Any]]:
+    return {row["name"]: row for row in report(path)["networks"]}
+
+
+def metrics(path: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        del line["seconds"]
+    return lines
+
+
+def assert_same_run(first: Path, second: Path) -> None:
+    for name in ("soft.safetensors", "compressed.safetensors", "pretrained.safetensors"):
+        assert (first / name).read_bytes() == (second / name).read_bytes(), name
+    assert metrics(first) == metrics(second)
+    assert report(first)["networks"] == report(second)["networks"]
+    with np.load(first / "records.npz") as one, np.load(second / "records.npz") as other:
+        assert set(one) == set(other)
+        for name in one:
+            assert np.array_equal(one[name], other[name]), name
+
+
+def test_a_run_leaves_all_its_files(finished: Path) -> None:
+    assert {path.name for path in finished.iterdir() if path.name[0] != "."} == FILES
+    figures = {path.name for path in (finished / "figures").iterdir()}
+    names = ("histograms", "trajectories", "losses")
+    assert figures == {f"{name}.{kind}" for name in names for kind in ("png", "pdf")}
+    assert [line["epoch"] for line in metrics(finished)] == [0, 1, 2, 3]
+    config = yaml.safe_load((finished / "config.yaml").read_text())
+    assert (config["h"], config["epochs"], config["batch_size"]) == (0.05, 3, 128)
+    text = (finished / "report.txt").read_text()
+    assert all(name in text for name in (*NETWORKS, *HEQ, "layer3.0.conv2.weight"))
+
+
+def test_every_network_is_compared(finished: Path) -> None:
+    found = rows(finished)
+    assert list(found) == [*NETWORKS, *HEQ]
+    for name in HEQ:
+        assert found[name]["container_bits"] == found[name]["bits"] == float(name[-1])
+        # Counts of the bins are equal, up to one.
+        assert found[name]["entropy_bits"] == pytest.approx(float(name[-1]), abs=0.01)
+    refined, clusters = found["soft, refined"], found["soft, 7-bit clusters"]
+    assert refined["entropy_bits"] <= refined["bits"] <= refined["container_bits"]
+    assert refined["bits"] < clusters["bits"] <= 7
+    assert refined["bytes_on_disk"] < found["pretrained"]["bytes_on_disk"]
+
+
+def test_compressed_file_is_the_refined_network(finished: Path, digits: Dataset) -> None:
+    path = finished / "compressed.safetensors"
+    row = rows(finished)["soft, refined"]
+    assert path.stat().st_size == row["bytes_on_disk"]
+    model = load_compressed(path)
+    assert evaluate(model, digits, digits.test)[1] == row["accuracy"]
+    layers = coupled_weights(model.state_dict())
+    values = {name: len(np.unique(tensor.numpy())) for name, tensor in layers.items()}
+    told = {layer["name"]: layer["clusters"] for layer in report(finished)["compression"]["layers"]}
+    assert values == told
+    sizes = np.array([tensor.numel() for tensor in layers.values()])
+    bits = (sizes * np.log2(list(values.values()))).sum() / sizes.sum()
+    assert row["bits"] == pytest.approx(bits)
+
+
+def test_soft_network_is_the_end_of_the_training(finished: Path, digits: Dataset) -> None:
+    model = build_model("digits-resnet-small", 10, 1)
+    model.load_state_dict(load_file(finished / "soft.safetensors"))
+    accuracy = evaluate(model, digits, digits.test)[1]
+    assert accuracy == rows(finished)["soft"]["accuracy"] == metrics(finished)[-1]["test_accuracy"]
+
+
+def test_records_hold_what_the_figures_need(finished: Path, weights: Path) -> None:
+    before = torch.load(weights, weights_only=True)
+    with np.load(finished / "records.npz") as records:
+        assert records["layer"].item() == "layer3.0.conv2.weight"
+        name = records["layer"].item()
+        assert np.array_equal(records["weights_pretrained"], before[name].flatten().numpy())
+        soft = load_file(finished / "soft.safetensors")[name].flatten().numpy()
+        assert np.array_equal(records["weights_soft"], soft)
+        final = coupled_weights(load_compressed(finished / "compressed.safetensors").state_dict())
+        assert np.array_equal(records["weights_final"], final[name].flatten().numpy())
+        assert records["weights_early"].shape == soft.shape
+        assert records["width"] == pytest.approx(0.5 * np.std(records["weights_pretrained"]))
+        assert records["trajectory_layer"].item() == "linear.weight"
+        assert records["trajectory_steps"].tolist() == list(range(STEPS + 1))
+        assert records["trajectories"].shape == (STEPS + 1, 160)
+
+
+@pytest.fixture
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out what takes longest and is seen in another test."""
+    monkeypatch.setattr("pysoftq.driver.draw", lambda folder: None)
+
+
+KILLED = """
+import os, signal, sys
+from pysoftq.cli import main
+from pysoftq.cli.progress import TerminalObserver
+
+def kill(self, state, loss):
+    if state.step == 17:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+TerminalObserver.on_step = kill
+main.main()
+"""
+
+
+@pytest.mark.usefixtures("no_figures")
+@pytest.mark.parametrize(
+    ("minutes", "saved"),
+    [("10", (1, 0, 12)), ("1e-9", (1, 4, 16))],
+    ids=["from the end of an epoch", "from within an epoch"],
+)
+def test_a_killed_run_goes_on_bit_for_bit(
+    tmp_path: Path, options: list[str], finished: Path, minutes: str, saved: tuple[int, int, int]
+) -> None:
+    run = tmp_path / "run"
+    arguments = ["compress", *options, "--checkpoint-minutes", minutes, "--out", str(run)]
+    process = subprocess.run([sys.executable, "-c", KILLED, *arguments], check=False)
+    assert process.returncode == -signal.SIGKILL
+    state = torch.load(run / "checkpoint.pt", weights_only=True)["state"]
+    assert (state["epoch"], state["batch"], state["step"]) == saved
+    assert not (run / "soft.safetensors").exists()
+    # A line that the checkpoint does not know of is taken back.
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 99}\n{"epo')
+    assert call("--debug", "compress", "--resume", str(run)) == 0
+    assert_same_run(run, finished)
+
+
+@pytest.mark.usefixtures("no_figures")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_exits_with_130_and_goes_on(
+    tmp_path: Path,
+    options: list[str],
+    finished: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: signal.Signals,
+) -> None:
+    def interrupt(self: TerminalObserver, state: RunState, loss: float) -> None:
+        if state.step == 20:
+            os.kill(os.getpid(), number)
+
+    run = str(tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(TerminalObserver, "on_step", interrupt)
+        assert call("compress", *options, "--out", run) == 130
+    assert f"pysoftq compress --resume {run}" in capsys.readouterr().err
+    state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["state"]
+    assert state["step"] == 20
+    assert call("--debug", "compress", "--resume", run) == 0
+    assert_same_run(tmp_path / "run", finished)
+
+
+def copied(run: Path, to: Path) -> Path:
+    """A copy of what a run needs to be resumed."""
+    to.mkdir()
+    for name in ("config.yaml", "metrics.jsonl", "checkpoint.pt", "pretrained.safetensors"):
+        (to / name).write_bytes((run / name).read_bytes())
+    return to
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_finished_run_is_evaluated_anew(
+    tmp_path: Path, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = copied(finished, tmp_path / "run")
+    assert call("--debug", "compress", "--resume", str(run)) == 0
+    assert_same_run(run, finished)
+    assert call("--debug", "compress", "--resume", str(run), "--n-min", "0") == 0
+    found, before = rows(run), rows(finished)
+    assert found["soft"] == before["soft"]
+    assert found["soft, refined"]["bits"] == found["soft, 7-bit clusters"]["bits"]
+    assert found["soft, refined"]["bits"] > before["soft, refined"]["bits"]
+
+    text = capsys.readouterr().out
+    assert "digits-resnet-small on digits: h 0.05, w 0.5, 3 epochs" in text
+    assert f"resuming after step {STEPS} of {STEPS}" in text
+    assert "HEQ-4" in text
+    assert "layer3.0.conv2.weight" in text
+
+
+def test_one_process_at_a_time(
+    tmp_path: Path, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = copied(finished, tmp_path / "run")
+    with open_run(run):
+        assert call("compress", "--resume", str(run)) == 1
+    assert "another process is working on the run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--resume", "{run}", "--lr", "0.1"], 2, "--lr cannot be changed"),
+        (["--resume", "{run}", "--out", "x"], 2, "--resume goes with neither"),
+        (["--resume", "{empty}"], 2, "holds no run to resume"),
+        (["--resume", "{empty}/nowhere"], 2, "does not exist"),
+        (["--out", "{run}"], 2, "holds a run already"),
+        (["--h", "-1"], 2, "option 'h'"),
+        (["--dataset", "mnist"], 2, "option 'dataset'"),
+        (["--config", "{yaml}"], 2, "unknown option 'strength'"),
+        (["--weights", "nowhere.pt", "--out", "{new}"], 1, "no weight file nowhere.pt"),
+        (["--model", "resnet999", "--out", "{new}"], 1, "unknown model 'resnet999'"),
+        (["--model", "resnet20", "--weights", "{weights}", "--out", "{new}"], 1, "does not fit"),
+        (["--dataset", "imagefolder:nowhere", "--out", "{new}"], 1, "no image folder nowhere"),
+        (
+            [
+                "--exclude",
+                "nothing*",
+                "--weights",
+                "{weights}",
+                "--model",
+                "digits-resnet-small",
+                "--out",
+                "{new}",
+            ],
+            1,
+            "nothing*",
+        ),
+    ],
+)
+def test_refusals(
+    tmp_path: Path,
+    finished: Path,
+    weights: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    code: int,
+    message: str,
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "c.yaml").write_text("strength: 1\n")
+    places = {
+        "run": finished,
+        "empty": tmp_path / "empty",
+        "new": tmp_path / "new",
+        "yaml": tmp_path / "c.yaml",
+        "weights": weights,
+    }
+    assert call("compress", *(argument.format(**places) for argument in arguments)) == code
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_run_that_could_not_begin_may_be_begun_again(
+    tmp_path: Path, options: list[str], weights: Path
+) -> None:
+    run = str(tmp_path / "run")
+    assert call("compress", *options, "--weights", "nowhere.pt", "--out", run) == 1
+    assert call("compress", *options, "--epochs", "1", "--out", run) == 0
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_command_line_wins_over_the_file(
+    tmp_path: Path, options: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("c.yaml").write_text("h: 0.2\nw: 0.3\nepochs: 1\n")
+    assert call("compress", "--config", "c.yaml", *options, "--epochs", "1") == 0
+    config = yaml.safe_load(Path("runs/1/config.yaml").read_text())
+    assert (config["h"], config["w"], config["epochs"]) == (0.05, 0.3, 1)
+    assert call("compress", "--config", "c.yaml", *options, "--epochs", "1") == 0
+    assert rows(Path("runs/1")) == rows(Path("runs/2"))
