@@ -105,7 +105,7 @@ class CompressConfig(BaseModel):
     threads: int | None = _option("Run", None, "Threads on the CPU; all cores by default.",
         on_resume=True, ge=1)
     device: Literal["auto", "cpu", "cuda", "mps"] = _option("Run", "auto", "Where the network "
-        "runs; auto takes an accelerator where there is one.", on_resume=True)
+        "runs; auto takes CUDA where it is present.", on_resume=True)
     checkpoint_minutes: float = _option("Run", 10.0, "A checkpoint is written after each epoch and "
         "after this time within one.", on_resume=True, gt=0)
     # fmt: on

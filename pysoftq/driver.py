@@ -283,7 +283,9 @@ def draw(folder: RunFolder) -> None:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device asked for; ``auto`` takes CUDA, then MPS, then the CPU.
+    """The device asked for; ``auto`` takes CUDA where it is present, else the CPU.
+
+    MPS is used only when asked for: it lacks float64, which some of PyTorch's own steps want.
 
     Raises ConfigError where the device asked for is missing.
     """
@@ -293,7 +295,7 @@ def choose_device(name: str) -> torch.device:
         "cpu": True,
     }
     if name == "auto":
-        name = next(device for device, there in present.items() if there)
+        name = "cuda" if present["cuda"] else "cpu"
     if not present[name]:
         raise ConfigError(f"option 'device': there is no {name} device here")
     if name == "cuda":

@@ -291,6 +291,7 @@ def test_one_process_at_a_time(
         (["--resume", "{empty}"], 2, "holds no run to resume"),
         (["--resume", "{empty}/nowhere"], 2, "does not exist"),
         (["--out", "{run}"], 2, "holds a run already"),
+        (["--device", "{missing}"], 2, "option 'device'"),
         (["--h", "-1"], 2, "option 'h'"),
         (["--dataset", "mnist"], 2, "option 'dataset'"),
         (["--config", "{yaml}"], 2, "unknown option 'strength'"),
@@ -328,6 +329,7 @@ def test_refusals(
     places = {
         "run": finished,
         "empty": tmp_path / "empty",
+        "missing": "mps" if torch.cuda.is_available() else "cuda",
         "new": tmp_path / "new",
         "yaml": tmp_path / "c.yaml",
         "weights": weights,

@@ -133,8 +133,11 @@ def _described(config: CompressConfig) -> str:
         f"{config.model} on {config.dataset}: h {config.h:g}, w {config.w:g}, "
         f"{config.epochs} epochs, batch {config.batch_size}, lr {config.lr:g}, seed {config.seed}"
     )
-    departures = dataset_defaults({"dataset": config.dataset})
+    departures = [
+        f"{name} {value}"
+        for name, value in dataset_defaults({"dataset": config.dataset}).items()
+        if getattr(config, name) == value
+    ]
     if departures:
-        listed = ", ".join(f"{name} {value}" for name, value in departures.items())
-        text += f"\ndefaults of this data set: {listed}"
+        text += f"\nthe data set's own defaults: {', '.join(departures)}"
     return text

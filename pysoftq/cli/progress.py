@@ -11,13 +11,14 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
 from pysoftq.checkpoint import RunState
 from pysoftq.config import CompressConfig
 from pysoftq.data import Dataset, batch_count
+
+LINES = 30
 
 
 class TerminalObserver:
@@ -30,39 +31,46 @@ class TerminalObserver:
         self._energy = 0.0
         self._bits = 0.0
         self._total = 0
+        self._every = 1
         self._start = (0.0, 0)
 
     def message(self, text: str) -> None:
         """Print one line."""
-        self.console.print(text, highlight=False, soft_wrap=True)
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def on_start(self, config: CompressConfig, data: Dataset, state: RunState) -> None:
         """Begin to count the steps."""
         self._total = config.epochs * batch_count(len(data.train), config.batch_size)
         self._start = (time.monotonic(), state.step)
+        self._every = max(1, config.epochs // LINES)
         if state.step:
             self.message(f"resuming after step {state.step} of {self._total}")
+        if state.metrics:
+            self._note(state.metrics[-1])
         if not self.console.is_terminal or state.step >= self._total:
             return
         self._bar = Progress(
-            TextColumn("soft quantization"),
-            BarColumn(),
+            BarColumn(bar_width=16),
             MofNCompleteColumn(),
             TextColumn("loss {task.fields[loss]:.3f}  L_C {task.fields[energy]:.4g}"),
             TextColumn("{task.fields[bits]:.2f} bits"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
             TimeRemainingColumn(),
+            TextColumn("left"),
             console=self.console,
         )
         self._task = self._bar.add_task(
-            "steps", total=self._total, completed=state.step, loss=0.0, energy=0.0, bits=0.0
+            "steps",
+            total=self._total,
+            completed=state.step,
+            loss=self._loss,
+            energy=self._energy,
+            bits=self._bits,
         )
         self._bar.start()
 
     def on_step(self, state: RunState, loss: float) -> None:
         """Move the bar."""
-        self._loss = 0.95 * self._loss + 0.05 * loss if self._loss else loss
+        self._loss += 0.05 * (loss - self._loss)
         if self._bar is not None:
             self._bar.update(
                 self._task,
@@ -73,14 +81,24 @@ class TerminalObserver:
             )
 
     def on_epoch(self, metrics: dict[str, Any]) -> None:
-        """Print the line of an epoch."""
-        self._energy, self._bits = metrics["coupling_energy"], metrics["mean_bits"]
+        """Print the line of an epoch; of a long run, only some of them."""
+        self._note(metrics)
+        ended = metrics["step"] >= self._total
+        if ended:
+            self.close()
+        if metrics["epoch"] % self._every and not ended:
+            return
         self.message(
             f"epoch {metrics['epoch']:3d}  loss {metrics['task_loss']:.4f}  "
             f"L_C {self._energy:.4g}  test {100 * metrics['test_accuracy']:.2f} %  "
             f"bits {self._bits:.3f} (refined {metrics['mean_bits_refined']:.3f})  "
             f"{self._time_left(metrics['step'])}"
         )
+
+    def _note(self, metrics: dict[str, Any]) -> None:
+        self._loss = metrics["task_loss"]
+        self._energy = metrics["coupling_energy"]
+        self._bits = metrics["mean_bits"]
 
     def _time_left(self, step: int) -> str:
         begin, first = self._start
