@@ -59,6 +59,7 @@ def save_checkpoint(
         "optimizer": optimizer.state_dict(),
         "softq": softq.state_dict(),
         "random": torch.get_rng_state(),
+        "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
     with atomic_write(path) as temporary:
         torch.save(content, temporary)
@@ -89,6 +90,8 @@ def load_checkpoint(
     optimizer.load_state_dict(content["optimizer"])
     softq.load_state_dict(content["softq"])
     torch.set_rng_state(content["random"])
+    if torch.cuda.is_available() and content.get("random_cuda"):
+        torch.cuda.set_rng_state_all(content["random_cuda"])
     state = RunState(**content["state"])
     state.trajectories = list(state.trajectories)
     return state

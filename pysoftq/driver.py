@@ -107,6 +107,7 @@ def compress(
         if not resume:
             save_state(pretrained, folder.pretrained)
         write_config(config, folder.config)  # from now on there is a run to resume
+        torch.manual_seed(config.seed)  # the same whether or not pretraining drew numbers
         state = RunState()
         if folder.checkpoint.is_file():
             state = load_checkpoint(
