@@ -386,7 +386,7 @@ def _finite(name: str, value: float, above: float = -math.inf, allowed: bool = T
 
 def _spread(name: str, parameter: nn.Parameter) -> float:
     """Population standard deviation sigma_l; 0 for a layer that cannot be coupled."""
-    weights = parameter.detach().double()
+    weights = parameter.detach().cpu().double()
     bad = int((~torch.isfinite(weights)).sum())
     if bad:
         raise ValueError(

@@ -27,10 +27,10 @@ void bind_coupling(py::module_& m) {
       .value("bfloat16", Scalar::bfloat16);
   // Written anew before each step: addresses as integers, of contiguous memory.
   py::class_<Layer>(m, "Layer")
-      .def(py::init([](std::size_t size, double width, std::uint64_t id) {
-             return Layer{nullptr, nullptr, size, Scalar::float32, width, 0, id};
+      .def(py::init([](std::size_t size, double width, std::uint64_t index) {
+             return Layer{nullptr, nullptr, size, Scalar::float32, width, 0, index};
            }),
-           py::arg("size"), py::arg("width"), py::arg("id"))
+           py::arg("size"), py::arg("width"), py::arg("index"))
       .def_property(
           "theta", [](const Layer& layer) { return number(layer.theta); },
           [](Layer& layer, std::uint64_t theta) { layer.theta = address<const void>(theta); })

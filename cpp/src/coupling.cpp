@@ -50,7 +50,7 @@ void add_layer(const Layer& layer, const Binning<T>& binning, const CouplingStep
   thread_local std::vector<T> table;
   counts.resize(bins);
   table.resize(bins);
-  histogram(theta, layer.size, binning, Sample(step.fraction, step.seed, step.step, layer.id),
+  histogram(theta, layer.size, binning, Sample(step.fraction, step.seed, step.step, layer.index),
             counts.data());
   const double scale = layer.strength / step.fraction;
   const auto force = step.method == Method::scan ? force_scan<T> : force_fft<T>;

@@ -16,9 +16,9 @@ struct Layer {
   void* gradient;
   std::size_t size;
   Scalar scalar;
-  double width;      // w_l
-  double strength;   // h_l, and any scale of the gradient
-  std::uint64_t id;  // its stream of random numbers
+  double width;         // w_l
+  double strength;      // h_l, and any scale of the gradient
+  std::uint64_t index;  // in the model: the key of its random numbers
 };
 
 struct CouplingStep {
