@@ -40,7 +40,8 @@ def pretrained_state(
         return state
     message(f"pretraining {config.model} on {config.dataset}: {config.pretrain_epochs} epochs")
     pretrain(model, data, config, message)
-    state = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
+    # Copies: the model goes on training, and its pretrained state must stay.
+    state = {name: value.cpu().clone().contiguous() for name, value in model.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as temporary:
         Path(temporary).write_bytes(save(state))

@@ -58,6 +58,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def options(weights: Path) -> list[str]:
     given = {"model": "digits-resnet-small", "weights": weights, "h": 0.05, "lr": 0.02, "epochs": 3}
+    given |= {"w": 0.5, "n-min": 10, "batch-size": 128}
     return [part for name, value in given.items() for part in (f"--{name}", str(value))]
 
 
@@ -354,9 +355,9 @@ def test_command_line_wins_over_the_file(
     tmp_path: Path, options: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("c.yaml").write_text("h: 0.2\nw: 0.3\nepochs: 1\n")
+    Path("c.yaml").write_text("h: 0.2\nbins: 4096\nepochs: 1\n")
     assert call("compress", "--config", "c.yaml", *options, "--epochs", "1") == 0
     config = yaml.safe_load(Path("runs/1/config.yaml").read_text())
-    assert (config["h"], config["w"], config["epochs"]) == (0.05, 0.3, 1)
+    assert (config["h"], config["bins"], config["epochs"]) == (0.05, 4096, 1)
     assert call("compress", "--config", "c.yaml", *options, "--epochs", "1") == 0
     assert rows(Path("runs/1")) == rows(Path("runs/2"))

@@ -13,7 +13,9 @@ from pysoftq.finetune import evaluate
 from pysoftq.models import build_model
 from pysoftq.pretrain import cache_folder, cache_key, pretrained_state
 
-CONFIG = make_config({"model": "digits-resnet-small", "pretrain_epochs": 12})
+CONFIG = make_config(
+    {"model": "digits-resnet-small", "pretrain_epochs": 12, "pretrain_batch_size": 64}
+)
 
 
 def test_pretraining_learns_and_is_found_again(
@@ -29,6 +31,10 @@ def test_pretraining_learns_and_is_found_again(
     assert before < 0.3
     assert evaluate(model, data, data.test)[1] > 0.7
     assert messages[0].startswith("pretraining digits-resnet-small")
+
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)  # what follows pretraining must leave the state alone
 
     torch.manual_seed(1)
     other = build_model(CONFIG.model, 10, 1)
