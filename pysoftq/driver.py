@@ -106,7 +106,6 @@ def compress(
         optimizer = make_optimizer(model, config)
         if not resume:
             save_state(pretrained, folder.pretrained)
-        write_config(config, folder.config)  # from now on there is a run to resume
         torch.manual_seed(config.seed)  # the same whether or not pretraining drew numbers
         state = RunState()
         if folder.checkpoint.is_file():
@@ -114,6 +113,7 @@ def compress(
                 folder.checkpoint, config, data.fingerprint(), model, optimizer, softq
             )
             folder.write_metrics(state.metrics)
+        write_config(config, folder.config)  # from now on there is a run to resume
         softq.attach(optimizer)
         observer.on_start(config, data, state)
         with stop_on_signals() as stop:
