@@ -9,13 +9,14 @@ import pytest
 import torch
 
 import pysoftq
+from pysoftq.report import NetworkRow
 
 ROOT = Path(__file__).parents[1]
 if not (ROOT / "benchmarks").is_dir():
     pytest.skip("the benchmarks are not beside the tests", allow_module_level=True)
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import __main__, force_step, harness, layers, peers  # noqa: E402
+from benchmarks import __main__, digits, force_step, harness, layers, peers  # noqa: E402
 
 OPTIONS = harness.Options(threads=1, seconds=0.0, full=False)
 
@@ -141,3 +142,46 @@ def test_wrong_usage(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> No
         __main__.main(wrong)
     assert stop.value.code == 2
     assert "error:" in capsys.readouterr().err
+
+
+def _networks(accuracy: float, bits: float) -> tuple[NetworkRow, ...]:
+    return (
+        NetworkRow("pretrained", 0.99, None, None, None, 80_000),
+        NetworkRow("soft, refined", accuracy, bits, 4.0, 2.5, 17_000),
+        NetworkRow("HEQ-4", 0.95, 4.0, 4.0, 4.0, 18_000),
+    )
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "bits", "expected"),
+    [(0.96, 3.5, True), (0.94, 3.5, False), (0.96, 4.5, False), (0.95, 3.5, False)],
+)
+def test_better_means_smaller_and_more_accurate(
+    accuracy: float, bits: float, expected: bool
+) -> None:
+    assert digits.better(_networks(accuracy, bits)) is expected
+
+
+def test_digits_table_over_seeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given: list[tuple[int, dict]] = []
+
+    def run_seed(seed: int, folder: Path, options: dict) -> tuple[NetworkRow, ...]:
+        given.append((seed, options))
+        return _networks(*((0.96, 3.5) if seed == 7 else (0.94, 3.7)))
+
+    monkeypatch.setattr(digits, "run_seed", run_seed)
+    arguments = ["--seeds", "7", "9", "--set", "h=0.3", "--output", str(tmp_path)]
+    assert digits.main(arguments) == 0
+    assert given == [(7, {"h": "0.3", "threads": 1}), (9, {"h": "0.3", "threads": 1})]
+    page = (tmp_path / "digits.md").read_text()
+    assert "| pretrained | 99.0 ± 0.0 | 32 | – | 80.0 |" in page
+    # Sample standard deviations: 1.41 of 96 and 94, 0.14 of 3.5 and 3.7.
+    assert "| soft, refined | 95.0 ± 1.4 | 3.60 ± 0.14 | 2.50 ± 0.00 | 17.0 |" in page
+    assert "| 7 | 99.0 | 96.0 (3.50) | 95.0 | yes |" in page
+    assert "| 9 | 99.0 | 94.0 (3.70) | 95.0 | no |" in page
+    assert page in capsys.readouterr().out
+    content = json.loads((tmp_path / "digits.json").read_text())
+    assert content["config"]["h"] == 0.3
+    assert content["seeds"]["9"][1]["accuracy"] == 0.94
