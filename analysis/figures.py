@@ -192,6 +192,8 @@ def _draw_clusters(axis: Axes, records: WeightRecords) -> None:
     moved = records.weights_final[first] != values
     groups = ((~moved, BLUE, "clusters kept"), (moved, ORANGE, "reassigned by refinement"))
     for chosen, colour, label in groups:
+        if not chosen.any():
+            continue
         x, y = values[chosen], counts[chosen]
         axis.vlines(x, 0.5, y, color=colour, linewidth=1.2)
         axis.plot(x, y, "o", color=colour, markersize=2.5, label=label)

@@ -82,6 +82,14 @@ def test_clusters_that_refinement_moves_are_marked(weights: WeightRecords) -> No
     assert axis.get_yscale() == "log"
 
 
+def test_legend_names_only_what_is_there(weights: WeightRecords) -> None:
+    soft = np.repeat(np.array([-1.0, 0.5], np.float32), [30, 40])
+    stages = ("weights_pretrained", "weights_early", "weights_soft", "weights_final")
+    shown = WeightRecords(**{**vars(weights), **dict.fromkeys(stages, soft)})
+    texts = figures.draw_histograms(shown).axes[2].get_legend().get_texts()
+    assert [text.get_text() for text in texts] == ["clusters kept"]
+
+
 @pytest.mark.parametrize(
     "stage",
     [np.full(5, 0.25, np.float32), np.array([0.5], np.float32)],
