@@ -14,7 +14,7 @@ from pysoftq.report import NetworkRow
 ROOT = Path(__file__).parents[1]
 if not (ROOT / "benchmarks").is_dir():
     pytest.skip("the benchmarks are not beside the tests", allow_module_level=True)
-sys.path.insert(0, str(ROOT))
+sys.path.append(str(ROOT))
 
 from benchmarks import __main__, digits, force_step, harness, layers, peers  # noqa: E402
 
