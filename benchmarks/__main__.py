@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"{', '.join(CASES)} (all)")
     parser.add_argument("--threads", type=int, default=1, help="of the core and of PyTorch (1)")
     parser.add_argument("--seconds", type=float, default=2.0, help="for each contestant (2)")
-    parser.add_argument("--full", action="store_true", help="with 1e8 weights (10 GiB of memory)")
+    parser.add_argument("--full", action="store_true", help="with 1e8 weights (1.4 GiB of memory)")
     parser.add_argument("--cpu-time", action="store_true", help="not wall time; needs one thread")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder (benchmarks/results)")
     parser.add_argument("--name", help="of the files; the cases' names by default")
