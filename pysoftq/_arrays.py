@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import sys
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
@@ -73,11 +74,16 @@ def check_width(width: float) -> float:
     return value
 
 
+def finite_energy(energy: float) -> float:
+    """Return the energy, or raise ValueError where it has overflowed."""
+    if not math.isfinite(energy):
+        raise ValueError("the energy of these weights at this width overflows float64")
+    return energy
+
+
 def check_bins(bins: int) -> int:
     """Return the number of bins, or raise ValueError unless it is in 1 … 2**24."""
-    if isinstance(bins, bool) or int(bins) != bins or not 1 <= bins <= MAX_BINS:
-        raise ValueError(f"bins must be an integer from 1 to {MAX_BINS}, not {bins}")
-    return int(bins)
+    return _check_integer("bins", bins, 1, MAX_BINS)
 
 
 def check_fraction(fraction: float) -> float:
@@ -95,8 +101,16 @@ def check_method(method: str, choices: tuple[str, str]) -> bool:
     return method == choices[1]
 
 
-def check_seed(seed: int) -> int:
+def check_seed(seed: int, name: str = "seed") -> int:
     """Return the seed, or raise ValueError unless it is an integer in 0 … 2**64 - 1."""
-    if int(seed) != seed or not 0 <= seed < 2**64:
-        raise ValueError(f"seed must be an integer from 0 to 2**64 - 1, not {seed}")
-    return int(seed)
+    return _check_integer(name, seed, 0, 2**64 - 1)
+
+
+def _check_integer(name: str, value: int, low: int, high: int) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = low - 1
+    if isinstance(value, bool) or not low <= number <= high:
+        raise ValueError(f"{name} must be an integer from {low} to {high}, not {value!r}")
+    return number

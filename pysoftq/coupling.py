@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ SCALARS = {
     torch.float16: _core.Scalar.float16,
     torch.bfloat16: _core.Scalar.bfloat16,
 }
+MAX_ALPHA = 10  # beyond that, h_l is 0 or inf for layers of any size
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,10 +49,11 @@ class CoupledLayer:
     strength: float
     parameter: nn.Parameter
 
+    FIELDS: ClassVar = ("name", "size", "sigma", "width", "strength")
+
     def record(self) -> dict[str, Any]:
         """All but the weights, as plain values."""
-        fields = ("name", "size", "sigma", "width", "strength")
-        return {field: getattr(self, field) for field in fields}
+        return {field: getattr(self, field) for field in self.FIELDS}
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ class SoftQuantizer:
     Attributes:
         layers: the coupled layers, in model order.
         excluded: why each other parameter is not coupled, by name.
-        step: number of steps taken.
+        step: how many times the force has entered, for each of several optimizers.
 
     Raises:
         ValueError: a value is out of range, a pattern matches nothing, weights are not finite
@@ -111,9 +113,7 @@ class SoftQuantizer:
         include: str | Iterable[str] | None = None,
         exclude: str | Iterable[str] | None = None,
     ) -> None:
-        self.h = _finite("h", h, above=0, allowed=True)
-        self.w = _finite("w", w, above=0, allowed=False)
-        self.alpha = _finite("alpha", alpha)
+        self.h, self.w, self.alpha = _scales(h, w, alpha)
         self.bins = check_bins(bins)
         self._fft = check_method(method, METHODS)
         self.fraction = fraction
@@ -158,13 +158,14 @@ class SoftQuantizer:
         under a GradScaler, which unscale inside their step (the force is scaled alike).
 
         Raises:
-            ValueError: no optimizer is given, or a coupled layer belongs to none of them.
+            ValueError: no optimizer is given, one is given twice, or a coupled layer belongs to
+                none of them.
             RuntimeError: already attached.
         """
         if self._handles:
             raise RuntimeError("already attached: call detach() first")
-        if not optimizers:
-            raise ValueError("attach() takes at least one optimizer")
+        if not optimizers or len({id(optimizer) for optimizer in optimizers}) < len(optimizers):
+            raise ValueError("attach() takes one or more different optimizers")
         owned = [
             {id(p) for group in optimizer.param_groups for p in group["params"]}
             for optimizer in optimizers
@@ -260,8 +261,8 @@ class SoftQuantizer:
         """Continue from a state, its frozen widths and strengths included. Call before `attach`.
 
         Raises:
-            ValueError: a key is missing, or the model lacks a layer or has it in another size;
-                nothing has changed then.
+            ValueError: a key is missing or a value out of range, or the model lacks a layer or has
+                it in another size; nothing has changed then.
             RuntimeError: attached.
         """
         if self._handles:
@@ -271,6 +272,8 @@ class SoftQuantizer:
         parameters = dict(self._model.named_parameters())
         layers = []
         for record in state["layers"]:
+            if set(record) != set(CoupledLayer.FIELDS):
+                raise ValueError(f"a layer of the state has {sorted(record)}")
             parameter = parameters.get(record["name"])
             if parameter is None or parameter.numel() != record["size"]:
                 found = "none" if parameter is None else f"{parameter.numel()} weights"
@@ -279,12 +282,15 @@ class SoftQuantizer:
                     f"the model has {found}"
                 )
             layers.append(CoupledLayer(**record, parameter=parameter))
+        if not layers:
+            raise ValueError("the state has no layer")
+        h, w, alpha = _scales(state["h"], state["w"], state["alpha"])
         fft = check_method(state["method"], METHODS)
         bins, seed = check_bins(state["bins"]), check_seed(state["seed"])
+        step = check_seed(state["step"], name="step")
         self.fraction = state["fraction"]
-        self._fft, self.bins, self.seed = fft, bins, seed
-        self.h, self.w, self.alpha = state["h"], state["w"], state["alpha"]
-        self.step = state["step"]
+        self._fft, self.bins, self.seed, self.step = fft, bins, seed, step
+        self.h, self.w, self.alpha = h, w, alpha
         self.excluded = dict(state["excluded"])
         self._couple(layers)
 
@@ -318,8 +324,9 @@ class SoftQuantizer:
 
     @torch.no_grad()
     def _add_force(self, indices: Sequence[int], scale: float) -> None:
-        step, self.step = self.step, self.step + 1
+        step = self.step
         if self.h == 0:
+            self.step += 1
             return
         coupled, records, copies = [], [], []
         for index in indices:
@@ -328,6 +335,11 @@ class SoftQuantizer:
             gradient = theta.grad
             if gradient is None:
                 continue
+            if not layer.size == theta.numel() == gradient.numel():
+                raise ValueError(
+                    f"layer '{layer.name}' was measured with {layer.size} weights and now has "
+                    f"{theta.numel()} weights and {gradient.numel()} gradients"
+                )
             if not _same_memory(theta, gradient):
                 theta, buffer = _stage(layer.name, theta, gradient)
                 copies.append((gradient, theta, buffer))
@@ -343,6 +355,7 @@ class SoftQuantizer:
             raise ValueError("; ".join(reasons))
         for gradient, _, buffer in copies:
             gradient.copy_(buffer)
+        self.step += 1
 
 
 def _same_memory(theta: Tensor, gradient: Tensor) -> bool:
@@ -376,12 +389,14 @@ def _gradient_scale(optimizer: Optimizer) -> float:
     return 1.0 if scale is None else float(scale)
 
 
-def _finite(name: str, value: float, above: float = -math.inf, allowed: bool = True) -> float:
-    number = float(value)
-    if not math.isfinite(number) or number < above or (number == above and not allowed):
-        bound = "" if above == -math.inf else f" and {'at least' if allowed else 'above'} {above}"
-        raise ValueError(f"{name} must be finite{bound}, not {value}")
-    return number
+def _scales(h: float, w: float, alpha: float) -> tuple[float, float, float]:
+    if not (math.isfinite(h) and h >= 0):
+        raise ValueError(f"h must be finite and at least 0, not {h}")
+    if not (math.isfinite(w) and w > 0):
+        raise ValueError(f"w must be finite and above 0, not {w}")
+    if not abs(alpha) <= MAX_ALPHA:
+        raise ValueError(f"alpha must be from {-MAX_ALPHA} to {MAX_ALPHA}, not {alpha}")
+    return float(h), float(w), float(alpha)
 
 
 def _spread(name: str, parameter: nn.Parameter) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pysoftq import _core
-from pysoftq._arrays import Weights, check_method, check_width, flatten, like
+from pysoftq._arrays import Weights, check_method, check_width, finite_energy, flatten, like
 
 METHODS = ("sort", "direct")
 
@@ -24,10 +24,10 @@ def pair_energy(theta: Weights, width: float, method: str = "sort") -> float:
     Raises:
         TypeError: theta is not a floating array.
         ValueError: weights are not finite (the count is told), width is not finite and > 0,
-            or the method is unknown.
+            the method is unknown, or the energy overflows float64.
     """
     direct = check_method(method, METHODS)
-    return _core.pair_energy(flatten(theta), check_width(width), direct)
+    return finite_energy(_core.pair_energy(flatten(theta), check_width(width), direct))
 
 
 def pair_force(theta: Weights, width: float, method: str = "sort") -> Any:

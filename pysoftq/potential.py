@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
 from pysoftq import _core
-from pysoftq._arrays import Weights, check_method, check_width
+from pysoftq._arrays import Weights, check_method, check_width, finite_energy
 from pysoftq.density import DEFAULT_BINS, Density, density
 
 METHODS = ("scan", "fft")
@@ -16,9 +18,15 @@ def core_counts(rho: Density) -> npt.NDArray[np.uint32]:
     """Counts as the core takes them.
 
     Raises:
-        ValueError: counts are negative, or their sum is 2**32 or more.
+        TypeError: counts are not integers.
+        ValueError: there is no bin, counts are negative, their sum is 2**32 or more, or the spacing
+            is not finite and at least 0.
     """
     counts = np.asarray(rho.counts)
+    if counts.dtype.kind not in "iu":
+        raise TypeError(f"counts must be integers, not {counts.dtype}")
+    if not (math.isfinite(rho.spacing) and rho.spacing >= 0):
+        raise ValueError(f"spacing must be finite and at least 0, not {rho.spacing}")
     if counts.size and (counts.min() < 0 or counts.sum(dtype=np.float64) >= 2**32):
         raise ValueError("counts must not be negative and must sum to less than 2**32")
     return np.ascontiguousarray(counts, dtype=np.uint32)
@@ -68,4 +76,4 @@ def mean_field_energy(
     w = check_width(width)
     rho = density(theta, bins)
     energy = _core.mean_field_energy(core_counts(rho), rho.spacing, w)
-    return energy - rho.size * w if self_energy else energy
+    return finite_energy(energy - rho.size * w if self_energy else energy)

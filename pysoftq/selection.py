@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-NORMALIZATION = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm)
+NORMALIZATION = (_NormBase, nn.LayerNorm, nn.GroupNorm)
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def as_patterns(patterns: str | Iterable[str] | None) -> tuple[str, ...]:
@@ -78,7 +80,7 @@ def _unfit(name: str, parameter: nn.Parameter, normalization: bool) -> str:
         return "bias"
     if parameter.dim() < 2:
         return f"{parameter.dim()} dimension{'s' if parameter.dim() != 1 else ''}"
-    if not parameter.dtype.is_floating_point:
+    if parameter.dtype not in DTYPES:
         return f"dtype {parameter.dtype}"
     if not parameter.requires_grad:
         return "frozen (requires_grad is False)"

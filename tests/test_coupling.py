@@ -425,6 +425,11 @@ def test_states_that_do_not_fit(net):
         softq.load_state_dict(wrong)
     with pytest.raises(ValueError, match="lacks bins, step"):
         softq.load_state_dict({k: v for k, v in state.items() if k not in ("step", "bins")})
+    for key, value in {"h": float("nan"), "w": -3, "step": -1, "layers": [], "bins": 0}.items():
+        with pytest.raises(ValueError, match=r"must be|no layer"):
+            softq.load_state_dict({**state, key: value})
+    with pytest.raises(ValueError, match="a layer of the state has"):
+        softq.load_state_dict({**state, "layers": [{}]})
     assert softq.state_dict() == state
 
 
@@ -440,6 +445,36 @@ def test_not_finite_weights_leave_all_gradients_alone(net):
         assert torch.equal(parameter.grad, old)
     with pytest.raises(ValueError, match=r"layer 'fc\.weight': 3 of 480 weights are not finite"):
         SoftQuantizer(net)
+
+
+def test_a_layer_that_changed_its_size_is_refused(net):
+    softq = SoftQuantizer(net, h=0.1)
+    loss_of(net, 0).backward()
+    before = net.conv.weight.grad.clone()
+    net.fc.weight.data = torch.randn(2, 2)
+    net.fc.weight.grad = torch.zeros(2, 2)
+    with pytest.raises(ValueError, match=r"'fc\.weight' was measured with 480 weights"):
+        softq.add_force_()
+    assert torch.equal(net.conv.weight.grad, before)
+    assert softq.step == 0
+
+
+def test_dtypes_that_cannot_be_computed_with_are_left_out():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].weight = nn.Parameter(torch.zeros(4, 4).to(torch.float8_e4m3fn))
+    softq = SoftQuantizer(model)
+    assert softq.excluded["1.weight"] == "dtype torch.float8_e4m3fn"
+
+
+def test_copies(net):
+    softq = SoftQuantizer(net, h=0.1)
+    other = copy.deepcopy(softq)
+    assert other.state_dict() == softq.state_dict()
+    loss_of(net, 0).backward()
+    other.layers[1].parameter.grad = net.fc.weight.grad.clone()
+    softq.add_force_()
+    other.add_force_()
+    assert torch.equal(other.layers[1].parameter.grad, net.fc.weight.grad)
 
 
 def test_degenerate_layers():
@@ -547,7 +582,7 @@ def test_bad_input_is_refused(net):
         ({"h": -1}, "h must be finite and at least 0, not -1"),
         ({"h": float("nan")}, "h must be finite"),
         ({"w": 0}, "w must be finite and above 0, not 0"),
-        ({"alpha": float("inf")}, "alpha must be finite, not inf"),
+        ({"alpha": float("inf")}, "alpha must be from -10 to 10, not inf"),
         ({"bins": 0}, "bins must be an integer"),
         ({"method": "sort"}, "method must be 'scan' or 'fft'"),
         ({"fraction": 0}, "fraction must be"),
@@ -558,8 +593,9 @@ def test_bad_input_is_refused(net):
     softq, optimizer = SoftQuantizer(net), sgd(net)
     with pytest.raises(ValueError, match="fraction must be"):
         softq.fraction = 1.5
-    with pytest.raises(ValueError, match="at least one optimizer"):
-        softq.attach()
+    for optimizers in ((), (optimizer, optimizer)):
+        with pytest.raises(ValueError, match="one or more different optimizers"):
+            softq.attach(*optimizers)
     softq.attach(optimizer)
     for call in (
         lambda: softq.attach(optimizer),

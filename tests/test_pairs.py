@@ -211,6 +211,13 @@ def test_bad_input_is_refused(method):
             pair_energy(good.astype(np.longdouble), 1.0, method)
 
 
+def test_energy_beyond_float64_is_refused():
+    theta = np.random.default_rng(8).uniform(-1e307, 1e307, 1000)
+    for method in METHODS:
+        with pytest.raises(ValueError, match="overflows float64"):
+            pair_energy(theta, 1e308, method)
+
+
 def test_width_far_beyond_the_range():
     theta = np.random.default_rng(7).standard_normal(1000)
     width = 1e30

@@ -93,6 +93,10 @@ def test_bad_input_is_refused():
         potential(rho, 0.0)
     with pytest.raises(ValueError, match="method must be 'scan' or 'fft'"):
         potential(rho, 0.5, "sort")
+    with pytest.raises(ValueError, match="spacing must be finite"):
+        potential(Density(np.array([1]), 0, 1, np.nan, 1), 0.5)
+    with pytest.raises(TypeError, match="counts must be integers, not float64"):
+        potential(Density(np.array([1.5]), 0, 1, 1.0, 1), 0.5)
     negative = Density(np.array([1, -1]), 0, 1, 0.5, 0)
     with pytest.raises(ValueError, match="must not be negative"):
         potential(negative, 0.5)

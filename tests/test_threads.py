@@ -17,11 +17,28 @@ def test_set_and_get():
     try:
         pysoftq.set_num_threads(3)
         assert pysoftq.get_num_threads() == 3
-        with pytest.raises(ValueError, match="at least 1, not 0"):
+        with pytest.raises(ValueError, match="at least 1 and at most 4096, not 0"):
             pysoftq.set_num_threads(0)
         assert pysoftq.get_num_threads() == 3
+        with pytest.raises(ValueError, match="at most 4096, not 5000"):
+            pysoftq.set_num_threads(5000)
     finally:
         pysoftq.set_num_threads(before)
+
+
+def test_goes_on_where_the_system_gives_no_more_threads():
+    code = """
+import resource
+import numpy as np, pysoftq
+theta = np.random.default_rng(0).standard_normal(100_000)
+pysoftq.set_num_threads(2)
+expected = pysoftq.pair_energy(theta, 0.5)
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**28, used + 2**28))
+pysoftq.set_num_threads(4096)
+assert pysoftq.pair_energy(theta, 0.5) == expected
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 @pytest.mark.parametrize(

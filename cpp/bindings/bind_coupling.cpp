@@ -38,7 +38,18 @@ void bind_coupling(py::module_& m) {
           "gradient", [](const Layer& layer) { return number(layer.gradient); },
           [](Layer& layer, std::uint64_t gradient) { layer.gradient = address<void>(gradient); })
       .def_readwrite("scalar", &Layer::scalar)
-      .def_readwrite("strength", &Layer::strength);
+      .def_readwrite("strength", &Layer::strength)
+      .def(py::pickle(
+          [](const Layer& layer) { return py::make_tuple(layer.size, layer.width, layer.index); },
+          [](const py::tuple& state) {
+            return Layer{nullptr,
+                         nullptr,
+                         state[0].cast<std::size_t>(),
+                         Scalar::float32,
+                         state[1].cast<double>(),
+                         0,
+                         state[2].cast<std::uint64_t>()};
+          }));
   m.def(
       "add_force",
       [](const std::vector<Layer>& layers, std::int32_t bins, bool fft, double fraction,

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <mutex>
 #include <string>
 #include <type_traits>
@@ -44,6 +45,10 @@ Extent<T> extent(const Storage* theta, std::size_t size) {
 
 template <class T>
 Binning<T> make_binning(const Extent<T>& extent, std::size_t size, std::int32_t bins) {
+  if (size > std::numeric_limits<Count>::max()) {
+    throw std::invalid_argument("a layer has at most 4294967295 weights, not " +
+                                std::to_string(size));
+  }
   if (extent.nonfinite > 0) {
     throw std::invalid_argument(std::to_string(extent.nonfinite) + " of " + std::to_string(size) +
                                 " weights are not finite (NaN or inf)");

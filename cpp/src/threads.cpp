@@ -8,6 +8,7 @@
 #include <mutex>
 #include <stdexcept>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -23,6 +24,8 @@ namespace {
 
 thread_local bool inside_task = false;
 
+constexpr int max_threads = 4096;
+
 int processors() {
 #if defined(__linux__)
   cpu_set_t set;
@@ -36,7 +39,7 @@ int initial_threads() {
     // OMP_NUM_THREADS may be a list, one number a nesting level: the first one counts here.
     if (const char* text = std::getenv(name)) {
       const long count = std::strtol(text, nullptr, 10);
-      if (count >= 1 && count <= 4096) return static_cast<int>(count);
+      if (count >= 1 && count <= max_threads) return static_cast<int>(count);
     }
   }
   return processors();
@@ -53,7 +56,13 @@ long process() {
 class Pool {
  public:
   explicit Pool(int threads) : process_(process()) {
-    for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { serve(); });
+    workers_.reserve(static_cast<std::size_t>(threads) - 1);
+    try {
+      for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { serve(); });
+    } catch (const std::system_error&) {
+      // The system gives no more threads: those there will do, results do not depend on their
+      // number.
+    }
   }
 
   ~Pool() {
@@ -147,9 +156,10 @@ int num_threads() {
 }
 
 void set_num_threads(int count) {
-  if (count < 1)
-    throw std::invalid_argument("the number of threads must be at least 1, not " +
-                                std::to_string(count));
+  if (count < 1 || count > max_threads) {
+    throw std::invalid_argument("the number of threads must be at least 1 and at most " +
+                                std::to_string(max_threads) + ", not " + std::to_string(count));
+  }
   const std::lock_guard lock(pool_mutex);
   wanted_threads = count;
   if (pool != nullptr && pool->belongs_here()) delete pool;

@@ -9,7 +9,7 @@ namespace softq {
 // PYSOFTQ_NUM_THREADS, else OMP_NUM_THREADS, else the processors this process may use.
 int num_threads();
 
-// Throws std::invalid_argument below 1.
+// Throws std::invalid_argument below 1 and above 4096.
 void set_num_threads(int count);
 
 // Runs body(0) … body(tasks - 1). Inside a task, and while another thread uses the pool, it runs
