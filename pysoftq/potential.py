@@ -19,7 +19,7 @@ def core_counts(rho: Density) -> npt.NDArray[np.uint32]:
 
     Raises:
         TypeError: counts are not integers.
-        ValueError: there is no bin, counts are negative, their sum is 2**32 or more, or the spacing
+        ValueError: there is no bin, counts are negative, their sum is 2**31 or more, or the spacing
             is not finite and at least 0.
     """
     counts = np.asarray(rho.counts)
@@ -27,8 +27,8 @@ def core_counts(rho: Density) -> npt.NDArray[np.uint32]:
         raise TypeError(f"counts must be integers, not {counts.dtype}")
     if not (math.isfinite(rho.spacing) and rho.spacing >= 0):
         raise ValueError(f"spacing must be finite and at least 0, not {rho.spacing}")
-    if counts.size and (counts.min() < 0 or counts.sum(dtype=np.float64) >= 2**32):
-        raise ValueError("counts must not be negative and must sum to less than 2**32")
+    if counts.size and (counts.min() < 0 or counts.sum(dtype=np.float64) >= 2**31):
+        raise ValueError("counts must not be negative and must sum to less than 2**31")
     return np.ascontiguousarray(counts, dtype=np.uint32)
 
 

@@ -15,6 +15,9 @@ namespace softq {
 namespace {
 
 constexpr std::size_t chunk_length = std::size_t{1} << 18;
+constexpr std::size_t max_weights =
+    std::numeric_limits<std::int32_t>::max();  // differences of counts are int32
+constexpr std::size_t one_table_length = 4096;
 
 }  // namespace
 
@@ -45,9 +48,9 @@ Extent<T> extent(const Storage* theta, std::size_t size) {
 
 template <class T>
 Binning<T> make_binning(const Extent<T>& extent, std::size_t size, std::int32_t bins) {
-  if (size > std::numeric_limits<Count>::max()) {
-    throw std::invalid_argument("a layer has at most 4294967295 weights, not " +
-                                std::to_string(size));
+  if (size > max_weights) {
+    throw std::invalid_argument("a binned layer has at most " + std::to_string(max_weights) +
+                                " weights, not " + std::to_string(size));
   }
   if (extent.nonfinite > 0) {
     throw std::invalid_argument(std::to_string(extent.nonfinite) + " of " + std::to_string(size) +
@@ -71,11 +74,12 @@ void histogram(const Storage* theta, std::size_t size, const Binning<T>& binning
   std::mutex merging;
   parallel_chunks(size, length, [&](std::size_t, std::size_t begin, std::size_t end) {
     // Two tables, used in turn: weights of one cluster do not wait for each other's increments.
-    // They are all zero between calls; a single chunk counts into the result itself.
+    // They are all zero between calls. A single chunk counts into the result itself, and a short
+    // one has nothing to wait for that would be worth merging a second table.
     thread_local std::vector<Count> tables;
     if (tables.size() < 2 * bins) tables.resize(2 * bins, 0);
-    Count* odd = tables.data();
-    Count* even = size <= length ? counts : odd + bins;
+    Count* even = size <= length ? counts : tables.data();
+    Count* odd = size <= one_table_length ? even : tables.data() + bins;
     std::int32_t index[block_length];
     std::uint32_t keep[block_length];
     for_blocks<T>(theta, begin, end, [&](const T* block, std::size_t first, std::size_t count) {
@@ -97,7 +101,7 @@ void histogram(const Storage* theta, std::size_t size, const Binning<T>& binning
       }
     });
     const std::lock_guard lock(merging);
-    for (Count* table : {odd, even}) {
+    for (Count* table : {even, odd}) {
       if (table == counts) continue;
       for (std::size_t k = 0; k < bins; ++k) counts[k] += table[k];
       std::fill_n(table, bins, Count{0});

@@ -106,8 +106,7 @@ void prefix_sum(const std::uint32_t* counts, std::size_t size, std::uint32_t* su
   }
 }
 
-// Differences of unsigned counts wrap around consistently: each window holds fewer than 2^32
-// weights. They are exact as doubles.
+// Unsigned counts wrap around consistently: the difference of the windows is below 2^31 in size.
 template <class T>
 void window_force(const std::uint32_t* prefix, std::int64_t bins, std::int64_t reach, double scale,
                   T* force) {
@@ -115,7 +114,8 @@ void window_force(const std::uint32_t* prefix, std::int64_t bins, std::int64_t r
   for (std::int64_t k = 0; k < bins; ++k) {
     const std::uint32_t below = prefix[k] - prefix[k - reach];
     const std::uint32_t above = prefix[k + reach + 1] - prefix[k + 1];
-    force[k] = static_cast<T>(scale * (static_cast<double>(below) - static_cast<double>(above)));
+    force[k] =
+        static_cast<T>(scale * static_cast<double>(static_cast<std::int32_t>(below - above)));
   }
 }
 

@@ -12,7 +12,7 @@
 
 namespace softq {
 
-using Count = std::uint32_t;  // a layer has fewer than 2^32 weights
+using Count = std::uint32_t;  // a binned layer has fewer than 2^31 weights
 
 // Smallest and largest weight; counts NaN and inf. Empty input gives {0, 0, 0}.
 // Storage is float, double, Half or BFloat16; T the type it is computed in.
