@@ -21,6 +21,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     Raises:
         FileNotFoundError: the folder of `path` does not exist.
         IsADirectoryError: `path` is a folder.
+        OSError: the file cannot be written, naming `path` (a full disk, for one).
     """
     target = Path(os.path.realpath(path))
     if target.is_dir():
@@ -28,17 +29,26 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     if not target.parent.is_dir():
         raise FileNotFoundError(f"cannot write {path}: there is no folder {target.parent}")
     temporary = target.with_name(f".{target.stem}.{secrets.token_hex(6)}{target.suffix}")
-    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         yield temporary
         _sync(temporary, os.O_RDWR)
         temporary.replace(target)
-    except BaseException:
-        with suppress(FileNotFoundError):
+    except BaseException as error:
+        with suppress(OSError):
             temporary.unlink()
+        if isinstance(error, OSError) and error.filename in (None, str(temporary), temporary):
+            raise _naming(path, error) from error
         raise
     if os.name == "posix":  # elsewhere a folder cannot be opened
         _sync(target.parent, os.O_RDONLY)
+
+
+def _naming(path: str | os.PathLike[str], error: OSError) -> OSError:
+    """The same error, of the file that was to be written."""
+    if error.errno is None:
+        return OSError(f"cannot write {path}: {error}")
+    return OSError(error.errno, error.strerror, os.fspath(path))
 
 
 def _sync(path: Path, flags: int) -> None:

@@ -48,6 +48,41 @@ def test_old_file_is_whole_until_the_end_and_after_an_error(tmp_path: Path) -> N
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.json"]
 
 
+@pytest.mark.parametrize(
+    ("error", "kind", "text"),
+    [
+        (OSError(28, "No space left on device"), OSError, "No space left on device"),
+        (OSError("disk is gone"), OSError, "disk is gone"),
+        (OSError(13, "Permission denied", "TEMPORARY"), PermissionError, "Permission denied"),
+    ],
+)
+def test_a_failed_write_names_the_file(
+    tmp_path: Path, error: OSError, kind: type[OSError], text: str
+) -> None:
+    target = tmp_path / "a.json"
+
+    def fail() -> None:
+        with atomic_write(target) as temporary:
+            if error.filename:
+                error.filename = str(temporary)
+            raise error
+
+    with pytest.raises(kind, match=text) as caught:
+        fail()
+    assert str(target) in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_about_another_file_stays(tmp_path: Path) -> None:
+    def fail() -> None:
+        with atomic_write(tmp_path / "a.json"):
+            (tmp_path / "other").read_text()
+
+    with pytest.raises(FileNotFoundError) as caught:
+        fail()
+    assert caught.value.filename == str(tmp_path / "other")
+
+
 def test_writer_may_replace_or_remove_the_temporary_file(tmp_path: Path) -> None:
     target = tmp_path / "a.json"
     with atomic_write(target) as temporary:
