@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +18,9 @@ from pysoftq.config import CompressConfig, ConfigError, changed_options
 from pysoftq.coupling import SoftQuantizer
 from pysoftq.weights import load_plain
 
-FORMAT = 1
+# A file is this line, the SHA-256 of the rest, and the rest: what torch.save writes.
+HEADER = b"pysoftq checkpoint, format 2\n"
+KEYS = ("config", "data", "state", "model", "optimizer", "softq", "random", "random_cuda")
 
 
 @dataclass
@@ -51,18 +57,15 @@ def save_checkpoint(
 ) -> None:
     """Write everything that the next step depends on, atomically, readable without pickled code."""
     content = {
-        "format": FORMAT,
         "config": config.model_dump(mode="json"),
         "data": fingerprint,
         "state": {**asdict(state), "trajectories": _stacked(state.trajectories)},
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
         "softq": softq.state_dict(),
-        "random": torch.get_rng_state(),
-        "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        **random_state(),
     }
-    with atomic_write(path) as temporary:
-        torch.save(content, temporary)
+    write_sealed(path, content)
 
 
 def load_checkpoint(
@@ -75,26 +78,72 @@ def load_checkpoint(
 ) -> RunState:
     """Put model, optimizer, coupling and random generator back, and return the run's state.
 
-    Raises ValueError for a file that is no checkpoint, ConfigError where the data or an option that
-    shapes the training differ from those of the interrupted run.
+    Raises ValueError for a file that is damaged, no checkpoint, or not one of such a network,
+    ConfigError where the data or an option that shapes the training differ from those of the
+    interrupted run.
     """
-    content = load_plain(path)
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ValueError(f"{path} is no checkpoint of pysoftq in format {FORMAT}")
+    content = read_sealed(path, KEYS)
     changed = changed_options(content["config"], config)
     if changed:
         raise ConfigError(f"the run cannot be resumed with other options: {', '.join(changed)}")
     if content["data"] != fingerprint:
         raise ConfigError(f"the run cannot be resumed: the data set {config.dataset} has changed")
-    model.load_state_dict(content["model"])
-    optimizer.load_state_dict(content["optimizer"])
-    softq.load_state_dict(content["softq"])
-    torch.set_rng_state(content["random"])
-    if torch.cuda.is_available() and content.get("random_cuda"):
-        torch.cuda.set_rng_state_all(content["random_cuda"])
-    state = RunState(**content["state"])
-    state.trajectories = list(state.trajectories)
+    with explained(path):
+        state = RunState(**content["state"])
+        state.trajectories = list(state.trajectories)
+        model.load_state_dict(content["model"])
+        optimizer.load_state_dict(content["optimizer"])
+        softq.load_state_dict(content["softq"])
+        set_random_state(content)
     return state
+
+
+def write_sealed(path: Path, content: dict[str, Any]) -> None:
+    """Write tensors and plain values with a digest, atomically."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    payload = buffer.getbuffer()
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
+        file.write(HEADER + hashlib.sha256(payload).digest())
+        file.write(payload)
+
+
+def read_sealed(path: Path, keys: Collection[str]) -> dict[str, Any]:
+    """What ``write_sealed`` wrote, with just these keys.
+
+    Raises OSError where the file cannot be read, ValueError naming it where it is not whole.
+    """
+    content = path.read_bytes()
+    size = len(HEADER) + hashlib.sha256().digest_size
+    payload = memoryview(content)[size:]
+    if content[:size] != HEADER + hashlib.sha256(payload).digest():
+        raise ValueError(f"{path} is damaged or no checkpoint of pysoftq")
+    found = load_plain(io.BytesIO(payload), path)
+    if not isinstance(found, dict) or found.keys() != set(keys):
+        raise ValueError(f"{path} is no checkpoint of pysoftq with {', '.join(keys)}")
+    return found
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn whatever a wrong content of ``path`` leads to into a ValueError that names it."""
+    try:
+        yield
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} does not fit this run: {error}") from error
+
+
+def random_state() -> dict[str, Any]:
+    """PyTorch's random generators."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"random": torch.get_rng_state(), "random_cuda": cuda}
+
+
+def set_random_state(content: Mapping[str, Any]) -> None:
+    """Put the random generators back."""
+    torch.set_rng_state(content["random"])
+    if torch.cuda.is_available() and content["random_cuda"]:
+        torch.cuda.set_rng_state_all(content["random_cuda"])
 
 
 def _stacked(rows: list[Tensor]) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from rich.console import Console
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from pysoftq.artifact import save_compressed
@@ -19,7 +19,14 @@ from pysoftq.atomic import atomic_write
 from pysoftq.baselines import histogram_equalize
 from pysoftq.checkpoint import RunState, load_checkpoint
 from pysoftq.clusters import Clusters, mean_bit_width, refine
-from pysoftq.config import CompressConfig, ConfigError, write_config
+from pysoftq.config import (
+    CompressConfig,
+    ConfigError,
+    changed_options,
+    make_config,
+    read_config,
+    write_config,
+)
 from pysoftq.coupling import CoupledLayer, SoftQuantizer
 from pysoftq.data import Dataset, load_dataset
 from pysoftq.finetune import (
@@ -32,11 +39,11 @@ from pysoftq.finetune import (
 )
 from pysoftq.interrupt import stop_on_signals
 from pysoftq.models import build_model
-from pysoftq.pretrain import pretrained_state
+from pysoftq.pretrain import pretrain_or_reuse
 from pysoftq.report import NetworkRow, Summary
 from pysoftq.runfolder import RunFolder, open_run
 from pysoftq.threads import set_num_threads
-from pysoftq.weights import load_weights, restore
+from pysoftq.weights import cpu_state, load_weights, restore, save_state
 
 HEQ_BITS = (5, 4, 3, 2)
 
@@ -63,65 +70,76 @@ def compress(
     A finished run that is resumed does its final comparison, report and figures anew.
 
     Raises ConfigError where the folder holds a run and ``resume`` is not set (or the other way
-    round), Interrupted after SIGINT or SIGTERM during the training, with a checkpoint
-    written.
+    round) and where the run to resume had other options, Interrupted after SIGINT or SIGTERM
+    during pretraining or training, with a checkpoint written.
     """
     with open_run(path) as folder:
         if folder.exists and not resume:
             raise ConfigError(f"{path} holds a run already: resume it, or choose another folder")
         if resume and not folder.exists:
             raise ConfigError(f"{path} holds no run to resume")
+        if resume:
+            refuse_changes(config, folder)
         device = choose_device(config.device)
         set_threads(config.threads)
         torch.manual_seed(config.seed)
-
-        observer.message(f"loading {config.dataset}")
-        data = load_dataset(
-            config.dataset,
-            seed=config.seed,
-            data_root=config.data_root,
-            download=config.download,
-            image_size=config.image_size,
-            mean=config.mean,
-            std=config.std,
-        ).to(device)
-        model = build_model(config.model, len(data.classes), data.in_channels).to(device)
-        if resume:
-            pretrained = load_file(folder.pretrained)
-            restore(model, pretrained, folder.pretrained)
-        else:
-            pretrained = load_pretrained(model, data, config, observer)
-
-        softq = SoftQuantizer(
-            model,
-            config.h,
-            config.w,
-            alpha=config.alpha,
-            bins=config.bins,
-            method=config.method,
-            seed=config.seed,
-            include=config.include or None,
-            exclude=config.exclude or None,
-        )
-        optimizer = make_optimizer(model, config)
         if not resume:
-            save_state(pretrained, folder.pretrained)
-        torch.manual_seed(config.seed)  # the same whether or not pretraining drew numbers
-        state = RunState()
-        if folder.checkpoint.is_file():
-            state = load_checkpoint(
-                folder.checkpoint, config, data.fingerprint(), model, optimizer, softq
-            )
-            folder.write_metrics(state.metrics)
-        write_config(config, folder.config)  # from now on there is a run to resume
-        softq.attach(optimizer)
-        observer.on_start(config, data, state)
-        with stop_on_signals() as stop:
-            finetune(model, optimizer, softq, data, config, folder, state, observer, stop)
-        softq.detach()
+            for leftover in (folder.pretraining, folder.pretrained):
+                leftover.unlink(missing_ok=True)
+            write_config(config, folder.config)  # from now on there is a run to resume
+        try:
+            return run(config, folder, device, observer)
+        except Exception:
+            if not resume and not folder.begun:
+                folder.config.unlink()  # the folder is free for another try
+            raise
 
-        observer.message("comparing the networks")
-        return finish(model, softq, data, config, folder, state, pretrained)
+
+def run(
+    config: CompressConfig, folder: RunFolder, device: torch.device, observer: RunObserver
+) -> Summary:
+    """All of a run that is still to do, in its locked folder."""
+    observer.message(f"loading {config.dataset}")
+    data = load_dataset(
+        config.dataset,
+        seed=config.seed,
+        data_root=config.data_root,
+        download=config.download,
+        image_size=config.image_size,
+        mean=config.mean,
+        std=config.std,
+    ).to(device)
+    model = build_model(config.model, len(data.classes), data.in_channels).to(device)
+    pretrained = load_pretrained(model, data, config, folder, observer)
+
+    softq = SoftQuantizer(
+        model,
+        config.h,
+        config.w,
+        alpha=config.alpha,
+        bins=config.bins,
+        method=config.method,
+        seed=config.seed,
+        include=config.include or None,
+        exclude=config.exclude or None,
+    )
+    optimizer = make_optimizer(model, config)
+    torch.manual_seed(config.seed)  # the same whether or not pretraining drew numbers
+    state = RunState()
+    if folder.checkpoint.is_file():
+        state = load_checkpoint(
+            folder.checkpoint, config, data.fingerprint(), model, optimizer, softq
+        )
+        folder.write_metrics(state.metrics)
+    write_config(config, folder.config)  # of a resumed run, some options may be new
+    softq.attach(optimizer)
+    observer.on_start(config, data, state)
+    with stop_on_signals() as stop:
+        finetune(model, optimizer, softq, data, config, folder, state, observer, stop)
+    softq.detach()
+
+    observer.message("comparing the networks")
+    return finish(model, softq, data, config, folder, state, pretrained)
 
 
 def finish(
@@ -173,13 +191,31 @@ def load_pretrained(
     model: nn.Module,
     data: Dataset,
     config: CompressConfig,
+    folder: RunFolder,
     observer: RunObserver,
 ) -> dict[str, Tensor]:
-    """Put the weights given, or else pretrained ones, into the model."""
-    if config.weights is None:
-        return pretrained_state(model, data, config, observer.message)
-    restore(model, load_weights(config.weights), config.weights)
-    return cpu_state(model)
+    """Put the weights that the run began with into the model, and keep them in the folder.
+
+    They are the run's own where it has got so far, else those given, else pretrained ones.
+    """
+    given = folder.pretrained if folder.pretrained.is_file() else config.weights
+    if given is not None:
+        restore(model, load_weights(given), given)
+    else:
+        with stop_on_signals() as stop:
+            pretrain_or_reuse(model, data, config, folder.pretraining, observer.message, stop)
+    state = cpu_state(model)
+    if given != folder.pretrained:
+        save_state(state, folder.pretrained)
+    folder.pretraining.unlink(missing_ok=True)
+    return state
+
+
+def refuse_changes(config: CompressConfig, folder: RunFolder) -> None:
+    """Raise ConfigError where an option that shapes the training is not that of the folder."""
+    saved = make_config(read_config(folder.config)).model_dump(mode="json")
+    if changed := changed_options(saved, config):
+        raise ConfigError(f"the run cannot be resumed with other options: {', '.join(changed)}")
 
 
 def float_row(
@@ -223,10 +259,11 @@ def write_compressed(model: nn.Module, data: Dataset, path: Path) -> None:
 def written_size(folder: RunFolder, write: Callable[[Path], Any]) -> int:
     """Bytes of the file that ``write`` makes."""
     path = folder.path / ".measured.safetensors"
-    write(path)
-    size = path.stat().st_size
-    path.unlink()
-    return size
+    try:
+        write(path)
+        return path.stat().st_size
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def write_records(
@@ -309,17 +346,3 @@ def set_threads(count: int | None) -> None:
     if count is not None:
         torch.set_num_threads(count)
         set_num_threads(count)
-
-
-def cpu_state(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of the state dict on the CPU."""
-    return {
-        name: value.detach().cpu().clone().contiguous()
-        for name, value in model.state_dict().items()
-    }
-
-
-def save_state(state: dict[str, Tensor], path: Path) -> None:
-    """Write a state dict as safetensors, atomically."""
-    with atomic_write(path) as temporary:
-        Path(temporary).write_bytes(save(state))

@@ -15,7 +15,7 @@ from pysoftq.clusters import mean_bit_width, refine
 from pysoftq.config import CompressConfig
 from pysoftq.coupling import CoupledLayer, SoftQuantizer
 from pysoftq.data import Dataset, Images, batch_count
-from pysoftq.interrupt import StopRequest
+from pysoftq.interrupt import Interrupted, StopRequest
 from pysoftq.runfolder import RunFolder
 
 TRAJECTORY_ROWS = 500
@@ -30,10 +30,6 @@ class Observer(Protocol):
 
     def on_epoch(self, metrics: dict[str, Any]) -> None:
         """After each epoch, with its line of metrics.jsonl."""
-
-
-class Interrupted(KeyboardInterrupt):
-    """The run was asked to stop; a checkpoint has been written."""
 
 
 class NonFiniteLossError(RuntimeError):

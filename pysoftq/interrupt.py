@@ -9,6 +9,10 @@ from contextlib import contextmanager
 from types import FrameType
 
 
+class Interrupted(KeyboardInterrupt):
+    """The run was asked to stop; a checkpoint has been written."""
+
+
 class StopRequest:
     """Becomes ``asked`` at the first signal; a second one interrupts at once."""
 

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pysoftq.config import ConfigError
+
 CIFAR_DEPTHS = (20, 32, 44, 56, 110)
 CIFAR_CHANNELS = (16, 32, 64)
 
@@ -92,8 +94,8 @@ def _stage(blocks: int, in_channels: int, out_channels: int, stride: int) -> nn.
 def build_model(name: str, num_classes: int, in_channels: int = 3) -> nn.Module:
     """Build a network with fresh weights; ``model.pysoftq_spec`` holds the three arguments.
 
-    Raises ValueError for an unknown name, and for torchvision's models where torchvision is
-    missing or ``in_channels`` is not 3.
+    Raises ConfigError for an unknown name, as torchvision's are where torchvision is missing;
+    ValueError for torchvision's models where ``in_channels`` is not 3.
     """
     if name in RESNETS:
         blocks, channels = RESNETS[name]
@@ -111,12 +113,12 @@ def _torchvision_model(name: str, num_classes: int, in_channels: int) -> nn.Modu
     try:
         from torchvision import models
     except ImportError:
-        raise ValueError(
+        raise ConfigError(
             f"unknown model {name!r}: without torchvision the models are {known}; "
             "for torchvision's own, run: pip install torchvision"
         ) from None
     if name not in models.list_models(module=models):
-        raise ValueError(
+        raise ConfigError(
             f"unknown model {name!r}: give one of {known}, or a classification model of torchvision"
         )
     if in_channels != 3:

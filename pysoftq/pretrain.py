@@ -6,53 +6,103 @@ import hashlib
 import json
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save
-from torch import Tensor, nn
+from torch import nn
 
-from pysoftq.atomic import atomic_write
-from pysoftq.config import CompressConfig
+from pysoftq.checkpoint import (
+    explained,
+    random_state,
+    read_sealed,
+    set_random_state,
+    write_sealed,
+)
+from pysoftq.config import CompressConfig, ConfigError
 from pysoftq.data import Dataset, batch_count
+from pysoftq.interrupt import Interrupted, StopRequest
+from pysoftq.weights import cpu_state, load_weights, restore, save_state
 
 # To be raised whenever the recipe below changes: it is a part of the cache's key.
 RECIPE = 1
 
 
-def pretrained_state(
+def pretrain_or_reuse(
     model: nn.Module,
     data: Dataset,
     config: CompressConfig,
+    checkpoint: Path,
     message: Callable[[str], None],
-) -> dict[str, Tensor]:
-    """The state dict of ``model`` trained on ``data``, from the cache or by training it now.
+    stop: StopRequest,
+) -> None:
+    """Train ``model`` on ``data``, or take its weights from the cache where this was done before.
 
-    ``model`` is left in that state. ``message`` is told what is done.
+    ``message`` is told what is done. ``checkpoint`` is as in ``pretrain``. A cache that cannot be
+    read or written is told of and done without.
     """
-    path = cache_folder() / f"{config.model}-{cache_key(data, config)}.safetensors"
-    if path.is_file():
-        message(f"pretrained network found: {path}")
-        state = load_file(path)
-        model.load_state_dict(state)
-        return state
+    key = cache_key(data, config)
+    path = cache_folder() / f"{config.model}-{key}.safetensors"
+    if reuse(model, path, message):
+        return
+    writable = may_write(path.parent, message)
     message(f"pretraining {config.model} on {config.dataset}: {config.pretrain_epochs} epochs")
-    pretrain(model, data, config, message)
-    # Copies: the model goes on training, and its pretrained state must stay.
-    state = {name: value.cpu().clone().contiguous() for name, value in model.state_dict().items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as temporary:
-        Path(temporary).write_bytes(save(state))
-    message(f"pretrained network saved: {path}")
-    return state
+    pretrain(model, data, config, checkpoint, key, message, stop)
+    if not writable:
+        return
+    try:
+        save_state(cpu_state(model), path)
+    except OSError as error:
+        message(f"the pretrained network is not kept for other runs: {error}")
+    else:
+        message(f"pretrained network saved: {path}")
+
+
+def reuse(model: nn.Module, path: Path, message: Callable[[str], None]) -> bool:
+    """Whether a cached network was put into the model; a damaged or foreign one is told of."""
+    try:
+        restore(model, load_weights(path), path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError) as error:
+        message(f"the cached network cannot be used: {error}")
+        return False
+    message(f"pretrained network found: {path}")
+    return True
+
+
+def may_write(folder: Path, message: Callable[[str], None]) -> bool:
+    """Make the cache's folder; found out before the training, not after it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            return True
+    except OSError as error:
+        message(f"the pretrained network will not be kept for other runs: {error}")
+        return False
 
 
 def pretrain(
-    model: nn.Module, data: Dataset, config: CompressConfig, message: Callable[[str], None]
+    model: nn.Module,
+    data: Dataset,
+    config: CompressConfig,
+    checkpoint: Path,
+    key: str,
+    message: Callable[[str], None],
+    stop: StopRequest,
 ) -> None:
-    """SGD with Nesterov momentum, weight decay and one cycle of the learning rate."""
+    """SGD with Nesterov momentum, weight decay and one cycle of the learning rate.
+
+    Goes on from ``checkpoint`` where there is one, bit for bit. It is written after each epoch,
+    after ``checkpoint_minutes`` within one, and when ``stop`` is asked for; ``key`` says which
+    pretraining it belongs to.
+
+    Raises Interrupted after a stop, ConfigError where the checkpoint is of other data or options.
+    """
     optimizer = torch.optim.SGD(
         model.parameters(),
         lr=config.pretrain_lr,
@@ -60,16 +110,44 @@ def pretrain(
         nesterov=True,
         weight_decay=config.pretrain_weight_decay,
     )
-    steps = config.pretrain_epochs * batch_count(len(data.train), config.pretrain_batch_size)
+    batches = batch_count(len(data.train), config.pretrain_batch_size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=config.pretrain_lr, total_steps=steps + 1, cycle_momentum=False
+        optimizer,
+        max_lr=config.pretrain_lr,
+        total_steps=config.pretrain_epochs * batches + 1,
+        cycle_momentum=False,
     )
+    parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "schedule": schedule}
+    place: dict[str, Any] = {"epoch": 0, "batch": 0, "loss_sum": 0.0}
+    if checkpoint.is_file():
+        content = read_sealed(checkpoint, (*parts, *place, "key", "random", "random_cuda"))
+        if content["key"] != key:
+            raise ConfigError("the pretraining cannot be resumed: its data or options have changed")
+        with explained(checkpoint):
+            for name, part in parts.items():
+                part.load_state_dict(content[name])
+            set_random_state(content)
+        place = {name: content[name] for name in place}
+        message(f"pretraining goes on after {place['epoch']} epochs")
+
+    last_save = time.monotonic()
+
+    def save(epoch: int, batch: int, loss_sum: float) -> None:
+        nonlocal last_save
+        states = {name: part.state_dict() for name, part in parts.items()}
+        place = {"epoch": epoch, "batch": batch, "loss_sum": loss_sum}
+        write_sealed(checkpoint, {**states, **place, "key": key, **random_state()})
+        last_save = time.monotonic()
+
     report_every = max(1, config.pretrain_epochs // 5)
+    start, loss_sum = place["batch"], place["loss_sum"]
     model.train()
-    for epoch in range(config.pretrain_epochs):
-        loss_sum = 0.0
-        for images, labels in data.batches(
-            config.seed, epoch, config.pretrain_batch_size, augment=config.augment
+    for epoch in range(place["epoch"], config.pretrain_epochs):
+        for batch, (images, labels) in enumerate(
+            data.batches(
+                config.seed, epoch, config.pretrain_batch_size, start=start, augment=config.augment
+            ),
+            start + 1,
         ):
             loss = F.cross_entropy(model(images), labels)
             optimizer.zero_grad()
@@ -77,8 +155,19 @@ def pretrain(
             optimizer.step()
             schedule.step()
             loss_sum += loss.item() * len(labels)
+            if batch == batches:
+                break
+            asked = stop.asked  # read once: a signal may come at any time
+            if asked or time.monotonic() - last_save > 60 * config.checkpoint_minutes:
+                save(epoch, batch, loss_sum)
+            if asked:
+                raise Interrupted
         if (epoch + 1) % report_every == 0:
             message(f"pretraining: epoch {epoch + 1}, loss {loss_sum / len(data.train):.4f}")
+        start, loss_sum = 0, 0.0
+        save(epoch + 1, start, loss_sum)
+        if stop.asked:
+            raise Interrupted
 
 
 def cache_key(data: Dataset, config: CompressConfig) -> str:

@@ -34,6 +34,7 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.events = path / "tensorboard"
         self.checkpoint = path / "checkpoint.pt"
+        self.pretraining = path / "pretraining.pt"
         self.pretrained = path / "pretrained.safetensors"
         self.soft = path / "soft.safetensors"
         self.compressed = path / "compressed.safetensors"
@@ -49,11 +50,16 @@ class RunFolder:
         """Whether a run has been started here."""
         return self.config.is_file()
 
+    @property
+    def begun(self) -> bool:
+        """Whether the run has got so far that going on with it saves work."""
+        return self.checkpoint.is_file() or self.pretraining.is_file()
+
     def write_metrics(self, lines: Sequence[dict[str, Any]]) -> None:
         """Replace metrics.jsonl and the TensorBoard events by these epochs."""
+        text = "".join(_json_line(line) for line in lines)
         with atomic_write(self.metrics) as temporary:
-            text = "".join(json.dumps(line) + "\n" for line in lines)
-            Path(temporary).write_text(text, encoding="utf-8")
+            temporary.write_text(text, encoding="utf-8")
         self.close()
         for old in self.events.glob("events.out.tfevents.*"):
             old.unlink()
@@ -61,8 +67,9 @@ class RunFolder:
 
     def append_metrics(self, line: dict[str, Any]) -> None:
         """Add an epoch to metrics.jsonl and to the TensorBoard events."""
+        text = _json_line(line)
         with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(text)
         self._write_events([line])
 
     def _write_events(self, lines: Sequence[dict[str, Any]]) -> None:
@@ -78,6 +85,10 @@ class RunFolder:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+
+
+def _json_line(line: dict[str, Any]) -> str:
+    return json.dumps(line, allow_nan=False) + "\n"
 
 
 @contextmanager

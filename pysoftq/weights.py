@@ -1,19 +1,25 @@
-"""Reading weight files without running any code stored in them."""
+"""Weight files; reading them without running any code stored in them."""
 
 from __future__ import annotations
 
-import pickle
+import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
+
+from pysoftq.atomic import atomic_write
 
 PICKLED = (".pt", ".pth", ".th")
 SUFFIXES = (*PICKLED, ".safetensors")
+
+# How torch says that a file wants more than tensors, or is a TorchScript archive.
+_CODE = re.compile(r"GLOBAL|Unsupported class|unrecognized function|TorchScript")
 
 
 def load_weights(path: str | Path) -> dict[str, Tensor]:
@@ -36,30 +42,26 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
     if path.suffix not in PICKLED:
         wanted = ", ".join(SUFFIXES)
         raise ValueError(f"{path}: unknown kind of weight file {path.suffix!r}; wanted {wanted}")
-    return _state_dict(load_plain(path), path)
+    with path.open("rb") as file:
+        return _state_dict(load_plain(file, path), path)
 
 
-def load_plain(path: Path) -> Any:
+def load_plain(file: BinaryIO, path: Path) -> Any:
     """What ``torch.save`` wrote, if it is made of tensors and plain values only; on the CPU.
 
-    Raises OSError where the file cannot be opened, ValueError where it is broken or foreign.
+    Raises ValueError naming ``path``, where ``file`` is from, if it is broken or foreign.
     """
-    with path.open("rb") as file:
-        try:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what they tell is in the errors below
             return torch.load(file, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
+    except Exception as error:
+        # torch's own texts go on for pages, and tell how to run the code all the same.
+        if _CODE.search(str(error)):
             raise ValueError(
-                f"{path} cannot be loaded as plain tensors: {_first(error)}"
+                f"{path} holds pickled code beside its tensors, refused: save the state dict alone"
             ) from error
-        except (RuntimeError, EOFError, KeyError, OSError) as error:
-            raise ValueError(
-                f"{path} is no PyTorch file, or a broken one: {_first(error)}"
-            ) from error
-
-
-def _first(error: Exception) -> str:
-    """First line of a message; torch's own may go on for pages, or be empty."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f"{path} is no PyTorch file, or a broken one") from error
 
 
 def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
@@ -68,6 +70,8 @@ def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
     if not isinstance(content, Mapping) or not content:
         kind = type(content).__name__
         raise ValueError(f"{path} holds no state dict: wanted names and tensors, found {kind}")
+    if nameless := [repr(key) for key in content if not isinstance(key, str)]:
+        raise ValueError(f"{path} holds no state dict: not names: {_listed(nameless)}")
     others = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
     if others:
         raise ValueError(f"{path} holds no state dict: not tensors: {_listed(others)}")
@@ -88,8 +92,9 @@ def coupled_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def restore(model: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
     """Copy a state dict into a model whose names and shapes match it exactly.
 
-    Raises ValueError listing every missing, unexpected and wrongly shaped key; ``source`` says
-    in the message where the weights came from. ``num_batches_tracked`` may be missing.
+    Raises ValueError listing every key that is missing, unexpected, wrongly shaped, of integers
+    where the model has floating point, or not finite; ``source`` says in the message where the
+    weights came from. ``num_batches_tracked`` may be missing. The model is unchanged then.
     """
     wanted = model.state_dict()
     missing = [
@@ -101,6 +106,16 @@ def restore(model: nn.Module, state: Mapping[str, Tensor], source: str | Path) -
         for key in wanted
         if key in state and state[key].shape != wanted[key].shape
     ]
+    integers = [
+        key
+        for key in wanted
+        if key in state and wanted[key].is_floating_point() > state[key].is_floating_point()
+    ]
+    infinite = [
+        key
+        for key, value in state.items()
+        if value.is_floating_point() and not bool(value.isfinite().all())
+    ]
     problems = []
     if missing:
         problems.append(f"missing: {_listed(missing)}")
@@ -108,9 +123,27 @@ def restore(model: nn.Module, state: Mapping[str, Tensor], source: str | Path) -
         problems.append(f"unexpected: {_listed(unexpected)}")
     if misshapen:
         problems.append(f"wrong shape: {_listed(misshapen)}")
+    if integers:
+        problems.append(f"not floating point: {_listed(integers)}")
+    if infinite:
+        problems.append(f"NaN or infinite values: {_listed(infinite)}")
     if problems:
         raise ValueError(f"{source} does not fit the model: {'; '.join(problems)}")
     model.load_state_dict(dict(state), strict=False)
+
+
+def cpu_state(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of the state dict on the CPU."""
+    return {
+        name: value.detach().cpu().clone().contiguous()
+        for name, value in model.state_dict().items()
+    }
+
+
+def save_state(state: dict[str, Tensor], path: Path) -> None:
+    """Write a state dict as safetensors, atomically."""
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(save(state))
 
 
 def _listed(names: list[str]) -> str:

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from tiny import Training, tiny_digits, tiny_training
 
-from pysoftq.checkpoint import RunState, load_checkpoint, save_checkpoint
+from pysoftq.checkpoint import (
+    KEYS,
+    RunState,
+    load_checkpoint,
+    read_sealed,
+    save_checkpoint,
+    write_sealed,
+)
 from pysoftq.config import CompressConfig, ConfigError, make_config
 
 CONFIG = make_config({"batch_size": 32, "h": 0.05, "lr": 0.01})
@@ -99,17 +108,53 @@ def test_other_options_and_data_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [{"format": 99}, {}, [1], "text"])
 def test_foreign_files_are_refused(tmp_path: Path, content: Any) -> None:
-    torch.save(content, tmp_path / "c.pt")
-    with pytest.raises(ValueError, match=r"c\.pt is no checkpoint of pysoftq in format 1"):
-        load(tmp_path / "c.pt", tiny_training(CONFIG, attach=False))
+    path = tmp_path / "c.pt"
+    torch.save(content, path)
+    with pytest.raises(ValueError, match=r"c\.pt is damaged or no checkpoint of pysoftq"):
+        load(path, tiny_training(CONFIG, attach=False))
+    write_sealed(path, content)
+    with pytest.raises(ValueError, match=r"c\.pt is no checkpoint of pysoftq with config, data"):
+        load(path, tiny_training(CONFIG, attach=False))
 
 
 def test_truncated_file_is_refused(tmp_path: Path) -> None:
     training = tiny_training(CONFIG, attach=False)
     path = tmp_path / "c.pt"
     save(path, training)
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=r"c\.pt is no PyTorch file, or a broken one"):
+    whole = path.read_bytes()
+    for size in (0, 10, 40, 70, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match=r"c\.pt is damaged or no checkpoint of pysoftq"):
+            load(path, training)
+
+
+def test_a_changed_byte_is_refused(tmp_path: Path) -> None:
+    training = tiny_training(CONFIG, attach=False)
+    path = tmp_path / "c.pt"
+    save(path, training)
+    whole = path.read_bytes()
+    before = training.weights()
+    for place in np.linspace(0, len(whole) - 1, 200).astype(int):
+        changed = bytearray(whole)
+        changed[place] ^= 0x10
+        path.write_bytes(changed)
+        with pytest.raises(ValueError, match=r"c\.pt is damaged or no checkpoint of pysoftq"):
+            load(path, training)
+    assert all(torch.equal(value, before[name]) for name, value in training.weights().items())
+
+
+@pytest.mark.parametrize("part", ["state", "model", "optimizer", "softq", "random"])
+def test_a_wrong_part_is_told_with_the_path(tmp_path: Path, part: str) -> None:
+    training = tiny_training(CONFIG, attach=False)
+    path = tmp_path / "c.pt"
+    save(path, training)
+    content = read_sealed(path, KEYS)
+    write_sealed(path, {**content, part: {"other": 1}})
+    with pytest.raises(ValueError, match=r"c\.pt does not fit this run"):
+        load(path, training)
+    del content[part]
+    write_sealed(path, content)
+    with pytest.raises(ValueError, match=r"c\.pt is no checkpoint of pysoftq with"):
         load(path, training)
 
 
@@ -121,12 +166,11 @@ def test_a_failed_write_keeps_the_last_checkpoint(
     save(path, training)
     before = path.read_bytes()
 
-    def full(content: object, file: Path) -> None:
-        file.write_bytes(b"half")
-        raise OSError("No space left on device")
+    def full(temporary: Path, flags: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr("pysoftq.atomic._sync", full)
+    with pytest.raises(OSError, match=r"No space left on device: .*c\.pt'"):
         save(path, training)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]

@@ -16,12 +16,19 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny import Recorder, tiny_digits
+from torch import nn
 
-from pysoftq.artifact import load_compressed
-from pysoftq.checkpoint import RunState
+from pysoftq.artifact import inspect_compressed, load_compressed
+from pysoftq.baselines import histogram_equalize
+from pysoftq.checkpoint import KEYS, RunState, read_sealed
 from pysoftq.cli import main as cli_main
 from pysoftq.cli.progress import TerminalObserver
+from pysoftq.clusters import identify, refine
+from pysoftq.config import ConfigError, make_config, read_config
 from pysoftq.data import Dataset, load_dataset
+from pysoftq.driver import compress as run_compress
 from pysoftq.finetune import evaluate
 from pysoftq.models import build_model
 from pysoftq.runfolder import open_run
@@ -212,7 +219,7 @@ def test_a_killed_run_goes_on_bit_for_bit(
     arguments = ["compress", *options, "--checkpoint-minutes", minutes, "--out", str(run)]
     process = subprocess.run([sys.executable, "-c", KILLED, *arguments], check=False)
     assert process.returncode == -signal.SIGKILL
-    state = torch.load(run / "checkpoint.pt", weights_only=True)["state"]
+    state = read_sealed(run / "checkpoint.pt", KEYS)["state"]
     assert (state["epoch"], state["batch"], state["step"]) == saved
     assert not (run / "soft.safetensors").exists()
     # A line that the checkpoint does not know of is taken back.
@@ -241,7 +248,7 @@ def test_an_interrupted_run_exits_with_130_and_goes_on(
         patch.setattr(TerminalObserver, "on_step", interrupt)
         assert call("compress", *options, "--out", run) == 130
     assert f"pysoftq compress --resume {run}" in capsys.readouterr().err
-    state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["state"]
+    state = read_sealed(tmp_path / "run" / "checkpoint.pt", KEYS)["state"]
     assert state["step"] == 20
     assert call("--debug", "compress", "--resume", run) == 0
     assert_same_run(tmp_path / "run", finished)
@@ -297,7 +304,7 @@ def test_one_process_at_a_time(
         (["--dataset", "mnist"], 2, "option 'dataset'"),
         (["--config", "{yaml}"], 2, "unknown option 'strength'"),
         (["--weights", "nowhere.pt", "--out", "{new}"], 1, "no weight file nowhere.pt"),
-        (["--model", "resnet999", "--out", "{new}"], 1, "unknown model 'resnet999'"),
+        (["--model", "resnet999", "--out", "{new}"], 2, "unknown model 'resnet999'"),
         (["--model", "resnet20", "--weights", "{weights}", "--out", "{new}"], 1, "does not fit"),
         (["--dataset", "imagefolder:nowhere", "--out", "{new}"], 1, "no image folder nowhere"),
         (
@@ -348,6 +355,177 @@ def test_a_run_that_could_not_begin_may_be_begun_again(
     run = str(tmp_path / "run")
     assert call("compress", *options, "--weights", "nowhere.pt", "--out", run) == 1
     assert call("compress", *options, "--epochs", "1", "--out", run) == 0
+
+
+class Interrupter:
+    """Sends this process a signal when a message of a run begins with a text."""
+
+    def __init__(self, text: str, number: signal.Signals) -> None:
+        self.text, self.number = text, number
+
+    def message(self, text: str) -> None:
+        if text.startswith(self.text):
+            os.kill(os.getpid(), self.number)
+
+
+@pytest.fixture
+def fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PYSOFTQ_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+PRETRAINED = ["--model", "digits-resnet-small", "--pretrain-epochs", "4", "--epochs", "1"]
+
+
+@pytest.mark.usefixtures("no_figures", "fresh_cache")
+def test_a_run_can_be_interrupted_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    assert call("--debug", "compress", *PRETRAINED, "--out", str(whole)) == 0
+    for path in (tmp_path / "cache").iterdir():
+        path.unlink()
+    arguments = ["compress", *PRETRAINED, "--out", str(run)]
+    left: list[set[str]] = []
+    for text, number in (
+        ("loading", signal.SIGTERM),
+        ("pretraining: epoch 2", signal.SIGINT),
+        ("comparing", signal.SIGINT),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(TerminalObserver, "message", Interrupter(text, number).message)
+            assert call(*arguments) == 130
+        assert f"go on with: pysoftq compress --resume {run}\n" in capsys.readouterr().err
+        left.append({path.name for path in run.iterdir() if path.name[0] != "."})
+        arguments = ["compress", "--resume", str(run)]
+    assert left[0] == {"config.yaml"}
+    assert left[1] == {"config.yaml", "pretraining.pt"}
+    assert {"pretrained.safetensors", "checkpoint.pt"} < left[2]
+    assert "pretraining.pt" not in left[2]
+    assert call("--debug", *arguments) == 0
+    assert_same_run(run, whole)
+
+
+@pytest.mark.usefixtures("no_figures", "fresh_cache")
+def test_a_refused_resume_of_a_pretraining_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        interrupter = Interrupter("pretraining: epoch 1", signal.SIGINT)
+        patch.setattr(TerminalObserver, "message", interrupter.message)
+        assert call("compress", *PRETRAINED, "--out", str(run)) == 130
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    config = make_config(read_config(run / "config.yaml"))
+    with pytest.raises(ConfigError, match=r"with other options: pretrain_lr$"):
+        run_compress(
+            config.model_copy(update={"pretrain_lr": 0.3, "n_min": 5}), run, Recorder(), resume=True
+        )
+
+    def other_data(name: str, **options: Any) -> Dataset:
+        return tiny_digits()
+
+    monkeypatch.setattr("pysoftq.driver.load_dataset", other_data)
+    with pytest.raises(ConfigError, match="its data or options have changed"):
+        run_compress(config.model_copy(update={"n_min": 5}), run, Recorder(), resume=True)
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+
+@pytest.mark.usefixtures("no_figures", "fresh_cache")
+def test_a_cache_that_is_no_folder_is_done_without(
+    tmp_path: Path, fresh_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fresh_cache.write_text("not a folder")
+    run = tmp_path / "run"
+    assert call("--debug", "compress", *PRETRAINED, "--out", str(run)) == 0
+    text = capsys.readouterr().out
+    assert "will not be kept for other runs" in text
+    assert text.index("will not be kept") < text.index("pretraining digits")
+    assert str(fresh_cache) in text
+    assert (run / "pretrained.safetensors").is_file()
+
+
+def independent_accuracy(model: nn.Module, data: Dataset) -> float:
+    """Share of right answers in evaluation mode, all test images in one batch."""
+    model.eval()
+    with torch.inference_mode():
+        answers = model(data.normalize(data.test.pixels)).argmax(1)
+    return float((answers == data.test.labels).double().mean())
+
+
+@pytest.mark.usefixtures("no_figures", "fresh_cache")
+def test_baselines_are_of_the_pretrained_network(tmp_path: Path, digits: Dataset) -> None:
+    # Trained hard, so that the pretrained network is not the one that is left in the model.
+    options = [*PRETRAINED, "--h", "3", "--lr", "0.05"]
+    for name in ("trained now", "from the cache"):
+        run = tmp_path / name
+        assert call("--debug", "compress", *options, "--out", str(run)) == 0
+        found = rows(run)
+        model = build_model("digits-resnet-small", 10, 1)
+        pretrained = load_file(run / "pretrained.safetensors")
+        model.load_state_dict(pretrained)
+        assert found["pretrained"]["accuracy"] == independent_accuracy(model, digits)
+        assert found["pretrained"]["accuracy"] != found["soft"]["accuracy"]
+        for bits in (5, 4, 3, 2):
+            state = dict(pretrained)
+            for layer, theta in coupled_weights(pretrained).items():
+                state[layer] = histogram_equalize(theta, bits).weights(theta.shape)
+            model.load_state_dict(state)
+            assert found[f"HEQ-{bits}"]["accuracy"] == independent_accuracy(model, digits)
+    assert_same_run(tmp_path / "trained now", tmp_path / "from the cache")
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_cluster_options_reach_every_output(tmp_path: Path, options: list[str]) -> None:
+    run = tmp_path / "run"
+    chosen = ["--epochs", "1", "--cluster-bits", "5", "--n-min", "30"]
+    assert call("--debug", "compress", *options, *chosen, "--out", str(run)) == 0
+    info = inspect_compressed(run / "compressed.safetensors")
+    compression = report(run)["compression"]
+    table = {layer["name"]: layer for layer in compression["layers"]}
+    soft = coupled_weights(load_file(run / "soft.safetensors"))
+    assert list(soft) == list(table)
+    stored = {layer.name: layer for layer in info.layers}
+    for name, theta in soft.items():
+        found = identify(theta, 5)
+        refined = refine(found, 30)
+        assert table[name]["clusters_before"] == found.K <= 32
+        assert stored[name].K == table[name]["clusters"] == refined.K
+        assert stored[name].bits == pytest.approx(table[name]["bits"])
+    assert any(
+        refine(identify(theta, 5), 30).K < refine(identify(theta, 5), 10).K
+        for theta in soft.values()
+    )
+    found_rows = rows(run)
+    assert found_rows["soft, 5-bit clusters"]["bits"] == pytest.approx(
+        compression["mean_bits_before"]
+    )
+    row = found_rows["soft, refined"]
+    sizes = np.array([theta.numel() for theta in soft.values()])
+    bits = np.log2([stored[name].K for name in soft])
+    assert row["bits"] == pytest.approx((sizes * bits).sum() / sizes.sum())
+    assert row["bits"] == pytest.approx(compression["mean_bits"])
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_events_of_a_resumed_run_hold_each_epoch_once(
+    tmp_path: Path, options: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(self: TerminalObserver, state: RunState, loss: float) -> None:
+        if state.step == 20:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(TerminalObserver, "on_step", interrupt)
+        assert call("compress", *options, "--out", str(run)) == 130
+    assert call("--debug", "compress", "--resume", str(run)) == 0
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    scalars = events.Scalars("task_loss")
+    assert [event.step for event in scalars] == [0, 1, 2, 3]
+    told = [line["task_loss"] for line in metrics(run)]
+    assert [event.value for event in scalars] == pytest.approx(told, rel=1e-6)
 
 
 @pytest.mark.usefixtures("no_figures")

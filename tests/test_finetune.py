@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from tiny import Recorder, Training, tiny_digits, tiny_training
 
-from pysoftq.checkpoint import RunState
+from pysoftq.checkpoint import KEYS, RunState, read_sealed
 from pysoftq.config import CompressConfig, make_config
 from pysoftq.data import Dataset
-from pysoftq.finetune import Interrupted, NonFiniteLossError, evaluate, finetune, fraction
-from pysoftq.interrupt import StopRequest
+from pysoftq.finetune import NonFiniteLossError, evaluate, finetune, fraction
+from pysoftq.interrupt import Interrupted, StopRequest
 from pysoftq.runfolder import open_run
 
 
@@ -169,7 +169,7 @@ def test_a_loss_that_is_no_number_names_the_step(data: Dataset, tmp_path: Path) 
     training = tiny_training(config)
     with pytest.raises(NonFiniteLossError, match=r"nan at step 7 \(epoch 2\)"):
         run(training, data, config, tmp_path / "run", observer=Spoiler(training))
-    content = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    content = read_sealed(tmp_path / "run" / "checkpoint.pt", KEYS)
     assert content["state"]["step"] == 5
     assert torch.isfinite(content["model"]["linear.bias"]).all()
 
@@ -185,6 +185,6 @@ def test_a_stop_writes_a_checkpoint_after_the_step(data: Dataset, tmp_path: Path
     training = tiny_training(config)
     with pytest.raises(Interrupted):
         run(training, data, config, tmp_path / "run", stop, Stopper())
-    content = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    content = read_sealed(tmp_path / "run" / "checkpoint.pt", KEYS)
     assert (content["state"]["epoch"], content["state"]["batch"]) == (0, 3)
     assert torch.equal(content["model"]["linear.bias"], training.model.linear.bias)

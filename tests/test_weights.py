@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pysoftq.weights import coupled_weights, load_weights, restore
+from pysoftq.weights import coupled_weights, cpu_state, load_weights, restore, save_state
 
 
 @pytest.fixture
@@ -59,18 +60,42 @@ class Malicious:
 def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
     trap = tmp_path / "sprung"
     torch.save({"a": torch.ones(1), "b": Malicious(trap)}, tmp_path / "w.pt")
-    with pytest.raises(ValueError, match=r"w\.pt cannot be loaded as plain tensors"):
+    with pytest.raises(ValueError, match=r"w\.pt holds pickled code beside its tensors") as found:
         load_weights(tmp_path / "w.pt")
+    assert "weights_only" not in str(found.value)
     assert not trap.exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"no weights", b"PK\x03\x04 broken"])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_whole_network_is_refused(tmp_path: Path, zipped: bool) -> None:
+    torch.save(nn.Linear(2, 2), tmp_path / "w.pt", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(
+        ValueError, match=r"holds pickled code .* refused: save the state dict alone"
+    ):
+        load_weights(tmp_path / "w.pt")
+
+
+def test_a_compiled_network_is_refused(tmp_path: Path) -> None:
+    # As torch.jit.save lays it out: what makes torch take it for TorchScript, and warn.
+    with zipfile.ZipFile(tmp_path / "w.pt", "w") as file:
+        for name in ("data.pkl", "constants.pkl", "version", "byteorder", "code/net.py"):
+            file.writestr(f"w/{name}", "3\n")
+    with pytest.raises(ValueError, match=r"w\.pt holds pickled code"):
+        load_weights(tmp_path / "w.pt")
+
+
+GARBAGE = [b"", b"no weights", b"PK\x03\x04 broken", b"xyz", b"hello world", b"\x80\x02}q\x00."]
+
+
+@pytest.mark.parametrize("content", GARBAGE)
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_foreign_files_are_refused(tmp_path: Path, content: bytes, suffix: str) -> None:
     path = tmp_path / f"w{suffix}"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=path.name):
+    with pytest.raises(ValueError, match=path.name) as found:
         load_weights(path)
+    if suffix == ".pt":
+        assert str(found.value) == f"{path} is no PyTorch file, or a broken one"
 
 
 def test_truncated_file_is_refused(tmp_path: Path, state: dict[str, Tensor]) -> None:
@@ -87,6 +112,7 @@ def test_truncated_file_is_refused(tmp_path: Path, state: dict[str, Tensor]) -> 
         ({}, "found dict"),
         ([1, 2], "found list"),
         ({"a": torch.ones(1), "epoch": 3}, "not tensors: epoch"),
+        ({"a": torch.ones(1), 3: torch.ones(1)}, "not names: 3"),
     ],
 )
 def test_other_contents_are_refused(tmp_path: Path, content: Any, message: str) -> None:
@@ -129,6 +155,30 @@ def test_restore_lists_every_misfit() -> None:
     assert "unexpected: extra" in message
     assert "wrong shape: 0.weight is 3×5, wanted 3×2" in message
     assert torch.equal(model[0].weight, before)
+
+
+def test_restore_refuses_integers_and_what_is_not_finite() -> None:
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = {name: value.clone() for name, value in before.items()}
+    state["0.weight"] = torch.ones(3, 2, dtype=torch.int64)
+    state["0.bias"][1] = float("nan")
+    state["1.running_var"][0] = float("inf")
+    with pytest.raises(ValueError, match="does not fit") as caught:
+        restore(model, state, "w.pt")
+    assert "not floating point: 0.weight" in str(caught.value)
+    assert "NaN or infinite values: 0.bias, 1.running_var" in str(caught.value)
+    assert same(model.state_dict(), before)
+
+
+def test_states_come_back_from_their_file(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    state = cpu_state(model)
+    save_state(state, tmp_path / "w.safetensors")
+    with torch.no_grad():
+        model[0].weight.add_(1)  # the state is a copy
+    assert same(load_weights(tmp_path / "w.safetensors"), state)
+    assert not torch.equal(state["0.weight"], model[0].weight)
 
 
 def test_restore_does_without_batch_counts() -> None:

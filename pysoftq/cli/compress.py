@@ -107,7 +107,7 @@ def _run(config: CompressConfig, path: Path, *, resume: bool) -> None:
     # Loaded late: torch takes seconds, and --help needs none of it.
     from pysoftq.cli.progress import TerminalObserver
     from pysoftq.driver import compress as run
-    from pysoftq.finetune import Interrupted
+    from pysoftq.interrupt import Interrupted
 
     observer = TerminalObserver()
     observer.message(f"run folder: {path}")
@@ -115,9 +115,12 @@ def _run(config: CompressConfig, path: Path, *, resume: bool) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         summary = run(config, path, observer, resume=resume)
-    except Interrupted:
+    except KeyboardInterrupt as error:
+        if not (path / "config.yaml").is_file():
+            raise
+        done = "; a checkpoint is written" if isinstance(error, Interrupted) else ""
         command = f"pysoftq compress --resume {shlex.quote(str(path))}"
-        click.echo(f"interrupted; a checkpoint is written, go on with: {command}", err=True)
+        click.echo(f"interrupted{done}; go on with: {command}", err=True)
         sys.exit(INTERRUPTED)
     finally:
         observer.close()
