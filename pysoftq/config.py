@@ -34,6 +34,10 @@ DATASET_DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 
+# A set with a place after the colon is read from a folder.
+DATASETS = ("digits", "cifar10", "cifar100", "imagefolder:DIR")
+
+
 class ConfigError(ValueError):
     """An option that is unknown or has a wrong value; the message names it."""
 
@@ -58,8 +62,8 @@ class CompressConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     # fmt: off
-    dataset: str = _option("Data", "digits", "digits, cifar10, cifar100 or imagefolder:DIR (a "
-        "folder with train/ and test/, one sub-folder for each class).", metavar="NAME")
+    dataset: str = _option("Data", "digits", f"{', '.join(DATASETS)} (a folder with train/ and "
+        "test/, one sub-folder for each class).", metavar="NAME")
     data_root: Path = _option("Data", Path("data"), "Folder for torchvision's data sets.",
         on_resume=True, metavar="DIR")
     download: bool = _option("Data", True, "Download torchvision's data sets where missing.",
@@ -81,7 +85,8 @@ class CompressConfig(BaseModel):
         ge=0)
     w: float = _option("Soft quantization", 0.5, "Width of the coupling in standard deviations of "
         "a layer's pretrained weights.", gt=0)
-    alpha: float = _option("Soft quantization", 0.66, "Exponent of the strength.")
+    alpha: float = _option("Soft quantization", 0.66, "Exponent of the strength.", ge=-10,
+        le=10)
     bins: int = _option("Soft quantization", 2**14, "Bins of the histogram of a layer.", ge=1,
         le=2**24)
     method: Literal["scan", "fft"] = _option("Soft quantization", "scan", "Potential by prefix "
@@ -114,7 +119,7 @@ class CompressConfig(BaseModel):
 
     seed: int = _option("Run", 0, "Seed of every random number.", ge=0, lt=2**31)
     threads: int | None = _option("Run", None, "Threads on the CPU; all cores by default.",
-        on_resume=True, ge=1)
+        on_resume=True, ge=1, le=1024)
     device: Literal["auto", "cpu", "cuda", "mps"] = _option("Run", "auto", "Where the network "
         "runs; auto takes CUDA where it is present.", on_resume=True)
     checkpoint_minutes: float = _option("Run", 10.0, "A checkpoint is written after each epoch and "
@@ -125,8 +130,8 @@ class CompressConfig(BaseModel):
     @classmethod
     def _known_dataset(cls, name: str) -> str:
         kind, _, folder = name.partition(":")
-        if (kind == "imagefolder") != bool(folder) or kind not in DATASET_KINDS:
-            raise ValueError("wanted digits, cifar10, cifar100 or imagefolder:DIR")
+        if (f"{kind}:DIR" if folder else name) not in DATASETS:
+            raise ValueError(f"wanted one of {', '.join(DATASETS)}")
         return name
 
     @field_validator("mean", "std", mode="before")
@@ -142,9 +147,6 @@ class CompressConfig(BaseModel):
         if value is not None and min(value, default=0) <= 0:
             raise ValueError("wanted values above 0")
         return value
-
-
-DATASET_KINDS = ("digits", "cifar10", "cifar100", "imagefolder")
 
 
 def make_config(*layers: Mapping[str, Any]) -> CompressConfig:
@@ -167,13 +169,18 @@ def dataset_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
 def read_config(path: str | Path) -> dict[str, Any]:
     """The options set in a YAML file, each key checked; values are checked by ``make_config``.
 
-    Raises OSError for a missing file, ConfigError where it is no mapping of known options.
+    Raises OSError for a missing file, ConfigError where it is no mapping of known options, each
+    given once.
     """
     with Path(path).open(encoding="utf-8") as file:
         try:
-            content = yaml.safe_load(file)
+            content = yaml.load(file, _Loader)  # noqa: S506 - it is a SafeLoader
         except yaml.YAMLError as error:
             raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+        except ValueError as error:  # other bytes than UTF-8, a date that is none
+            raise ConfigError(f"{path} is no YAML: {error}") from error
+        except RecursionError as error:
+            raise ConfigError(f"{path} is nested too deeply") from error
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -183,6 +190,23 @@ def read_config(path: str | Path) -> dict[str, Any]:
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
     return content
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, which by itself takes the last of several equal keys."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping; refuses a key that comes twice."""
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []
+        keys = [key for key, _ in pairs if isinstance(key, yaml.ScalarNode)]
+        seen = set()
+        for key in keys:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key.value!r} is given twice", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 def write_config(config: CompressConfig, path: Path) -> None:

@@ -16,13 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pysoftq.config import DATASETS
 from pysoftq.imagefolder import read_image_folder
 
 # The usual normalisation of colour photographs (ImageNet's), for pixels in [0, 1].
 PHOTO_MEAN = (0.485, 0.456, 0.406)
 PHOTO_STD = (0.229, 0.224, 0.225)
 
-DATASETS = ("digits", "cifar10", "cifar100", "imagefolder:DIR")
 EVALUATION_BATCH = 500
 
 

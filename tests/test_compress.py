@@ -29,6 +29,7 @@ from pysoftq.clusters import identify, refine
 from pysoftq.config import ConfigError, make_config, read_config
 from pysoftq.data import Dataset, load_dataset
 from pysoftq.driver import compress as run_compress
+from pysoftq.driver import written_size
 from pysoftq.finetune import evaluate
 from pysoftq.models import build_model
 from pysoftq.runfolder import open_run
@@ -299,6 +300,9 @@ def test_one_process_at_a_time(
         (["--resume", "{empty}"], 2, "holds no run to resume"),
         (["--resume", "{empty}/nowhere"], 2, "does not exist"),
         (["--out", "{run}"], 2, "holds a run already"),
+        (["--out", ""], 2, "the name is empty"),
+        (["--resume", ""], 2, "does not exist"),
+        (["--config", "{latin}"], 2, "latin.yaml is no YAML"),
         (["--device", "{missing}"], 2, "option 'device'"),
         (["--h", "-1"], 2, "option 'h'"),
         (["--dataset", "mnist"], 2, "option 'dataset'"),
@@ -334,12 +338,14 @@ def test_refusals(
 ) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "c.yaml").write_text("strength: 1\n")
+    (tmp_path / "latin.yaml").write_bytes(b"model: r\xe9snet\n")
     places = {
         "run": finished,
         "empty": tmp_path / "empty",
         "missing": "mps" if torch.cuda.is_available() else "cuda",
         "new": tmp_path / "new",
         "yaml": tmp_path / "c.yaml",
+        "latin": tmp_path / "latin.yaml",
         "weights": weights,
     }
     assert call("compress", *(argument.format(**places) for argument in arguments)) == code
@@ -539,3 +545,34 @@ def test_command_line_wins_over_the_file(
     assert (config["h"], config["bins"], config["epochs"]) == (0.05, 4096, 1)
     assert call("compress", "--config", "c.yaml", *options, "--epochs", "1") == 0
     assert rows(Path("runs/1")) == rows(Path("runs/2"))
+
+
+def test_numbers_of_runs_that_never_began_are_used_again(
+    tmp_path: Path, options: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("runs/1").mkdir(parents=True)
+    Path("runs/1/notes.txt").touch()
+    for _ in range(2):
+        assert call("compress", *options, "--weights", "nowhere.pt") == 1
+        assert {path.name for path in Path("runs").iterdir()} == {"1", "2"}
+    assert [path.name for path in Path("runs/2").iterdir()] == [".lock"]
+
+
+def test_a_failed_measurement_leaves_no_file(tmp_path: Path) -> None:
+    def fail(path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError("disk full")
+
+    with open_run(tmp_path) as folder, pytest.raises(OSError, match="disk full"):
+        written_size(folder, fail)
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_metrics_refuse_what_is_not_json(tmp_path: Path) -> None:
+    line = {"epoch": 1, "task_loss": float("nan")}
+    with open_run(tmp_path) as folder:
+        for write in (folder.append_metrics, lambda line: folder.write_metrics([line])):
+            with pytest.raises(ValueError, match="not JSON compliant"):
+                write(line)
+        assert not folder.metrics.exists()

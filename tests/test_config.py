@@ -69,11 +69,16 @@ def test_a_data_set_given_later_brings_its_own_defaults() -> None:
         ("momentum", 1),
         ("lr", 0),
         ("seed", -1),
+        ("alpha", 10.5),
+        ("alpha", -11),
+        ("threads", 1025),
         ("device", "tpu"),
         ("cluster_bits", 0),
         ("dataset", "mnist"),
         ("dataset", "imagefolder"),
         ("dataset", "digits:folder"),
+        ("dataset", "imagefolder:"),
+        ("dataset", "digits:"),
         ("mean", "0.1,x"),
         ("std", "0.1,0"),
         ("include", 3),
@@ -118,6 +123,10 @@ def test_yaml_file_may_be_empty(tmp_path: Path) -> None:
         ("- h\n", "found list"),
         ("h: [\n", "is no YAML"),
         ("!!python/object/apply:os.getcwd []\n", "is no YAML"),
+        ("!!map h\n", "is no YAML"),
+        ("h: 2001-99-99\n", "is no YAML"),
+        ("h: 0.1\nw: 0.2\nh: 0.3\n", "key 'h' is given twice"),
+        ("[" * 5000, "nested too deeply"),
     ],
 )
 def test_wrong_yaml_is_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -126,6 +135,18 @@ def test_wrong_yaml_is_refused(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         read_config(path)
     assert str(path) in str(caught.value)
+
+
+def test_other_bytes_than_utf8_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_bytes("model: résnet\n".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"c\.yaml is no YAML: 'utf-8' codec"):
+        read_config(path)
+
+
+@pytest.mark.parametrize("name", ["digits", "cifar10", "cifar100", "imagefolder:a/b:c"])
+def test_every_data_set_is_known(name: str) -> None:
+    assert make_config({"dataset": name}).dataset == name
 
 
 def test_changed_options_are_those_that_shape_the_training() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import sys
@@ -32,13 +33,21 @@ Examples:
 """
 
 
+def _folder(ctx: click.Context, parameter: click.Parameter, given: str | None) -> Path | None:
+    """A folder by name; as a path, an empty name would be the current one."""
+    if given == "":
+        raise click.BadParameter("the name is empty", ctx, parameter)
+    return None if given is None else Path(given)
+
+
 @click.command(cls=GroupedCommand, epilog=EXAMPLES)
 @config_options
 @click.option(
     "--out",
     cls=ConfigOption,
     group="Run",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=click.Path(file_okay=False),
+    callback=_folder,
     help="Folder of the run.  [default: runs/1, runs/2, …]",
 )
 @click.option(
@@ -97,10 +106,17 @@ def _resumed(
 
 
 def _next_run(parent: Path) -> Path:
+    """The first numbered folder that holds nothing, but for the lock of a run that never began."""
     number = 1
-    while (parent / str(number)).exists():
+    while not _unused(parent / str(number)):
         number += 1
     return parent / str(number)
+
+
+def _unused(path: Path) -> bool:
+    if path.is_dir():
+        return all(entry.name == ".lock" for entry in path.iterdir())
+    return not os.path.lexists(path)
 
 
 def _run(config: CompressConfig, path: Path, *, resume: bool) -> None:
