@@ -18,22 +18,28 @@ def read_image_folder(
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64], tuple[str, ...]]:
     """Decode ``folder/<class>/<image>`` into pixels (N, H, W, 3), labels (N,) and class names.
 
-    Classes and files are sorted by name. With ``image_size`` every image is resized to that
-    square; without it all must have one size.
+    Classes and files are sorted by name, hidden ones (``.name``) left out. With ``image_size``
+    every image is resized to that square; without it all must have one size.
 
     Raises FileNotFoundError for a missing folder, ValueError for a folder without images, for an
     image that cannot be read and for sizes that differ (the message names the file).
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"no image folder {folder}")
-    classes = tuple(sorted(entry.name for entry in os.scandir(folder) if entry.is_dir()))
+    classes = tuple(
+        sorted(
+            entry.name
+            for entry in os.scandir(folder)
+            if entry.is_dir() and not entry.name.startswith(".")
+        )
+    )
     files: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
         inside = sorted(
             entry.path
             for entry in os.scandir(folder / name)
-            if entry.name.lower().endswith(SUFFIXES)
+            if entry.name.lower().endswith(SUFFIXES) and not entry.name.startswith(".")
         )
         if not inside:
             raise ValueError(f"{folder / name} holds no images")

@@ -156,6 +156,15 @@ def test_image_folder_is_read_in_sorted_order(folder: Path) -> None:
     assert data.mean == PHOTO_MEAN
 
 
+def test_hidden_folders_and_files_are_left_out(folder: Path) -> None:
+    before = load_dataset(f"imagefolder:{folder}").fingerprint()
+    for half in ("train", "test"):
+        (folder / half / ".cache").mkdir()
+        some = next(entry for entry in (folder / half).iterdir() if entry.name != ".cache")
+        (some / "._a.png").write_bytes(b"no image")
+    assert load_dataset(f"imagefolder:{folder}").fingerprint() == before
+
+
 def test_grey_images_become_rgb(folder: Path) -> None:
     grey = np.arange(48, dtype=np.uint8).reshape(6, 8)
     Image.fromarray(grey).save(folder / "train" / "ant" / "0.png")
