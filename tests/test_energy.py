@@ -128,6 +128,21 @@ def test_infinite_weights_name_their_layer(tmp_path: Path) -> None:
     assert "fc: 1 of 2 weights are NaN or infinite" in str(error)
 
 
+def test_a_kind_of_number_that_cannot_be_used_names_its_layer(tmp_path: Path) -> None:
+    theta = torch.arange(8.0).reshape(2, 4).to(torch.float8_e4m3fn)
+    torch.save({"fc": theta}, tmp_path / "w.pt")
+    error = invoke(tmp_path / "w.pt", "--width", 1).exception
+    assert isinstance(error, ValueError)
+    assert str(error).startswith("layer 'fc' (torch.float8_e4m3fn): ")
+
+
+@pytest.mark.parametrize("bins", [0, 2**24 + 1])
+def test_wrong_bins_are_wrong_usage(weights: Path, bins: int) -> None:
+    result = invoke(weights, "--width", 1, "--bins", bins)
+    assert result.exit_code == 2
+    assert "--bins" in result.output
+
+
 def test_file_without_coupled_weights(tmp_path: Path) -> None:
     torch.save({"bias": torch.ones(3)}, tmp_path / "w.pt")
     error = invoke(tmp_path / "w.pt", "--width", 1).exception

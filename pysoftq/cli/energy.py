@@ -54,7 +54,7 @@ class LayerEnergy:
 )
 @click.option(
     "--bins",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 2**24),
     default=2**14,
     show_default=True,
     help="Bins of the mean field's histogram.",
@@ -86,8 +86,16 @@ def energy(weights: Path, width: float, bins: int, as_json: bool) -> None:
 def measure_layer(name: str, theta: Tensor, width: float, bins: int) -> LayerEnergy:
     """Energies of one layer and the time they took; ``width`` is in units of its sigma.
 
-    Raises ValueError naming the layer if it holds NaN or infinite values.
+    Raises ValueError naming the layer if it holds NaN or infinite values, or is of a kind that
+    cannot be reckoned with.
     """
+    try:
+        return _measured(name, theta, width, bins)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"layer '{name}' ({theta.dtype}): {error}") from error
+
+
+def _measured(name: str, theta: Tensor, width: float, bins: int) -> LayerEnergy:
     sigma = standard_deviation(name, theta)
     row = LayerEnergy(name, theta.numel(), sigma, width * sigma)
     if sigma == 0:
