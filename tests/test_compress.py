@@ -283,6 +283,20 @@ def test_a_finished_run_is_evaluated_anew(
     assert "layer3.0.conv2.weight" in text
 
 
+def test_a_damaged_file_of_a_run_is_named(
+    tmp_path: Path, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("pretrained.safetensors", "checkpoint.pt"):
+        run = copied(finished, tmp_path / name)
+        (run / name).write_bytes((run / name).read_bytes()[:-50])
+        before = {path.name: path.read_bytes() for path in run.iterdir()}
+        assert call("compress", "--resume", str(run), "--n-min", "3") == 1
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: {run / name} is ")
+        assert error.count("\n") == 1
+        assert {name: (run / name).read_bytes() for name in before} == before
+
+
 def test_one_process_at_a_time(
     tmp_path: Path, finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
