@@ -18,7 +18,7 @@ from pysoftq.artifact import save_compressed
 from pysoftq.atomic import atomic_write
 from pysoftq.baselines import histogram_equalize
 from pysoftq.checkpoint import RunState, load_checkpoint
-from pysoftq.clusters import Clusters, mean_bit_width, refine
+from pysoftq.clusters import Clusters, mean_bit_width, unique
 from pysoftq.config import (
     CompressConfig,
     ConfigError,
@@ -170,7 +170,7 @@ def finish(
     report = softq.finalize(bits=config.cluster_bits, n_min=config.n_min)
     weights["weights_final"] = snapshot(shown.parameter)
     write_compressed(model, data, folder.compressed)
-    refined = [refine(clusters, config.n_min) for clusters in found]
+    refined = [unique(layer.parameter) for layer in layers]  # what has been written
     networks.append(clustered_row("soft, refined", model, data, folder, layers, refined))
 
     model.load_state_dict(pretrained)
