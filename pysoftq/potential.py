@@ -32,14 +32,14 @@ def core_counts(rho: Density) -> npt.NDArray[np.uint32]:
     return np.ascontiguousarray(counts, dtype=np.uint32)
 
 
-def potential(rho: Density, width: float, method: str = "scan") -> npt.NDArray[np.float64]:
+def potential(density: Density, width: float, method: str = "scan") -> npt.NDArray[np.float64]:
     """Effective potential V on the midpoints of the bins (Eq. 5), in units of theta.
 
     V includes the self term U_w(0) = -w of each weight, and is scaled by 1 / fraction where the
     density is of a sample.
 
     Args:
-        rho: density of one layer.
+        density: of one layer, as `pysoftq.density` returns it.
         width: range w of the well, in units of theta.
         method: "scan", exact window sums in O(bins), or "fft", the convolution of the paper.
 
@@ -50,8 +50,8 @@ def potential(rho: Density, width: float, method: str = "scan") -> npt.NDArray[n
         ValueError: width is not finite and > 0, or the method is unknown.
     """
     fft = check_method(method, METHODS)
-    values = _core.potential(core_counts(rho), rho.spacing, check_width(width), fft)
-    return values / rho.fraction
+    values = _core.potential(core_counts(density), density.spacing, check_width(width), fft)
+    return values / density.fraction
 
 
 def mean_field_energy(

@@ -20,7 +20,8 @@ def test_matches_the_sum_over_bins(bins, width, method):
     rho = density(THETA, bins)
     expected = oracle.potential(rho.counts, rho.spacing, width)
     scale = np.abs(expected).max()
-    np.testing.assert_allclose(potential(rho, width, method), expected, atol=1e-12 * scale)
+    values = potential(density=rho, width=width, method=method)
+    np.testing.assert_allclose(values, expected, atol=1e-12 * scale)
 
 
 @given(
