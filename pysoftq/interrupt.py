@@ -29,15 +29,21 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Handle SIGINT and SIGTERM within the block; does nothing outside the main thread."""
+    """Handle SIGINT and SIGTERM within the block; does nothing outside the main thread.
+
+    A signal that this process was started to ignore (SIGINT, of a shell's background job) stays so.
+    """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    handlers = [signal.signal(number, request.on_signal) for number in numbers]
+    handlers = {
+        number: signal.signal(number, request.on_signal)
+        for number in (signal.SIGINT, signal.SIGTERM)
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
     try:
         yield request
     finally:
-        for number, handler in zip(numbers, handlers, strict=True):
+        for number, handler in handlers.items():
             signal.signal(number, handler)
