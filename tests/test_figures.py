@@ -9,6 +9,7 @@ from matplotlib.colors import to_hex
 from PIL import Image
 from pysoftq.analysis import figures
 from pysoftq.analysis.dynamics import LossCurves, WeightRecords, read_losses, read_run
+from pysoftq.analysis.figures.style import BLACK, BLUE, VERMILLION
 from run_folders import metrics, records, write_run
 
 
@@ -58,7 +59,7 @@ def test_potential_over_the_second_histogram(weights: WeightRecords) -> None:
     figure = figures.draw_histograms(weights)
     twin = next(axis for axis in figure.axes if "V_" in axis.get_ylabel())
     x, v = twin.lines[0].get_data()
-    assert to_hex(twin.lines[0].get_color()) == figures.BLACK
+    assert to_hex(twin.lines[0].get_color()) == BLACK
     # Eq. 5 on some midpoints, weight by weight; a bin's width is how far the weights may sit off.
     some = np.linspace(0, len(x) - 1, 200).astype(int)
     theta = weights.weights_early.astype(np.float64)
@@ -130,5 +131,5 @@ def test_losses_on_twin_axes(folder: Path) -> None:
     left, right = figures.draw_losses(losses).axes
     np.testing.assert_array_equal(left.lines[0].get_data(), (losses.epochs, losses.coupling))
     np.testing.assert_array_equal(right.lines[0].get_data(), (losses.epochs, losses.task))
-    for axis, colour in ((left, figures.BLUE), (right, figures.VERMILLION)):
+    for axis, colour in ((left, BLUE), (right, VERMILLION)):
         assert axis.lines[0].get_color() == axis.yaxis.label.get_color() == colour

@@ -1,8 +1,4 @@
-"""Figures of a run, drawn from its records: nothing is computed here but what is drawn.
-
-Every function returns a new Figure and leaves pyplot and matplotlib's settings alone. Colours
-are those of Okabe and Ito, told apart by colour-blind readers too.
-"""
+"""Figures of a run, drawn from its records."""
 
 from __future__ import annotations
 
@@ -10,31 +6,33 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
+from pysoftq.analysis.dynamics import LossCurves, WeightRecords, read_run
 from torch import from_numpy
 
 from pysoftq.clusters import identify
 from pysoftq.density import density
 from pysoftq.potential import potential
 
-from .dynamics import LossCurves, WeightRecords, read_run
+from .style import (
+    BLACK,
+    BLUE,
+    COLUMN,
+    GREEN,
+    GREY,
+    ORANGE,
+    PAGE,
+    SKY,
+    SMALL,
+    TEXT,
+    VERMILLION,
+    save_figure,
+    style,
+)
 
-BLACK = "#000000"
-BLUE = "#0072B2"
-GREEN = "#009E73"
-ORANGE = "#E69F00"
-SKY = "#56B4E9"
-VERMILLION = "#D55E00"
-GREY = "#595959"
-
-# Inches: one column and two columns of a physics journal.
-COLUMN, PAGE = 3.4, 7.0
-PNG_DPI = 200
-_TEXT, _SMALL = 8.0, 7.0
 _HISTOGRAM_BINS = 128
 _MARKED_EPOCHS = 40  # more markers than this would run together
 
@@ -56,18 +54,6 @@ def draw_run(run_dir: str | Path) -> list[Path]:
     return paths
 
 
-def save_figure(figure: Figure, stem: str | Path) -> list[Path]:
-    """Write ``stem.png`` and ``stem.pdf``, making their folder; returns the two paths."""
-    stem = Path(stem)
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    png, pdf = stem.with_name(f"{stem.name}.png"), stem.with_name(f"{stem.name}.pdf")
-    figure.savefig(png, dpi=PNG_DPI)
-    # Type 42 keeps the text searchable; without a date the file depends on the data alone.
-    with rc_context({"pdf.fonttype": 42}):
-        figure.savefig(pdf, metadata={"CreationDate": None})
-    return [png, pdf]
-
-
 def draw_histograms(records: WeightRecords) -> Figure:
     """Weights of one layer: pretrained, after the first epoch with V_w, at the end (Fig. 1).
 
@@ -83,11 +69,11 @@ def draw_histograms(records: WeightRecords) -> Figure:
     edges = np.linspace(low, high, _HISTOGRAM_BINS + 1)
     titles = ("pretrained", "after the first epoch", "at the end")
     for axis, letter, title in zip(axes, "ABC", titles, strict=True):
-        _style(axis)
-        axis.set_title(title, fontsize=_TEXT)
-        axis.set_title(letter, loc="left", fontsize=_TEXT + 1, fontweight="bold")
-        axis.set_xlabel(r"weight $\theta$", fontsize=_TEXT)
-    axes[0].set_ylabel("number of weights", fontsize=_TEXT)
+        style(axis)
+        axis.set_title(title, fontsize=TEXT)
+        axis.set_title(letter, loc="left", fontsize=TEXT + 1, fontweight="bold")
+        axis.set_xlabel(r"weight $\theta$", fontsize=TEXT)
+    axes[0].set_ylabel("number of weights", fontsize=TEXT)
 
     _draw_counts(axes[0], records.weights_pretrained, edges)
     _draw_well(axes[0])
@@ -98,7 +84,7 @@ def draw_histograms(records: WeightRecords) -> Figure:
     axes[0].set_xlim(low - margin, high + margin)
     figure.suptitle(
         f"{records.layer}  ($N$ = {records.weights_soft.size:,},  $w_l$ = {records.width:.3g})",
-        fontsize=_TEXT,
+        fontsize=TEXT,
         color=GREY,
     )
     return figure
@@ -108,14 +94,14 @@ def draw_trajectories(records: WeightRecords) -> Figure:
     """Weights of the last layer against steps (Fig. 2E), coloured by the value they end at."""
     figure = Figure(figsize=(COLUMN, 2.6), layout="constrained")
     axis = figure.subplots()
-    _style(axis)
+    style(axis)
     ends = records.trajectories[-1]
     for path, colour in zip(records.trajectories.T, _cluster_colours(ends), strict=True):
         axis.plot(records.trajectory_steps, path, color=colour, linewidth=0.5, alpha=0.7)
     axis.margins(x=0)
-    axis.set_xlabel("step", fontsize=_TEXT)
-    axis.set_ylabel(r"weight $\theta$", fontsize=_TEXT)
-    axis.set_title(f"{ends.size} weights of {records.trajectory_layer}", fontsize=_TEXT, color=GREY)
+    axis.set_xlabel("step", fontsize=TEXT)
+    axis.set_ylabel(r"weight $\theta$", fontsize=TEXT)
+    axis.set_title(f"{ends.size} weights of {records.trajectory_layer}", fontsize=TEXT, color=GREY)
     return figure
 
 
@@ -130,23 +116,16 @@ def draw_losses(losses: LossCurves) -> Figure:
     )
     size = 2.5 if len(losses.epochs) <= _MARKED_EPOCHS else 0.0
     for axis, values, colour, marker, label in curves:
-        _style(axis)
+        style(axis)
         axis.plot(losses.epochs, values, color=colour, marker=marker, markersize=size, linewidth=1)
-        axis.set_ylabel(label, fontsize=_TEXT, color=colour)
+        axis.set_ylabel(label, fontsize=TEXT, color=colour)
         axis.tick_params(axis="y", colors=colour, which="both")
     right.spines["right"].set_visible(True)
     right.spines["right"].set_color(VERMILLION)
     right.spines["left"].set_color(BLUE)
-    left.set_xlabel("epoch", fontsize=_TEXT)
+    left.set_xlabel("epoch", fontsize=TEXT)
     left.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     return figure
-
-
-def _style(axis: Axes) -> None:
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.tick_params(labelsize=_SMALL, width=0.6, length=3)
-    for spine in axis.spines.values():
-        spine.set_linewidth(0.6)
 
 
 def _log_counts(axis: Axes, largest: int) -> None:
@@ -167,21 +146,21 @@ def _draw_well(axis: Axes) -> None:
     inset = axis.inset_axes((0.74, 0.76, 0.26, 0.2))
     inset.plot([-2, -1, 0, 1, 2], [0, 0, -1, 0, 0], color=BLACK, linewidth=0.8)
     inset.set_axis_off()
-    inset.text(0, 0.25, r"$U_{w_l}$", fontsize=_SMALL, ha="center", va="bottom")
+    inset.text(0, 0.25, r"$U_{w_l}$", fontsize=SMALL, ha="center", va="bottom")
     inset.annotate(
         *("", (-1.15, -1.3)), xytext=(1.15, -1.3), arrowprops={"arrowstyle": "<->", "lw": 0.5}
     )
-    inset.text(0, -1.5, r"$2w_l$", fontsize=_SMALL, ha="center", va="top")
+    inset.text(0, -1.5, r"$2w_l$", fontsize=SMALL, ha="center", va="top")
     inset.set(xlim=(-2.2, 2.2), ylim=(-1.4, 0.2))
 
 
 def _draw_potential(axis: Axes, records: WeightRecords) -> None:
     rho = density(records.weights_early, bins=records.bins)
     twin = axis.twinx()
-    _style(twin)
+    style(twin)
     twin.spines["right"].set_visible(True)
     twin.plot(rho.midpoints, potential(rho, records.width), color=BLACK, linewidth=1)
-    twin.set_ylabel(r"effective potential $V_{w_l}(\theta)$", fontsize=_TEXT)
+    twin.set_ylabel(r"effective potential $V_{w_l}(\theta)$", fontsize=TEXT)
 
 
 def _draw_clusters(axis: Axes, records: WeightRecords) -> None:
@@ -198,7 +177,7 @@ def _draw_clusters(axis: Axes, records: WeightRecords) -> None:
         axis.vlines(x, 0.5, y, color=colour, linewidth=1.2)
         axis.plot(x, y, "o", color=colour, markersize=2.5, label=label)
     _log_counts(axis, 20 * int(counts.max()))  # headroom for the legend
-    axis.legend(fontsize=_SMALL, frameon=False, loc="upper right", borderpad=0.1)
+    axis.legend(fontsize=SMALL, frameon=False, loc="upper right", borderpad=0.1)
 
 
 def _cluster_colours(values: NDArray[np.floating]) -> list[str]:
