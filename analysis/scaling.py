@@ -1,38 +1,74 @@
-"""How the interaction energy grows with the size of a layer (the paper's Fig. 4)."""
+"""How the interaction energy grows with the size of a layer (the paper's Fig. 4), and why.
+
+The energy of a layer is, exactly,
+
+    |E| = N² · (1 - 1/N) · w sigma · S,
+
+where S is the mean of (1 - d / (w sigma)) over all pairs, d being the distance of a pair (0 beyond
+the well): a pure number that depends on w and on the shape of the distribution alone. A
+least-squares slope is linear in the logarithms that it is fitted to, so the slope of log |E|
+against log N is the sum of the slopes of the factors' logarithms, with no remainder. sigma is taken
+apart once more, into what He's initialisation gives for the layer's fan-in and what training made
+of it; S is compared with that of Gaussian weights (`gaussian_overlap`), which is the same for all
+layers and so has no slope. alpha = 1 (Eq. 10) is what remains if neither sigma nor the shape
+depend on N.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from pysoftq.analysis.results import Floats, Integers
+from pysoftq.analysis.sources import Network
+from scipy.special import erf, stdtr
+from scipy.stats import linregress
 from torch import Tensor
 
 from pysoftq.pairs import pair_energy
-from pysoftq.weights import coupled_weights, load_weights
+
+BOOTSTRAP_DRAWS = 10_000
+WIDTHS = tuple(np.geomspace(0.05, 5, 13).tolist())
+NAIVE_SLOPE = 2.0  # alpha = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LayerEnergies:
-    """Exact energy of every layer at one width, in the order of the weight file.
+    """Exact energy of every layer at one width, in the order of the weights.
 
     ``width`` is in units of each layer's own standard deviation; ``sigmas`` and ``energies``
-    (Eq. 2 with h = 1, ordered pairs, so never positive) are in units of the weights.
+    (Eq. 2 with h = 1, ordered pairs, so never positive) are in units of the weights. ``fan_ins``
+    are the weights of each output, ``kinds`` are read from the shapes: "conv 3×3", "linear" …
     """
 
     width: float
     names: tuple[str, ...]
-    sizes: NDArray[np.int64]
-    sigmas: NDArray[np.float64]
-    energies: NDArray[np.float64]
+    kinds: tuple[str, ...]
+    sizes: Integers
+    fan_ins: Integers
+    sigmas: Floats
+    energies: Floats
 
     @property
     def usable(self) -> NDArray[np.bool_]:
         """Layers with a logarithm to fit: those with at least one pair inside the well."""
         return self.energies < 0
+
+    def only_usable(self) -> LayerEnergies:
+        """The usable layers."""
+        kept = np.flatnonzero(self.usable)
+        return LayerEnergies(
+            width=self.width,
+            names=tuple(self.names[i] for i in kept),
+            kinds=tuple(self.kinds[i] for i in kept),
+            sizes=self.sizes[kept],
+            fan_ins=self.fan_ins[kept],
+            sigmas=self.sigmas[kept],
+            energies=self.energies[kept],
+        )
 
 
 @dataclass(frozen=True)
@@ -55,6 +91,160 @@ class ScalingFit:
     def energy(self, size: ArrayLike) -> NDArray[np.float64]:
         """|E| that the fitted power law gives for layers of ``size`` weights."""
         return np.exp(self.intercept + self.slope * np.log(np.asarray(size, dtype=np.float64)))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number, its standard error and its 95 % bootstrap interval."""
+
+    value: float
+    stderr: float
+    ci95: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Slopes against log N of the factors of |E|; they add up to the slope of log |E|."""
+
+    pairs: Estimate
+    """N²: 2 by definition."""
+    finite_size: Estimate
+    """1 - 1/N: no weight is paired with itself."""
+    initialization: Estimate
+    """sqrt(2 / fan-in), the sigma of He's initialisation: the architecture alone."""
+    training: Estimate
+    """sigma over sqrt(2 / fan-in)."""
+    shape: Estimate
+    """S over that of Gaussian weights: tails and peaks of the distribution."""
+
+
+@dataclass(frozen=True)
+class PowerLaw:
+    """The fit of one network, or of several together, with what it is made of.
+
+    ``ci95`` of the slope is from a bootstrap over layers (for several networks over networks, then
+    over the layers of each). ``t`` and ``p`` test the naive alpha = 1 by Student's t with
+    layers - 2 degrees of freedom, two-sided, as if layers were independent; ``t`` is None where
+    all layers lie on the line.
+    """
+
+    fit: ScalingFit
+    ci95: tuple[float, float]
+    t: float | None
+    p: float
+    terms: Terms
+
+
+@dataclass(frozen=True, eq=False)
+class NetworkScaling:
+    """One network: its usable layers, their law, and residuals log |E| - fit of each layer."""
+
+    name: str
+    energies: LayerEnergies
+    left_out: tuple[str, ...]
+    law: PowerLaw
+    residuals: Floats
+
+
+@dataclass(frozen=True)
+class DepthTrend:
+    """Line through the residuals against relative depth, 0 for the first layer and 1 for the last.
+
+    ``p`` is of Student's two-sided test against no trend.
+    """
+
+    slope: float
+    stderr: float
+    p: float
+
+
+@dataclass(frozen=True)
+class KindResidual:
+    """Mean residual of the layers of one kind; its standard error, None for a single layer."""
+
+    kind: str
+    layers: int
+    mean: float
+    stderr: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class WidthScan:
+    """The slope as a function of w, with standard errors and 95 % bootstrap intervals, all (W,)."""
+
+    name: str
+    widths: Floats
+    slopes: Floats
+    stderrs: Floats
+    low: Floats
+    high: Floats
+
+
+@dataclass(frozen=True)
+class ScalingStudy:
+    """Scaling of one or several networks at one width, and of the slope with the width.
+
+    ``scans`` has one entry for each network and, where there are several, one named "pooled".
+    """
+
+    width: float
+    networks: tuple[NetworkScaling, ...]
+    pooled: PowerLaw
+    depth: DepthTrend
+    kinds: tuple[KindResidual, ...]
+    scans: tuple[WidthScan, ...]
+
+
+def study_scaling(
+    networks: Sequence[Network],
+    width: float,
+    widths: Sequence[float] = WIDTHS,
+    draws: int = BOOTSTRAP_DRAWS,
+    seed: int = 0,
+) -> ScalingStudy:
+    """Fit log |E| against log N over the layers of each network and over all of them together.
+
+    Args:
+        networks: one or several.
+        width: of the well, in standard deviations of each layer.
+        widths: of the scan of the slope against w; may be empty.
+        draws: of the bootstrap.
+        seed: of the bootstrap.
+
+    Raises:
+        ValueError: no network, a width that is not positive, weights that are not finite, or a
+            network with fewer than three usable layers or layers of a single size.
+    """
+    if not networks:
+        raise ValueError("got no network, wanted at least one")
+    measured = [measure_energies(network.weights, width) for network in networks]
+    studied = []
+    for network, energies in zip(networks, measured, strict=True):
+        layers = energies.only_usable()
+        law = _named(network.name, [layers], draws, seed)
+        residuals = np.log(-layers.energies) - np.log(law.fit.energy(layers.sizes))
+        left_out = tuple(
+            name for name, used in zip(energies.names, energies.usable, strict=True) if not used
+        )
+        studied.append(NetworkScaling(network.name, layers, left_out, law, residuals))
+
+    at_widths = [
+        [measure_energies(network.weights, w).only_usable() for network in networks] for w in widths
+    ]
+    scans = [
+        _scan(network.name, [[layers[i]] for layers in at_widths], draws, seed)
+        for i, network in enumerate(networks)
+    ]
+    if len(networks) > 1:
+        scans.append(_scan("pooled", at_widths, draws, seed))
+    return ScalingStudy(
+        width=width,
+        networks=tuple(studied),
+        pooled=power_law([network.energies for network in studied], draws, seed),
+        depth=_depth_trend(studied),
+        kinds=_kind_residuals(studied),
+        scans=tuple(scans),
+    )
 
 
 def standard_deviation(name: str, theta: Tensor) -> float:
@@ -81,13 +271,36 @@ def measure_energies(weights: Mapping[str, Tensor], width: float) -> LayerEnergi
         pair_energy(theta, width * sigma) if sigma > 0 else 0.0
         for theta, sigma in zip(weights.values(), sigmas, strict=True)
     ]
+    shapes = [tuple(theta.shape) for theta in weights.values()]
     return LayerEnergies(
         width=width,
         names=tuple(weights),
-        sizes=np.array([theta.numel() for theta in weights.values()], dtype=np.int64),
+        kinds=tuple(layer_kind(shape) for shape in shapes),
+        sizes=np.array([math.prod(shape) for shape in shapes], dtype=np.int64),
+        fan_ins=np.array([math.prod(shape[1:]) for shape in shapes], dtype=np.int64),
         sigmas=np.array(sigmas, dtype=np.float64),
         energies=np.array(energies, dtype=np.float64),
     )
+
+
+def layer_kind(shape: Sequence[int]) -> str:
+    """What a weight of this shape belongs to: "linear", "conv 3×3", "depthwise conv 3×3"."""
+    if len(shape) == 2:
+        return "linear"
+    if len(shape) < 2:
+        return f"{len(shape)} dimensions"
+    kind = "conv " + "×".join(map(str, shape[2:]))
+    return f"depthwise {kind}" if shape[1] == 1 < shape[0] else kind
+
+
+def gaussian_overlap(width: ArrayLike) -> NDArray[np.float64]:
+    """S of Gaussian weights, the null model: |E| = N (N - 1) w sigma S(w) in the mean.
+
+    S(w) = erf(w/2) - 2 / (sqrt(pi) w) · (1 - exp(-w²/4)): the mean of (1 - |x| / w) over the
+    differences x within w, normally distributed with variance 2; ``width`` is w in sigmas.
+    """
+    w = np.asarray(width, dtype=np.float64)
+    return np.asarray(erf(w / 2) + 2 / (math.sqrt(math.pi) * w) * np.expm1(-w * w / 4))
 
 
 def fit_scaling(sizes: ArrayLike, energies: ArrayLike) -> ScalingFit:
@@ -123,12 +336,128 @@ def fit_scaling(sizes: ArrayLike, energies: ArrayLike) -> ScalingFit:
     )
 
 
-def scaling_of_file(path: str | Path, width: float) -> tuple[LayerEnergies, ScalingFit]:
-    """Energies and fit of every weight with two or more dimensions in a weight file.
+def power_law(
+    networks: Sequence[LayerEnergies], draws: int = BOOTSTRAP_DRAWS, seed: int = 0
+) -> PowerLaw:
+    """One line through the usable layers of all ``networks``, and the terms of its slope.
 
-    Layers without a pair inside the well (constant ones, for example) stay in the energies but
-    out of the fit. Raises what `load_weights`, `measure_energies` and `fit_scaling` raise.
+    Raises ValueError as `fit_scaling` does.
     """
-    energies = measure_energies(coupled_weights(load_weights(path)), width)
-    usable = energies.usable
-    return energies, fit_scaling(energies.sizes[usable], energies.energies[usable])
+    size = np.concatenate([layers.sizes for layers in networks]).astype(np.float64)
+    energy = np.concatenate([layers.energies for layers in networks])
+    sigma = np.concatenate([layers.sigmas for layers in networks])
+    he = np.sqrt(2 / np.concatenate([layers.fan_ins for layers in networks]))
+    fit = fit_scaling(size, energy)
+
+    width = networks[0].width
+    overlap = -energy / (size * (size - 1) * width * sigma)
+    factors = {
+        "pairs": size**2,
+        "finite_size": 1 - 1 / size,
+        "initialization": he,
+        "training": sigma / he,
+        "shape": overlap / gaussian_overlap(width),
+    }
+    logs = np.log([np.abs(energy), *factors.values()])
+    counts = resample([len(layers.names) for layers in networks], draws, seed)
+    intervals = _intervals(bootstrap_slopes(np.log(size), logs, counts))
+    fits = [fit_scaling(size, factor) for factor in factors.values()]
+    estimates = [
+        Estimate(part.slope, part.stderr, interval)
+        for part, interval in zip(fits, intervals[1:], strict=True)
+    ]
+    t, p = _against_naive(fit)
+    return PowerLaw(fit, intervals[0], t, p, Terms(**dict(zip(factors, estimates, strict=True))))
+
+
+def resample(sizes: Sequence[int], draws: int, seed: int) -> NDArray[np.int64]:
+    """How often each of sum(sizes) layers is in each bootstrap sample, (draws, layers).
+
+    Clustered: networks are drawn with replacement, as many as there are, and then from each drawn
+    network as many layers as it has; of a single network, only layers are drawn.
+    """
+    rng = np.random.default_rng(seed)
+    networks = rng.multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), size=draws)
+    counts = [
+        rng.multinomial(size * times, np.full(size, 1 / size))
+        for size, times in zip(sizes, networks.T, strict=True)
+    ]
+    return np.concatenate(counts, axis=1)
+
+
+def bootstrap_slopes(
+    x: NDArray[np.float64], ys: NDArray[np.float64], counts: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Slopes against x (n,) of each of ys (m, n) in each sample of counts (draws, n): (draws, m).
+
+    Samples without two different x have no slope and are left out.
+    """
+    weights = counts / counts.sum(axis=1, keepdims=True)
+    x = x - x.mean()
+    mean = weights @ x
+    variance = weights @ x**2 - mean**2
+    kept = variance > 1e-12
+    weights, mean, variance = weights[kept], mean[kept], variance[kept]
+    covariance = weights @ (x * ys).T - mean[:, None] * (weights @ ys.T)
+    return np.asarray(covariance / variance[:, None])
+
+
+def _intervals(slopes: NDArray[np.float64]) -> list[tuple[float, float]]:
+    low, high = np.percentile(slopes, [2.5, 97.5], axis=0)
+    return list(zip(low.tolist(), high.tolist(), strict=True))
+
+
+def _against_naive(fit: ScalingFit) -> tuple[float | None, float]:
+    """Student's t and two-sided p of the slope against 2."""
+    if fit.stderr == 0:
+        return None, float(fit.slope == NAIVE_SLOPE)
+    t = (fit.slope - NAIVE_SLOPE) / fit.stderr
+    return t, float(2 * stdtr(fit.layers - 2, -abs(t)))
+
+
+def _named(name: str, layers: Sequence[LayerEnergies], draws: int, seed: int) -> PowerLaw:
+    try:
+        return power_law(layers, draws, seed)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
+def _scan(
+    name: str, at_widths: Sequence[Sequence[LayerEnergies]], draws: int, seed: int
+) -> WidthScan:
+    widths = [layers[0].width for layers in at_widths]
+    laws = [
+        _named(f"{name} at w = {width:g}", layers, draws, seed)
+        for width, layers in zip(widths, at_widths, strict=True)
+    ]
+    return WidthScan(
+        name=name,
+        widths=np.array(widths, dtype=np.float64),
+        slopes=np.array([law.fit.slope for law in laws]),
+        stderrs=np.array([law.fit.stderr for law in laws]),
+        low=np.array([law.ci95[0] for law in laws]),
+        high=np.array([law.ci95[1] for law in laws]),
+    )
+
+
+def _depth_trend(networks: Sequence[NetworkScaling]) -> DepthTrend:
+    depth = np.concatenate([np.linspace(0, 1, len(network.residuals)) for network in networks])
+    residual = np.concatenate([network.residuals for network in networks])
+    line = linregress(depth, residual)
+    return DepthTrend(float(line.slope), float(line.stderr), float(line.pvalue))
+
+
+def _kind_residuals(networks: Sequence[NetworkScaling]) -> tuple[KindResidual, ...]:
+    residuals: dict[str, list[float]] = {}
+    for network in networks:
+        for kind, residual in zip(network.energies.kinds, network.residuals, strict=True):
+            residuals.setdefault(kind, []).append(float(residual))
+    return tuple(
+        KindResidual(
+            kind,
+            len(values),
+            float(np.mean(values)),
+            float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None,
+        )
+        for kind, values in residuals.items()
+    )

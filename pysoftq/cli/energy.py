@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -16,6 +15,7 @@ from rich.table import Table
 from torch import Tensor
 
 from pysoftq.analysis.scaling import ScalingFit, fit_scaling, standard_deviation
+from pysoftq.cli.studies import positive
 from pysoftq.cli.tables import print_table
 from pysoftq.pairs import pair_energy
 from pysoftq.potential import mean_field_energy
@@ -50,7 +50,11 @@ class LayerEnergy:
 @click.command("energy")
 @click.argument("weights", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option(
-    "--width", type=float, required=True, help="Width w in units of each layer's sigma, e.g. 0.5."
+    "--width",
+    type=float,
+    callback=positive,
+    required=True,
+    help="Width w in units of each layer's sigma, e.g. 0.5.",
 )
 @click.option(
     "--bins",
@@ -67,8 +71,6 @@ def energy(weights: Path, width: float, bins: int, as_json: bool) -> None:
     without and with the weights' energy in their own well. Below the table: how the exact energy
     grows with layer size.
     """
-    if not (math.isfinite(width) and width > 0):
-        raise click.BadParameter(f"{width} is not a positive number", param_hint="--width")
     layers = coupled_weights(load_weights(weights))
     if not layers:
         raise ValueError(f"{weights}: no weight with two or more dimensions")

@@ -1,0 +1,151 @@
+"""Figures of the scaling study (Fig. 4)."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from pysoftq.analysis.scaling import PowerLaw, ScalingStudy, Terms
+
+from .style import BLACK, CYCLE, GREY, MARKERS, PAGE, SKY, SMALL, TEXT, letter, style
+
+PAPER_SLOPE = 1.66
+
+_TERM_LABELS = {
+    "pairs": r"pairs, $N^2$",
+    "finite_size": r"no self pairs, $1 - 1/N$",
+    "initialization": r"fan-in, $\sigma_\mathrm{He}$",
+    "training": r"training, $\sigma / \sigma_\mathrm{He}$",
+    "shape": r"shape, $S / S_\mathrm{Gauss}$",
+}
+
+
+def draw_scaling(study: ScalingStudy) -> Figure:
+    """The power law, the terms of its slope, the slope against w, the residuals against depth."""
+    figure = Figure(figsize=(PAGE, 5.2), layout="constrained")
+    axes = figure.subplots(2, 2)
+    for axis in axes.flat:
+        style(axis)
+    letter(axes.flat)
+    _draw_law(axes[0, 0], study)
+    _draw_terms(axes[0, 1], study.pooled)
+    _draw_widths(axes[1, 0], study)
+    _draw_residuals(axes[1, 1], study)
+    for axis in axes.flat:
+        axis.xaxis.label.set_fontsize(TEXT)
+        axis.yaxis.label.set_fontsize(TEXT)
+    return figure
+
+
+def _draw_law(axis: Axes, study: ScalingStudy) -> None:
+    """Fig. 4, with the line that alpha = 1 would give through the same middle."""
+    sizes = np.concatenate([network.energies.sizes for network in study.networks])
+    ends = np.array([sizes.min() / 1.5, sizes.max() * 1.5], dtype=np.float64)
+    middle = np.exp(np.log(sizes).mean())
+    fit = study.pooled.fit
+    for number, network in enumerate(study.networks):
+        axis.plot(
+            network.energies.sizes,
+            -network.energies.energies,
+            MARKERS[number % len(MARKERS)],
+            color=CYCLE[number % len(CYCLE)],
+            markersize=3.5,
+            markeredgewidth=0.5,
+            fillstyle="none" if number % 2 else "full",
+            label=network.name,
+        )
+    axis.plot(ends, fit.energy(ends), color=BLACK, linewidth=1, label=f"slope {_law(study.pooled)}")
+    naive = fit.energy(middle) * (ends / middle) ** 2
+    axis.plot(
+        ends, naive, color=GREY, linewidth=0.8, linestyle=":", label=r"slope 2 ($\alpha = 1$)"
+    )
+    axis.set(xscale="log", yscale="log", xlabel=r"layer size $N_l$")
+    axis.set_ylabel(r"$|\sum_{i \neq j} U_{w_l}(\theta_i - \theta_j)|$")
+    axis.set_title(f"$w$ = {study.width:g}", fontsize=TEXT, color=GREY)
+    axis.legend(fontsize=SMALL - 1, frameon=False, loc="upper left", labelspacing=0.3)
+
+
+def _law(law: PowerLaw) -> str:
+    return rf"{law.fit.slope:.2f} [{law.ci95[0]:.2f}, {law.ci95[1]:.2f}]"
+
+
+def _draw_terms(axis: Axes, law: PowerLaw) -> None:
+    """A waterfall from 2 down to the slope."""
+    names = [field.name for field in fields(Terms) if field.name != "finite_size"]
+    labels = [_TERM_LABELS[name] for name in names]
+    # Of N weights with N in the hundreds, 1 - 1/N is worth a thousandth: drawn with the pairs.
+    level = law.terms.finite_size.value
+    for row, name in enumerate(names):
+        term = getattr(law.terms, name)
+        start, level = level, level + term.value
+        axis.barh(row, level - start, left=start, height=0.55, color=SKY if row else GREY)
+        if row:
+            error = [[term.value - term.ci95[0]], [term.ci95[1] - term.value]]
+            axis.errorbar(level, row, xerr=error, color=BLACK, linewidth=0.8, capsize=2)
+        axis.plot([level, level], [row, row + 1], color=GREY, linewidth=0.6, linestyle=":")
+        axis.text(
+            *(2.015, row, f"{term.value:+.3f}".replace("-", "−") if row else "2"),
+            fontsize=SMALL,
+            va="center",
+        )
+    row = len(names)
+    axis.barh(row, law.fit.slope, height=0.55, color=BLACK)
+    axis.text(2.015, row, f"{law.fit.slope:.3f}", fontsize=SMALL, va="center", fontweight="bold")
+    axis.axvline(PAPER_SLOPE, color=CYCLE[1], linewidth=0.8, linestyle="--")
+    axis.text(PAPER_SLOPE, -0.55, "paper", color=CYCLE[1], fontsize=SMALL, ha="center")
+    axis.set_yticks(range(row + 1), [*labels, "slope"], fontsize=SMALL)
+    axis.invert_yaxis()
+    left = min(law.fit.slope, law.ci95[0], PAPER_SLOPE)
+    axis.set_xlim(left - 0.15, 2.12)
+    axis.set_xlabel(r"$d \log |E| \,/\, d \log N$")
+
+
+def _draw_widths(axis: Axes, study: ScalingStudy) -> None:
+    """The slope against w; Gaussian layers would lie on the dotted line."""
+    last = study.scans[-1]
+    for number, scan in enumerate(study.scans):
+        pooled = len(study.scans) > 1 and scan is last
+        colour = BLACK if pooled else CYCLE[number % len(CYCLE)]
+        axis.plot(
+            *(scan.widths, scan.slopes, MARKERS[number % len(MARKERS)] + "-"),
+            color=colour,
+            markersize=2.5,
+            linewidth=1.2 if pooled else 0.8,
+            label=scan.name,
+        )
+    axis.fill_between(last.widths, last.low, last.high, color=GREY, alpha=0.15, linewidth=0)
+    gaussian = study.pooled.fit.slope - study.pooled.terms.shape.value
+    axis.axhline(gaussian, color=GREY, linewidth=0.8, linestyle=":", label="Gaussian layers")
+    axis.axhline(PAPER_SLOPE, color=CYCLE[1], linewidth=0.8, linestyle="--", label="paper")
+    axis.set_xscale("log")
+    axis.xaxis.set_major_locator(FixedLocator([0.05, 0.1, 0.2, 0.5, 1, 2, 5]))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.set_xlabel(r"width $w$ / $\sigma_l$")
+    axis.set_ylabel("slope")
+    axis.legend(fontsize=SMALL - 1, frameon=False, loc="lower right", labelspacing=0.3)
+
+
+def _draw_residuals(axis: Axes, study: ScalingStudy) -> None:
+    """Residuals of each network from its own line; one colour a network, one marker a kind."""
+    kinds = [kind.kind for kind in study.kinds]
+    for number, network in enumerate(study.networks):
+        depth = np.linspace(0, 1, len(network.residuals))
+        for kind in kinds:
+            chosen = np.array([own == kind for own in network.energies.kinds])
+            axis.plot(
+                *(depth[chosen], network.residuals[chosen], MARKERS[kinds.index(kind) % 7]),
+                color=CYCLE[number % len(CYCLE)],
+                markersize=3.5,
+                markeredgewidth=0,
+                alpha=0.8,
+            )
+    for kind in kinds:
+        axis.plot([], [], MARKERS[kinds.index(kind) % 7], color=GREY, markersize=3.5, label=kind)
+    axis.axhline(0, color=GREY, linewidth=0.6)
+    axis.set_xlabel("relative depth")
+    axis.set_ylabel(r"residual of $\log |E|$")
+    axis.legend(fontsize=SMALL - 1, frameon=False, loc="best", labelspacing=0.3)

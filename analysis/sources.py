@@ -1,0 +1,70 @@
+"""Where the weights of a study come from: a weight file, a run's folder, a torchvision model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from pysoftq.runfolder import RunFolder
+from pysoftq.selection import select
+from pysoftq.weights import coupled_weights, load_weights
+
+
+@dataclass(frozen=True)
+class Network:
+    """Name of a network and its weights with two or more dimensions, in model order."""
+
+    name: str
+    weights: dict[str, Tensor]
+
+
+def read_networks(sources: Sequence[str | Path]) -> list[Network]:
+    """The networks of several sources; two of one name are told apart by their whole source.
+
+    A source is a weight file, the folder of a run (its pretrained weights), or else the name of a
+    model of torchvision (with its default trained weights).
+
+    Raises OSError for files that cannot be read or downloaded, ValueError for an unknown source or
+    one without weights.
+    """
+    networks = [read_network(source) for source in sources]
+    names = [network.name for network in networks]
+    return [
+        Network(str(source), network.weights) if names.count(network.name) > 1 else network
+        for source, network in zip(sources, networks, strict=True)
+    ]
+
+
+def read_network(source: str | Path) -> Network:
+    """The network of one source; see `read_networks`."""
+    path = Path(source)
+    if path.is_dir():
+        file = RunFolder(path).pretrained
+        if not file.is_file():
+            raise ValueError(f"{path}: not the folder of a run, it holds no {file.name}")
+        network = Network(path.name, coupled_weights(load_weights(file)))
+    elif path.is_file():
+        network = Network(path.stem, coupled_weights(load_weights(path)))
+    else:
+        network = Network(str(source), _torchvision_weights(str(source)))
+    if not network.weights:
+        raise ValueError(f"{source}: no weight with two or more dimensions")
+    return network
+
+
+def _torchvision_weights(name: str) -> dict[str, Tensor]:
+    missing = f"{name}: no such file or folder, and no model of torchvision"
+    try:
+        from torchvision import models
+    except ImportError:
+        raise ValueError(f"{missing} (torchvision is not installed)") from None
+    if name not in models.list_models():
+        raise ValueError(missing)
+    try:
+        model = models.get_model(name, weights="DEFAULT")
+    except OSError as error:
+        raise OSError(f"cannot download torchvision's weights of {name}: {error}") from error
+    return {name: parameter.detach() for name, parameter in select(model)[0].items()}
