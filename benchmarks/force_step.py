@@ -38,21 +38,26 @@ def _compare(
     strengths = [layer.strength for layer in coupling.layers]
 
     bare = Layers(weights)
-    core_layers = []
-    for number, (parameter, width, strength) in enumerate(
-        zip(bare.weights, widths, strengths, strict=True)
-    ):
-        layer = _core.Layer(parameter.numel(), width, number)
-        layer.theta, layer.gradient = parameter.data_ptr(), parameter.grad.data_ptr()
-        layer.strength = strength
-        core_layers.append(layer)
+    core = _core.Coupling(
+        sizes=[parameter.numel() for parameter in bare.weights],
+        scalars=[_core.Scalar.float32] * len(weights),
+        widths=widths,
+        strengths=strengths,
+        indices=list(range(len(weights))),
+        bins=BINS,
+        fft=False,
+    )
+    addresses = (
+        [parameter.data_ptr() for parameter in bare.weights],
+        [parameter.grad.data_ptr() for parameter in bare.weights],
+    )
     parameters = list(model.weights)
     flat = [theta.numpy().ravel() for theta in weights]
     gradients = [np.zeros_like(theta) for theta in flat]
     contestants = {
         "pysoftq, SoftQuantizer.add_force_": coupling.add_force_,
         "pysoftq, core call": partial(
-            *(_core.add_force, core_layers, BINS), fft=False, fraction=1.0, seed=0, step=0
+            *(core.add_force, *addresses), scale=1.0, fraction=1.0, seed=0, step=0
         ),
         "PyTorch": partial(torch_force_step, parameters, widths, strengths, BINS),
         "NumPy + SciPy": partial(numpy_force_step, flat, gradients, widths, strengths, BINS),

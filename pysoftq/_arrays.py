@@ -13,30 +13,35 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     import torch
 
-Weights: TypeAlias = "npt.NDArray[Any] | torch.Tensor"
-FlatWeights: TypeAlias = npt.NDArray[np.float32] | npt.NDArray[np.float64]
+Weights: TypeAlias = "npt.NDArray[Any] | torch.Tensor | Any"  # Any: an array library of a GPU's
+FlatWeights: TypeAlias = "npt.NDArray[np.float32] | npt.NDArray[np.float64] | torch.Tensor"
 
 MAX_BINS = 2**24  # beyond that float32 cannot tell the bins apart
+MAX_COUNT = 2**31
+HOST_MEMORY = (1, 3, 11)  # DLPack's numbers for the CPU, and for what CUDA and ROCm pin there
 
 
 def flatten(theta: Weights) -> FlatWeights:
-    """Flatten weights into a contiguous float32 or float64 array, without a copy where possible.
+    """Flatten weights into a contiguous array for a backend, without a copy where possible.
 
-    float16 and bfloat16 become float32, float64 stays.
+    On the CPU into a NumPy array, in which float16 and bfloat16 have become float32; on any other
+    device into a tensor of float16, bfloat16, float32 or float64.
 
     Raises:
-        TypeError: `theta` is neither a NumPy array nor a torch tensor of real floating dtype.
-        ValueError: the tensor is not on the CPU.
+        TypeError: `theta` is neither a NumPy array, a torch tensor nor an array on a GPU that
+            speaks DLPack or the CUDA array interface, or its dtype is not a real floating one.
     """
-    if _is_tensor(theta):
+    tensor = as_tensor(theta)
+    if tensor is not None:
         import torch
 
-        if theta.device.type != "cpu":
-            raise ValueError(f"theta must be on the CPU, not on {theta.device}: use theta.cpu()")
-        if not theta.dtype.is_floating_point:
-            raise TypeError(f"theta must have a floating dtype, not {theta.dtype}")
-        wide = theta.detach() if theta.dtype == torch.float64 else theta.detach().float()
-        return np.ascontiguousarray(wide.numpy().reshape(-1))
+        if not tensor.dtype.is_floating_point:
+            raise TypeError(f"theta must have a floating dtype, not {tensor.dtype}")
+        if tensor.device.type == "cpu":
+            wide = tensor if tensor.dtype == torch.float64 else tensor.float()
+            return np.ascontiguousarray(wide.numpy().reshape(-1))
+        flat = tensor.reshape(-1).contiguous()
+        return flat.float() if flat.element_size() == 1 else flat
     if not isinstance(theta, np.ndarray):
         raise TypeError(
             f"theta must be a NumPy array or a torch tensor, not {type(theta).__name__}"
@@ -50,14 +55,70 @@ def flatten(theta: Weights) -> FlatWeights:
     return np.ascontiguousarray(theta.reshape(-1), dtype=dtype)
 
 
-def like(theta: Weights, values: npt.NDArray[Any]) -> Any:
-    """Give flat values theta's shape and kind (NumPy array or torch tensor)."""
-    shaped = values.reshape(tuple(theta.shape))
-    if not _is_tensor(theta):
-        return shaped
-    import torch
+def flatten_counts(counts: Any) -> Any:
+    """Counts as the backends take them: a NumPy array, or an int64 tensor on another device.
 
-    return torch.from_numpy(shaped)
+    Raises:
+        TypeError: they are not integers.
+        ValueError: there is no bin, a count is negative, or their sum is 2**31 or more.
+    """
+    tensor = as_tensor(counts)
+    if tensor is None or tensor.device.type == "cpu":
+        values: Any = np.asarray(counts)
+        integers = values.dtype.kind in "iu"
+    else:
+        values = tensor.contiguous()
+        integers = not (values.is_floating_point() or values.is_complex())
+    if not integers:
+        raise TypeError(f"counts must be integers, not {values.dtype}")
+    if values.ndim != 1 or len(values) == 0:
+        raise ValueError("counts must be an array of at least one bin")
+    if values.min() < 0 or values.max() >= MAX_COUNT or values.sum() >= MAX_COUNT:
+        raise ValueError("counts must not be negative and must sum to less than 2**31")
+    return values if isinstance(values, np.ndarray) else values.long()
+
+
+def like(theta: Weights, values: npt.NDArray[Any] | torch.Tensor) -> Any:
+    """Give a backend's flat values theta's shape and kind, without a copy."""
+    shaped = values.reshape(tuple(theta.shape))
+    if isinstance(shaped, np.ndarray):
+        if not _is_tensor(theta):
+            return shaped
+        import torch
+
+        return torch.from_numpy(shaped)
+    return kind_of(theta, shaped)
+
+
+def kind_of(array: Any, tensor: torch.Tensor) -> Any:
+    """Give a tensor on a device the kind of `array`: a tensor, or its library's own array.
+
+    It stays a tensor if the library has no from_dlpack.
+    """
+    if _is_tensor(array):
+        return tensor
+    library = sys.modules[type(array).__module__.partition(".")[0]]
+    from_dlpack = getattr(library, "from_dlpack", None)
+    return tensor if from_dlpack is None else from_dlpack(tensor)
+
+
+def as_tensor(array: object) -> torch.Tensor | None:
+    """The tensor that shares memory with `array`, if that is a tensor or an array on a GPU."""
+    if _is_tensor(array):
+        return array.detach()
+    if isinstance(array, np.ndarray):
+        return None
+    if hasattr(array, "__dlpack__") and hasattr(array, "__dlpack_device__"):
+        if array.__dlpack_device__()[0] in HOST_MEMORY:
+            return None
+        from torch.utils.dlpack import from_dlpack
+
+        return from_dlpack(array)
+    if hasattr(array, "__cuda_array_interface__"):
+        import torch
+
+        return torch.as_tensor(array, device="cuda")
+    return None
 
 
 def _is_tensor(theta: object) -> TypeGuard[torch.Tensor]:
@@ -72,6 +133,13 @@ def check_width(width: float) -> float:
     if not (math.isfinite(value) and value > 0):
         raise ValueError(f"width must be finite and greater than 0, not {width}")
     return value
+
+
+def check_spacing(spacing: float) -> float:
+    """Return the spacing of bins, or raise ValueError unless it is finite and at least 0."""
+    if not (math.isfinite(spacing) and spacing >= 0):
+        raise ValueError(f"spacing must be finite and at least 0, not {spacing}")
+    return spacing
 
 
 def finite_energy(energy: float) -> float:

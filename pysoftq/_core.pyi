@@ -11,12 +11,26 @@ class Scalar(enum.Enum):
     float16 = ...
     bfloat16 = ...
 
-class Layer:
-    theta: int
-    gradient: int
-    scalar: Scalar
-    strength: float
-    def __init__(self, size: int, width: float, index: int) -> None: ...
+class Coupling:
+    def __init__(
+        self,
+        sizes: list[int],
+        scalars: list[Scalar],
+        widths: list[float],
+        strengths: list[float],
+        indices: list[int],
+        bins: int,
+        fft: bool,
+    ) -> None: ...
+    def add_force(
+        self,
+        thetas: list[int],
+        gradients: list[int],
+        scale: float,
+        fraction: float,
+        seed: int,
+        step: int,
+    ) -> list[tuple[int, str]]: ...
 
 def num_threads() -> int: ...
 def set_num_threads(count: int) -> None: ...
@@ -37,6 +51,3 @@ def mean_field_energy(counts: npt.NDArray[np.uint32], spacing: float, width: flo
 def force(
     theta: npt.NDArray[np.floating], width: float, bins: int, fft: bool
 ) -> npt.NDArray[np.floating]: ...
-def add_force(
-    layers: list[Layer], bins: int, fft: bool, fraction: float, seed: int, step: int
-) -> list[tuple[int, str]]: ...

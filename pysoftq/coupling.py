@@ -9,23 +9,17 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
-from pysoftq import _core
 from pysoftq._arrays import check_bins, check_fraction, check_method, check_seed
 from pysoftq.clusters import Clusters, identify, refine
 from pysoftq.density import DEFAULT_BINS
+from pysoftq.devices import DeviceGroup, MovedError, group_by_device
 from pysoftq.potential import METHODS, mean_field_energy
 from pysoftq.report import CompressionReport, LayerReport
 from pysoftq.selection import select
 
-SCALARS = {
-    torch.float32: _core.Scalar.float32,
-    torch.float64: _core.Scalar.float64,
-    torch.float16: _core.Scalar.float16,
-    torch.bfloat16: _core.Scalar.bfloat16,
-}
 MAX_ALPHA = 10  # beyond that, h_l is 0 or inf for layers of any size
 
 
@@ -114,7 +108,7 @@ class SoftQuantizer:
         exclude: str | Iterable[str] | None = None,
     ) -> None:
         self.h, self.w, self.alpha = _scales(h, w, alpha)
-        self.bins = check_bins(bins)
+        self._bins = check_bins(bins)
         self._fft = check_method(method, METHODS)
         self.fraction = fraction
         self.seed = check_seed(seed)
@@ -136,6 +130,11 @@ class SoftQuantizer:
         self._couple(layers)
         if not self.layers:
             raise ValueError(f"the model has no weight to couple; left out: {self.excluded}")
+
+    @property
+    def bins(self) -> int:
+        """Number of bins N_b of each layer's histogram."""
+        return self._bins
 
     @property
     def method(self) -> str:
@@ -181,7 +180,7 @@ class SoftQuantizer:
                 "leave them out with exclude=, or attach all optimizers in one call"
             )
         for optimizer, ids in zip(optimizers, owned, strict=True):
-            indices = [i for i, layer in enumerate(self.layers) if id(layer.parameter) in ids]
+            indices = tuple(i for i, layer in enumerate(self.layers) if id(layer.parameter) in ids)
             self._handles.append(optimizer.register_step_pre_hook(self._hook(indices)))
 
     def detach(self) -> None:
@@ -202,13 +201,26 @@ class SoftQuantizer:
         """
         if self._handles:
             raise RuntimeError("attached to an optimizer, which adds the force itself")
-        self._add_force(range(len(self.layers)), scale)
+        self._add_force(tuple(range(len(self.layers))), scale)
+
+    def check(self) -> None:
+        """Raise if a step was refused since the last check; waits for the device.
+
+        On the CPU a step with weights that are not finite raises itself. Other devices go on
+        without waiting: such a step leaves all their gradients without the force, and is reported
+        here. Worth calling once per epoch.
+
+        Raises:
+            ValueError: naming layer and count, as in `add_force_`.
+        """
+        for groups in self._groups.values():
+            for group in groups:
+                group.coupling.check()
 
     def energy(self) -> CouplingEnergy:
         """Compression loss L_C = sum_l h_l sum_i V(theta_i), self terms left out (Eq. 6)."""
         energies = {
-            layer.name: layer.strength
-            * mean_field_energy(layer.parameter.detach().cpu(), layer.width, self.bins)
+            layer.name: layer.strength * mean_field_energy(layer.parameter, layer.width, self.bins)
             for layer in self.layers
         }
         return CouplingEnergy(math.fsum(energies.values()), energies)
@@ -289,19 +301,16 @@ class SoftQuantizer:
         bins, seed = check_bins(state["bins"]), check_seed(state["seed"])
         step = check_seed(state["step"], name="step")
         self.fraction = state["fraction"]
-        self._fft, self.bins, self.seed, self.step = fft, bins, seed, step
+        self._fft, self._bins, self.seed, self.step = fft, bins, seed, step
         self.h, self.w, self.alpha = h, w, alpha
         self.excluded = dict(state["excluded"])
         self._couple(layers)
 
     def _couple(self, layers: Sequence[CoupledLayer]) -> None:
         self.layers = tuple(layers)
-        # What the core is told of each layer; addresses and scale are filled in at each step.
-        self._records = [
-            _core.Layer(layer.size, layer.width, index) for index, layer in enumerate(layers)
-        ]
+        self._groups: dict[tuple[int, ...], list[DeviceGroup]] = {}
 
-    def _hook(self, indices: Sequence[int]) -> Callable[..., Any]:
+    def _hook(self, indices: tuple[int, ...]) -> Callable[..., Any]:
         def before_step(
             optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
         ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
@@ -322,65 +331,27 @@ class SoftQuantizer:
 
         return before_step
 
-    @torch.no_grad()
-    def _add_force(self, indices: Sequence[int], scale: float) -> None:
+    def _add_force(self, indices: tuple[int, ...], scale: float) -> None:
         step = self.step
-        if self.h == 0:
-            self.step += 1
-            return
-        coupled, records, copies = [], [], []
-        for index in indices:
-            layer, record = self.layers[index], self._records[index]
-            theta: Tensor = layer.parameter
-            gradient = theta.grad
-            if gradient is None:
-                continue
-            if not layer.size == theta.numel() == gradient.numel():
-                raise ValueError(
-                    f"layer '{layer.name}' was measured with {layer.size} weights and now has "
-                    f"{theta.numel()} weights and {gradient.numel()} gradients"
-                )
-            if not _same_memory(theta, gradient):
-                theta, buffer = _stage(layer.name, theta, gradient)
-                copies.append((gradient, theta, buffer))
-                gradient = buffer
-            record.theta, record.gradient = theta.data_ptr(), gradient.data_ptr()
-            record.scalar = SCALARS[theta.dtype]
-            record.strength = layer.strength * scale
-            coupled.append(layer)
-            records.append(record)
-        refused = _core.add_force(records, self.bins, self._fft, self._fraction, self.seed, step)
-        if refused:
-            reasons = [f"layer '{coupled[i].name}': {reason}" for i, reason in refused]
-            raise ValueError("; ".join(reasons))
-        for gradient, _, buffer in copies:
-            gradient.copy_(buffer)
-        self.step += 1
+        if self.h > 0:
+            groups = self._groups.get(indices) or self._regroup(indices)
+            try:
+                batches = [group.collect() for group in groups]
+            except MovedError:
+                batches = [group.collect() for group in self._regroup(indices)]
+            for batch in batches:
+                batch.add_force(scale, self._fraction, self.seed, step)
+        self.step = step + 1
 
+    def _regroup(self, indices: tuple[int, ...]) -> list[DeviceGroup]:
+        for group in self._groups.pop(indices, ()):
+            group.coupling.check()
+        self._groups[indices] = group_by_device(self.layers, indices, self.bins, self._fft)
+        return self._groups[indices]
 
-def _same_memory(theta: Tensor, gradient: Tensor) -> bool:
-    """Whether the core can walk through both side by side: on the CPU, dense, in the same order."""
-    if theta.device.type != "cpu" or theta.dtype != gradient.dtype or gradient.is_sparse:
-        return False
-    if theta.is_contiguous() and gradient.is_contiguous():
-        return True
-    last = torch.channels_last
-    return (
-        theta.dim() == 4
-        and theta.is_contiguous(memory_format=last)
-        and gradient.is_contiguous(memory_format=last)
-    )
-
-
-def _stage(name: str, theta: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-    """Copies of weights and gradient that the core can walk through, both in the weights' order."""
-    if gradient.layout != torch.strided:
-        raise ValueError(
-            f"layer '{name}' has a gradient of layout {gradient.layout}; want a dense one "
-            "(for an embedding: sparse=False), or leave the layer out with exclude="
-        )
-    weights = torch.empty_like(theta, device="cpu", requires_grad=False).copy_(theta)
-    return weights, torch.empty_like(weights).copy_(gradient)
+    def __getstate__(self) -> dict[str, Any]:
+        # Groups know their parameters; a copy's are others.
+        return {**self.__dict__, "_groups": {}}
 
 
 def _gradient_scale(optimizer: Optimizer) -> float:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pysoftq import _core
-from pysoftq._arrays import Weights, check_bins, check_fraction, check_seed, flatten
+from pysoftq import backends
+from pysoftq._arrays import Weights, check_bins, check_fraction, check_seed, flatten, kind_of
 
 DEFAULT_BINS = 2**14
 
@@ -18,7 +20,8 @@ class Density:
     """Histogram of weights over equal bins between the smallest and the largest weight.
 
     Attributes:
-        counts: int64 (bins,), sampled weights in each bin.
+        counts: int64 (bins,), sampled weights in each bin: a NumPy array for weights on the CPU,
+            else a tensor on their device (or an array of their own library, such as CuPy).
         low: smallest weight, in units of theta (0 for an empty layer).
         high: largest weight.
         spacing: width of a bin; 0 when all weights are at one point.
@@ -26,7 +29,7 @@ class Density:
         fraction: share of the weights that was sampled; counts / fraction estimates the whole.
     """
 
-    counts: npt.NDArray[np.int64]
+    counts: Any
     low: float
     high: float
     spacing: float
@@ -40,7 +43,7 @@ class Density:
 
     @property
     def midpoints(self) -> npt.NDArray[np.float64]:
-        """Midpoints of the bins, float64 (bins,)."""
+        """Midpoints of the bins, a NumPy array of float64 (bins,)."""
         return self.low + (np.arange(self.bins, dtype=np.float64) + 0.5) * self.spacing
 
 
@@ -67,5 +70,9 @@ def density(
     """
     flat = flatten(theta)
     share = check_fraction(fraction)
-    counts, low, high, spacing = _core.density(flat, check_bins(bins), share, check_seed(seed))
-    return Density(counts.astype(np.int64), low, high, spacing, flat.size, share)
+    counts, low, high, spacing = backends.of(flat).density(
+        flat, check_bins(bins), share, check_seed(seed)
+    )
+    if not isinstance(counts, np.ndarray):
+        counts = kind_of(theta, counts)
+    return Density(counts, low, high, spacing, math.prod(flat.shape), share)

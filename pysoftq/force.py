@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pysoftq import _core
+from pysoftq import backends
 from pysoftq._arrays import Weights, check_bins, check_method, check_width, flatten, like
 from pysoftq.density import DEFAULT_BINS
 from pysoftq.potential import METHODS
@@ -22,7 +22,7 @@ def force(theta: Weights, width: float, bins: int = DEFAULT_BINS, method: str = 
             largest force, since the central difference blurs the well's edges over two bins.
 
     Returns:
-        Array or tensor in theta's shape, float64 for float64 weights, else float32.
+        Array or tensor in theta's shape, on its device; float64 for float64 weights, else float32.
 
     Raises:
         TypeError: theta is not a floating array.
@@ -30,4 +30,5 @@ def force(theta: Weights, width: float, bins: int = DEFAULT_BINS, method: str = 
     """
     fft = check_method(method, METHODS)
     flat = flatten(theta)
-    return like(theta, _core.force(flat, check_width(width), check_bins(bins), fft))
+    values = backends.of(flat).force(flat, check_width(width), check_bins(bins), fft)
+    return like(theta, values)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pysoftq import _core
+from pysoftq import backends
 from pysoftq._arrays import Weights, check_method, check_width, finite_energy, flatten, like
 
 METHODS = ("sort", "direct")
@@ -27,7 +27,8 @@ def pair_energy(theta: Weights, width: float, method: str = "sort") -> float:
             the method is unknown, or the energy overflows float64.
     """
     direct = check_method(method, METHODS)
-    return finite_energy(_core.pair_energy(flatten(theta), check_width(width), direct))
+    flat = flatten(theta)
+    return finite_energy(backends.of(flat).pair_energy(flat, check_width(width), direct))
 
 
 def pair_force(theta: Weights, width: float, method: str = "sort") -> Any:
@@ -42,7 +43,7 @@ def pair_force(theta: Weights, width: float, method: str = "sort") -> Any:
         method: "sort", O(N log N), or "direct", the O(N²) sum.
 
     Returns:
-        int64 array or tensor in theta's shape.
+        int64 array or tensor in theta's shape, on its device.
 
     Raises:
         TypeError: theta is not a floating array.
@@ -50,4 +51,5 @@ def pair_force(theta: Weights, width: float, method: str = "sort") -> Any:
             or the method is unknown.
     """
     direct = check_method(method, METHODS)
-    return like(theta, _core.pair_force(flatten(theta), check_width(width), direct))
+    flat = flatten(theta)
+    return like(theta, backends.of(flat).pair_force(flat, check_width(width), direct))

@@ -2,37 +2,26 @@
 
 from __future__ import annotations
 
-import math
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from pysoftq import _core
-from pysoftq._arrays import Weights, check_method, check_width, finite_energy
+from pysoftq import backends
+from pysoftq._arrays import (
+    Weights,
+    check_method,
+    check_spacing,
+    check_width,
+    finite_energy,
+    flatten_counts,
+    kind_of,
+)
 from pysoftq.density import DEFAULT_BINS, Density, density
 
 METHODS = ("scan", "fft")
 
 
-def core_counts(rho: Density) -> npt.NDArray[np.uint32]:
-    """Counts as the core takes them.
-
-    Raises:
-        TypeError: counts are not integers.
-        ValueError: there is no bin, counts are negative, their sum is 2**31 or more, or the spacing
-            is not finite and at least 0.
-    """
-    counts = np.asarray(rho.counts)
-    if counts.dtype.kind not in "iu":
-        raise TypeError(f"counts must be integers, not {counts.dtype}")
-    if not (math.isfinite(rho.spacing) and rho.spacing >= 0):
-        raise ValueError(f"spacing must be finite and at least 0, not {rho.spacing}")
-    if counts.size and (counts.min() < 0 or counts.sum(dtype=np.float64) >= 2**31):
-        raise ValueError("counts must not be negative and must sum to less than 2**31")
-    return np.ascontiguousarray(counts, dtype=np.uint32)
-
-
-def potential(density: Density, width: float, method: str = "scan") -> npt.NDArray[np.float64]:
+def potential(density: Density, width: float, method: str = "scan") -> Any:
     """Effective potential V on the midpoints of the bins (Eq. 5), in units of theta.
 
     V includes the self term U_w(0) = -w of each weight, and is scaled by 1 / fraction where the
@@ -44,14 +33,19 @@ def potential(density: Density, width: float, method: str = "scan") -> npt.NDArr
         method: "scan", exact window sums in O(bins), or "fft", the convolution of the paper.
 
     Returns:
-        float64 (bins,).
+        float64 (bins,), of the kind of density.counts and on their device.
 
     Raises:
-        ValueError: width is not finite and > 0, or the method is unknown.
+        TypeError: counts are not integers.
+        ValueError: width is not finite and > 0, the method is unknown, or the density makes no
+            sense (no bin, negative counts, 2**31 or more weights, a negative spacing).
     """
     fft = check_method(method, METHODS)
-    values = _core.potential(core_counts(density), density.spacing, check_width(width), fft)
-    return values / density.fraction
+    counts = flatten_counts(density.counts)
+    check_spacing(density.spacing)
+    values = backends.of(counts).potential(counts, density.spacing, check_width(width), fft)
+    scaled = values / density.fraction
+    return scaled if isinstance(scaled, np.ndarray) else kind_of(density.counts, scaled)
 
 
 def mean_field_energy(
@@ -75,5 +69,6 @@ def mean_field_energy(
     """
     w = check_width(width)
     rho = density(theta, bins)
-    energy = _core.mean_field_energy(core_counts(rho), rho.spacing, w)
+    counts = flatten_counts(rho.counts)
+    energy = backends.of(counts).mean_field_energy(counts, rho.spacing, w)
     return finite_energy(energy - rho.size * w if self_energy else energy)

@@ -1,0 +1,93 @@
+"""The C++ core, for weights on the CPU: NumPy arrays, of which CPU tensors are views."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pysoftq import _core
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pysoftq.coupling import CoupledLayer
+
+pair_energy = _core.pair_energy
+pair_force = _core.pair_force
+force = _core.force
+
+
+def density(
+    theta: npt.NDArray[Any], bins: int, fraction: float, seed: int
+) -> tuple[npt.NDArray[np.int64], float, float, float]:
+    """Counts, low, high and spacing."""
+    counts, low, high, spacing = _core.density(theta, bins, fraction, seed)
+    return counts.astype(np.int64), low, high, spacing
+
+
+def potential(
+    counts: npt.NDArray[Any], spacing: float, width: float, fft: bool
+) -> npt.NDArray[np.float64]:
+    """V at the midpoints of the bins."""
+    return _core.potential(_unsigned(counts), spacing, width, fft)
+
+
+def mean_field_energy(counts: npt.NDArray[Any], spacing: float, width: float) -> float:
+    """Energy of the binned weights, without the self terms."""
+    return _core.mean_field_energy(_unsigned(counts), spacing, width)
+
+
+class Coupling:
+    """The layers on the CPU; each step hands over nothing but addresses."""
+
+    def __init__(
+        self, layers: Sequence[CoupledLayer], indices: Sequence[int], bins: int, fft: bool
+    ) -> None:
+        self._names = [layer.name for layer in layers]
+        self._core = _core.Coupling(
+            [layer.size for layer in layers],
+            [_scalar(layer) for layer in layers],
+            [layer.width for layer in layers],
+            [layer.strength for layer in layers],
+            list(indices),
+            bins,
+            fft,
+        )
+
+    def add_force(
+        self,
+        thetas: Sequence[Tensor],
+        gradients: Sequence[Tensor | None],
+        scale: float,
+        fraction: float,
+        seed: int,
+        step: int,
+    ) -> None:
+        """Add the force, or raise ValueError naming layers and reasons."""
+        refused = self._core.add_force(
+            [theta.data_ptr() for theta in thetas],
+            [0 if gradient is None else gradient.data_ptr() for gradient in gradients],
+            scale,
+            fraction,
+            seed,
+            step,
+        )
+        if refused:
+            reasons = [f"layer '{self._names[layer]}': {reason}" for layer, reason in refused]
+            raise ValueError("; ".join(reasons))
+
+    def check(self) -> None:
+        """Do nothing: each step has checked itself."""
+
+
+def _scalar(layer: CoupledLayer) -> _core.Scalar:
+    """The name of the scalar type is the same in torch and in the core."""
+    scalar: _core.Scalar = getattr(_core.Scalar, str(layer.parameter.dtype).removeprefix("torch."))
+    return scalar
+
+
+def _unsigned(counts: npt.NDArray[Any]) -> npt.NDArray[np.uint32]:
+    return np.ascontiguousarray(counts, dtype=np.uint32)
