@@ -34,9 +34,6 @@ def draw_scaling(study: ScalingStudy) -> Figure:
     _draw_terms(axes[0, 1], study.pooled)
     _draw_widths(axes[1, 0], study)
     _draw_residuals(axes[1, 1], study)
-    for axis in axes.flat:
-        axis.xaxis.label.set_fontsize(TEXT)
-        axis.yaxis.label.set_fontsize(TEXT)
     return figure
 
 

@@ -17,6 +17,7 @@ COMMANDS = {
     "compress": "Compress a network by soft quantization.",
     "energy": "Interaction energy of each layer of a weight file.",
     "inspect": "Show what is in a compressed file.",
+    "meanfield": "How many bins the mean field wants.",
     "scaling": "How the energy of a layer grows with its size (Fig. 4).",
 }
 

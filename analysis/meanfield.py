@@ -1,0 +1,338 @@
+"""Mean field against the exact sum over pairs: what the bins and the sample cost in accuracy.
+
+Errors are relative to the exact values (Eqs. 2 and 7, `pair_energy` and `pair_force`). The force
+has no self term, since U'(0) = 0; the energy is compared with it (sum_i V(theta_i), Eq. 6) and
+without it (N w added).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pysoftq.analysis.results import Floats, Integers
+from pysoftq.analysis.scaling import standard_deviation
+from torch import Tensor, nn
+
+from pysoftq.coupling import SoftQuantizer
+from pysoftq.density import DEFAULT_BINS, density
+from pysoftq.force import force
+from pysoftq.pairs import pair_energy, pair_force
+from pysoftq.potential import METHODS, potential
+
+BINS = tuple(2**k for k in range(6, 21))
+FRACTIONS = (0.01, 0.03, 0.1, 0.3, 0.5, 0.7, 0.9)
+WIDTHS = tuple(np.geomspace(0.02, 2, 9).tolist())
+# Weights are float32: below this, their own rounding is what is left of an error.
+ROUNDING = 1e-6
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer at the width of a study: N_l, sigma_l, and its range in units of sigma_l."""
+
+    name: str
+    size: int
+    sigma: float
+    range: float
+
+
+@dataclass(frozen=True, eq=False)
+class Errors:
+    """Relative errors, each (layers, settings).
+
+    ``energy`` and ``energy_self`` (without and with the self term) keep their sign; ``force_l2``
+    is the L2 norm of the error over that of the force, ``force_max`` the largest error over the
+    largest force.
+    """
+
+    energy: Floats
+    energy_self: Floats
+    force_l2: Floats
+    force_max: Floats
+
+
+@dataclass(frozen=True)
+class Order:
+    """The error falls as N_b to the power of minus ``order``.
+
+    From a line through log error against log N_b, one slope for all layers, each with its own
+    height, over the ``points`` where a well is at least two bins wide and the error above rounding.
+    """
+
+    order: float
+    stderr: float
+    points: int
+
+
+@dataclass(frozen=True, eq=False)
+class BinsScan:
+    """Errors as functions of N_b for one method; ``seconds`` (layers, bins) for one force."""
+
+    method: str
+    bins: Integers
+    errors: Errors
+    seconds: Floats
+    energy_order: Order | None
+    force_order: Order | None
+
+
+@dataclass(frozen=True, eq=False)
+class WidthsScan:
+    """Errors as functions of w (in units of sigma)."""
+
+    widths: Floats
+    errors: Errors
+
+
+@dataclass(frozen=True, eq=False)
+class SamplingScan:
+    """Mean and standard deviation, over ``draws`` samples, of the errors at each fraction."""
+
+    fractions: Floats
+    draws: int
+    mean: Errors
+    spread: Errors
+
+
+@dataclass(frozen=True, eq=False)
+class MeanFieldStudy:
+    """Accuracy and cost of the mean field on one network.
+
+    ``bins`` holds one scan for each method; the widths and fractions are scanned with
+    ``default_bins`` and the method "scan". ``exact_seconds`` (layers,) is for one exact force,
+    ``left_out`` are layers without any pair in the well.
+    """
+
+    name: str
+    width: float
+    default_bins: int
+    layers: tuple[Layer, ...]
+    left_out: tuple[str, ...]
+    bins: tuple[BinsScan, ...]
+    widths: WidthsScan
+    sampling: SamplingScan
+    exact_seconds: Floats
+
+    def bins_for(self, tolerance: float, method: str = "scan") -> int | None:
+        """The smallest N_b at which the force of every layer is within ``tolerance`` (L2).
+
+        None where the error stays above it. Raises ValueError for an unknown method.
+        """
+        found = [scan for scan in self.bins if scan.method == method]
+        if not found:
+            raise ValueError(f"got method {method!r}, wanted one of {', '.join(METHODS)}")
+        within = (found[0].errors.force_l2 <= tolerance).all(axis=0)
+        return int(found[0].bins[within.argmax()]) if within.any() else None
+
+
+def study_mean_field(
+    name: str,
+    weights: Mapping[str, Tensor],
+    width: float,
+    *,
+    bins: Sequence[int] = BINS,
+    fractions: Sequence[float] = FRACTIONS,
+    widths: Sequence[float] = WIDTHS,
+    draws: int = 20,
+    default_bins: int = DEFAULT_BINS,
+    repeats: int = 3,
+    seed: int = 0,
+    progress: Callable[[str], None] | None = None,
+) -> MeanFieldStudy:
+    """Compare the mean field with the exact sum, layer by layer.
+
+    Args:
+        name: of the network.
+        weights: of its layers, on the CPU.
+        width: of the well, in standard deviations of each layer.
+        bins: numbers of bins to compare.
+        fractions: of the weights in the histogram, in (0, 1].
+        widths: in standard deviations, for the scan of the width.
+        draws: samples at each fraction, at least 2.
+        default_bins: bins for the scans of width and fraction.
+        repeats: of each timing, of which the shortest counts.
+        seed: of the samples.
+        progress: is told each layer's name before its turn.
+
+    Raises:
+        ValueError: a value is out of range, weights are not finite, or no layer has a pair in the
+            well.
+    """
+    if not (math.isfinite(width) and width > 0):
+        raise ValueError(f"width: got {width}, wanted a positive finite multiple of sigma")
+    if draws < 2:
+        raise ValueError(f"draws: got {draws}, wanted at least 2 for a spread")
+    layers: list[Layer] = []
+    left_out: list[str] = []
+    by_bins: list[list[list[_Point]]] = []
+    by_width: list[list[_Point]] = []
+    by_fraction: list[list[tuple[_Point, _Point]]] = []
+    exact_seconds: list[float] = []
+    for layer_name, weight in weights.items():
+        theta = weight if weight.dtype == torch.float64 else weight.float()
+        sigma = standard_deviation(layer_name, theta)
+        exact = _Exact.of(theta, width * sigma) if sigma > 0 else None
+        if exact is None or not exact.usable:
+            left_out.append(layer_name)
+            continue
+        if progress is not None:
+            progress(layer_name)
+        span = float(theta.max() - theta.min()) / sigma
+        layers.append(Layer(layer_name, theta.numel(), sigma, span))
+        by_bins.append(
+            [[exact.binned(count, method, repeats) for count in bins] for method in METHODS]
+        )
+        by_width.append(
+            [_Exact.of(theta, w * sigma).binned(default_bins, "scan", 1) for w in widths]
+        )
+        by_fraction.append(
+            [exact.sampled(fraction, default_bins, draws, seed) for fraction in fractions]
+        )
+        exact_seconds.append(_shortest(exact.force_again, repeats))
+    if not layers:
+        raise ValueError(f"{name}: no layer has a pair of weights in a well of {width:g} sigma")
+
+    scans = []
+    for number, method in enumerate(METHODS):
+        points = [rows[number] for rows in by_bins]
+        errors = _errors(points)
+        resolved = np.array(bins) * width >= 2 * np.array([[layer.range] for layer in layers])
+        scans.append(
+            BinsScan(
+                method=method,
+                bins=np.array(bins),
+                errors=errors,
+                seconds=np.array([[point.seconds for point in row] for row in points]),
+                energy_order=fit_order(bins, np.abs(errors.energy), resolved),
+                force_order=fit_order(bins, errors.force_l2, resolved),
+            )
+        )
+    return MeanFieldStudy(
+        name=name,
+        width=width,
+        default_bins=default_bins,
+        layers=tuple(layers),
+        left_out=tuple(left_out),
+        bins=tuple(scans),
+        widths=WidthsScan(np.array(widths), _errors(by_width)),
+        sampling=SamplingScan(
+            fractions=np.array(fractions),
+            draws=draws,
+            mean=_errors([[mean for mean, _ in row] for row in by_fraction]),
+            spread=_errors([[spread for _, spread in row] for row in by_fraction]),
+        ),
+        exact_seconds=np.array(exact_seconds),
+    )
+
+
+def fit_order(
+    bins: Sequence[int], errors: NDArray[np.float64], resolved: NDArray[np.bool_]
+) -> Order | None:
+    """Observed order of convergence of ``errors`` (layers, bins); see `Order`.
+
+    Points that are not ``resolved``, or at the level of rounding, are left out, and so are layers
+    with fewer than two points. None where that leaves fewer than three points more than layers.
+    """
+    x = np.broadcast_to(np.log(np.array(bins, dtype=np.float64)), errors.shape)
+    used = resolved & (errors > ROUNDING)
+    used &= used.sum(axis=1, keepdims=True) >= 2
+    layers, points = int(used.any(axis=1).sum()), int(used.sum())
+    if points < layers + 3:
+        return None
+    rows = [(x[row, use], np.log(errors[row, use])) for row, use in enumerate(used) if use.any()]
+    dx = np.concatenate([a - a.mean() for a, _ in rows])
+    dy = np.concatenate([b - b.mean() for _, b in rows])
+    slope = float(dx @ dy / (dx @ dx))
+    rss = float(np.square(dy - slope * dx).sum())
+    return Order(-slope, math.sqrt(rss / (points - layers - 1) / float(dx @ dx)), points)
+
+
+@dataclass(frozen=True)
+class _Point:
+    """The errors of one layer at one setting."""
+
+    energy: float
+    energy_self: float
+    force_l2: float
+    force_max: float
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class _Exact:
+    """One layer with its exact values."""
+
+    theta: Tensor
+    width: float
+    energy: float
+    force: Tensor
+
+    @classmethod
+    def of(cls, theta: Tensor, width: float) -> _Exact:
+        return cls(theta, width, pair_energy(theta, width), pair_force(theta, width).double())
+
+    @property
+    def usable(self) -> bool:
+        return self.energy < 0 and bool(self.force.any())
+
+    def force_again(self) -> None:
+        pair_force(self.theta, self.width)
+
+    def binned(self, bins: int, method: str, repeats: int) -> _Point:
+        """All weights in the histogram."""
+        rho = density(self.theta, bins)
+        with_self = float(rho.counts @ potential(rho, self.width, method))
+        found = force(self.theta, self.width, bins, method)
+        seconds = _shortest(lambda: force(self.theta, self.width, bins, method), repeats)
+        return self._point(with_self, found, seconds)
+
+    def sampled(self, fraction: float, bins: int, draws: int, seed: int) -> tuple[_Point, _Point]:
+        """Mean and standard deviation over samples, drawn as in training."""
+        layer = nn.ParameterDict({"weight": nn.Parameter(self.theta.clone())})
+        parameter = layer["weight"]
+        w = self.width / standard_deviation("weight", self.theta)
+        softq = SoftQuantizer(layer, h=1, w=w, alpha=0, bins=bins, fraction=fraction, seed=seed)
+        counts = density(self.theta, bins).counts
+        rows = []
+        for draw in range(draws):
+            parameter.grad = torch.zeros_like(parameter)
+            softq.add_force_()  # with strength 1 · N^0; each call is a step with its own sample
+            rho = density(self.theta, bins, fraction, seed + draw)
+            with_self = float(counts @ potential(rho, self.width))
+            point = self._point(with_self, parameter.grad, 0.0)
+            rows.append((point.energy, point.energy_self, point.force_l2, point.force_max))
+        values = np.array(rows)
+        return _Point(*values.mean(axis=0)), _Point(*values.std(axis=0, ddof=1))
+
+    def _point(self, with_self: float, found: Tensor, seconds: float) -> _Point:
+        without = with_self + self.theta.numel() * self.width
+        error = found.double() - self.force
+        return _Point(
+            energy=without / self.energy - 1,
+            energy_self=with_self / self.energy - 1,
+            force_l2=float(error.norm() / self.force.norm()),
+            force_max=float(error.abs().max() / self.force.abs().max()),
+            seconds=seconds,
+        )
+
+
+def _errors(points: Sequence[Sequence[_Point]]) -> Errors:
+    def column(name: str) -> NDArray[np.float64]:
+        return np.array([[getattr(point, name) for point in row] for row in points])
+
+    return Errors(*map(column, ("energy", "energy_self", "force_l2", "force_max")))
+
+
+def _shortest(work: Callable[[], object], repeats: int) -> float:
+    best = math.inf
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        best = min(best, time.perf_counter() - start)
+    return best

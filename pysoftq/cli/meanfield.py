@@ -1,0 +1,170 @@
+"""``pysoftq meanfield``: how many bins, and how large a sample, the mean field wants."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import numpy as np
+from rich import box
+from rich.table import Table
+
+from pysoftq.cli.studies import out_option, positive, write_study
+from pysoftq.cli.tables import print_table
+
+if TYPE_CHECKING:
+    from pysoftq.analysis.meanfield import BinsScan, MeanFieldStudy
+
+EXAMPLES = """\b
+Examples:
+  pysoftq meanfield resnet20.th
+  pysoftq meanfield runs/1 --width 0.35 --tolerance 0.003
+"""
+
+
+@click.command("meanfield", epilog=EXAMPLES)
+@click.argument("source", metavar="WEIGHTS")
+@click.option(
+    "--width",
+    type=float,
+    callback=positive,
+    default=0.5,
+    show_default=True,
+    help="Width w of the well in standard deviations of each layer.",
+)
+@click.option(
+    "--tolerance",
+    type=float,
+    callback=positive,
+    default=0.01,
+    show_default=True,
+    help="Error of the force (L2) that the advice on the bins allows in any layer.",
+)
+@click.option(
+    "--max-bins",
+    type=click.IntRange(2**6, 2**24),
+    default=2**20,
+    show_default=True,
+    help="Compare 2^6 … bins up to so many.",
+)
+@click.option(
+    "--draws",
+    type=click.IntRange(2),
+    default=20,
+    show_default=True,
+    help="Samples at each sampling fraction.",
+)
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the samples."
+)
+@out_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON in place of the table.")
+def meanfield(
+    source: str,
+    width: float,
+    tolerance: float,
+    max_bins: int,
+    draws: int,
+    seed: int,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Compare the mean field with the exact sum over pairs, for each layer of WEIGHTS.
+
+    WEIGHTS is a weight file, the folder of a run (its pretrained weights) or the name of a model of
+    torchvision. Errors of energy and force are relative to the exact ones, for 2^6 … 2^20 bins,
+    by prefix sums (scan) and by the paper's convolution (fft), for samples of the weights, and for
+    wells of other widths. Times are the shortest of three, for the force on the whole network.
+    """
+    # Loaded late: torch takes seconds, and --help needs none of it.
+    from pysoftq.analysis.figures.meanfield import draw_mean_field
+    from pysoftq.analysis.meanfield import study_mean_field
+    from pysoftq.analysis.sources import read_network
+
+    network = read_network(source)
+    bins = [2**k for k in range(6, max_bins.bit_length())]
+    study = study_mean_field(
+        network.name, network.weights, width, bins=bins, draws=draws, seed=seed
+    )
+    if as_json:
+        click.echo(json.dumps(summary(study, tolerance)))
+    else:
+        print_summary(study, tolerance)
+    draw = partial(draw_mean_field, tolerance=tolerance)
+    write_study("meanfield", study, draw, out, quiet=as_json)
+
+
+def summary(study: MeanFieldStudy, tolerance: float) -> dict[str, Any]:
+    """What ``--json`` prints: medians and worst of the layers for each number of bins."""
+    return {
+        "name": study.name,
+        "layers": len(study.layers),
+        "width": study.width,
+        "tolerance": tolerance,
+        "bins": study.bins_for(tolerance),
+        "scans": [row for scan in study.bins for row in _rows(scan)],
+    }
+
+
+def _rows(scan: BinsScan) -> list[dict[str, Any]]:
+    columns = {
+        "bins": scan.bins,
+        "force": np.median(scan.errors.force_l2, axis=0),
+        "force_worst": scan.errors.force_l2.max(axis=0),
+        "force_max": np.median(scan.errors.force_max, axis=0),
+        "energy": np.median(np.abs(scan.errors.energy), axis=0),
+        "energy_self": np.median(np.abs(scan.errors.energy_self), axis=0),
+        "seconds": scan.seconds.sum(axis=0),
+    }
+    values = zip(*(column.tolist() for column in columns.values()), strict=True)
+    return [{"method": scan.method, **dict(zip(columns, row, strict=True))} for row in values]
+
+
+def print_summary(study: MeanFieldStudy, tolerance: float) -> None:
+    """The table of bins, the orders of convergence, the samples, and the advice."""
+    print_table(bins_table(study))
+    for scan in study.bins:
+        orders = (("force", scan.force_order), ("energy without self", scan.energy_order))
+        text = ", ".join(
+            f"{what} {order.order:.2f} ± {order.stderr:.2f}" for what, order in orders if order
+        )
+        if text:
+            click.echo(f"{scan.method}: the error falls as N_b to the power of minus: {text}")
+    sampling = study.sampling
+    errors = zip(sampling.fractions, np.median(sampling.mean.force_l2, axis=0), strict=True)
+    click.echo(
+        f"Sampled force, {study.default_bins} bins, median layer: "
+        + ", ".join(f"{error:.1%} at f = {fraction:g}" for fraction, error in errors)
+    )
+    click.echo(f"Exact force on the network: {1e3 * study.exact_seconds.sum():.3g} ms")
+    if study.left_out:
+        click.echo(f"Without a pair in the well: {', '.join(study.left_out)}")
+    bins = study.bins_for(tolerance)
+    largest = int(study.bins[0].bins.max())
+    if bins is None:
+        click.echo(
+            f"The force of some layer is off by more than {tolerance:g} up to {largest} bins."
+        )
+    else:
+        click.echo(f"Take {bins} bins: the force of every layer is within {tolerance:g}.")
+
+
+def bins_table(study: MeanFieldStudy) -> Table:
+    """One row for each number of bins."""
+    title = f"{study.name}: {len(study.layers)} layers, w = {study.width:g}, relative errors"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    headings = ["bins"]
+    for scan in study.bins:
+        headings += [f"force {scan.method}", "worst layer", "ms"]
+    for heading in (*headings, "energy", "with self"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in zip(*map(_rows, study.bins), strict=True):
+        cells = [f"{row[0]['bins']:,}"]
+        for cell in row:
+            cells += [f"{cell['force']:.1e}", f"{cell['force_worst']:.1e}"]
+            cells.append(f"{1e3 * cell['seconds']:.3g}")
+        table.add_row(*cells, f"{row[0]['energy']:.1e}", f"{row[0]['energy_self']:.1e}")
+    return table
