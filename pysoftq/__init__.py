@@ -19,6 +19,7 @@ except ImportError as error:
     ) from error
 
 from pysoftq.density import Density, density
+from pysoftq.environment import show_config
 from pysoftq.force import force
 from pysoftq.pairs import pair_energy, pair_force
 from pysoftq.potential import mean_field_energy, potential
@@ -60,6 +61,7 @@ __all__ = [
     "refine",
     "save_compressed",
     "set_num_threads",
+    "show_config",
     "unique",
 ]
 

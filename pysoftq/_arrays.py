@@ -37,7 +37,7 @@ def flatten(theta: Weights) -> FlatWeights:
 
         if not tensor.dtype.is_floating_point:
             raise TypeError(f"theta must have a floating dtype, not {tensor.dtype}")
-        if tensor.device.type == "cpu":
+        if _on_host(tensor):
             wide = tensor if tensor.dtype == torch.float64 else tensor.float()
             return np.ascontiguousarray(wide.numpy().reshape(-1))
         flat = tensor.reshape(-1).contiguous()
@@ -63,7 +63,7 @@ def flatten_counts(counts: Any) -> Any:
         ValueError: there is no bin, a count is negative, or their sum is 2**31 or more.
     """
     tensor = as_tensor(counts)
-    if tensor is None or tensor.device.type == "cpu":
+    if tensor is None or _on_host(tensor):
         values: Any = np.asarray(counts)
         integers = values.dtype.kind in "iu"
     else:
@@ -125,6 +125,10 @@ def _is_tensor(theta: object) -> TypeGuard[torch.Tensor]:
     """Whether theta is a torch tensor; who has one has imported torch, which is slow to import."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(theta, torch.Tensor)
+
+
+def _on_host(tensor: torch.Tensor) -> bool:
+    return tensor.device.type == "cpu"
 
 
 def check_width(width: float) -> float:

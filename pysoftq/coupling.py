@@ -71,6 +71,10 @@ class SoftQuantizer:
     count once; frozen parameters are left out, and a parameter without a gradient is skipped for
     the step. Constant layers and single weights cannot be coupled: a warning names them.
 
+    The force is computed where the weights are, and a model may move between devices at any time.
+    A step on the CPU refuses weights that are not finite with a ValueError. Elsewhere a step never
+    waits: it leaves out the force, and `check()` tells.
+
     Args:
         model: any module.
         h: strength of the interaction, 0 or more; 0 leaves training as it is, bit for bit.
@@ -86,7 +90,6 @@ class SoftQuantizer:
     Attributes:
         layers: the coupled layers, in model order.
         excluded: why each other parameter is not coupled, by name.
-        step: how many times the force has entered, for each of several optimizers.
 
     Raises:
         ValueError: a value is out of range, a pattern matches nothing, weights are not finite
@@ -110,9 +113,9 @@ class SoftQuantizer:
         self.h, self.w, self.alpha = _scales(h, w, alpha)
         self._bins = check_bins(bins)
         self._fft = check_method(method, METHODS)
-        self.fraction = fraction
+        self._fraction = check_fraction(fraction)
         self.seed = check_seed(seed)
-        self.step = 0
+        self._step = 0
         self._model = model
         self._handles: list[Any] = []
 
@@ -149,6 +152,29 @@ class SoftQuantizer:
     @fraction.setter
     def fraction(self, value: float) -> None:
         self._fraction = check_fraction(value)
+        self._tell_devices()
+
+    @property
+    def step(self) -> int:
+        """How many times the force has entered, for each of several optimizers."""
+        return self._step
+
+    @step.setter
+    def step(self, value: int) -> None:
+        self._step = check_seed(value, name="step")
+        self._tell_devices()
+
+    def advance(self, replays: int = 1) -> None:
+        """Count steps replayed from a CUDA graph, which the devices count, but Python does not see.
+
+        Take one step before recording. While a graph is recorded, `step` stands still, and its
+        replays draw their samples as steps outside of it do, if one optimizer is attached:
+        `graph.replay(); softq.advance()`. Count all replays before setting `fraction` or `step`.
+
+        Raises:
+            ValueError: `replays` is not an integer of 0 or more.
+        """
+        self._step += check_seed(replays, name="replays")
 
     def attach(self, *optimizers: Optimizer) -> None:
         """Add the force at the beginning of every step of these optimizers, from now on.
@@ -300,8 +326,8 @@ class SoftQuantizer:
         fft = check_method(state["method"], METHODS)
         bins, seed = check_bins(state["bins"]), check_seed(state["seed"])
         step = check_seed(state["step"], name="step")
-        self.fraction = state["fraction"]
-        self._fft, self._bins, self.seed, self.step = fft, bins, seed, step
+        self._fraction = check_fraction(state["fraction"])
+        self._fft, self._bins, self.seed, self._step = fft, bins, seed, step
         self.h, self.w, self.alpha = h, w, alpha
         self.excluded = dict(state["excluded"])
         self._couple(layers)
@@ -332,7 +358,7 @@ class SoftQuantizer:
         return before_step
 
     def _add_force(self, indices: tuple[int, ...], scale: float) -> None:
-        step = self.step
+        step = self._step
         if self.h > 0:
             groups = self._groups.get(indices) or self._regroup(indices)
             try:
@@ -341,7 +367,15 @@ class SoftQuantizer:
                 batches = [group.collect() for group in self._regroup(indices)]
             for batch in batches:
                 batch.add_force(scale, self._fraction, self.seed, step)
-        self.step = step + 1
+        # What is recorded in a CUDA graph happens later; see advance().
+        recorded = self.layers[0].parameter.is_cuda and torch.cuda.is_current_stream_capturing()
+        if not recorded:
+            self._step = step + 1
+
+    def _tell_devices(self) -> None:
+        for groups in self._groups.values():
+            for group in groups:
+                group.coupling.set_step(self._fraction, self.seed, self._step)
 
     def _regroup(self, indices: tuple[int, ...]) -> list[DeviceGroup]:
         for group in self._groups.pop(indices, ()):

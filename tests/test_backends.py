@@ -291,7 +291,6 @@ def test_a_refused_step_changes_no_gradient_and_is_reported_once(device):
     here = core.Coupling(layers_of(thetas), range(len(thetas)), 64, fft=False)
     with pytest.raises(ValueError, match="layer 1': 3 of 1000 weights are not finite") as expected:
         here.add_force(thetas, gradients, 1.0, 1.0, 0, 0)
-    weights[0][0] = float("inf")  # later than the step that is reported
     coupling.add_force(weights, results, 1.0, 1.0, 0, 1)
     with pytest.raises(ValueError, match="layer 'layer 1'") as error:
         coupling.check()

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import click
 import pytest
+import yaml
 
-from pysoftq import __version__
+from pysoftq import __version__, show_config
 from pysoftq.cli import main as cli_main
 from pysoftq.cli.compress import compress
 from pysoftq.config import CompressConfig
@@ -52,6 +53,11 @@ def fail_with(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], None
         monkeypatch.setattr(cli_main.LazyGroup, "get_command", get_command)
 
     return install
+
+
+def test_show_config(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--show-config") == 0
+    assert yaml.safe_load(capsys.readouterr().out) == show_config("dicts")
 
 
 def test_help_lists_the_commands(run: Run, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.metadata
+import re
 import subprocess
 import sys
 from importlib.resources import files
@@ -12,9 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import yaml
 
 import pysoftq
 from pysoftq import _core
+from pysoftq.backends import has_cuda
 
 
 def run_python(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -102,3 +106,30 @@ def test_the_extension_s_results_do_not_depend_on_the_instruction_set() -> None:
     finally:
         _core.set_simd_level(before)
     assert set(results) == {results[0]}
+
+
+def test_the_configuration_is_shown(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = pysoftq.show_config("dicts")
+    assert config is not None
+    assert config["pysoftq"] == pysoftq.__version__
+    assert re.match(r"(GNU|.*Clang) \d", config["build"]["compiler"])
+    assert "-ffp-contract=off" in config["build"]["flags"].split()
+    assert "fast-math" not in config["build"]["flags"]
+    assert config["CPU"]["SIMD"] in config["CPU"]["SIMD available"]
+    assert config["CPU"]["threads"] == pysoftq.get_num_threads()
+    assert config["CUDA"]["kernels"]
+    assert config["CUDA"]["in use"] == (torch.cuda.is_available() and has_cuda())
+    assert config["with"]["torch"] == str(torch.__version__)
+    assert pysoftq.show_config() is None
+    assert yaml.safe_load(capsys.readouterr().out) == config
+    with pytest.raises(ValueError, match="mode must be 'stdout' or 'dicts', not 'json'"):
+        pysoftq.show_config("json")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"GPU {index}")
+    config = pysoftq.show_config("dicts")
+    assert config is not None
+    assert config["CUDA"]["devices"] == ["GPU 0"]
+    assert config["CUDA"]["in use"] == has_cuda()

@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 
 namespace softq::bindings {
+void bind_config(pybind11::module_& m);
 void bind_threads(pybind11::module_& m);
 void bind_simd(pybind11::module_& m);
 void bind_pairs(pybind11::module_& m);
@@ -14,6 +15,7 @@ void bind_coupling(pybind11::module_& m);
 PYBIND11_MODULE(_core, m) {
   using namespace softq::bindings;
   m.doc() = "The C++ core of pysoftq: use it through the functions of the package.";
+  bind_config(m);
   bind_threads(m);
   bind_simd(m);
   bind_pairs(m);

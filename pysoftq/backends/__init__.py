@@ -43,6 +43,12 @@ class DeviceCoupling(Protocol):
         layer are refused (see `check`), no gradient changes. The CPU's raises that itself.
         """
 
+    def set_step(self, fraction: float, seed: int, step: int) -> None:
+        """What a step replayed from a CUDA graph uses; the device counts on by itself from here.
+
+        Nothing to do where steps cannot be captured.
+        """
+
     def check(self) -> None:
         """Raise ValueError if any step since the last check was refused; waits for the device."""
 

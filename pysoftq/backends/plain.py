@@ -145,6 +145,9 @@ class Coupling:
             total = gradient.to(x.dtype) + table.to(x.dtype)[index]
             gradient.copy_(torch.where(fine, total.to(gradient.dtype), gradient))
 
+    def set_step(self, fraction: float, seed: int, step: int) -> None:
+        """Do nothing: each step is told. Captured in a CUDA graph, it would repeat its sample."""
+
     def check(self) -> None:
         """Raise ValueError naming layers and reasons if a step was refused since the last check."""
         faults = self._faults.tolist()

@@ -9,7 +9,7 @@ import traceback
 
 import click
 
-from pysoftq import __version__
+from pysoftq import __version__, show_config
 from pysoftq.cli import INTERRUPTED
 
 # command -> its line in the help; pysoftq/cli/<command>.py defines a click command of that name
@@ -55,10 +55,26 @@ Examples:
 """
 
 
+def print_config(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
+    """Print how the package was built and what it runs on, and end."""
+    del parameter
+    if value:
+        show_config()
+        ctx.exit()
+
+
 @click.group(
     cls=LazyGroup, epilog=EXAMPLES, context_settings={"help_option_names": ["-h", "--help"]}
 )
 @click.version_option(__version__, prog_name="pysoftq")
+@click.option(
+    "--show-config",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=print_config,
+    help="Show versions, build and devices, and exit.",
+)
 @click.option("--debug", is_flag=True, help="Show the traceback of a failure.")
 def cli(debug: bool) -> None:
     """Soft quantization: neural networks compressed by coupling their weights."""
