@@ -29,7 +29,8 @@ class RunState:
 
     ``epoch`` and ``batch`` are the next ones to do, both from 0; ``step`` counts optimizer steps.
     ``loss_sum``, ``correct`` and ``seen`` are of the batches of the current epoch, ``seconds`` its
-    time. ``early`` (N,) is the layer of Fig. 1 after the first epoch; ``trajectories`` holds one
+    time and ``force_seconds`` the coupling's part of it, None where a CUDA graph hides it.
+    ``early`` (N,) is the layer of Fig. 1 after the first epoch; ``trajectories`` holds one
     (M,) row for each of ``trajectory_steps``.
     """
 
@@ -40,6 +41,7 @@ class RunState:
     correct: int = 0
     seen: int = 0
     seconds: float = 0.0
+    force_seconds: float | None = 0.0
     metrics: list[dict[str, Any]] = field(default_factory=list)
     early: Tensor | None = None
     trajectory_steps: list[int] = field(default_factory=list)
@@ -92,10 +94,22 @@ def load_checkpoint(
         state = RunState(**content["state"])
         state.trajectories = list(state.trajectories)
         model.load_state_dict(content["model"])
-        optimizer.load_state_dict(content["optimizer"])
+        restore_optimizer(optimizer, content["optimizer"])
         softq.load_state_dict(content["softq"])
         set_random_state(content)
     return state
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load an optimizer's state, its tensors laid out in memory as the parameters are now.
+
+    They may come from a run with another layout, and fused optimizers do not look at strides.
+    """
+    optimizer.load_state_dict(state)
+    for parameter, entries in optimizer.state.items():
+        for name, value in entries.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                entries[name] = torch.empty_like(parameter, requires_grad=False).copy_(value)
 
 
 def write_sealed(path: Path, content: dict[str, Any]) -> None:

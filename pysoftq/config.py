@@ -6,6 +6,7 @@ Defaults are those of Table I of the paper; ``DATASET_DEFAULTS`` says where a da
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -118,11 +119,20 @@ class CompressConfig(BaseModel):
         "momentum 0.9).", gt=0)
     pretrain_weight_decay: float = _option("Pretraining", 5e-4, "Weight decay.", ge=0)
 
+    amp: Literal["off", "bf16"] = _option("Speed", "off", "Both trainings in float32, or in "
+        "bfloat16 where that is safe (bf16).")
+    channels_last: Literal["auto", "on", "off"] = _option("Speed", "auto", "Channels of a weight "
+        "side by side in memory; auto: on a GPU.", on_resume=True)
+    compile: bool = _option("Speed", False, "Compile the network by torch.compile: minutes at the "
+        "start, faster steps after.", on_resume=True)
+    graph: Literal["auto", "on", "off"] = _option("Speed", "auto", "A training step as one CUDA "
+        "graph; auto: on a GPU.", on_resume=True)
+
     seed: int = _option("Run", 0, "Seed of every random number.", ge=0, lt=2**31)
     threads: int | None = _option("Run", None, "Threads on the CPU; all cores by default.",
         on_resume=True, ge=1, le=1024)
-    device: Literal["auto", "cpu", "cuda", "mps"] = _option("Run", "auto", "Where the network "
-        "runs; auto takes CUDA where it is present.", on_resume=True)
+    device: str = _option("Run", "auto", "Where the network runs: auto, cpu, cuda, cuda:N or mps; "
+        "auto takes CUDA where it is present.", on_resume=True, metavar="NAME")
     checkpoint_minutes: float = _option("Run", 10.0, "A checkpoint is written after each epoch and "
         "after this time within one.", on_resume=True, gt=0)
     # fmt: on
@@ -134,6 +144,19 @@ class CompressConfig(BaseModel):
         if (f"{kind}:DIR" if folder else name) not in DATASETS:
             raise ValueError(f"wanted one of {', '.join(DATASETS)}")
         return name
+
+    @field_validator("device")
+    @classmethod
+    def _known_device(cls, name: str) -> str:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?|mps", name):
+            raise ValueError("wanted auto, cpu, cuda, cuda:N or mps")
+        return name
+
+    @field_validator("amp", "channels_last", "graph", mode="before")
+    @classmethod
+    def _switch(cls, value: Any) -> Any:
+        # YAML reads on and off as truth values.
+        return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
     @field_validator("mean", "std", mode="before")
     @classmethod

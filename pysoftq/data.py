@@ -1,19 +1,23 @@
-"""Image data sets held in memory, cut into batches that depend on nothing but their numbers.
+"""Image data sets held in the device's memory, cut into batches that depend only on their numbers.
 
-Pixels stay uint8 and are normalised batch by batch. The order of the images and their random
-shifts and flips are pure functions of (seed, epoch, batch): a resumed run needs no generator state.
+Pixels stay uint8; a batch is gathered, moved and normalised on the device. The order of the images
+and their random shifts and flips are pure functions of (seed, epoch, batch), the same on every
+device: a resumed run needs no generator state. The host draws them for a whole epoch and sends
+them in one piece, so that no batch waits for it.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pysoftq.config import DATASETS
@@ -65,10 +69,7 @@ class Dataset:
 
     def to(self, device: torch.device) -> Dataset:
         """The same data set with its tensors on ``device``."""
-        train, test = self.train.to(device), self.test.to(device)
-        return Dataset(
-            self.name, train, test, self.classes, self.mean, self.std, self.shift, self.flip
-        )
+        return replace(self, train=self.train.to(device), test=self.test.to(device))
 
     def fingerprint(self) -> str:
         """SHA-256 of every pixel, label and the normalisation."""
@@ -84,10 +85,15 @@ class Dataset:
 
         oneDNN convolves channels-last images about twice as fast on a CPU.
         """
-        mean = torch.tensor(self.mean, device=pixels.device)
-        std = torch.tensor(self.std, device=pixels.device)
-        images = pixels.float().mul_(1 / (255 * std)).sub_(mean / std)
-        return images.permute(0, 3, 1, 2)
+        factor, offset = self._scales
+        return pixels.float().mul_(factor).sub_(offset).permute(0, 3, 1, 2)
+
+    @cached_property
+    def _scales(self) -> tuple[Tensor, Tensor]:
+        """1 / (255 std) and mean / std of each channel, on the device of the pixels."""
+        mean, std = torch.tensor(self.mean), torch.tensor(self.std)
+        device = self.train.pixels.device
+        return (1 / (255 * std)).to(device), (mean / std).to(device)
 
     def batches(
         self, seed: int, epoch: int, batch_size: int, *, start: int = 0, augment: bool = True
@@ -96,16 +102,26 @@ class Dataset:
 
         Yields images (B, C, H, W) float32 and labels (B,). The last batch may be smaller.
         """
-        order = torch.from_numpy(np.random.default_rng((seed, epoch)).permutation(len(self.train)))
-        for batch in range(start, batch_count(len(self.train), batch_size)):
-            chosen = order[batch * batch_size : (batch + 1) * batch_size]
-            chosen = chosen.to(self.train.labels.device)
-            pixels = self.train.pixels[chosen]
-            if augment:
-                # One added, so that no batch shares its stream with the order of an epoch.
-                rng = np.random.default_rng((seed, epoch, batch + 1))
-                pixels = shift_and_flip(pixels, rng, self.shift, self.flip)
-            yield self.normalize(pixels), self.train.labels[chosen]
+        count, device = len(self.train), self.train.labels.device
+        order = torch.from_numpy(np.random.default_rng((seed, epoch)).permutation(count)).to(device)
+        moves = self._moves(seed, epoch, batch_size).to(device) if augment else None
+        for first in range(start * batch_size, count, batch_size):
+            batch = slice(first, first + batch_size)
+            pixels = self.train.pixels.index_select(0, order[batch])
+            if moves is not None:
+                pixels = shift_and_flip(pixels, moves[batch], self.shift)
+            yield self.normalize(pixels), self.train.labels.index_select(0, order[batch])
+
+    def _moves(self, seed: int, epoch: int, batch_size: int) -> Tensor:
+        """Random moves (N, 3) of the images of an epoch, in its order, drawn batch by batch."""
+        count = len(self.train)
+        drawn = []
+        for batch in range(batch_count(count, batch_size)):
+            # One added, so that no batch shares its stream with the order of an epoch.
+            rng = np.random.default_rng((seed, epoch, batch + 1))
+            size = min(batch_size, count - batch * batch_size)
+            drawn.append(draw_moves(rng, size, self.shift, self.flip))
+        return torch.from_numpy(np.concatenate(drawn))
 
     def ordered(self, images: Images) -> Iterator[tuple[Tensor, Tensor]]:
         """All images in their stored order, in batches, without augmentation."""
@@ -119,24 +135,32 @@ def batch_count(images: int, batch_size: int) -> int:
     return -(-images // batch_size)
 
 
-def shift_and_flip(pixels: Tensor, rng: np.random.Generator, shift: int, flip: bool) -> Tensor:
-    """Move each image (B, H, W, C) by its own random offset, black flowing in; mirror half of them.
-
-    Equals padding by ``shift`` and a random crop of the old size.
-    """
-    count, height, width, _ = pixels.shape
-    device = pixels.device
-    rows = torch.arange(height).expand(count, -1)
-    columns = torch.arange(width).expand(count, -1)
+def draw_moves(rng: np.random.Generator, count: int, shift: int, flip: bool) -> NDArray[np.int64]:
+    """Random moves (count, 3) of as many images, as ``shift_and_flip`` takes them."""
+    moves = np.zeros((count, 3), dtype=np.int64)
     if flip:
-        mirrored = torch.from_numpy(rng.integers(0, 2, size=(count, 1), dtype=np.int64))
-        columns = torch.where(mirrored.bool(), columns.flip(1), columns)
+        moves[:, 2] = rng.integers(0, 2, size=count)
     if shift:
-        offsets = torch.from_numpy(rng.integers(0, 2 * shift + 1, size=(2, count, 1)))
-        rows, columns = rows + offsets[0], columns + offsets[1]
+        moves[:, :2] = rng.integers(0, 2 * shift + 1, size=(2, count)).T
+    return moves
+
+
+def shift_and_flip(pixels: Tensor, moves: Tensor, shift: int) -> Tensor:
+    """Cut each image (B, H, W, C), padded with ``shift`` black pixels, back to its size.
+
+    ``moves`` (B, 3) int64, on the same device, holds the row and the column at which the cut
+    begins, from 0 to 2 ``shift``, and whether it is mirrored, 0 or 1.
+    """
+    _, height, width, _ = pixels.shape
+    device = pixels.device
+    top, left, mirrored = moves[:, :, None].unbind(1)
+    column = torch.arange(width, device=device)
+    rows = top + torch.arange(height, device=device)
+    columns = left + torch.where(mirrored > 0, width - 1 - column, column)
+    if shift:
         pixels = F.pad(pixels, (0, 0, shift, shift, shift, shift))
-    image = torch.arange(count, device=device)[:, None, None]
-    return pixels[image, rows.to(device)[:, :, None], columns.to(device)[:, None, :]]
+    image = torch.arange(len(pixels), device=device)
+    return pixels[image[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
 def load_dataset(
@@ -171,7 +195,7 @@ def load_dataset(
         return data
     mean = _per_channel("mean", mean if mean is not None else data.mean, data.in_channels)
     std = _per_channel("std", std if std is not None else data.std, data.in_channels)
-    return Dataset(data.name, data.train, data.test, data.classes, mean, std, data.shift, data.flip)
+    return replace(data, mean=mean, std=std)
 
 
 def _per_channel(what: str, values: tuple[float, ...], channels: int) -> tuple[float, ...]:

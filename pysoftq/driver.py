@@ -34,15 +34,15 @@ from pysoftq.finetune import (
     evaluate,
     figure_layer,
     finetune,
-    make_optimizer,
     snapshot,
 )
 from pysoftq.interrupt import stop_on_signals
 from pysoftq.models import build_model
 from pysoftq.pretrain import pretrain_or_reuse
-from pysoftq.report import NetworkRow, Summary
+from pysoftq.report import NetworkRow, Summary, TrainingSpeed
 from pysoftq.runfolder import RunFolder, open_run
 from pysoftq.threads import set_num_threads
+from pysoftq.training import make_optimizer, own_stream
 from pysoftq.weights import cpu_state, load_weights, restore, save_state
 
 HEQ_BITS = (5, 4, 3, 2)
@@ -80,7 +80,7 @@ def compress(
             raise ConfigError(f"{path} holds no run to resume")
         if resume:
             refuse_changes(config, folder)
-        device = choose_device(config.device)
+        device = choose_device(config)
         set_threads(config.threads)
         torch.manual_seed(config.seed)
         if not resume:
@@ -88,7 +88,8 @@ def compress(
                 leftover.unlink(missing_ok=True)
             write_config(config, folder.config)  # from now on there is a run to resume
         try:
-            return run(config, folder, device, observer)
+            with own_stream(device):
+                return run(config, folder, device, observer)
         except Exception:
             if not resume and not folder.begun:
                 folder.config.unlink()  # the folder is free for another try
@@ -109,7 +110,9 @@ def run(
         mean=config.mean,
         std=config.std,
     ).to(device)
-    model = build_model(config.model, len(data.classes), data.in_channels).to(device)
+    model = build_model(config.model, len(data.classes), data.in_channels)
+    layout = memory_format(config, device)
+    model.to(device, memory_format=layout)  # type: ignore[call-overload]
     pretrained = load_pretrained(model, data, config, folder, observer)
 
     softq = SoftQuantizer(
@@ -123,7 +126,7 @@ def run(
         include=config.include or None,
         exclude=config.exclude or None,
     )
-    optimizer = make_optimizer(model, config)
+    optimizer = make_optimizer(model, config.lr, config.momentum, config.weight_decay)
     torch.manual_seed(config.seed)  # the same whether or not pretraining drew numbers
     state = RunState()
     if folder.checkpoint.is_file():
@@ -132,11 +135,9 @@ def run(
         )
         folder.write_metrics(state.metrics)
     write_config(config, folder.config)  # of a resumed run, some options may be new
-    softq.attach(optimizer)
     observer.on_start(config, data, state)
     with stop_on_signals() as stop:
         finetune(model, optimizer, softq, data, config, folder, state, observer, stop)
-    softq.detach()
 
     observer.message("comparing the networks")
     return finish(model, softq, data, config, folder, state, pretrained)
@@ -180,7 +181,8 @@ def finish(
         equalized = [histogram_equalize(layer.parameter.detach(), bits) for layer in layers]
         networks.append(clustered_row(f"HEQ-{bits}", model, data, folder, layers, equalized))
 
-    summary = Summary(tuple(networks), report, dict(softq.excluded))
+    speed = TrainingSpeed.of(state.metrics)
+    summary = Summary(tuple(networks), report, dict(softq.excluded), speed)
     write_records(folder, state, shown, softq.layers[-1].name, config, weights)
     write_report(folder, summary, config, state)
     draw(folder)
@@ -300,7 +302,6 @@ def write_report(
         **summary.to_dict(),
         "config": config.model_dump(mode="json"),
         "steps": state.step,
-        "training_seconds": sum(line["seconds"] for line in state.metrics),
     }
     text = io.StringIO()
     console = Console(file=text, width=200)
@@ -320,25 +321,38 @@ def draw(folder: RunFolder) -> None:
     draw_run(folder.path)
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(config: CompressConfig) -> torch.device:
     """The device asked for; ``auto`` takes CUDA where it is present, else the CPU.
 
     MPS is used only when asked for: it lacks float64, which some of PyTorch's own steps want.
 
-    Raises ConfigError where the device asked for is missing.
+    Raises ConfigError where the device asked for is missing, or cannot do what is asked of it.
     """
-    present = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
-    if name == "auto":
-        name = "cuda" if present["cuda"] else "cpu"
-    if not present[name]:
-        raise ConfigError(f"option 'device': there is no {name} device here")
-    if name == "cuda":
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    device = torch.device(("cuda" if gpus else "cpu") if config.device == "auto" else config.device)
+    if device.type == "cuda" and (device.index or 0) >= gpus:
+        raise ConfigError(f"option 'device': there is no {device} here, {gpus} CUDA devices in all")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("option 'device': there is no mps device here")
+    if device.type != "cuda" and config.graph == "on":
+        raise ConfigError(
+            f"option 'graph': CUDA graphs need a CUDA device, and this run is on {device.type}; "
+            "leave it at auto, or choose device cuda"
+        )
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
         torch.backends.cudnn.deterministic = True
-    return torch.device(name)
+    return device
+
+
+def memory_format(config: CompressConfig, device: torch.device) -> torch.memory_format:
+    """How weights lie in memory.
+
+    A GPU's tensor cores want the channels side by side. On a CPU that gains nothing: the images
+    come so already, and oneDNN reorders the weights, which are few.
+    """
+    on = device.type == "cuda" if config.channels_last == "auto" else config.channels_last == "on"
+    return torch.channels_last if on else torch.preserve_format
 
 
 def set_threads(count: int | None) -> None:

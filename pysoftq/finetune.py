@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -17,7 +18,10 @@ from pysoftq.coupling import CoupledLayer, SoftQuantizer
 from pysoftq.data import Dataset, Images, batch_count
 from pysoftq.interrupt import Interrupted, StopRequest
 from pysoftq.runfolder import RunFolder
+from pysoftq.training import Tally, make_step
 
+# Devices whose results can be read after each step, as nothing has to be waited for.
+SYNCHRONOUS = ("cpu",)
 TRAJECTORY_ROWS = 500
 TRAJECTORY_WEIGHTS = 200
 
@@ -25,8 +29,8 @@ TRAJECTORY_WEIGHTS = 200
 class Observer(Protocol):
     """Is told how a run goes on."""
 
-    def on_step(self, state: RunState, loss: float) -> None:
-        """After each optimizer step; ``loss`` is the task loss of its batch."""
+    def on_step(self, state: RunState) -> None:
+        """After each step; losses and hits in ``state`` may be older, as of the last reading."""
 
     def on_epoch(self, metrics: dict[str, Any]) -> None:
         """After each epoch, with its line of metrics.jsonl."""
@@ -38,7 +42,7 @@ class NonFiniteLossError(RuntimeError):
 
 def finetune(
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.SGD,
     softq: SoftQuantizer,
     data: Dataset,
     config: CompressConfig,
@@ -47,18 +51,22 @@ def finetune(
     observer: Observer,
     stop: StopRequest,
 ) -> None:
-    """Train from ``state`` to the last epoch, with the coupling attached to the optimizer.
+    """Train from ``state`` to the last epoch; ``softq`` is not attached to the optimizer.
 
     ``data`` lies on the model's device. A checkpoint is written after each epoch, after
-    ``checkpoint_minutes`` within one, and when ``stop`` is asked for.
+    ``checkpoint_minutes`` within one, and when ``stop`` is asked for. What the steps tell is read
+    before that; on a CPU, where nothing has to be waited for, after each step.
 
-    Raises Interrupted after such a stop, NonFiniteLossError naming the step (the last checkpoint
-    is kept).
+    Raises Interrupted after such a stop; once they are read, NonFiniteLossError naming the step
+    and ValueError for weights that are not finite (the last checkpoint is kept).
     """
     fingerprint = data.fingerprint()
     batches = batch_count(len(data.train), config.batch_size)
+    synchronous = data.train.labels.device.type in SYNCHRONOUS
     record_every = max(1, config.epochs * batches // TRAJECTORY_ROWS)
-    shown, last = figure_layer(softq).parameter, softq.layers[-1].parameter
+    shown, trajectory = figure_layer(softq).parameter, Trajectory(softq.layers[-1].parameter)
+    step = make_step(model, optimizer, config, config.batch_size, softq)
+    tally = Tally()
 
     def save() -> None:
         save_checkpoint(folder.checkpoint, state, config, fingerprint, model, optimizer, softq)
@@ -69,52 +77,49 @@ def finetune(
         observer.on_epoch(state.metrics[0])
         save()
 
+    def read() -> None:
+        add_steps(state, tally.read())
+        add_force_time(state, step.force_time.read())
+        trajectory.read(state)
+        softq.check()
+
     last_save = time.monotonic()
     for epoch in range(state.epoch, config.epochs):
         softq.fraction = fraction(epoch, config)
         model.train()
-        clock = time.monotonic()
+        clock = time.perf_counter()
         for images, labels in data.batches(
             config.seed, epoch, config.batch_size, start=state.batch, augment=config.augment
         ):
             if state.step % record_every == 0:
-                record_trajectory(state, last)
-            logits = model(images)
-            loss = F.cross_entropy(logits, labels)
-            value = loss.item()
-            if not math.isfinite(value):
-                raise NonFiniteLossError(
-                    f"the task loss is {value} at step {state.step} (epoch {epoch + 1}): "
-                    "a lower lr or h may help; the last checkpoint is kept"
-                )
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()  # the coupling's force enters here
-
+                trajectory.note(state.step)
+            loss, hits = step(images, labels)  # forward, backward, the coupling's force, SGD
+            tally.add(loss, hits, len(labels))
             state.step += 1
             state.batch += 1
-            state.loss_sum += value * len(labels)
-            state.correct += int((logits.argmax(1) == labels).sum())
-            state.seen += len(labels)
-            now = time.monotonic()
-            state.seconds, clock = state.seconds + now - clock, now
-            observer.on_step(state, value)
-            if state.batch == batches:
-                continue
-            if stop.asked:
+            observer.on_step(state)
+
+            ended, asked = state.batch == batches, stop.asked
+            due = time.monotonic() - last_save > 60 * config.checkpoint_minutes
+            if synchronous or ended or asked or due:
+                read()
+                now = time.perf_counter()
+                state.seconds, clock = state.seconds + now - clock, now
+            if (asked or due) and not ended:
                 save()
-                raise Interrupted
-            if now - last_save > 60 * config.checkpoint_minutes:
-                save()
-                last_save = now
+                last_save = time.monotonic()
+                if asked:
+                    raise Interrupted
 
         if epoch == 0:
             state.early = snapshot(shown)
         if epoch + 1 == config.epochs:
-            record_trajectory(state, last)
+            trajectory.note(state.step)
+            trajectory.read(state)
         state.metrics.append(epoch_metrics(model, optimizer, softq, data, config, state))
         state.epoch, state.batch = epoch + 1, 0
-        state.loss_sum, state.correct, state.seen, state.seconds = 0.0, 0, 0, 0.0
+        state.loss_sum, state.correct, state.seen = 0.0, 0, 0
+        state.seconds, state.force_seconds = 0.0, 0.0
         folder.append_metrics(state.metrics[-1])
         save()
         last_save = time.monotonic()
@@ -123,15 +128,17 @@ def finetune(
             raise Interrupted
 
 
-def make_optimizer(model: nn.Module, config: CompressConfig) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum, as in the paper."""
-    return torch.optim.SGD(
-        model.parameters(),
-        lr=config.lr,
-        momentum=config.momentum,
-        nesterov=config.momentum > 0,
-        weight_decay=config.weight_decay,
-    )
+def add_steps(state: RunState, steps: Sequence[tuple[float, int, int]]) -> None:
+    """Add losses, hits and sizes of the last steps; raises NonFiniteLossError."""
+    for number, (loss, hits, size) in enumerate(steps, state.step - len(steps)):
+        if not math.isfinite(loss):
+            raise NonFiniteLossError(
+                f"the task loss is {loss} at step {number} (epoch {state.epoch + 1}): "
+                "a lower lr or h may help; the last checkpoint is kept"
+            )
+        state.loss_sum += loss * size
+        state.correct += hits
+        state.seen += size
 
 
 def fraction(epoch: int, config: CompressConfig) -> float:
@@ -180,18 +187,24 @@ def first_metrics(
         "learning_rate": config.lr,
         **cluster_metrics(softq, config),
         "seconds": 0.0,
+        "images_per_second": None,
+        "coupling_share": None,
     }
 
 
 def epoch_metrics(
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.SGD,
     softq: SoftQuantizer,
     data: Dataset,
     config: CompressConfig,
     state: RunState,
 ) -> dict[str, Any]:
-    """The line of an epoch: loss and accuracy in training are means over its own batches."""
+    """The line of an epoch: loss and accuracy in training are means over its own batches.
+
+    ``coupling_share`` is the force's part of the time, None where a CUDA graph hides it.
+    """
+    share = None if state.force_seconds is None else state.force_seconds / state.seconds
     return {
         "epoch": state.epoch + 1,
         "step": state.step,
@@ -203,6 +216,8 @@ def epoch_metrics(
         "learning_rate": optimizer.param_groups[0]["lr"],
         **cluster_metrics(softq, config),
         "seconds": state.seconds,
+        "images_per_second": state.seen / state.seconds,
+        "coupling_share": share,
     }
 
 
@@ -223,10 +238,31 @@ def snapshot(parameter: Tensor) -> Tensor:
     return parameter.detach().flatten().float().cpu().clone()
 
 
-def record_trajectory(state: RunState, parameter: Tensor) -> None:
-    """Note the current values of up to 200 weights, evenly picked."""
-    weights = parameter.detach().flatten()
-    count = min(TRAJECTORY_WEIGHTS, weights.numel())
-    picked = torch.linspace(0, weights.numel() - 1, count).long()
-    state.trajectory_steps.append(state.step)
-    state.trajectories.append(snapshot(weights[picked.to(weights.device)]))
+def add_force_time(state: RunState, seconds: float | None) -> None:
+    """Add the coupling's part of the time; one part that is hidden hides the epoch's."""
+    if seconds is None or state.force_seconds is None:
+        state.force_seconds = None
+    else:
+        state.force_seconds += seconds
+
+
+class Trajectory:
+    """Up to 200 weights of a layer, evenly picked; noted on the device, read later."""
+
+    def __init__(self, parameter: Tensor) -> None:
+        count = min(TRAJECTORY_WEIGHTS, parameter.numel())
+        picked = torch.linspace(0, parameter.numel() - 1, count).long()
+        self._parameter = parameter
+        self._picked = picked.to(parameter.device)
+        self._rows: list[tuple[int, Tensor]] = []
+
+    def note(self, step: int) -> None:
+        """Keep their current values, those after so many steps."""
+        self._rows.append((step, self._parameter.detach().flatten()[self._picked]))
+
+    def read(self, state: RunState) -> None:
+        """Hand what was kept to the run's records."""
+        for step, row in self._rows:
+            state.trajectory_steps.append(step)
+            state.trajectories.append(snapshot(row))
+        self._rows.clear()

@@ -13,19 +13,20 @@ from tempfile import TemporaryFile
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from pysoftq.checkpoint import (
     explained,
     random_state,
     read_sealed,
+    restore_optimizer,
     set_random_state,
     write_sealed,
 )
 from pysoftq.config import CompressConfig, ConfigError
 from pysoftq.data import Dataset, batch_count
 from pysoftq.interrupt import Interrupted, StopRequest
+from pysoftq.training import Tally, make_optimizer, make_step
 from pysoftq.weights import cpu_state, load_weights, restore, save_state
 
 # To be raised whenever the recipe below changes: it is a part of the cache's key.
@@ -103,13 +104,7 @@ def pretrain(
 
     Raises Interrupted after a stop, ConfigError where the checkpoint is of other data or options.
     """
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        lr=config.pretrain_lr,
-        momentum=0.9,
-        nesterov=True,
-        weight_decay=config.pretrain_weight_decay,
-    )
+    optimizer = make_optimizer(model, config.pretrain_lr, 0.9, config.pretrain_weight_decay)
     batches = batch_count(len(data.train), config.pretrain_batch_size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer,
@@ -124,8 +119,9 @@ def pretrain(
         if content["key"] != key:
             raise ConfigError("the pretraining cannot be resumed: its data or options have changed")
         with explained(checkpoint):
-            for name, part in parts.items():
-                part.load_state_dict(content[name])
+            model.load_state_dict(content["model"])
+            restore_optimizer(optimizer, content["optimizer"])
+            schedule.load_state_dict(content["schedule"])
             set_random_state(content)
         place = {name: content[name] for name in place}
         message(f"pretraining goes on after {place['epoch']} epochs")
@@ -141,6 +137,7 @@ def pretrain(
 
     report_every = max(1, config.pretrain_epochs // 5)
     start, loss_sum = place["batch"], place["loss_sum"]
+    step, tally = make_step(model, optimizer, config, config.pretrain_batch_size), Tally()
     model.train()
     for epoch in range(place["epoch"], config.pretrain_epochs):
         for batch, (images, labels) in enumerate(
@@ -149,25 +146,28 @@ def pretrain(
             ),
             start + 1,
         ):
-            loss = F.cross_entropy(model(images), labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+            tally.add(*step(images, labels), len(labels))
             schedule.step()
-            loss_sum += loss.item() * len(labels)
             if batch == batches:
                 break
             asked = stop.asked  # read once: a signal may come at any time
             if asked or time.monotonic() - last_save > 60 * config.checkpoint_minutes:
+                loss_sum += sum_of_losses(tally)
                 save(epoch, batch, loss_sum)
             if asked:
                 raise Interrupted
+        loss_sum += sum_of_losses(tally)
         if (epoch + 1) % report_every == 0:
             message(f"pretraining: epoch {epoch + 1}, loss {loss_sum / len(data.train):.4f}")
         start, loss_sum = 0, 0.0
         save(epoch + 1, start, loss_sum)
         if stop.asked:
             raise Interrupted
+
+
+def sum_of_losses(tally: Tally) -> float:
+    """Sum over the images of the steps since the last reading."""
+    return sum(loss * size for loss, _, size in tally.read())
 
 
 def cache_key(data: Dataset, config: CompressConfig) -> str:
@@ -179,6 +179,7 @@ def cache_key(data: Dataset, config: CompressConfig) -> str:
         "model": config.model,
         "seed": config.seed,
         "augment": config.augment,
+        "amp": config.amp,
         "epochs": config.pretrain_epochs,
         "batch_size": config.pretrain_batch_size,
         "lr": config.pretrain_lr,

@@ -10,7 +10,7 @@ Four sizes are told apart everywhere:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from io import StringIO
 from typing import Any
@@ -130,12 +130,49 @@ class NetworkRow:
 
 
 @dataclass(frozen=True)
+class TrainingSpeed:
+    """How fast the network was trained, over all epochs.
+
+    ``coupling_share`` is the force's part of the time, None where a CUDA graph hid it.
+    """
+
+    seconds: float
+    images_per_second: float | None
+    coupling_share: float | None
+
+    @classmethod
+    def of(cls, epochs: Sequence[Mapping[str, Any]]) -> TrainingSpeed:
+        """Means over lines of metrics.jsonl, weighted with their time."""
+        timed = [line for line in epochs if line["seconds"]]
+        seconds = [float(line["seconds"]) for line in timed]
+
+        def mean(name: str) -> float | None:
+            values: list[Any] = [line.get(name) for line in timed]
+            if not values or None in values:
+                return None
+            weighted = (time * value for time, value in zip(seconds, values, strict=True))
+            return float(sum(weighted) / sum(seconds))
+
+        return cls(sum(seconds), mean("images_per_second"), mean("coupling_share"))
+
+    def __str__(self) -> str:
+        """One line."""
+        text = f"trained for {self.seconds:,.1f} s"
+        if self.images_per_second is not None:
+            text += f", {self.images_per_second:,.0f} images/s"
+        if self.coupling_share is not None:
+            text += f"; the coupling took {100 * self.coupling_share:.2f} % of the time"
+        return text
+
+
+@dataclass(frozen=True)
 class Summary:
     """The end of a run: every network compared, and the table of layers."""
 
     networks: tuple[NetworkRow, ...]
     layers: CompressionReport
     excluded: dict[str, str]
+    training: TrainingSpeed
 
     def __getitem__(self, name: str) -> NetworkRow:
         for row in self.networks:
@@ -149,6 +186,7 @@ class Summary:
             "networks": [asdict(row) for row in self.networks],
             "compression": self.layers.to_dict(),
             "excluded": dict(self.excluded),
+            "training": asdict(self.training),
         }
 
     def table(self) -> Table:
@@ -170,10 +208,11 @@ class Summary:
         return table
 
     def remarks(self) -> list[str]:
-        """Lines on layers and parameters that were treated differently."""
+        """Lines on layers and parameters that were treated differently, and on the speed."""
         remarks = [f"{layer.name}: {layer.note}" for layer in self.layers.layers if layer.note]
         if self.excluded:
             remarks.append(f"{len(self.excluded)} parameters are not coupled (see report.json)")
+        remarks.append(str(self.training))
         return remarks
 
 

@@ -22,6 +22,8 @@ SCALARS = (
     "learning_rate",
     "mean_bits",
     "mean_bits_refined",
+    "images_per_second",
+    "coupling_share",
 )
 
 
@@ -77,7 +79,8 @@ class RunFolder:
             self._writer = SummaryWriter(str(self.events))
         for line in lines:
             for name in SCALARS:
-                self._writer.add_scalar(name, line[name], line["epoch"])
+                if line.get(name) is not None:
+                    self._writer.add_scalar(name, line[name], line["epoch"])
         self._writer.flush()
 
     def close(self) -> None:

@@ -31,6 +31,7 @@ def train(training: Training, epoch: int) -> None:
     for images, labels in tiny_digits().batches(0, epoch, 32):
         training.optimizer.zero_grad()
         F.cross_entropy(training.model(images), labels).backward()
+        training.softq.add_force_()
         training.optimizer.step()
 
 
@@ -52,9 +53,8 @@ def test_training_goes_on_bit_for_bit(tmp_path: Path) -> None:
     save(tmp_path / "c.pt", whole)
     train(whole, 1)
 
-    resumed = tiny_training(CONFIG, attach=False)
+    resumed = tiny_training(CONFIG)
     load(tmp_path / "c.pt", resumed)
-    resumed.softq.attach(resumed.optimizer)
     train(resumed, 1)
     assert resumed.softq.step == whole.softq.step == 10
     for name, value in whole.weights().items():
@@ -75,7 +75,7 @@ def test_state_and_random_generator_come_back(tmp_path: Path) -> None:
         trajectory_steps=[0, 1],
         trajectories=[torch.randn(4), torch.randn(4)],
     )
-    training = tiny_training(CONFIG, attach=False)
+    training = tiny_training(CONFIG)
     torch.manual_seed(7)
     save(tmp_path / "c.pt", training, state)
     drawn = torch.rand(3)
@@ -90,13 +90,13 @@ def test_state_and_random_generator_come_back(tmp_path: Path) -> None:
 
 
 def test_a_fresh_state_has_no_trajectories(tmp_path: Path) -> None:
-    training = tiny_training(CONFIG, attach=False)
+    training = tiny_training(CONFIG)
     save(tmp_path / "c.pt", training)
     assert load(tmp_path / "c.pt", training).trajectories == []
 
 
 def test_other_options_and_data_are_refused(tmp_path: Path) -> None:
-    training = tiny_training(CONFIG, attach=False)
+    training = tiny_training(CONFIG)
     save(tmp_path / "c.pt", training)
     other = CONFIG.model_copy(update={"lr": 0.5, "n_min": 2})
     with pytest.raises(ConfigError, match=r"with other options: lr$"):
@@ -111,14 +111,14 @@ def test_foreign_files_are_refused(tmp_path: Path, content: Any) -> None:
     path = tmp_path / "c.pt"
     torch.save(content, path)
     with pytest.raises(ValueError, match=r"c\.pt is damaged or no checkpoint of pysoftq"):
-        load(path, tiny_training(CONFIG, attach=False))
+        load(path, tiny_training(CONFIG))
     write_sealed(path, content)
     with pytest.raises(ValueError, match=r"c\.pt is no checkpoint of pysoftq with config, data"):
-        load(path, tiny_training(CONFIG, attach=False))
+        load(path, tiny_training(CONFIG))
 
 
 def test_truncated_file_is_refused(tmp_path: Path) -> None:
-    training = tiny_training(CONFIG, attach=False)
+    training = tiny_training(CONFIG)
     path = tmp_path / "c.pt"
     save(path, training)
     whole = path.read_bytes()
@@ -129,7 +129,7 @@ def test_truncated_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_changed_byte_is_refused(tmp_path: Path) -> None:
-    training = tiny_training(CONFIG, attach=False)
+    training = tiny_training(CONFIG)
     path = tmp_path / "c.pt"
     save(path, training)
     whole = path.read_bytes()
@@ -145,7 +145,7 @@ def test_a_changed_byte_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("part", ["state", "model", "optimizer", "softq", "random"])
 def test_a_wrong_part_is_told_with_the_path(tmp_path: Path, part: str) -> None:
-    training = tiny_training(CONFIG, attach=False)
+    training = tiny_training(CONFIG)
     path = tmp_path / "c.pt"
     save(path, training)
     content = read_sealed(path, KEYS)
@@ -161,7 +161,7 @@ def test_a_wrong_part_is_told_with_the_path(tmp_path: Path, part: str) -> None:
 def test_a_failed_write_keeps_the_last_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    training = tiny_training(CONFIG, attach=False)
+    training = tiny_training(CONFIG)
     path = tmp_path / "c.pt"
     save(path, training)
     before = path.read_bytes()

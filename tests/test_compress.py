@@ -108,7 +108,8 @@ def rows(path: Path) -> dict[str, dict[str, Any]]:
 def metrics(path: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
-        del line["seconds"]
+        for timed in ("seconds", "images_per_second", "coupling_share"):
+            del line[timed]
     return lines
 
 
@@ -198,7 +199,7 @@ import os, signal, sys
 from pysoftq.cli import main
 from pysoftq.cli.progress import TerminalObserver
 
-def kill(self, state, loss):
+def kill(self, state):
     if state.step == 17:
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -240,7 +241,7 @@ def test_an_interrupted_run_exits_with_130_and_goes_on(
     capsys: pytest.CaptureFixture[str],
     number: signal.Signals,
 ) -> None:
-    def interrupt(self: TerminalObserver, state: RunState, loss: float) -> None:
+    def interrupt(self: TerminalObserver, state: RunState) -> None:
         if state.step == 20:
             os.kill(os.getpid(), number)
 
@@ -318,6 +319,9 @@ def test_one_process_at_a_time(
         (["--resume", ""], 2, "does not exist"),
         (["--config", "{latin}"], 2, "latin.yaml is no YAML"),
         (["--device", "{missing}"], 2, "option 'device'"),
+        (["--device", "cuda:99"], 2, "there is no cuda:99 here"),
+        (["--device", "gpu"], 2, "wanted auto, cpu, cuda, cuda:N or mps"),
+        (["--device", "cpu", "--graph", "on"], 2, "CUDA graphs need a CUDA device"),
         (["--h", "-1"], 2, "option 'h'"),
         (["--dataset", "mnist"], 2, "option 'dataset'"),
         (["--config", "{yaml}"], 2, "unknown option 'strength'"),
@@ -366,6 +370,34 @@ def test_refusals(
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error
+    assert error.startswith("Usage") or error.count("\n") == 1
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_other_layout_and_precision(tmp_path: Path, options: list[str], finished: Path) -> None:
+    """Channels last and bfloat16 from start to end, interrupted by nothing but a resume."""
+    run = tmp_path / "run"
+    chosen = ["--channels-last", "on", "--amp", "bf16", "--epochs", "1", "--out", str(run)]
+    assert call("--debug", "compress", *options, *chosen) == 0
+    content = read_sealed(run / "checkpoint.pt", KEYS)
+    weights = content["model"]["layer1.0.conv1.weight"]
+    assert weights.is_contiguous(memory_format=torch.channels_last)
+    assert rows(run)["pretrained"] == rows(finished)["pretrained"]
+    row = rows(run)["soft, refined"]
+    model = load_compressed(run / "compressed.safetensors")
+    digits = load_dataset("digits", seed=0)
+    assert evaluate(model, digits, digits.test)[1] == row["accuracy"]
+    before = rows(run)
+    assert call("--debug", "compress", "--resume", str(run), "--channels-last", "off") == 0
+    assert rows(run) == before
+
+
+def test_report_tells_the_speed(finished: Path) -> None:
+    speed = report(finished)["training"]
+    assert speed["seconds"] > 0
+    assert speed["images_per_second"] == pytest.approx(3 * 1437 / speed["seconds"])
+    assert 0 < speed["coupling_share"] < 1
+    assert " images/s; the coupling took " in (finished / "report.txt").read_text()
 
 
 @pytest.mark.usefixtures("no_figures")
@@ -531,7 +563,7 @@ def test_cluster_options_reach_every_output(tmp_path: Path, options: list[str]) 
 def test_events_of_a_resumed_run_hold_each_epoch_once(
     tmp_path: Path, options: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(self: TerminalObserver, state: RunState, loss: float) -> None:
+    def interrupt(self: TerminalObserver, state: RunState) -> None:
         if state.step == 20:
             os.kill(os.getpid(), signal.SIGINT)
 

@@ -109,6 +109,30 @@ def test_yaml_round_trip(tmp_path: Path) -> None:
     assert make_config(read_config(tmp_path / "config.yaml")) == config
 
 
+@pytest.mark.parametrize("name", ["amp", "channels_last", "graph"])
+def test_switches_are_words_in_yaml_too(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(f"{name}: off\n")  # which YAML takes for a truth value
+    config = make_config(read_config(path))
+    assert getattr(config, name) == "off"
+    write_config(config, path)
+    assert read_config(path)[name] == "off"
+    assert make_config({"graph": True}).graph == "on"
+    with pytest.raises(ConfigError, match=r"option 'amp': .*given 'on'"):
+        make_config({"amp": "on"})
+
+
+@pytest.mark.parametrize("name", ["auto", "cpu", "cuda", "cuda:1", "mps"])
+def test_devices_by_name(name: str) -> None:
+    assert make_config({"device": name}).device == name
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "cpu:0", ""])
+def test_other_devices_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"option 'device': .*wanted auto, cpu, cuda, cuda:N or"):
+        make_config({"device": name})
+
+
 def test_yaml_file_may_be_empty(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("# nothing\n")
     assert read_config(tmp_path / "c.yaml") == {}

@@ -19,6 +19,7 @@ from pysoftq.data import (
     Dataset,
     Images,
     batch_count,
+    draw_moves,
     load_dataset,
     shift_and_flip,
 )
@@ -108,28 +109,45 @@ def test_batches_are_pure_functions_of_their_numbers(digits: Dataset) -> None:
         assert not torch.equal(other[1], whole[0][1])
 
 
-def test_shifts_and_flips_are_crops_of_the_padded_image() -> None:
-    pixels = pictures(400)
-    moved = shift_and_flip(pixels, np.random.default_rng(0), shift=1, flip=True)
-    padded = np.pad(pixels.numpy(), ((0, 0), (1, 1), (1, 1), (0, 0)))
-    seen = set()
-    for source, result in zip(padded, moved.numpy(), strict=True):
-        crops = {
-            (dy, dx, mirrored): source[dy : dy + 5, dx : dx + 6][:, :: -1 if mirrored else 1]
-            for dy in range(3)
-            for dx in range(3)
-            for mirrored in (False, True)
-        }
-        matches = [key for key, crop in crops.items() if np.array_equal(crop, result)]
-        assert len(matches) == 1
-        seen.add(matches[0])
-    assert len(seen) == 18
+def moved_one_by_one(pixels: np.ndarray, moves: np.ndarray, shift: int) -> np.ndarray:
+    """Each image cut out of its padded self, and mirrored, by itself."""
+    height, width = pixels.shape[1:3]
+    padded = np.pad(pixels, ((0, 0), (shift, shift), (shift, shift), (0, 0)))
+    cuts = [
+        image[top : top + height, left : left + width][:, :: -1 if mirrored else 1]
+        for image, (top, left, mirrored) in zip(padded, moves, strict=True)
+    ]
+    return np.stack(cuts)
 
 
-def test_digits_are_never_mirrored() -> None:
-    pixels = pictures(50)
-    rng = np.random.default_rng(0)
-    assert torch.equal(shift_and_flip(pixels, rng, shift=0, flip=False), pixels)
+@pytest.mark.parametrize("shift", [0, 1, 4])
+@pytest.mark.parametrize("flip", [False, True])
+def test_shifts_and_flips_are_those_of_each_image(shift: int, flip: bool) -> None:
+    pixels = pictures(300)
+    moves = draw_moves(np.random.default_rng(0), 300, shift, flip)
+    found = shift_and_flip(pixels, torch.from_numpy(moves), shift)
+    assert np.array_equal(found.numpy(), moved_one_by_one(pixels.numpy(), moves, shift))
+
+
+def test_moves_are_spread_evenly() -> None:
+    moves = draw_moves(np.random.default_rng(0), 9000, shift=1, flip=True)
+    kinds, counts = np.unique(moves, axis=0, return_counts=True)
+    assert kinds.tolist() == [[y, x, m] for y in range(3) for x in range(3) for m in range(2)]
+    assert abs(counts - 500).max() < 100  # 4.6 standard deviations
+    assert (draw_moves(np.random.default_rng(0), 50, shift=0, flip=False) == 0).all()
+
+
+def test_batches_are_those_drawn_batch_by_batch(digits: Dataset) -> None:
+    """The order of an epoch and the moves of each batch come from streams of their own."""
+    order = np.random.default_rng((5, 2)).permutation(len(digits.train))
+    for batch, (images, labels) in enumerate(digits.batches(seed=5, epoch=2, batch_size=500)):
+        chosen = order[500 * batch : 500 * (batch + 1)]
+        rng = np.random.default_rng((5, 2, batch + 1))
+        shifts = rng.integers(0, 3, size=(2, len(chosen), 1))[..., 0]
+        moves = np.column_stack([*shifts, np.zeros_like(chosen)])
+        moved = moved_one_by_one(digits.train.pixels.numpy()[chosen], moves, 1)
+        assert torch.equal(images, digits.normalize(torch.from_numpy(moved)))
+        assert torch.equal(labels, digits.train.labels[chosen])
 
 
 @pytest.fixture

@@ -16,6 +16,10 @@ from pysoftq.data import Dataset
 from pysoftq.finetune import NonFiniteLossError, evaluate, finetune, fraction
 from pysoftq.interrupt import Interrupted, StopRequest
 from pysoftq.runfolder import open_run
+from pysoftq.training import Tally
+
+TIMES = {"seconds": 0, "images_per_second": 0, "coupling_share": 0}
+read = Tally.read
 
 
 @pytest.fixture(scope="module")
@@ -59,21 +63,22 @@ def test_training_equals_a_plain_loop(data: Dataset, tmp_path: Path, h: float) -
     training = tiny_training(config)
     state, observer = run(training, data, config, tmp_path / "run")
 
-    plain = tiny_training(config, attach=False)
+    plain = tiny_training(config)
     optimizer = torch.optim.SGD(plain.model.parameters(), lr=0.01, momentum=0.9, nesterov=True)
+    plain.softq.attach(optimizer)
     losses = []
     for epoch in range(2):
         plain.model.train()
+        losses.append(0.0)
         plain.softq.fraction = (0.3, 1.0)[epoch]
         for images, labels in data.batches(0, epoch, 32):
             loss = F.cross_entropy(plain.model(images), labels)
             optimizer.zero_grad()
             loss.backward()
-            if h:
-                plain.softq.add_force_()
             optimizer.step()
-            losses.append(loss.item())
-    assert observer.losses == losses
+            losses[-1] += loss.item() * len(labels)
+    assert [line["task_loss"] for line in observer.epochs[1:]] == [loss / 160 for loss in losses]
+    assert observer.steps == list(range(1, 11))
     for name, value in plain.model.state_dict().items():
         assert torch.equal(value, training.model.state_dict()[name]), name
     assert (state.epoch, state.batch, state.step) == (2, 0, 10)
@@ -91,7 +96,6 @@ def test_metrics_of_every_epoch(data: Dataset, tmp_path: Path) -> None:
     assert [line["step"] for line in lines] == [0, 5, 10]
     assert [line["fraction"] for line in lines] == [0.3, 0.3, 1.0]
     assert (lines[0]["task_loss"], lines[0]["train_accuracy"]) == before
-    assert lines[2]["task_loss"] == pytest.approx(sum(observer.losses[5:]) / 5)
     assert lines[2]["test_accuracy"] == evaluate(training.model, data, data.test)[1]
     assert lines[2]["coupling_energy"] == training.softq.energy().total
     assert set(lines[2]["clusters"]) == {layer.name for layer in training.softq.layers}
@@ -133,6 +137,7 @@ def test_early_snapshot_is_of_the_first_epoch(data: Dataset, tmp_path: Path) -> 
     for images, labels in data.batches(0, 0, 32):
         alone.optimizer.zero_grad()
         F.cross_entropy(alone.model.train()(images), labels).backward()
+        alone.softq.add_force_()
         alone.optimizer.step()
     largest = alone.model.layer3[0].conv2.weight
     assert torch.equal(state.early, largest.detach().flatten())
@@ -150,6 +155,42 @@ def test_fraction_rises_to_one() -> None:
     assert fraction(0, options(epochs=9, fraction_ramp=0)) == 1.0
 
 
+def test_a_device_that_must_be_waited_for_tells_the_same(
+    data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = options()
+    at_once, recorder = run(tiny_training(config), data, config, tmp_path / "at once")
+    monkeypatch.setattr("pysoftq.finetune.SYNCHRONOUS", ())
+    reads = []
+    monkeypatch.setattr(Tally, "read", lambda tally: reads.append(1) or read(tally))
+    late, late_recorder = run(tiny_training(config), data, config, tmp_path / "late")
+    assert len(reads) == 2  # epochs
+    assert late.trajectory_steps == at_once.trajectory_steps
+    for row, other in zip(late.trajectories, at_once.trajectories, strict=True):
+        assert torch.equal(row, other)
+    for line, other in zip(late_recorder.epochs, recorder.epochs, strict=True):
+        assert {**line, **TIMES} == {**other, **TIMES}
+
+
+def test_speed_is_told_of_each_epoch(data: Dataset, tmp_path: Path) -> None:
+    _, observer = run(tiny_training(options()), data, options(), tmp_path / "run")
+    first, *epochs = observer.epochs
+    assert (first["images_per_second"], first["coupling_share"]) == (None, None)
+    for line in epochs:
+        assert line["images_per_second"] == pytest.approx(160 / line["seconds"])
+        assert 0 < line["coupling_share"] < 1
+
+
+def test_trains_in_bfloat16(data: Dataset, tmp_path: Path) -> None:
+    exact, rough = options(lr=0.1), options(lr=0.1, amp="bf16")
+    _, observer = run(tiny_training(exact), data, exact, tmp_path / "exact")
+    _, rougher = run(tiny_training(rough), data, rough, tmp_path / "rough")
+    losses = [[line["task_loss"] for line in told.epochs] for told in (observer, rougher)]
+    assert losses[0][0] == losses[1][0]  # evaluation is in float32
+    assert losses[0][2] != losses[1][2]
+    assert losses[1] == pytest.approx(losses[0], rel=0.1)
+
+
 class Spoiler(Recorder):
     """Spoils a weight after the seventh step."""
 
@@ -157,8 +198,8 @@ class Spoiler(Recorder):
         super().__init__()
         self.training = training
 
-    def on_step(self, state: RunState, loss: float) -> None:
-        super().on_step(state, loss)
+    def on_step(self, state: RunState) -> None:
+        super().on_step(state)
         if state.step == 7:
             with torch.no_grad():
                 self.training.model.linear.bias[0] = float("nan")
@@ -178,7 +219,7 @@ def test_a_stop_writes_a_checkpoint_after_the_step(data: Dataset, tmp_path: Path
     stop = StopRequest()
 
     class Stopper(Recorder):
-        def on_step(self, state: RunState, loss: float) -> None:
+        def on_step(self, state: RunState) -> None:
             stop.asked = state.step == 3
 
     config = options()

@@ -7,7 +7,7 @@ import json
 import pytest
 from rich.console import Console
 
-from pysoftq.report import CompressionReport, LayerReport, NetworkRow, Summary
+from pysoftq.report import CompressionReport, LayerReport, NetworkRow, Summary, TrainingSpeed
 
 
 def layer(
@@ -51,12 +51,14 @@ def test_summary_is_plain_json_and_finds_its_rows(report: CompressionReport) -> 
         NetworkRow("pretrained", 0.9, None, None, None, 4000),
         NetworkRow("HEQ-4", 0.5, 4.0, 4.0, 3.9, 700),
     )
-    summary = Summary(rows, report, {"conv.bias": "one dimension"})
+    speed = TrainingSpeed(seconds=2.0, images_per_second=1500.0, coupling_share=0.0123)
+    summary = Summary(rows, report, {"conv.bias": "one dimension"}, speed)
     content = json.loads(json.dumps(summary.to_dict()))
     assert content["networks"][1]["accuracy"] == 0.5
     assert content["networks"][0]["bits"] is None
     assert content["compression"]["mean_bits"] == pytest.approx(1.5)
     assert content["compression"]["layers"][1]["note"] == "not refined: small"
+    assert content["training"]["images_per_second"] == 1500
     assert summary["HEQ-4"].bytes_on_disk == 700
     with pytest.raises(KeyError, match="HEQ-9"):
         summary["HEQ-9"]
@@ -67,7 +69,8 @@ def test_tables_show_every_row(report: CompressionReport) -> None:
         NetworkRow("pretrained", 0.9, None, None, None, 4000),
         NetworkRow("HEQ-4", 0.5, 4.0, 4.0, 3.9, 700),
     )
-    summary = Summary(rows, report, {"conv.bias": "one dimension"})
+    speed = TrainingSpeed(seconds=2.0, images_per_second=1500.0, coupling_share=0.0123)
+    summary = Summary(rows, report, {"conv.bias": "one dimension"}, speed)
     console = Console(width=200)
     with console.capture() as capture:
         console.print(report.table(), summary.table())
@@ -79,4 +82,23 @@ def test_tables_show_every_row(report: CompressionReport) -> None:
     assert any("pretrained" in line and "32 (float)" in line for line in lines)
     remarks = summary.remarks()
     assert "linear: not refined: small" in remarks
-    assert "1 parameters are not coupled" in remarks[-1]
+    assert "1 parameters are not coupled" in remarks[-2]
+    assert remarks[-1] == (
+        "trained for 2.0 s, 1,500 images/s; the coupling took 1.23 % of the time"
+    )
+
+
+def test_speed_is_a_mean_over_the_time() -> None:
+    first = {"seconds": 0.0, "images_per_second": None, "coupling_share": None}
+    epochs = [
+        {"seconds": seconds, "images_per_second": 600 / seconds, "coupling_share": share}
+        for seconds, share in ((1.0, 0.01), (3.0, 0.05))
+    ]
+    speed = TrainingSpeed.of([first, *epochs])
+    assert speed.seconds == 4
+    assert speed.images_per_second == pytest.approx(1200 / 4)
+    assert speed.coupling_share == pytest.approx(0.04)
+    epochs[1]["coupling_share"] = None
+    assert str(TrainingSpeed.of(epochs)) == "trained for 4.0 s, 300 images/s"
+    # Runs of before tell their time alone.
+    assert str(TrainingSpeed.of([{"seconds": 2.0}])) == "trained for 2.0 s"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,22 +11,18 @@ from pysoftq.checkpoint import RunState
 from pysoftq.config import CompressConfig
 from pysoftq.coupling import SoftQuantizer
 from pysoftq.data import Dataset, Images, load_dataset
-from pysoftq.finetune import make_optimizer
 from pysoftq.models import ResNet, build_model
+from pysoftq.training import make_optimizer
 
 
 def tiny_digits(train: int = 160, test: int = 60) -> Dataset:
     """The first digits of each half."""
     data = load_dataset("digits")
-    return Dataset(
-        "tiny",
-        Images(data.train.pixels[:train], data.train.labels[:train]),
-        Images(data.test.pixels[:test], data.test.labels[:test]),
-        data.classes,
-        data.mean,
-        data.std,
-        data.shift,
-        data.flip,
+    return replace(
+        data,
+        name="tiny",
+        train=Images(data.train.pixels[:train], data.train.labels[:train]),
+        test=Images(data.test.pixels[:test], data.test.labels[:test]),
     )
 
 
@@ -35,21 +31,19 @@ class Training:
     """What a run trains: a network with 4/8/16 channels, its optimizer, its coupling."""
 
     model: ResNet
-    optimizer: torch.optim.Optimizer
+    optimizer: torch.optim.SGD
     softq: SoftQuantizer
 
     def weights(self) -> dict[str, torch.Tensor]:
         return {name: value.clone() for name, value in self.model.state_dict().items()}
 
 
-def tiny_training(config: CompressConfig, attach: bool = True) -> Training:
+def tiny_training(config: CompressConfig, device: torch.device | None = None) -> Training:
     torch.manual_seed(0)
-    model = build_model("digits-resnet-small", 10, in_channels=1)
+    model = build_model("digits-resnet-small", 10, in_channels=1).to(device)
     assert isinstance(model, ResNet)
     softq = SoftQuantizer(model, config.h, config.w, bins=config.bins, seed=config.seed)
-    optimizer = make_optimizer(model, config)
-    if attach:
-        softq.attach(optimizer)
+    optimizer = make_optimizer(model, config.lr, config.momentum, config.weight_decay)
     return Training(model, optimizer, softq)
 
 
@@ -57,12 +51,12 @@ def tiny_training(config: CompressConfig, attach: bool = True) -> Training:
 class Recorder:
     """An observer that keeps what it is told."""
 
-    losses: list[float] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list)
     epochs: list[dict[str, Any]] = field(default_factory=list)
     messages: list[str] = field(default_factory=list)
 
-    def on_step(self, state: RunState, loss: float) -> None:
-        self.losses.append(loss)
+    def on_step(self, state: RunState) -> None:
+        self.steps.append(state.step)
 
     def on_epoch(self, metrics: dict[str, Any]) -> None:
         self.epochs.append(metrics)

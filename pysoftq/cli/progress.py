@@ -30,6 +30,7 @@ class TerminalObserver:
         self._loss = 0.0
         self._energy = 0.0
         self._bits = 0.0
+        self._rate = 0.0
         self._total = 0
         self._every = 1
         self._start = (0.0, 0)
@@ -54,6 +55,7 @@ class TerminalObserver:
             MofNCompleteColumn(),
             TextColumn("loss {task.fields[loss]:.3f}  L_C {task.fields[energy]:.4g}"),
             TextColumn("{task.fields[bits]:.2f} bits"),
+            TextColumn("{task.fields[rate]:,.0f} images/s"),
             TimeRemainingColumn(),
             TextColumn("left"),
             console=self.console,
@@ -65,20 +67,25 @@ class TerminalObserver:
             loss=self._loss,
             energy=self._energy,
             bits=self._bits,
+            rate=self._rate,
         )
         self._bar.start()
 
-    def on_step(self, state: RunState, loss: float) -> None:
+    def on_step(self, state: RunState) -> None:
         """Move the bar."""
-        self._loss += 0.05 * (loss - self._loss)
-        if self._bar is not None:
-            self._bar.update(
-                self._task,
-                completed=state.step,
-                loss=self._loss,
-                energy=self._energy,
-                bits=self._bits,
-            )
+        if self._bar is None:
+            return
+        if state.seconds:
+            self._loss = state.loss_sum / state.seen
+            self._rate = state.seen / state.seconds
+        self._bar.update(
+            self._task,
+            completed=state.step,
+            loss=self._loss,
+            energy=self._energy,
+            bits=self._bits,
+            rate=self._rate,
+        )
 
     def on_epoch(self, metrics: dict[str, Any]) -> None:
         """Print the line of an epoch; of a long run, only some of them."""
@@ -92,13 +99,14 @@ class TerminalObserver:
             f"epoch {metrics['epoch']:3d}  loss {metrics['task_loss']:.4f}  "
             f"L_C {self._energy:.4g}  test {100 * metrics['test_accuracy']:.2f} %  "
             f"bits {self._bits:.3f} (refined {metrics['mean_bits_refined']:.3f})  "
-            f"{self._time_left(metrics['step'])}"
+            f"{_rate(metrics)}{self._time_left(metrics['step'])}"
         )
 
     def _note(self, metrics: dict[str, Any]) -> None:
         self._loss = metrics["task_loss"]
         self._energy = metrics["coupling_energy"]
         self._bits = metrics["mean_bits"]
+        self._rate = metrics.get("images_per_second") or 0.0
 
     def _time_left(self, step: int) -> str:
         begin, first = self._start
@@ -113,3 +121,8 @@ class TerminalObserver:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+def _rate(metrics: dict[str, Any]) -> str:
+    rate = metrics["images_per_second"]
+    return "" if rate is None else f"{rate:,.0f} images/s  "
