@@ -180,7 +180,8 @@ class SoftQuantizer:
         """Add the force at the beginning of every step of these optimizers, from now on.
 
         Closures are understood (the force follows each evaluation), and so are fused optimizers
-        under a GradScaler, which unscale inside their step (the force is scaled alike).
+        under a GradScaler, which unscale inside their step: the force is scaled alike, for which a
+        GPU is waited for once per step.
 
         Raises:
             ValueError: no optimizer is given, one is given twice, or a coupled layer belongs to
@@ -375,7 +376,7 @@ class SoftQuantizer:
     def _tell_devices(self) -> None:
         for groups in self._groups.values():
             for group in groups:
-                group.coupling.set_step(self._fraction, self.seed, self._step)
+                group.coupling.set(1.0, self._fraction, self.seed, self._step)
 
     def _regroup(self, indices: tuple[int, ...]) -> list[DeviceGroup]:
         for group in self._groups.pop(indices, ()):

@@ -43,7 +43,7 @@ class DeviceCoupling(Protocol):
         layer are refused (see `check`), no gradient changes. The CPU's raises that itself.
         """
 
-    def set_step(self, fraction: float, seed: int, step: int) -> None:
+    def set(self, scale: float, fraction: float, seed: int, step: int) -> None:
         """What a step replayed from a CUDA graph uses; the device counts on by itself from here.
 
         Nothing to do where steps cannot be captured.

@@ -79,7 +79,7 @@ class Coupling:
             reasons = [f"layer '{self._names[layer]}': {reason}" for layer, reason in refused]
             raise ValueError("; ".join(reasons))
 
-    def set_step(self, fraction: float, seed: int, step: int) -> None:
+    def set(self, scale: float, fraction: float, seed: int, step: int) -> None:
         """Do nothing: each step is told."""
 
     def check(self) -> None:

@@ -145,7 +145,7 @@ class Coupling:
             total = gradient.to(x.dtype) + table.to(x.dtype)[index]
             gradient.copy_(torch.where(fine, total.to(gradient.dtype), gradient))
 
-    def set_step(self, fraction: float, seed: int, step: int) -> None:
+    def set(self, scale: float, fraction: float, seed: int, step: int) -> None:
         """Do nothing: each step is told. Captured in a CUDA graph, it would repeat its sample."""
 
     def check(self) -> None:
