@@ -3,21 +3,38 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from benchmarks import density, force_step, pairs, potential
-from benchmarks.harness import Comparison, Options, environment, markdown, write
-from pysoftq import set_num_threads
+from benchmarks import (
+    bandwidth,
+    density,
+    force_step,
+    growth,
+    memory,
+    pairs,
+    potential,
+    sorting,
+    training_step,
+)
+from benchmarks.harness import SIZES, Comparison, Options, threads
+from benchmarks.report import environment, markdown, write
 
 CASES: dict[str, Callable[[Options], list[Comparison]]] = {
     "force_step": force_step.run,
-    "pairs": pairs.run,
-    "potential": potential.run,
     "density": density.run,
+    "potential": potential.run,
+    "pairs": pairs.run,
+    "sorting": sorting.run,
+    "bandwidth": bandwidth.run,
+    "training_step": training_step.run,
+    "memory": memory.run,
+    "growth": growth.run,
 }
 RESULTS = Path(__file__).parent / "results"
 
@@ -26,31 +43,38 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the chosen cases; print them and write them as JSON and Markdown."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"{', '.join(CASES)} (all)")
-    parser.add_argument("--threads", type=int, default=1, help="of the core and of PyTorch (1)")
-    parser.add_argument("--seconds", type=float, default=2.0, help="for each contestant (2)")
-    parser.add_argument("--full", action="store_true", help="with 1e8 weights (1.4 GiB of memory)")
-    parser.add_argument("--cpu-time", action="store_true", help="not wall time; needs one thread")
+    parser.add_argument("--size", choices=SIZES, default="quick", help="quick: two minutes")
+    parser.add_argument(
+        *("--full",), dest="size", action="store_const", const="full", help="up to 1e8 weights"
+    )
+    parser.add_argument("--threads", type=int, default=1, help="of the core and the peers (1)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder (benchmarks/results)")
-    parser.add_argument("--name", help="of the files; the cases' names by default")
+    parser.add_argument("--name", help="of the files; from device, cases and size by default")
     chosen = parser.parse_args(arguments)
-    unknown = [case for case in chosen.cases if case not in CASES]
-    if unknown:
+    if unknown := [case for case in chosen.cases if case not in CASES]:
         parser.error(f"unknown case {', '.join(unknown)}: wanted some of {', '.join(CASES)}")
-    if chosen.cpu_time and chosen.threads > 1:
-        parser.error("--cpu-time adds up the threads' times: it needs --threads 1")
-    cases = chosen.cases or list(CASES)
+    if chosen.threads < 1:
+        parser.error(f"--threads must be at least 1, not {chosen.threads}")
+    if chosen.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: PyTorch finds no CUDA device")
 
-    options = Options(chosen.threads, chosen.seconds, chosen.full, chosen.cpu_time)
-    set_num_threads(options.threads)
-    torch.set_num_threads(options.threads)
+    options = Options(chosen.threads, chosen.size, chosen.device, chosen.output)
+    cases = chosen.cases or list(CASES)
+    # KeOps asks OpenMP, which reads this when the first kernel is loaded.
+    os.environ["OMP_NUM_THREADS"] = str(options.threads)
     machine = environment(options)
     comparisons = []
-    for case in cases:
-        print(f"{case} …", file=sys.stderr, flush=True)
-        comparisons += CASES[case](options)
-    print(markdown(machine, comparisons))
-    name = chosen.name or ("all" if cases == list(CASES) else "-".join(cases))
-    for path in write(chosen.output / name, machine, comparisons):
+    with threads(options.threads):
+        for case in cases:
+            start = time.perf_counter()
+            print(f"{case} …", file=sys.stderr, flush=True)
+            comparisons += CASES[case](options)
+            print(f"  {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+    print(markdown(options.device, machine, comparisons))
+    parts = [options.device, *chosen.cases] + [options.size] * (options.size != "full")
+    stem = options.output / (chosen.name or "-".join(parts))
+    for path in write(stem, options.device, machine, comparisons):
         print(f"wrote {path}", file=sys.stderr)
     return 0
 

@@ -2,43 +2,88 @@
 
 from __future__ import annotations
 
-import numpy as np
-import torch
+from collections.abc import Callable
+from functools import partial
 
-from benchmarks.harness import Comparison, Options, race, require
+import numpy as np
+
+from benchmarks.harness import (
+    Comparison,
+    Measure,
+    Options,
+    count,
+    optional,
+    race,
+    require,
+)
+from benchmarks.peers import histograms
+from benchmarks.states import STATES, weights
 from pysoftq import density
 
 BINS = 2**14
 
 
 def run(options: Options) -> list[Comparison]:
-    """A layer of ResNet-20's size, and ten million weights."""
-    return [_compare(size, options) for size in (36_864, 10**7)]
-
-
-def _compare(size: int, options: Options) -> Comparison:
-    theta = np.random.default_rng(0).standard_normal(size, dtype=np.float32)
-    ours, (numpys, _) = density(theta, BINS).counts, np.histogram(theta, BINS)
-    # np.histogram corrects a weight's bin by comparing with float64 edges, so some sit next door.
-    moved = int(np.abs(np.cumsum(ours - numpys)).sum())
-    require(ours.sum() == size and moved <= 1e-2 * size, f"{moved} of {size} weights binned apart")
-    tensor = torch.from_numpy(theta)
-    return Comparison(
-        case="density",
-        setting=f"{size:,} Gaussian weights, {BINS:,} bins",
-        timings=race(
-            {
-                "pysoftq.density": lambda: density(theta, BINS),
-                "np.histogram": lambda: np.histogram(theta, BINS),
-                "torch.bincount": lambda: _torch_counts(tensor),
+    """A million weights in each state, and how much the state matters; 1e8 on a GPU."""
+    size = options.choose(10**4, 10**6, 10**8 if options.device == "cuda" else 10**6)
+    comparisons = [_compare(size, state, options) for state in STATES]
+    ours = {one.key: one.timings[0].seconds for one in comparisons}
+    best = min(ours.values(), key=lambda seconds: seconds.median).median
+    return [
+        *comparisons,
+        Comparison(
+            key=f"density/{count(size)}",
+            setting="each state against the fastest",
+            extra={
+                f"{state} over the best": Measure(seconds * (1 / best), "×")
+                for state, seconds in zip(STATES, ours.values(), strict=True)
             },
-            options,
         ),
-        checks=(f"{moved} of {size:,} weights in a neighbouring bin of np.histogram's",),
+    ]
+
+
+def _compare(size: int, state: str, options: Options) -> Comparison:
+    theta = weights(size, state, options.device)
+    contestants: dict[str, Callable[[], object]] = {
+        "pysoftq": lambda: density(theta, BINS).counts,
+        "torch.histc": partial(histograms.torch_histc, theta, BINS),
+        "torch.bincount + index": partial(histograms.torch_bincount, theta, BINS),
+    }
+    skipped: tuple[str, ...] = ()
+    if options.device == "cpu":
+        array = theta.numpy()
+        contestants["np.histogram"] = partial(histograms.numpy_histogram, array, BINS)
+        contestants["np.bincount + index"] = partial(histograms.numpy_bincount, array, BINS)
+        built, skipped = optional(
+            {
+                "fast-histogram": partial(histograms.fast_histogram, array, BINS),
+                "boost-histogram": partial(
+                    *(histograms.boost_histogram, array, BINS, options.threads)
+                ),
+            }
+        )
+        contestants |= built
+    counts = {name: _array(function()) for name, function in contestants.items()}
+    return Comparison(
+        key=f"density/{count(size)}/{state}",
+        setting=f"{size:,} weights, {BINS:,} bins",
+        timings=race(contestants, options),
+        checks=_check(counts, size),
+        skipped=skipped,
     )
 
 
-def _torch_counts(theta: torch.Tensor) -> torch.Tensor:
-    low, high = torch.aminmax(theta)
-    index = theta.sub(low).mul_(BINS / (high - low)).long().clamp_(max=BINS - 1)
-    return torch.bincount(index, minlength=BINS)
+def _array(counts: object) -> np.ndarray:
+    return np.asarray(counts.cpu() if hasattr(counts, "cpu") else counts)
+
+
+def _check(counts: dict[str, np.ndarray], size: int) -> tuple[str, ...]:
+    """Others round a weight at the edge of a bin in their own ways, so some sit next door."""
+    ours = counts.pop("pysoftq")
+    require(int(ours.sum()) == size, f"{ours.sum()} of {size} weights are in a bin")
+    lines = []
+    for name, theirs in counts.items():
+        moved = int(np.abs(np.cumsum(ours - theirs)).sum())
+        require(moved <= 2e-2 * size, f"{name} puts {moved} of {size} weights into other bins")
+        lines.append(f"{name}: {moved:,} of {size:,} weights one bin further")
+    return tuple(lines)

@@ -19,7 +19,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import Options, environment
+from benchmarks.harness import Options
+from benchmarks.report import environment
 from pysoftq.checkpoint import RunState
 from pysoftq.config import CompressConfig, make_config
 from pysoftq.data import Dataset
@@ -126,7 +127,7 @@ def main(arguments: list[str] | None = None) -> int:
     chosen.output.mkdir(parents=True, exist_ok=True)
     (chosen.output / "digits.md").write_text(page, encoding="utf-8")
     content = {
-        "environment": environment(Options(chosen.threads, 0.0, full=False)),
+        "environment": environment(Options(chosen.threads, "full")),
         "config": config.model_dump(mode="json"),
         "cpu_seconds": seconds,
         "seeds": {seed: [asdict(row) for row in networks] for seed, networks in runs.items()},

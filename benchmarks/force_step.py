@@ -1,92 +1,121 @@
-"""The coupling's share of a training step: the force of all layers of ResNet-20."""
+"""The coupling's force step (Table I, steps 1 and 2): one large layer, and all of ResNet-20's."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from benchmarks.harness import Comparison, Options, race, require
-from benchmarks.layers import WIDTH, Layers, resnet20_weights, states
-from benchmarks.peers import numpy_force_step, torch_force_step
-from pysoftq import SoftQuantizer, _core, density
-from pysoftq import force as mean_field_force
+from benchmarks.harness import Comparison, Options, count, optional, race, require
+from benchmarks.peers.table1 import fixed_grid_force_step, numpy_force_step, torch_force_step
+from benchmarks.states import STATES, WIDTH, Layers, gaussian, in_state, resnet20
+from pysoftq import SoftQuantizer, density, force
 
 BINS = 2**14
 
 
 def run(options: Options) -> list[Comparison]:
-    """Ours, through the coupling and as the bare call of the core, against PyTorch and NumPy."""
-    name, pretrained = resnet20_weights()
-    rng = np.random.default_rng(0)
-    settings = {name: pretrained}
-    for state, transform in states().items():
-        settings[state] = [transform(theta, rng) for theta in pretrained]
-    return [_compare(key, pretrained, weights, options) for key, weights in settings.items()]
+    """Ours against PyTorch, eager and compiled, and NumPy with SciPy."""
+    size = options.choose(10**4, 10**6, 10**6)
+    models = {count(size): [gaussian(size)], "ResNet-20": resnet20()}
+    return [
+        _compare(name, model, state, options) for name, model in models.items() for state in STATES
+    ]
 
 
-def _compare(
-    setting: str, pretrained: list[Tensor], weights: list[Tensor], options: Options
-) -> Comparison:
-    ours, model = Layers(pretrained), Layers(weights)
+def _compare(name: str, start: list[Tensor], state: str, options: Options) -> Comparison:
+    weights = [in_state(theta, state).to(options.device) for theta in start]
+    # Widths are measured at the start of a training, whatever has become of the weights since.
+    ours = Layers([theta.to(options.device) for theta in start])
     coupling = SoftQuantizer(ours, h=0.1, w=WIDTH, bins=BINS)
     for parameter, theta in zip(ours.weights, weights, strict=True):
         parameter.data.copy_(theta)
-    widths = [layer.width for layer in coupling.layers]
-    strengths = [layer.strength for layer in coupling.layers]
-
-    bare = Layers(weights)
-    core = _core.Coupling(
-        sizes=[parameter.numel() for parameter in bare.weights],
-        scalars=[_core.Scalar.float32] * len(weights),
-        widths=widths,
-        strengths=strengths,
-        indices=list(range(len(weights))),
-        bins=BINS,
-        fft=False,
+    scales = (
+        [layer.width for layer in coupling.layers],
+        [layer.strength for layer in coupling.layers],
+        BINS,
     )
-    addresses = (
-        [parameter.data_ptr() for parameter in bare.weights],
-        [parameter.grad.data_ptr() for parameter in bare.weights],
+    models = {"pysoftq": ours, "PyTorch": Layers(weights)}
+    contestants: dict[str, Callable[[], object]] = {
+        "pysoftq": coupling.add_force_,
+        "PyTorch": partial(torch_force_step, list(models["PyTorch"].weights), *scales),
+    }
+    models["torch.compile"] = Layers(weights)
+    arguments = (list(models["torch.compile"].weights), *scales)
+    built, skipped = optional(
+        {"torch.compile": partial(fixed_grid_force_step, *arguments, compiled=True)}
     )
-    parameters = list(model.weights)
-    flat = [theta.numpy().ravel() for theta in weights]
+    contestants |= built
+    flat = [theta.flatten().cpu().numpy() for theta in weights]
     gradients = [np.zeros_like(theta) for theta in flat]
-    contestants = {
-        "pysoftq, SoftQuantizer.add_force_": coupling.add_force_,
-        "pysoftq, core call": partial(
-            *(core.add_force, *addresses), scale=1.0, fraction=1.0, seed=0, step=0
-        ),
-        "PyTorch": partial(torch_force_step, parameters, widths, strengths, BINS),
-        "NumPy + SciPy": partial(numpy_force_step, flat, gradients, widths, strengths, BINS),
-    }
-    for step in contestants.values():
-        step()
-    exact = [_counted(theta, width) for theta, width in zip(flat, widths, strict=True)]
-    paper = [
-        mean_field_force(theta, width, BINS, method="fft")
-        for theta, width in zip(flat, widths, strict=True)
-    ]
+    if options.device == "cpu":
+        step = partial(numpy_force_step, flat, gradients, *scales)
+        contestants["NumPy + SciPy"] = step
+    else:
+        models["PyTorch, nothing read back"] = Layers(weights)
+        contestants["PyTorch, nothing read back"] = fixed_grid_force_step(
+            list(models["PyTorch, nothing read back"].weights), *scales
+        )
+    for contestant in contestants.values():
+        contestant()
     added = {
-        "SoftQuantizer": [parameter.grad.numpy().ravel() for parameter in ours.weights],
-        "core": [parameter.grad.numpy().ravel() for parameter in bare.weights],
-        "PyTorch": [parameter.grad.numpy().ravel() for parameter in parameters],
-        "NumPy": gradients,
+        who: [gradient.numpy() for gradient in model.gradients()]
+        for who, model in models.items()
+        if who in contestants
     }
-    checks = [
-        _check("SoftQuantizer", added, exact, strengths, "pairs counted on the midpoints", 1e-6),
-        _check("core", added, exact, strengths, "pairs counted on the midpoints", 1e-6),
-        _check("PyTorch", added, paper, strengths, "the float64 central difference", 5e-3),
-        _check("NumPy", added, paper, strengths, "the float64 central difference", 5e-3),
-    ]
+    if options.device == "cpu":
+        added["NumPy + SciPy"] = gradients
+    checks = _check(added, flat, scales[0], scales[1])
+    if options.device == "cuda":
+        contestants = {"pysoftq, CUDA graph": graphed(coupling.add_force_), **contestants}
     return Comparison(
-        case="force step",
-        setting=f"{sum(theta.size for theta in flat):,} weights in {len(flat)} layers, {setting}",
+        key=f"force_step/{name}/{state}",
+        setting=f"{sum(map(np.size, flat)):,} weights in {len(flat)} layers",
         timings=race(contestants, options),
-        checks=tuple(checks),
+        checks=checks,
+        skipped=skipped,
     )
+
+
+def graphed(step: Callable[[], object]) -> Callable[[], None]:
+    """One call captured in a CUDA graph, after a few on a side stream, as PyTorch asks for."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
+def _check(
+    added: dict[str, list[np.ndarray]],
+    weights: list[np.ndarray],
+    widths: Sequence[float],
+    strengths: Sequence[float],
+) -> tuple[str, ...]:
+    """Compare the gradients after one step, in units of h_l N_l."""
+    pairs = list(zip(weights, widths, strict=True))
+    exact = [_counted(theta, width) for theta, width in pairs]
+    paper = [force(theta, width, BINS, method="fft") for theta, width in pairs]
+    lines = []
+    for who, gradients in added.items():
+        expected, against, tolerance = paper, "the float64 central difference", 5e-3
+        if who == "pysoftq":
+            expected, against, tolerance = exact, "pairs counted on the midpoints", 1e-6
+        worst = max(
+            float(np.abs(gradient / strength - wanted).max() / wanted.size)
+            for gradient, strength, wanted in zip(gradients, strengths, expected, strict=True)
+        )
+        require(worst <= tolerance, f"{who} differs from {against} by {worst:.1e} N")
+        lines.append(f"{who} against {against}: force within {worst:.0e} N of each layer")
+    return tuple(lines)
 
 
 def _counted(theta: np.ndarray, width: float) -> np.ndarray:
@@ -98,26 +127,6 @@ def _counted(theta: np.ndarray, width: float) -> np.ndarray:
     k = np.arange(BINS)
     below = total[k] - total[np.maximum(k - m, 0)]
     above = total[np.minimum(k + m + 1, BINS)] - total[k + 1]
-    index = np.minimum(((theta - theta.min()) * _inverse(theta)).astype(np.intp), BINS - 1)
+    inverse = np.float32(BINS) / (theta.max() - theta.min())
+    index = np.minimum(((theta - theta.min()) * inverse).astype(np.intp), BINS - 1)
     return (below - above)[index]
-
-
-def _inverse(theta: np.ndarray) -> np.float32:
-    return np.float32(BINS) / (theta.max() - theta.min())
-
-
-def _check(
-    who: str,
-    added: dict[str, list[np.ndarray]],
-    expected: list[np.ndarray],
-    strengths: Sequence[float],
-    against: str,
-    tolerance: float,
-) -> str:
-    """Compare gradients after one step: the largest difference, in units of h_l N_l."""
-    worst = 0.0
-    for gradient, force, strength in zip(added[who], expected, strengths, strict=True):
-        difference = np.abs(gradient / strength - force).max() / force.size
-        worst = max(worst, float(difference))
-    require(worst <= tolerance, f"{who} differs from {against} by {worst:.1e} N")
-    return f"{who} against {against}: force within {worst:.0e} N of each layer"

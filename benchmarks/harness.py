@@ -3,70 +3,138 @@
 from __future__ import annotations
 
 import gc
-import json
 import os
-import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
-import numpy as np
-import scipy
 import torch
 
-import pysoftq
-from pysoftq import _core
+from pysoftq import get_num_threads, set_num_threads
 
 SAMPLE_SECONDS = 5e-3
-FEWEST_ROUNDS = 7
+SIZES = ("tiny", "quick", "full")
+T = TypeVar("T")
+
+Contestants = Mapping[str, Callable[[], object]]
 
 
 @dataclass(frozen=True)
 class Options:
     """What the command line asked for."""
 
-    threads: int
-    seconds: float
-    full: bool
-    cpu_time: bool = False
+    threads: int = 1
+    size: str = "quick"
+    """One of SIZES: "tiny" shows that all runs, "quick" takes two minutes, "full" all it needs."""
+    device: str = "cpu"
+    output: Path = Path()
+    """Folder for figures."""
+
+    def choose(self, tiny: T, quick: T, full: T) -> T:
+        """The value for this size of the suite."""
+        return (tiny, quick, full)[SIZES.index(self.size)]
 
     @property
-    def clock(self) -> Callable[[], float]:
-        """Wall time, or this process's own time, which a busy machine disturbs less."""
-        return time.process_time if self.cpu_time else time.perf_counter
+    def seconds(self) -> float:
+        """Time for each contestant."""
+        return self.choose(0.0, 0.3, 2.0)
+
+    @property
+    def rounds(self) -> int:
+        """Fewest samples of each contestant."""
+        return self.choose(2, 3, 5)
+
+    def sync(self) -> None:
+        """Wait until the device has done what it was asked for."""
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median and quartiles of a measured quantity."""
+
+    median: float
+    first: float
+    third: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Of two values or more."""
+        first, _, third = statistics.quantiles(values, n=4, method="inclusive")
+        return cls(statistics.median(values), first, third)
+
+    @classmethod
+    def exactly(cls, value: float) -> Spread:
+        """A quantity without spread."""
+        return cls(value, value, value)
+
+    def __mul__(self, factor: float) -> Spread:
+        return Spread(self.median * factor, self.first * factor, self.third * factor)
+
+    def __add__(self, term: float) -> Spread:
+        return Spread(self.median + term, self.first + term, self.third + term)
+
+    def inverse(self) -> Spread:
+        """Of one over the quantity."""
+        return Spread(1 / self.median, 1 / self.third, 1 / self.first)
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one call: median, extremes and quartiles over ``rounds`` samples."""
+    """Seconds of one call, the mean of ``calls`` calls in each of ``rounds`` samples."""
 
     name: str
-    median: float
-    low: float
-    high: float
-    quartiles: tuple[float, float]
+    seconds: Spread
+    extremes: tuple[float, float]
+    ratio: Spread
+    """How many times longer than the first contestant, from the ratios of each round."""
     rounds: int
     calls: int
-    """Calls in each sample, of which the mean was taken."""
+    share: float = 1.0
+    """Share of the work that was done; the times are those of the whole."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A quantity that a target may ask for."""
+
+    value: Spread
+    unit: str
 
 
 @dataclass(frozen=True)
 class Comparison:
     """One setting of one case. The first timing is ours, the others are measured against it."""
 
-    case: str
+    key: str
+    """Such as ``density/1e6/Gaussian``: the targets find it by this."""
     setting: str
-    timings: tuple[Timing, ...]
-    checks: tuple[str, ...]
+    timings: tuple[Timing, ...] = ()
+    checks: tuple[str, ...] = ()
     """What was compared before the clock started, with the differences found."""
+    skipped: tuple[str, ...] = ()
+    """Contestants that could not run here, and why."""
+    threads: int = field(default_factory=get_num_threads)
     rates: Mapping[str, str] = field(default_factory=dict)
     """Work per second of a contestant, by its name."""
+    extra: Mapping[str, Measure] = field(default_factory=dict)
+    """Quantities other than ratios, by the end of their key."""
+    data: Mapping[str, object] = field(default_factory=dict)
+    """What else belongs into the JSON file."""
 
-    def ratio(self, timing: Timing) -> float:
-        """How many times longer than ours."""
-        return timing.median / self.timings[0].median
+    def measures(self) -> dict[str, Measure]:
+        """All that targets may ask for: our seconds, each peer's ratio, and the extra ones."""
+        found = {f"{self.key}/{name}": value for name, value in self.extra.items()}
+        for timing in self.timings[1:]:
+            found[f"{self.key}/{timing.name}"] = Measure(timing.ratio, "×")
+        if self.timings:
+            found[f"{self.key}/seconds"] = Measure(self.timings[0].seconds, "s")
+        return found
 
 
 def require(condition: bool, what: str) -> None:
@@ -75,123 +143,96 @@ def require(condition: bool, what: str) -> None:
         raise RuntimeError(f"contestants disagree: {what}")
 
 
-def race(contestants: Mapping[str, Callable[[], object]], options: Options) -> tuple[Timing, ...]:
-    """Time the contestants in alternation, for ``options.seconds`` each and a few rounds at least.
+def available_threads() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
-    Each is called once unmeasured. A sample is the mean of as many calls as fill five
-    milliseconds; the order turns by one place from round to round.
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """The core and PyTorch on so many threads."""
+    before = get_num_threads(), torch.get_num_threads()
+    set_num_threads(count)
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        set_num_threads(before[0])
+        torch.set_num_threads(before[1])
+
+
+def optional(builders: Mapping[str, Callable[[], T]]) -> tuple[dict[str, T], tuple[str, ...]]:
+    """What peers that may be missing here return, and a line for each that fails."""
+    built, skipped = {}, []
+    for name, build in builders.items():
+        try:
+            built[name] = build()
+        except Exception as error:  # noqa: BLE001, PERF203 - a compiler or a package may fail in any way
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            skipped.append(f"{name}: {reason}")
+    return built, tuple(skipped)
+
+
+def race(
+    contestants: Contestants,
+    options: Options,
+    shares: Mapping[str, float] | None = None,
+    seconds: float | None = None,
+) -> tuple[Timing, ...]:
+    """Time the contestants in alternation, for ``seconds`` each and a few rounds at least.
+
+    All are called before, unmeasured. A sample is the mean of as many calls as fill five
+    milliseconds; the order turns by one place from round to round. ``shares`` names contestants
+    that do but a part of the work, so that their times can be told for the whole.
     """
-    clock = options.clock
-    calls = {name: _calls(function, clock) for name, function in contestants.items()}
+    calls = {name: _calls(function, options.sync) for name, function in contestants.items()}
     samples: dict[str, list[float]] = {name: [] for name in contestants}
     order = list(contestants)
-    deadline = time.perf_counter() + options.seconds * len(contestants)
+    deadline = time.perf_counter() + len(contestants) * (
+        options.seconds if seconds is None else seconds
+    )
     gc.collect()
     gc.disable()
     try:
-        while len(samples[order[0]]) < FEWEST_ROUNDS or time.perf_counter() < deadline:
+        while len(samples[order[0]]) < options.rounds or time.perf_counter() < deadline:
             for name in order:
-                samples[name].append(_sample(contestants[name], calls[name], clock))
+                samples[name].append(_sample(contestants[name], calls[name], options.sync))
             order.append(order.pop(0))
     finally:
         gc.enable()
-    return tuple(_timing(name, samples[name], calls[name]) for name in contestants)
-
-
-def _calls(function: Callable[[], object], clock: Callable[[], float]) -> int:
-    function()
-    return max(1, round(SAMPLE_SECONDS / max(_sample(function, 1, clock), 1e-9)))
-
-
-def _sample(function: Callable[[], object], calls: int, clock: Callable[[], float]) -> float:
-    start = clock()
-    for _ in range(calls):
-        function()
-    return (clock() - start) / calls
-
-
-def _timing(name: str, samples: Sequence[float], calls: int) -> Timing:
-    first, _, third = statistics.quantiles(samples, n=4)
-    return Timing(
-        name=name,
-        median=statistics.median(samples),
-        low=min(samples),
-        high=max(samples),
-        quartiles=(first, third),
-        rounds=len(samples),
-        calls=calls,
+    for name, share in (shares or {}).items():
+        samples[name] = [seconds / share for seconds in samples[name]]
+    ours = next(iter(samples.values()))
+    return tuple(
+        Timing(
+            name=name,
+            seconds=Spread.of(values),
+            extremes=(min(values), max(values)),
+            ratio=Spread.of([value / our for value, our in zip(values, ours, strict=True)]),
+            rounds=len(values),
+            calls=calls[name],
+            share=(shares or {}).get(name, 1.0),
+        )
+        for name, values in samples.items()
     )
 
 
-def environment(options: Options) -> dict[str, object]:
-    """The machine, the versions, the threads, and what else kept the machine busy."""
-    return {
-        "processor": processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1,
-        "instructions": _core.simd_level(),
-        "threads": options.threads,
-        "clock": "CPU time of the process" if options.cpu_time else "wall time",
-        "load": [round(value, 2) for value in os.getloadavg()],
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "pysoftq": pysoftq.__version__,
-        "numpy": np.__version__,
-        "scipy": scipy.__version__,
-        "torch": torch.__version__,
-    }
+def _calls(function: Callable[[], object], sync: Callable[[], None]) -> int:
+    function()
+    return max(1, round(SAMPLE_SECONDS / max(_sample(function, 1, sync), 1e-9)))
 
 
-def processor() -> str:
-    """Name of the CPU."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+def _sample(function: Callable[[], object], calls: int, sync: Callable[[], None]) -> float:
+    sync()
+    start = time.perf_counter()
+    for _ in range(calls):
+        function()
+    sync()
+    return (time.perf_counter() - start) / calls
 
 
-def duration(seconds: float) -> str:
-    """A time in the unit that suits it."""
-    for unit, scale in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)):
-        if seconds * scale >= 1:
-            return f"{seconds * scale:.3g} {unit}"
-    return f"{seconds * 1e9:.3g} ns"
-
-
-def markdown(machine: Mapping[str, object], comparisons: Sequence[Comparison]) -> str:
-    """All comparisons as Markdown tables, under what they were measured on."""
-    lines = ["# Benchmarks", ""]
-    lines += [f"- {key}: {value}" for key, value in machine.items()]
-    for comparison in comparisons:
-        lines += ["", f"## {comparison.case}: {comparison.setting}", ""]
-        lines += [f"- checked: {check}" for check in comparison.checks]
-        lines += ["", "| | median | min – max | rounds × calls | against ours | rate |"]
-        lines += ["|---|---|---|---|---|---|"]
-        for timing in comparison.timings:
-            cells = (
-                timing.name,
-                duration(timing.median),
-                f"{duration(timing.low)} – {duration(timing.high)}",
-                f"{timing.rounds} × {timing.calls}",
-                f"{comparison.ratio(timing):.3g}×",
-                comparison.rates.get(timing.name, ""),
-            )
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
-
-
-def write(
-    stem: Path, machine: Mapping[str, object], comparisons: Sequence[Comparison]
-) -> tuple[Path, Path]:
-    """Write ``stem.json`` and ``stem.md``; returns the two paths."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    document, page = stem.with_suffix(".json"), stem.with_suffix(".md")
-    rows = [
-        {**asdict(one), "ratios": {each.name: one.ratio(each) for each in one.timings}}
-        for one in comparisons
-    ]
-    content = {"environment": dict(machine), "comparisons": rows}
-    document.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    page.write_text(markdown(machine, comparisons), encoding="utf-8")
-    return document, page
+def count(number: int) -> str:
+    """A number of weights as a short word: 1e6, 2.5e4, 10."""
+    mantissa, _, exponent = f"{number:.3e}".partition("e")
+    digits = mantissa.rstrip("0").rstrip(".")
+    return str(number) if number < 1000 else f"{digits}e{int(exponent)}"

@@ -1,131 +1,135 @@
-"""Exact energy and force of all pairs: by sorting, and by the direct sum over pairs."""
+"""Exact energy and force of all pairs: by sorting, and by sums over the pairs themselves."""
 
 from __future__ import annotations
 
-import multiprocessing
-import resource
-import sys
-import time
+from collections.abc import Callable
+from functools import partial
 
-import numpy as np
+import torch
 
-from benchmarks.harness import Comparison, Options, Timing, race, require
-from pysoftq import pair_energy, pair_force, set_num_threads
+from benchmarks.harness import (
+    Comparison,
+    Measure,
+    Options,
+    Timing,
+    count,
+    optional,
+    race,
+    require,
+)
+from benchmarks.peers.pairs import (
+    BruteForce,
+    bisection_energy,
+    bisection_pairs,
+    keops_energy,
+    tree_pairs,
+)
+from benchmarks.states import STATES, WIDTH, weights
+from pysoftq import pair_energy, pair_force
 
-SMALL, LARGE, HUGE = 10_000, 10**6, 10**8
-WIDTH = 0.5
+# Our direct sums evaluate the well once for each unordered and for each ordered pair.
+EVALUATED = {"direct sum, energy": 0.5, "direct sum": 1.0}
 
 
 def run(options: Options) -> list[Comparison]:
-    """Small enough for the direct sum, then a million weights, then (``--full``) 1e8."""
-    comparisons = [_small(options), _large(options)]
-    if options.full:
-        comparisons.append(_huge(options))
-    return comparisons
+    """Ours against the direct sums; sums that would take too long are timed on some of the rows."""
+    sizes = options.choose((1000,), (5000, 10**5), (10**4, 10**5, 10**6))
+    return [
+        compare(size, state, options)
+        for size in sizes
+        for state in STATES
+        for compare in (_energies, _forces)
+    ]
 
 
-def _weights(size: int) -> np.ndarray:
-    return np.random.default_rng(0).standard_normal(size, dtype=np.float32)
-
-
-def _small(options: Options) -> Comparison:
-    theta = _weights(SMALL)
-    energies = [pair_energy(theta, WIDTH), pair_energy(theta, WIDTH, method="direct")]
-    energies.append(_numpy_energy(theta))
-    spread = max(abs(energy / energies[1] - 1) for energy in energies)
-    require(spread < 1e-9, f"energies {energies}")
-    forces = [pair_force(theta, WIDTH, method=method) for method in ("sort", "direct")]
-    require(np.array_equal(*forces), "forces by sorting and by the direct sum")
-    timings = race(
-        {
-            "energy, sort": lambda: pair_energy(theta, WIDTH),
-            "energy, direct": lambda: pair_energy(theta, WIDTH, method="direct"),
-            "energy, NumPy broadcasting": lambda: _numpy_energy(theta),
-            "force, sort": lambda: pair_force(theta, WIDTH),
-            "force, direct": lambda: pair_force(theta, WIDTH, method="direct"),
-        },
-        options,
-    )
-    pairs = SMALL * (SMALL - 1)
-    return Comparison(
-        case="exact pairs",
-        setting=f"{SMALL:,} Gaussian weights, w = {WIDTH} sigma",
-        timings=timings,
-        checks=(
-            f"energies of the three agree to {spread:.0e}",
-            "forces equal as integers",
+def _energies(size: int, state: str, options: Options) -> Comparison:
+    theta = weights(size, state, options.device)
+    whole, rows = theta[: _longest(options)], _rows(size, options)
+    # Each sum with its number of weights, and of the rows that it goes through.
+    sums: dict[str, tuple[Callable[[], float], int, int]] = {
+        "pysoftq, sort": (lambda: pair_energy(theta, WIDTH), size, size),
+        "direct sum, energy": (
+            *(lambda: pair_energy(whole, WIDTH, method="direct"), len(whole), len(whole)),
         ),
-        rates={one.name: f"{pairs / one.median / 1e9:.3g} G ordered pairs/s" for one in timings},
-    )
+    }
+    for dtype in (torch.float64, torch.float32):
+        brute = BruteForce(theta, WIDTH, dtype, rows)
+        sums[f"PyTorch brute force, {str(dtype)[6:]}"] = (brute.energy, size, rows)
+    skipped: tuple[str, ...] = ()
+    if size <= 10**4 or options.device == "cuda":
+        built, skipped = optional({"KeOps, float32": partial(keops_energy, theta, WIDTH)})
+        sums |= {name: (energy, size, size) for name, energy in built.items()}
+
+    array = theta.cpu().numpy()
+    lines = []
+    for name, (energy, length, part) in sums.items():
+        error = abs(energy() / bisection_energy(array[:length], WIDTH, part) - 1)
+        require(error < (1e-4 if "float32" in name else 1e-9), f"{name} is off by {error:.0e}")
+        lines.append(f"{name} against bisection: {error:.0e}")
+    contestants: dict[str, Callable[[], object]] = {name: one[0] for name, one in sums.items()}
+    if options.device == "cpu":
+        counted = tree_pairs(array, WIDTH), bisection_pairs(array, WIDTH)
+        require(counted[0] == counted[1], f"pairs closer than w: {counted}")
+        contestants["SciPy cKDTree, pairs only"] = partial(tree_pairs, array, WIDTH)
+        lines.append("pairs closer than w by tree and by bisection: equal")
+
+    shares = {name: length * part / size**2 for name, (_, length, part) in sums.items()}
+    timings = race(contestants, options, shares)
+    return _comparison(f"{count(size)}/{state}/energy", size, timings, lines, skipped)
 
 
-def _numpy_energy(theta: np.ndarray) -> float:
-    """The direct sum, ten rows at a time, to stay in the cache."""
-    x = theta.astype(np.float64)
-    total = 0.0
-    for rows in np.array_split(x, 1000):
-        total += np.minimum(np.abs(rows[:, None] - x) - WIDTH, 0).sum()
-    return float(total) + WIDTH * x.size  # without the pairs of a weight with itself
+def _forces(size: int, state: str, options: Options) -> Comparison:
+    theta = weights(size, state, options.device)
+    whole, rows = theta[: _longest(options)], _rows(size, options)
+    brute = {
+        f"PyTorch brute force, {str(dtype)[6:]}": BruteForce(theta, WIDTH, dtype, rows).force
+        for dtype in (torch.float64, torch.float32)
+    }
+    contestants = {
+        "pysoftq, sort": lambda: pair_force(theta, WIDTH),
+        "direct sum": lambda: pair_force(whole, WIDTH, method="direct"),
+        **brute,
+    }
+    ours, part = contestants["pysoftq, sort"](), pair_force(whole, WIDTH)
+    require(bool((contestants["direct sum"]() == part).all()), "forces by sort and direct sum")
+    lines = ["direct sum: equal as integers"]
+    for name, function in brute.items():
+        # In float32, pairs at the well's edge may fall on its other side.
+        apart = int((function() - ours[:rows]).abs().max())
+        require(apart <= (1e-3 * size if "float32" in name else 0), f"{name} is off by {apart}")
+        lines.append(f"{name}: {apart} apart at most")
+    shares = dict.fromkeys(brute, rows / size) | {"direct sum": len(whole) ** 2 / size**2}
+    timings = race(contestants, options, shares)
+    return _comparison(f"{count(size)}/{state}/force", size, timings, lines)
 
 
-def _large(options: Options) -> Comparison:
-    theta = _weights(LARGE)
-    force = pair_force(theta, WIDTH)
-    x = np.sort(theta.astype(np.float64))
-    # Counted by bisection, a way that shares nothing with the core's two pointers.
-    below = np.searchsorted(x, theta) - np.searchsorted(x, theta - np.float64(WIDTH), "right")
-    above = np.searchsorted(x, theta + np.float64(WIDTH)) - np.searchsorted(x, theta, "right")
-    require(np.array_equal(force, below - above), "force by sorting and by bisection")
-    timings = race(
-        {
-            "energy, sort": lambda: pair_energy(theta, WIDTH),
-            "force, sort": lambda: pair_force(theta, WIDTH),
-            "np.sort alone": lambda: np.sort(theta),
-        },
-        options,
-    )
+def _comparison(
+    key: str,
+    size: int,
+    timings: tuple[Timing, ...],
+    lines: list[str],
+    skipped: tuple[str, ...] = (),
+) -> Comparison:
+    pairs = size * (size - 1) / 1e9
+    direct = timings[1]
+    evaluated = pairs * EVALUATED[direct.name]
     return Comparison(
-        case="exact pairs",
-        setting=f"{LARGE:,} Gaussian weights, w = {WIDTH} sigma",
+        key=f"pairs/{key}",
+        setting=f"{size:,} weights, w = {WIDTH} sigma",
         timings=timings,
-        checks=("force equal to counts by bisection, as integers",),
-        rates={one.name: f"{LARGE / one.median / 1e6:.3g} M weights/s" for one in timings},
+        checks=tuple(lines),
+        skipped=skipped,
+        rates={one.name: f"{pairs / one.seconds.median:.3g} G ordered pairs/s" for one in timings},
+        extra={"Gpair/s": Measure(direct.seconds.inverse() * evaluated, "")},
     )
 
 
-def _huge(options: Options) -> Comparison:
-    # A fresh process, so that its peak of memory is that of this energy alone.
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        seconds, energy, before, peak = pool.apply(_measure_huge, (options.threads,))
-    # E / (N(N-1)) of Gaussian weights: the mean of U over N(0, 2), with an error of order 1/sqrt(N)
-    grid = np.linspace(0, WIDTH, 20_001)
-    well = 2 * (grid - WIDTH) * np.exp(-(grid**2) / 4) / np.sqrt(4 * np.pi)
-    expected = float(np.trapezoid(well, grid)) * HUGE * (HUGE - 1)
-    error = abs(energy / expected - 1)
-    require(error < 2e-3, f"energy {energy:.6e} and its expectation {expected:.6e}")
-    timing = Timing("energy, sort", seconds, seconds, seconds, (seconds, seconds), 1, 1)
-    return Comparison(
-        case="exact pairs",
-        setting=f"{HUGE:,} Gaussian weights, w = {WIDTH} sigma",
-        timings=(timing,),
-        checks=(
-            f"energy against its expectation for a Gaussian: {error:.1e}",
-            f"peak memory {peak:.2f} GiB, of which {before:.2f} GiB before (weights included)",
-        ),
-        rates={timing.name: f"{HUGE / seconds / 1e6:.3g} M weights/s"},
-    )
+def _longest(options: Options) -> int:
+    """Weights up to which our direct sum is timed as a whole."""
+    return 10**6 if options.device == "cuda" else options.choose(1000, 20_000, 10**5)
 
 
-def _measure_huge(threads: int) -> tuple[float, float, float, float]:
-    set_num_threads(threads)
-    theta = _weights(HUGE)
-    before = _peak_memory()
-    start = time.perf_counter()
-    energy = pair_energy(theta, WIDTH)
-    return time.perf_counter() - start, energy, before, _peak_memory()
-
-
-def _peak_memory() -> float:
-    """Largest resident size of this process so far, in GiB."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+def _rows(size: int, options: Options) -> int:
+    """Rows of the brute force: what takes a tenth of a second or so."""
+    pairs = 10**11 if options.device == "cuda" else options.choose(10**6, 5 * 10**7, 10**8)
+    return min(size, max(32, pairs // size))

@@ -1,0 +1,85 @@
+"""Memory that a call needs at its peak beyond weights, gradient and result."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from benchmarks.harness import Comparison, Measure, Options, Spread, count, threads
+from benchmarks.states import STATES, WIDTH, Layers, weights
+from pysoftq import SoftQuantizer, pair_energy, pair_force
+
+RESULT_BYTES = {"force step": 0, "exact energy": 0, "exact force": 8}  # of each weight
+_PROC = Path("/proc/self")
+
+
+def run(options: Options) -> list[Comparison]:
+    """Each call in a fresh process; on a GPU what PyTorch's allocator saw."""
+    if options.device == "cpu" and not sys.platform.startswith("linux"):
+        return [Comparison(key="memory", setting="peaks", skipped=("memory: needs Linux",))]
+    sizes = options.choose((10**5,), (10**6, 10**7), (10**6, 10**7, 10**8))
+    return [_measure(call, sizes, options) for call in RESULT_BYTES]
+
+
+def _measure(call: str, sizes: tuple[int, ...], options: Options) -> Comparison:
+    peaks = {}
+    for size in sizes:
+        # A fresh process, whose allocator keeps nothing of earlier calls.
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            arguments = (call, size, options.device, options.threads)
+            peaks[size] = pool.apply(peak_bytes, arguments) - RESULT_BYTES[call] * size
+    copies = {size: peak / (4 * size) for size, peak in peaks.items()}
+    return Comparison(
+        key=f"memory/{call}",
+        setting="peak beyond weights, gradient and result",
+        extra={
+            **{f"{count(size)}, MiB": _exactly(peak / 2**20) for size, peak in peaks.items()},
+            "copies of theta": _exactly(copies[max(sizes)]),
+        },
+    )
+
+
+def _exactly(value: float) -> Measure:
+    return Measure(Spread.exactly(value), "")
+
+
+def peak_bytes(call: str, size: int, device: str, count_threads: int) -> int:
+    """Bytes at the peak of one call, above those before it."""
+    with threads(count_threads):
+        prepare(call, 1000, device)()  # starts threads, loads code
+        function = prepare(call, size, device)
+        before = _start_peak(device)
+        function()
+        return _peak(device) - before
+
+
+def prepare(call: str, size: int, device: str) -> Callable[[], object]:
+    """The call, with all that it is given."""
+    if call == "force step":
+        return SoftQuantizer(Layers([weights(size, STATES[0], device)]), h=0.1, w=WIDTH).add_force_
+    theta = weights(size, STATES[0], device)
+    exact = {"exact energy": pair_energy, "exact force": pair_force}[call]
+    return lambda: exact(theta, WIDTH)
+
+
+def _start_peak(device: str) -> int:
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    (_PROC / "clear_refs").write_text("5", encoding="ascii")  # the peak is what is resident now
+    return _resident("VmRSS")
+
+
+def _peak(device: str) -> int:
+    return torch.cuda.max_memory_allocated() if device == "cuda" else _resident("VmHWM")
+
+
+def _resident(field: str) -> int:
+    for line in (_PROC / "status").read_text(encoding="utf-8").splitlines():
+        if line.startswith(field):
+            return 1024 * int(line.split()[1])
+    raise RuntimeError(f"/proc/self/status has no {field}")

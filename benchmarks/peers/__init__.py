@@ -1,0 +1,1 @@
+"""What people would use otherwise, each as well written as its library allows."""

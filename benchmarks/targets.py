@@ -1,0 +1,176 @@
+"""What the core is to reach, and whether it was measured to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from benchmarks.harness import Measure, Spread
+
+
+@dataclass(frozen=True)
+class Target:
+    """A bound on every measured quantity whose key fits the pattern."""
+
+    case: str
+    peer: str
+    bound: float
+    unit: str
+    pattern: str
+    at_least: bool = True
+    inverse: bool = False
+    """The bound is on our time over the peer's, not on the peer's over ours."""
+    scale: float = 1.0
+    """From the quantity as measured to the unit."""
+
+    @property
+    def wanted(self) -> str:
+        """The bound in words."""
+        return f"{'≥' if self.at_least else '≤'} {self.bound:g}{_unit(self.unit)}"
+
+    def value(self, measure: Measure) -> Spread:
+        """The quantity that is bounded."""
+        return (measure.value.inverse() if self.inverse else measure.value) * self.scale
+
+    def met(self, measure: Measure) -> bool:
+        """Whether the median keeps to the bound."""
+        median = self.value(measure).median
+        return median >= self.bound if self.at_least else median <= self.bound
+
+
+_STEP = "full force step, 1e6 weights"
+_RESNET = "force step of all ResNet-20 layers"
+_HISTOGRAM = "histogram, 1e6 weights, 2^14 bins"
+_PAIRS = "exact {} of {} weights"
+_TRAINING = "coupling on a ResNet-20 training step, batch 128"
+_TREE = "force_step/ResNet-20/*"
+
+CPU = (
+    Target(_STEP, "PyTorch", 15, "×", "force_step/1e6/*/PyTorch"),
+    Target(_RESNET, "PyTorch", 50, "×", f"{_TREE}/PyTorch"),
+    Target(_RESNET, "NumPy + SciPy", 20, "×", f"{_TREE}/NumPy + SciPy"),
+    Target(_HISTOGRAM, "np.histogram", 8, "×", "density/1e6/*/np.histogram"),
+    Target(_HISTOGRAM, "torch.histc", 8, "×", "density/1e6/*/torch.histc"),
+    Target(_HISTOGRAM, "np.bincount + index", 2.5, "×", "density/1e6/*/np.bincount + index"),
+    Target(_HISTOGRAM, "its best state", 1.5, "×", "density/1e6/* over the best", at_least=False),
+    Target(
+        *("potential and force table of one layer", "float64 FFT, three transforms", 25, "×"),
+        pattern="potential/2^14/*/SciPy, three FFTs",
+    ),
+    Target(
+        *("its error", "closed form", 1e-12, "", "potential/2^14/*/error"),
+        at_least=False,
+    ),
+    Target(
+        *("full force step, 1e8 weights, all threads", "STREAM at 20 bytes a weight", 70, "%"),
+        pattern="bandwidth/1e8/*/share of STREAM",
+        scale=100,
+    ),
+    *(
+        Target(
+            *(_PAIRS.format(quantity, size), f"our {direct}", bound, "×"),
+            pattern=f"pairs/{size}/*/{quantity}/{direct}",
+        )
+        for size, bound in (("1e5", 200), ("1e6", 2000))
+        for quantity, direct in (("energy", "direct sum, energy"), ("force", "direct sum"))
+    ),
+    *(
+        Target(
+            *(_PAIRS.format("energy", size), "np.sort", 2.5, "× its time"),
+            pattern=f"sorting/{size}/*/np.sort",
+            at_least=False,
+            inverse=True,
+        )
+        for size in ("1e7", "1e8")
+    ),
+    *(
+        Target(
+            *(f"direct sum, {quantity}, one core", "pairs evaluated", 8, "Gpair/s"),
+            pattern=f"pairs/1e5/*/{quantity}/Gpair/s",
+        )
+        for quantity in ("energy", "force")
+    ),
+    Target(
+        *(_TRAINING, "the same step without it", 0.5, "%", "training_step/*/coupling, of the step"),
+        at_least=False,
+    ),
+    Target(
+        *("memory of the force step, 1e8 weights", "beyond its bins", 0.01, "× theta"),
+        pattern="memory/force step/copies of theta",
+        at_least=False,
+    ),
+    *(
+        Target(
+            *(f"memory of the exact {quantity}, 1e8 weights", "copies of theta", 3, "× theta"),
+            pattern=f"memory/exact {quantity}/copies of theta",
+            at_least=False,
+        )
+        for quantity in ("energy", "force")
+    ),
+)
+
+CUDA = (
+    Target(
+        *("full force step, 1e8 weights", "device copy at 20 bytes a weight", 65, "%"),
+        pattern="bandwidth/1e8/*/share of STREAM",
+        scale=100,
+    ),
+    Target("histogram, 1e8 weights", "torch.histc", 5, "×", "density/1e8/*/torch.histc"),
+    Target(
+        *("histogram, 1e8 weights", "its best state", 1.5, "×", "density/1e8/* over the best"),
+        at_least=False,
+    ),
+    Target(
+        *(f"{_RESNET}, CUDA graph", "absolute", 15, "µs", f"{_TREE}/seconds"),
+        at_least=False,
+        scale=1e6,
+    ),
+    Target(f"{_RESNET}, CUDA graph", "PyTorch", 100, "×", f"{_TREE}/PyTorch"),
+    *(
+        Target(
+            *(_PAIRS.format(quantity, "1e6"), f"our {direct}", 500, "×"),
+            pattern=f"pairs/1e6/*/{quantity}/{direct}",
+        )
+        for quantity, direct in (("energy", "direct sum, energy"), ("force", "direct sum"))
+    ),
+    Target(
+        *(f"{_TRAINING}, CUDA graph", "the same step without it", 3, "%"),
+        pattern="training_step/CUDA graph/difference",
+        at_least=False,
+    ),
+)
+
+BY_DEVICE = {"cpu": CPU, "cuda": CUDA}
+
+
+def table(targets: Sequence[Target], measures: Mapping[str, Measure]) -> list[str]:
+    """Lines of Markdown: each target with all that was measured for it, quartiles in brackets."""
+    lines = [
+        "| case | peer | state | target | measured (quartiles) | |",
+        "|---|---|---|---|---|---|",
+    ]
+    for target in targets:
+        found = {key: one for key, one in measures.items() if fnmatchcase(key, target.pattern)}
+        for key, measure in found.items():
+            value = target.value(measure)
+            measured = f"**{value.median:.3g}**{_unit(target.unit)}"
+            if value.first != value.third:
+                measured += f" ({value.first:.3g} – {value.third:.3g})"
+            verdict = "met" if target.met(measure) else "**missed**"
+            state = _wildcard(key, target.pattern)
+            cells = target.case, target.peer, state, target.wanted, measured, verdict
+            lines.append(f"| {' | '.join(cells)} |")
+        if not found:
+            lines.append(f"| {target.case} | {target.peer} | | {target.wanted} | not measured | |")
+    return lines
+
+
+def _wildcard(key: str, pattern: str) -> str:
+    """What the star of the pattern stands for."""
+    start, star, end = pattern.partition("*")
+    return star and key[len(start) : len(key) - len(end)]
+
+
+def _unit(unit: str) -> str:
+    return unit if unit in ("", "×") or unit.startswith("× its") else f" {unit}"
