@@ -20,7 +20,7 @@ BINS = 2**14
 def run(options: Options) -> list[Comparison]:
     """Ours against PyTorch, eager and compiled, and NumPy with SciPy."""
     size = options.choose(10**4, 10**6, 10**6)
-    models = {count(size): [gaussian(size)], "ResNet-20": resnet20()}
+    models = {count(size): [gaussian(size)], "ResNet-20": resnet20()[: options.choose(3, 20, 20)]}
     return [
         _compare(name, model, state, options) for name, model in models.items() for state in STATES
     ]

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import oracle
 import pytest
 import torch
 
@@ -16,84 +18,147 @@ if not (ROOT / "benchmarks").is_dir():
     pytest.skip("the benchmarks are not beside the tests", allow_module_level=True)
 sys.path.append(str(ROOT))
 
-from benchmarks import __main__, digits, force_step, harness, layers, peers  # noqa: E402
+from benchmarks import (  # noqa: E402
+    __main__,
+    digits,
+    force_step,
+    growth,
+    harness,
+    memory,
+    report,
+    states,
+    targets,
+)
+from benchmarks.harness import Comparison, Measure, Options, Spread, Timing  # noqa: E402
+from benchmarks.peers import histograms, pairs, table1  # noqa: E402
 
-OPTIONS = harness.Options(threads=1, seconds=0.0, full=False)
+TINY = Options(size="tiny")
+
+
+@pytest.fixture(autouse=True)
+def _small_and_quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """On one thread, and without what compiles at run time, which is skipped and says so."""
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise RuntimeError("no working C++ compiler\nat all")
+
+    monkeypatch.setattr(torch, "compile", refuse)
+    monkeypatch.setitem(sys.modules, "pykeops", None)
+    with harness.threads(1):
+        yield
 
 
 @pytest.mark.parametrize("bins", [50, 2**10, 2**14])
 @pytest.mark.parametrize("width", [0.01, 0.5, 4.0, 12.0])
-def test_peers_follow_the_paper(bins: int, width: float) -> None:
+def test_table1_of_the_peers_follows_the_paper(bins: int, width: float) -> None:
     theta = np.random.default_rng(0).standard_normal(3000).astype(np.float32)
     wanted = pysoftq.force(theta, width, bins, method="fft")
-    parameter = torch.nn.Parameter(torch.from_numpy(theta.reshape(60, 50)))
-    parameter.grad = torch.ones_like(parameter)
-    peers.torch_force_step([parameter], [width], [0.25], bins)
-    gradient = np.ones_like(theta)
-    peers.numpy_force_step([theta], [gradient], [width], [0.25], bins)
+    models = [states.Layers([torch.from_numpy(theta)]) for _ in range(2)]
+    table1.torch_force_step(list(models[0].weights), [width], [0.25], bins)
+    table1.fixed_grid_force_step(list(models[1].weights), [width], [0.25], bins)()
+    gradient = np.zeros_like(theta)
+    table1.numpy_force_step([theta], [gradient], [width], [0.25], bins)
     # The noise of float32 convolutions grows with the well's depth against the bin.
     noise = 1e-6 * theta.size * width / (np.ptp(theta) / bins)
-    for added in (parameter.grad.numpy().ravel(), gradient):
-        np.testing.assert_allclose((added - 1) / 0.25, wanted, atol=noise)
+    for added in (*(model.gradients()[0].numpy() for model in models), gradient):
+        np.testing.assert_allclose(added / 0.25, wanted, atol=noise)
 
 
 def test_peers_leave_a_constant_layer_alone() -> None:
     parameter = torch.nn.Parameter(torch.full((4, 4), 0.5))
     parameter.grad = torch.ones_like(parameter)
-    peers.torch_force_step([parameter], [1.0], [1.0], 64)
+    table1.torch_force_step([parameter], [1.0], [1.0], 64)
     gradient = np.ones(16, np.float32)
-    peers.numpy_force_step([np.full(16, 0.5, np.float32)], [gradient], [1.0], [1.0], 64)
+    table1.numpy_force_step([np.full(16, 0.5, np.float32)], [gradient], [1.0], [1.0], 64)
     assert parameter.grad.eq(1).all()
     assert (gradient == 1).all()
 
 
+@pytest.mark.parametrize("rows", [None, 7, 40])
+def test_brute_force_and_bisection_against_the_oracle(
+    monkeypatch: pytest.MonkeyPatch, rows: int | None
+) -> None:
+    monkeypatch.setitem(pairs.TILES, "cpu", (16, 30))  # tiles that do not fit the weights
+    theta = np.random.default_rng(0).standard_normal(100).astype(np.float32)
+    theta[50:60] = theta[0]
+    brute = pairs.BruteForce(torch.from_numpy(theta), 0.5, torch.float64, rows)
+    x = theta.astype(np.float64)
+    wells = np.minimum(np.abs(x[:, None] - x) - 0.5, 0)
+    np.fill_diagonal(wells, 0)
+    assert brute.energy() == pytest.approx(wells[:rows].sum(), rel=1e-12)
+    bisected = pairs.bisection_energy(theta, 0.5, rows or 100)
+    assert bisected == pytest.approx(wells[:rows].sum(), rel=1e-12)
+    assert np.array_equal(brute.force(), oracle.pair_force(theta, 0.5)[:rows])
+    closer = np.count_nonzero(np.abs(x[:, None] - x) < 0.5) // 2 - 50
+    assert pairs.tree_pairs(theta, 0.5) == pairs.bisection_pairs(theta, 0.5) == closer
+
+
+def test_histograms_of_the_peers_agree() -> None:
+    theta = states.gaussian(5000)
+    wanted = histograms.numpy_histogram(theta.numpy(), 8)
+    assert np.array_equal(histograms.numpy_bincount(theta.numpy(), 8), wanted)
+    assert np.array_equal(histograms.torch_bincount(theta, 8), wanted)
+    assert np.array_equal(histograms.torch_histc(theta, 8), wanted)
+
+
+@pytest.mark.parametrize("package", ["fast_histogram", "boost_histogram"])
+def test_histograms_of_packages_agree(package: str) -> None:
+    pytest.importorskip(package)
+    theta = states.gaussian(5000)
+    threads = (1,) if package == "boost_histogram" else ()
+    counts = getattr(histograms, package)(theta.numpy(), 8, *threads)()
+    assert np.array_equal(counts, histograms.numpy_histogram(theta.numpy(), 8))
+
+
 def test_states_are_what_they_are_called() -> None:
-    theta = torch.randn(1000, 100, generator=torch.Generator().manual_seed(0))
-    rng = np.random.default_rng(0)
-    clusters = pysoftq.density(layers.clustered(theta, rng), bins=2**10).counts
+    theta = states.gaussian(1000, 100)
+    clusters = pysoftq.density(states.in_state(theta, "9 clusters"), bins=2**10).counts
     gaps = np.diff(np.flatnonzero(clusters))
     assert np.count_nonzero(gaps > 100) == 8
     assert np.count_nonzero(gaps > 1) == 8
-    single = pysoftq.density(layers.one_bin(theta, rng)).counts
+    single = pysoftq.density(states.in_state(theta, "one bin")).counts
     assert sorted(single[single > 0].tolist()) == [1, 1, theta.numel() - 2]
+    assert states.in_state(theta, "Gaussian") is theta
 
 
-def test_resnet20_shapes_without_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(layers, "_PRETRAINED", tmp_path / "none.th")
-    name, weights = layers.resnet20_weights()
-    assert name == "Gaussian"
+def test_resnet20_has_its_weights() -> None:
+    weights = states.resnet20()
     assert len(weights) == 20
     assert sum(theta.numel() for theta in weights) == 268_336
 
 
-def test_force_step_checks_and_races_all_contestants(monkeypatch: pytest.MonkeyPatch) -> None:
-    generator = torch.Generator().manual_seed(0)
-    few = [torch.randn(size, 9, generator=generator) for size in (20, 300)]
-    monkeypatch.setattr(force_step, "resnet20_weights", lambda: ("Gaussian", few))
-    comparisons = force_step.run(OPTIONS)
-    assert [one.setting.split(", ")[-1] for one in comparisons] == [
-        *("Gaussian", "9 tight clusters", "all in one bin")
-    ]
+@pytest.mark.parametrize("case", __main__.CASES)
+def test_every_case_runs(case: str, tmp_path: Path) -> None:
+    comparisons = __main__.CASES[case](Options(size="tiny", output=tmp_path))
+    found = report.measures(comparisons)
+    assert len(found) == sum(len(one.measures()) for one in comparisons) > 0
     for one in comparisons:
-        assert [timing.name for timing in one.timings] == [
-            *("pysoftq, SoftQuantizer.add_force_", "pysoftq, core call"),
-            *("PyTorch", "NumPy + SciPy"),
-        ]
-        assert len(one.checks) == 4
+        assert one.key.startswith(case)
+        assert one.timings or one.extra
+        assert one.checks or not one.timings
+        if case in ("force_step", "density", "potential", "pairs", "sorting", "bandwidth"):
+            assert any(state in one.key for state in states.STATES) or one.key == "density/1e4"
+
+
+def test_what_cannot_run_is_told() -> None:
+    found, skipped = harness.optional({"good": lambda: 3, "torch.compile": torch.compile})
+    assert found == {"good": 3}
+    assert skipped == ("torch.compile: no working C++ compiler",)
+    one = force_step.run(TINY)[0]
+    assert one.skipped == skipped
+    assert [timing.name for timing in one.timings] == ["pysoftq", "PyTorch", "NumPy + SciPy"]
 
 
 def test_a_wrong_contestant_stops_the_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
-    few = [torch.randn(50, 9, generator=torch.Generator().manual_seed(0))]
-    monkeypatch.setattr(force_step, "resnet20_weights", lambda: ("Gaussian", few))
     right = force_step.torch_force_step
 
-    def wrong(*arguments: object) -> None:
-        right(*arguments)
-        arguments[0][0].grad[7, 3] += 1.0
+    def wrong(parameters: list, *arguments: object) -> None:
+        right(parameters, *arguments)
+        parameters[0].grad.view(-1)[7] += 1.0
 
     monkeypatch.setattr(force_step, "torch_force_step", wrong)
     with pytest.raises(RuntimeError, match="contestants disagree: PyTorch differs"):
-        force_step.run(OPTIONS)
+        force_step.run(TINY)
 
 
 def test_race_alternates_and_counts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,42 +166,135 @@ def test_race_alternates_and_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(harness.time, "perf_counter", lambda: float(next(ticks)))
     order: list[str] = []
     contestants = {name: (lambda name=name: order.append(name)) for name in "ab"}
-    timings = harness.race(contestants, harness.Options(threads=1, seconds=10.0, full=False))
+    timings = harness.race(contestants, Options(size="full"), shares={"b": 0.25}, seconds=10)
     rounds = timings[0].rounds
-    assert rounds == timings[1].rounds >= harness.FEWEST_ROUNDS
+    assert rounds == timings[1].rounds >= Options(size="full").rounds
     # Two calls each to warm up and to find the number of calls, then turns that alternate.
     turns = order[4:]
     assert len(turns) == 2 * rounds
     assert turns == [*"abba"] * (rounds // 2) + [*"ab"] * (rounds % 2)
-    # The clock advances by one at each look, so each sample lasts one second exactly.
-    assert (timings[0].median, timings[0].low, timings[0].high) == (1.0, 1.0, 1.0)
+    # The clock advances by one at each look, so each sample lasts one second exactly; the second
+    # contestant does a quarter of the work.
+    assert timings[0].seconds == Spread(1.0, 1.0, 1.0)
+    assert timings[1].seconds == timings[1].ratio == Spread(4.0, 4.0, 4.0)
+    assert timings[1].extremes == (4.0, 4.0)
+
+
+def test_ratios_are_those_of_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A machine that slows down threefold halfway: each round's ratio is 2 all the same.
+    samples = {"ours": [1.0, 1.0, 3.0, 3.0, 3.0], "peer": [2.0, 2.0, 6.0, 6.0, 6.0]}
+    left = {name: iter(values) for name, values in samples.items()}
+    monkeypatch.setattr(harness, "_calls", lambda *_: 1)
+    monkeypatch.setattr(harness, "_sample", lambda name, *_: next(left[name]))
+    ours, peer = harness.race({name: name for name in samples}, Options(size="full"), seconds=0)
+    assert peer.ratio == Spread(2.0, 2.0, 2.0)
+    assert ours.seconds == Spread(3.0, 1.0, 3.0)
+
+
+@pytest.mark.parametrize(
+    ("number", "word"), [(10, "10"), (1000, "1e3"), (25_000, "2.5e4"), (10**8, "1e8")]
+)
+def test_counts_in_words(number: int, word: str) -> None:
+    assert harness.count(number) == word
+
+
+def _comparison() -> Comparison:
+    ours = Timing("ours", Spread(1e-3, 9.5e-4, 1.1e-3), (9e-4, 2e-3), Spread(1, 1, 1), 9, 5)
+    peer = Timing("PyTorch", Spread(2.5e-2, 0.02, 0.03), (0.02, 0.03), Spread(25, 20, 30), 9, 1)
+    return Comparison(
+        key="force_step/1e6/Gaussian",
+        setting="setting",
+        timings=(ours, peer),
+        checks=("equal",),
+        skipped=("torch.compile: none",),
+        threads=1,
+        rates={"PyTorch": "3 G/s"},
+        extra={"error": Measure(Spread.exactly(0.5), "%")},
+    )
 
 
 def test_report_files(tmp_path: Path) -> None:
-    ours = harness.Timing("ours", 1e-3, 9e-4, 2e-3, (9.5e-4, 1.1e-3), 9, 5)
-    peer = harness.Timing("peer", 2.5e-2, 2e-2, 3e-2, (2.4e-2, 2.6e-2), 9, 1)
-    one = harness.Comparison("case", "setting", (ours, peer), ("equal",), {"peer": "3 G/s"})
-    machine = harness.environment(OPTIONS)
-    document, page = harness.write(tmp_path / "sub" / "name", machine, [one])
+    machine = report.environment(TINY)
+    document, page = report.write(tmp_path / "sub" / "name", "cpu", machine, [_comparison()])
     content = json.loads(document.read_text())
     assert content["environment"]["threads"] == 1
-    assert content["comparisons"][0]["ratios"] == {"ours": 1.0, "peer": pytest.approx(25)}
-    assert "| peer | 25 ms | 20 ms – 30 ms | 9 × 1 | 25× | 3 G/s |" in page.read_text()
+    assert content["comparisons"][0]["timings"][1]["ratio"]["median"] == 25
+    text = page.read_text()
+    for line in (
+        "| PyTorch | 25 ms | 20 ms – 30 ms | 9 × 1 | 25× (20 – 30) | 3 G/s |",
+        "| full force step, 1e6 weights | PyTorch | Gaussian | ≥ 15× | **25**× (20 – 30) | met |",
+        "- skipped: torch.compile: none",
+        "- checked: equal",
+        "- error: 0.5%",
+        f"- pysoftq: {pysoftq.__version__}",
+    ):
+        assert line in text.splitlines()
+
+
+def test_targets_are_met_or_missed() -> None:
+    measures = {
+        "sorting/1e7/one bin/np.sort": Measure(Spread(0.25, 0.2, 0.5), "×"),
+        "bandwidth/1e8/Gaussian/share of STREAM": Measure(Spread.exactly(0.8), ""),
+    }
+    lines = targets.table(targets.CPU, measures)
+    # The peer took a quarter of our time: we took four times its own.
+    assert (
+        "| exact energy of 1e7 weights | np.sort | one bin | ≤ 2.5× its time "
+        "| **4**× its time (2 – 5) | **missed** |"
+    ) in lines
+    assert (
+        "| full force step, 1e8 weights, all threads | STREAM at 20 bytes a weight | Gaussian "
+        "| ≥ 70 % | **80** % | met |"
+    ) in lines
+    assert sum("not measured" in line for line in lines) == len(targets.CPU) - 2
+
+
+def test_every_target_has_its_case() -> None:
+    for target in (*targets.CPU, *targets.CUDA):
+        assert target.pattern.partition("/")[0] in __main__.CASES
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_memory_at_the_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "prepare", lambda _, size, device: lambda: np.ones(size).sum())
+    peak = memory.peak_bytes("exact energy", 10**7, "cpu", pysoftq.get_num_threads())
+    assert peak == pytest.approx(8e7, rel=0.05)
+
+
+def test_growth_follows_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    curve = growth.Curve("sort", (10, 100, 1000, 10_000), (1.0, 1.0, 1.0, 100.0))
+    assert curve.fitted == (1000, 10_000)
+    assert curve.slope() == pytest.approx(2)
+    # A sum over pairs that takes half a second is not tried at a size 3.2 times larger.
+    times = {"sort": 0.5, "direct sum": 0.5}
+    monkeypatch.setattr(
+        *(growth, "CURVES"),
+        {"sort": (lambda *_: int, False), "direct sum": (lambda *_: int, True)},
+    )
+
+    def race(contestants: dict, *_: object, **__: object) -> list[Timing]:
+        fixed = {name: Spread.exactly(times[name]) for name in contestants}
+        return [Timing(name, value, (0, 0), value, 2, 1) for name, value in fixed.items()]
+
+    monkeypatch.setattr(growth, "race", race)
+    curves, skipped = growth.measure(np.array([1.0, 1.5]), TINY)
+    assert [(one.name, one.sizes) for one in curves] == [("sort", (10, 32)), ("direct sum", (10,))]
+    assert not skipped
 
 
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     threads = torch.get_num_threads(), pysoftq.get_num_threads()
-    try:
-        arguments = ["density", "--seconds", "0", "--output", str(tmp_path)]
-        assert __main__.main(arguments) == 0
-    finally:
-        torch.set_num_threads(threads[0])
-        pysoftq.set_num_threads(threads[1])
+    arguments = ["growth", "density", "--size", "tiny", "--threads", "2"]
+    assert __main__.main([*arguments, "--output", str(tmp_path)]) == 0
+    assert (torch.get_num_threads(), pysoftq.get_num_threads()) == threads
     assert "| np.histogram |" in capsys.readouterr().out
-    assert {path.name for path in tmp_path.iterdir()} == {"density.json", "density.md"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("growth-cpu-tiny.png", "growth-cpu-tiny.pdf"),
+        *("cpu-growth-density-tiny.json", "cpu-growth-density-tiny.md"),
+    }
 
 
-@pytest.mark.parametrize("wrong", [["speed"], ["--cpu-time", "--threads", "2"]])
+@pytest.mark.parametrize("wrong", [["speed"], ["--threads", "0"]])
 def test_wrong_usage(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         __main__.main(wrong)
