@@ -81,8 +81,9 @@ def test_front_ends_refuse_the_same(device):
     ]:
         with pytest.raises((TypeError, ValueError), match=message):
             pysoftq.potential(rho(counts), 0.5)
-    with pytest.raises(TypeError, match="counts must be integers"):
-        pysoftq.potential(rho([0.5]), 0.5)
+    for counts in ([0.5], [True], [1j]):
+        with pytest.raises(TypeError, match="counts must be integers"):
+            pysoftq.potential(rho(counts), 0.5)
     with pytest.raises(ValueError, match="spacing"):
         pysoftq.potential(rho([1], -1.0), 0.5)
 
