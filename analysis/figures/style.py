@@ -46,7 +46,7 @@ def style(axis: Axes) -> None:
     """Thin axes without a box, small ticks."""
     axis.spines[["top", "right"]].set_visible(False)
     axis.tick_params(labelsize=SMALL, width=0.6, length=3)
-    axis.tick_params(which="minor", width=0.4, length=1.5)
+    axis.tick_params(which="minor", labelsize=SMALL - 1, width=0.4, length=1.5)
     axis.xaxis.label.set_fontsize(TEXT)
     axis.yaxis.label.set_fontsize(TEXT)
     for spine in axis.spines.values():

@@ -16,6 +16,7 @@ from pysoftq.cli import INTERRUPTED
 COMMANDS = {
     "compress": "Compress a network by soft quantization.",
     "energy": "Interaction energy of each layer of a weight file.",
+    "flatness": "How flat the landscape is towards the quantized networks (Fig. 3).",
     "inspect": "Show what is in a compressed file.",
     "meanfield": "How many bins the mean field wants.",
     "scaling": "How the energy of a layer grows with its size (Fig. 4).",

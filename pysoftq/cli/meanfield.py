@@ -12,7 +12,7 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from pysoftq.cli.studies import out_option, positive, write_study
+from pysoftq.cli.studies import DEFAULT_FOLDER, out_option, positive, write_study
 from pysoftq.cli.tables import print_table
 
 if TYPE_CHECKING:
@@ -93,8 +93,11 @@ def meanfield(
         click.echo(json.dumps(summary(study, tolerance)))
     else:
         print_summary(study, tolerance)
-    draw = partial(draw_mean_field, tolerance=tolerance)
-    write_study("meanfield", study, draw, out, quiet=as_json)
+        out = out or DEFAULT_FOLDER
+    if out is not None:
+        drawings = {"meanfield": partial(draw_mean_field, study, tolerance)}
+        told = write_study("meanfield", study, drawings, out)
+        click.echo(told, err=as_json)
 
 
 def summary(study: MeanFieldStudy, tolerance: float) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from pysoftq.cli.studies import out_option, positive, write_study
+from pysoftq.cli.studies import DEFAULT_FOLDER, out_option, positive, write_study
 from pysoftq.cli.tables import print_table
 
 if TYPE_CHECKING:
@@ -70,7 +71,11 @@ def scaling(
         click.echo(json.dumps(summary(study)))
     else:
         print_tables(study)
-    write_study("scaling", study, draw_scaling, out, quiet=as_json)
+        out = out or DEFAULT_FOLDER
+    if out is not None:
+        drawings = {"scaling": partial(draw_scaling, study)}
+        told = write_study("scaling", study, drawings, out)
+        click.echo(told, err=as_json)
 
 
 def summary(study: ScalingStudy) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,23 +30,13 @@ out_option = click.option(
 
 
 def write_study(
-    name: str,
-    study: Any,
-    draw: Callable[[Any], Figure],
-    out: Path | None,
-    *,
-    quiet: bool,
-) -> None:
-    """Write NAME.json, NAME.png and NAME.pdf, and tell so; where ``quiet``, only if asked to."""
+    name: str, study: Any, drawings: Mapping[str, Callable[[], Figure]], folder: Path
+) -> str:
+    """Write NAME.json and each drawing as PNG and PDF; returns a line that tells so."""
     from pysoftq.analysis.figures import save_figure
     from pysoftq.analysis.results import save_result
 
-    if quiet and out is None:
-        return
-    folder = out or DEFAULT_FOLDER
-    written = [
-        save_result(study, folder / f"{name}.json"),
-        *save_figure(draw(study), folder / name),
-    ]
-    if not quiet:
-        click.echo(f"written to {folder}: {', '.join(path.name for path in written)}")
+    written = [save_result(study, folder / f"{name}.json")]
+    for stem, draw in drawings.items():
+        written += save_figure(draw(), folder / stem)
+    return f"written to {folder}: {', '.join(path.name for path in written)}"

@@ -1,0 +1,209 @@
+"""``pysoftq flatness``: how flat the landscape is on the way to the quantized networks."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from pysoftq.cli.studies import write_study
+from pysoftq.cli.tables import print_table
+
+if TYPE_CHECKING:
+    from pysoftq.analysis.flatness import FlatnessStudy
+
+EXAMPLES = """\b
+Examples:
+  pysoftq flatness runs/1
+  pysoftq flatness runs/1 --normalization reestimate --half test
+  pysoftq flatness runs/cifar --images 2000 --plane 9 --curvatures 0
+"""
+
+
+def _count(flag: str, default: int, least: int, text: str) -> Callable[[Any], Any]:
+    kind = click.IntRange(least)
+    return click.option(flag, type=kind, default=default, show_default=True, help=text)
+
+
+@click.command("flatness", epilog=EXAMPLES)
+@click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@_count("--draws", 200, 2, "Random perturbations matched to each network.")
+@_count("--bits", 4, 1, "Bits of histogram-equalized quantization.")
+@click.option(
+    "--half",
+    type=click.Choice(["train", "test"]),
+    default="train",
+    show_default=True,
+    help="Images to average the loss over.",
+)
+@_count("--images", 10_000, 2, "At most so many of them, drawn at random.")
+@click.option(
+    "--normalization",
+    type=click.Choice(["keep", "reestimate"]),
+    default="keep",
+    show_default=True,
+    help="Statistics of batch normalisation: as they are, or re-estimated for every network.",
+)
+@_count("--seed", 0, 0, "Seed of images and perturbations.")
+@_count("--line", 31, 0, "Points on each straight line; 0 for none.")
+@_count("--plane", 17, 0, "Points on each side of the plane; 0 for none.")
+@_count("--curvatures", 5, 0, "Points on each line where the Hessian is studied; 0 for none.")
+@_count("--eigenvalues", 5, 1, "Leading eigenvalues of the Hessian.")
+@_count("--probes", 20, 2, "Random vectors for the trace of the Hessian.")
+@_count("--hessian-images", 2_000, 2, "At most so many images for the Hessian.")
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where the network runs; auto takes CUDA where it is present.",
+)
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for the figures and all numbers.  [default: RUN/flatness]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON in place of the table.")
+def flatness(run: Path, device: str, out: Path | None, as_json: bool, **options: Any) -> None:
+    """Compare the task loss around the networks of RUN, a folder of pysoftq compress (Fig. 3).
+
+    Delta L / Delta theta of the softly quantized network, before refinement, and of
+    histogram-equalized quantization, against the pretrained network moved at random by as much in
+    each layer; p = (r + 1) / (n + 1) for r of n perturbations that are at least as flat. Then the
+    loss on the straight lines to both networks and on the plane through them, and the Hessian's
+    leading eigenvalues and trace along the lines.
+
+    Values are kept in RUN/flatness one by one: an interrupted study goes on with the same command,
+    and more draws cost only what is new.
+    """
+    # Loaded late: torch takes seconds, and --help needs none of it.
+    import torch
+
+    from pysoftq.analysis.figures import flatness as figures
+    from pysoftq.analysis.flatness import FlatnessOptions
+    from pysoftq.analysis.landscape import read_states
+    from pysoftq.analysis.survey import study_flatness
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    states = read_states(run)
+    if states.config.threads is not None:
+        torch.set_num_threads(states.config.threads)
+    with _progress(run) as progress:
+        study = study_flatness(states, FlatnessOptions(**options), device=device, progress=progress)
+    if as_json:
+        click.echo(json.dumps(summary(study)))
+    else:
+        print_summary(study)
+    drawings = {"flatness": partial(figures.draw_flatness, study)}
+    if study.lines or study.plane:
+        drawings["landscape"] = partial(figures.draw_landscape, study)
+    if study.curvatures:
+        drawings["curvature"] = partial(figures.draw_curvature, study)
+    click.echo(write_study("flatness", study, drawings, out or run / "flatness"), err=as_json)
+
+
+@contextmanager
+def _progress(run: Path) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal, nothing elsewhere; an interrupt tells how to go on."""
+    bar = Progress(
+        TextColumn("measuring"),
+        BarColumn(bar_width=16),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("left"),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    with bar:
+        task = bar.add_task("values", total=None)
+        try:
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+        except KeyboardInterrupt:
+            command = f"pysoftq flatness {shlex.quote(str(run))}"
+            click.echo(f"what is measured is kept; go on with: {command} (same options)", err=True)
+            raise
+
+
+def summary(study: FlatnessStudy) -> dict[str, Any]:
+    """What ``--json`` prints."""
+    mean_ratio, mean_ratio_stderr = study.mean_ratio
+    networks = [
+        {
+            "name": part.name,
+            "loss_change": part.loss_change,
+            "loss_change_stderr": part.loss_change_stderr,
+            "distance": part.distance,
+            "ratio": part.ratio,
+            "random_mean": part.random_mean,
+            "random_mean_stderr": part.random_mean_stderr,
+            "random_spread": part.random_spread,
+            "draws": part.random_ratios.size,
+            "p": part.p,
+            "z": part.z,
+            "z_stderr": part.z_stderr,
+        }
+        for part in (study.soft, study.heq)
+    ]
+    return {
+        "run": study.run,
+        "half": study.options.half,
+        "images": study.images,
+        "normalization": study.options.normalization,
+        "pretrained_loss": study.pretrained_loss,
+        "networks": networks,
+        "distance_ratio": study.distance_ratio,
+        "mean_ratio": mean_ratio,
+        "mean_ratio_stderr": mean_ratio_stderr,
+    }
+
+
+def print_summary(study: FlatnessStudy) -> None:
+    """The comparison as a table, and the Hessian's numbers at the ends of the lines."""
+    title = (
+        f"{study.run}: {study.images:,} {study.options.half} images, statistics of normalisation: "
+        f"{study.options.normalization}, pretrained loss {study.pretrained_loss:.4g}"
+    )
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    headings = ("network", "ΔL", "Δθ", "ΔL/Δθ", "random: mean", "spread", "p", "z")
+    for heading in headings:
+        justify: Any = "left" if heading == "network" else "right"
+        table.add_column(heading, justify=justify, no_wrap=True)
+    for part in (study.soft, study.heq):
+        table.add_row(
+            part.name,
+            f"{part.loss_change:.4g} ± {part.loss_change_stderr:.2g}",
+            f"{part.distance:.4g}",
+            f"{part.ratio:.4g}",
+            f"{part.random_mean:.4g} ± {part.random_mean_stderr:.2g}",
+            f"{part.random_spread:.3g}",
+            f"{part.p:.3g}",
+            f"{part.z:.2f} ± {part.z_stderr:.2f}",
+        )
+    print_table(table)
+    mean_ratio, stderr = study.mean_ratio
+    click.echo(
+        f"The soft network is {study.distance_ratio:.2f} times as far away as {study.heq.name}; "
+        f"random directions matched to it cost {mean_ratio:.2f} ± {stderr:.2f} times as much."
+    )
+    for curvature in study.curvatures:
+        click.echo(
+            f"Hessian from pretrained to {curvature.name}: "
+            f"largest eigenvalue {_ends(curvature.eigenvalues[:, 0])}, "
+            f"trace {_ends(curvature.trace)} ± {curvature.trace_stderr[-1]:.2g}, "
+            f"along the line {_ends(curvature.along)}"
+        )
+
+
+def _ends(values: Any) -> str:
+    return f"{values[0]:.4g} → {values[-1]:.4g}"
