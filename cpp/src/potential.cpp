@@ -1,7 +1,6 @@
 #include "softq/potential.h"
 
 #include <algorithm>
-#include <cmath>
 #include <vector>
 
 #include "softq/fft.h"
@@ -32,16 +31,6 @@ void for_windows(const Count* counts, std::int64_t bins, std::int64_t reach, con
 }
 
 }  // namespace
-
-std::int64_t reach(double width, double spacing, std::int64_t bins) {
-  const std::int64_t most = bins - 1;
-  if (static_cast<double>(most) * spacing < width) return most;
-  auto m = static_cast<std::int64_t>(width / spacing);
-  // The quotient is rounded; the products decide.
-  while (m > 0 && static_cast<double>(m) * spacing >= width) --m;
-  while (static_cast<double>(m + 1) * spacing < width) ++m;
-  return m;
-}
 
 void potential_scan(const Count* counts, std::int64_t bins, double spacing, double width,
                     double* potential) {

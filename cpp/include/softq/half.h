@@ -4,12 +4,14 @@
 #include <bit>
 #include <cstdint>
 
+#include "softq/well.h"
+
 namespace softq {
 
 struct Half {
   std::uint16_t bits;
 
-  explicit operator float() const {
+  SOFTQ_HD explicit operator float() const {
     const std::uint32_t sign = (bits & 0x8000U) << 16;
     const std::uint32_t magnitude = bits & 0x7FFFU;
     if (magnitude >= 0x7C00U)
@@ -19,7 +21,7 @@ struct Half {
         sign | std::bit_cast<std::uint32_t>(std::bit_cast<float>(magnitude << 13) * 0x1p112F));
   }
 
-  static Half from(float value) {
+  SOFTQ_HD static Half from(float value) {
     const auto word = std::bit_cast<std::uint32_t>(value);
     const std::uint32_t sign = (word >> 16) & 0x8000U;
     const std::uint32_t magnitude = word & 0x7FFFFFFFU;
@@ -38,11 +40,11 @@ struct Half {
 struct BFloat16 {
   std::uint16_t bits;
 
-  explicit operator float() const {
+  SOFTQ_HD explicit operator float() const {
     return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16);
   }
 
-  static BFloat16 from(float value) {
+  SOFTQ_HD static BFloat16 from(float value) {
     const auto word = std::bit_cast<std::uint32_t>(value);
     if ((word & 0x7FFFFFFFU) > 0x7F800000U) return {static_cast<std::uint16_t>(word >> 16 | 0x40U)};
     return {static_cast<std::uint16_t>((word + 0x7FFFU + ((word >> 16) & 1U)) >> 16)};

@@ -4,12 +4,21 @@
 #include <cstdint>
 
 #include "softq/density.h"
+#include "softq/well.h"
 
 namespace softq {
 
 // The largest number of bins m whose midpoints are still inside the well: m * spacing < width, m <
 // bins.
-std::int64_t reach(double width, double spacing, std::int64_t bins);
+SOFTQ_HD std::int64_t reach(double width, double spacing, std::int64_t bins) {
+  const std::int64_t most = bins - 1;
+  if (static_cast<double>(most) * spacing < width) return most;
+  auto m = static_cast<std::int64_t>(width / spacing);
+  // The quotient is rounded; the products decide.
+  while (m > 0 && static_cast<double>(m) * spacing >= width) --m;
+  while (static_cast<double>(m + 1) * spacing < width) ++m;
+  return m;
+}
 
 // V[k] = sum_j counts[j] U_w(midpoint k - midpoint j), including the self term. Exact window sums
 // of integers, O(bins): V = spacing * (first moment of the window) - width * (its population).

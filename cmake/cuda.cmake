@@ -1,0 +1,67 @@
+# The CUDA core, pysoftq._cuda, and the same kernels on the CPU, pysoftq._cuda_emulated.
+#
+# Only nvcc is needed: CUB comes with it, the runtime is linked statically (so that the extension
+# loads where there is no driver), and cuFFT is loaded when first used.
+
+set(cuda_sources cpp/cuda/coupling.cpp cpp/cuda/device.cpp cpp/cuda/layers.cpp
+                 cpp/cuda/module.cpp cpp/cuda/partition.cpp)
+set(cuda_kernels cpp/cuda/density.cu cpp/cuda/fft.cu cpp/cuda/force.cu cpp/cuda/pairs.cu
+                 cpp/cuda/potential.cu cpp/cuda/sort.cu)
+
+if(NOT PYSOFTQ_CUDA MATCHES "^(AUTO|ON|OFF)$")
+  message(FATAL_ERROR "PYSOFTQ_CUDA=${PYSOFTQ_CUDA}: wanted AUTO, ON or OFF")
+endif()
+set(cuda_summary "off (PYSOFTQ_CUDA=OFF)")
+if(NOT PYSOFTQ_CUDA STREQUAL "OFF")
+  find_program(PYSOFTQ_NVCC nvcc HINTS ENV CUDACXX ENV CUDA_HOME ENV CUDA_PATH /usr/local/cuda
+               PATH_SUFFIXES bin)
+  if(PYSOFTQ_NVCC)
+    if(NOT CMAKE_CUDA_COMPILER)
+      set(CMAKE_CUDA_COMPILER "${PYSOFTQ_NVCC}")
+    endif()
+    if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
+      # Machine code from Turing to Hopper; what is newer compiles the PTX of the last.
+      set(CMAKE_CUDA_ARCHITECTURES 75-real 80-real 86-real 89-real 90)
+    endif()
+    enable_language(CUDA)
+    set(CMAKE_CUDA_STANDARD 20)
+    set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+    find_package(CUDAToolkit REQUIRED)
+    set(cuda_summary
+        "${CMAKE_CUDA_COMPILER_VERSION}, architectures ${CMAKE_CUDA_ARCHITECTURES}")
+    pybind11_add_module(_cuda MODULE NO_EXTRAS ${cuda_sources} cpp/cuda/cufft.cpp ${cuda_kernels})
+    target_compile_definitions(_cuda PRIVATE PYSOFTQ_CUDA_MODULE=_cuda)
+    target_compile_options(
+      _cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr --threads 2
+                    $<$<BOOL:${PYSOFTQ_WERROR}>:--Werror=all-warnings>>)
+    target_link_libraries(_cuda PRIVATE softq CUDA::cudart_static ${CMAKE_DL_LIBS})
+    # Where the registry's nvidia-cufft package puts its library.
+    set_target_properties(_cuda PROPERTIES INSTALL_RPATH
+                          "$ORIGIN/../nvidia/cu13/lib;$ORIGIN/../nvidia/cufft/lib")
+    install(TARGETS _cuda LIBRARY DESTINATION pysoftq)
+  elseif(PYSOFTQ_CUDA STREQUAL "ON")
+    message(FATAL_ERROR "PYSOFTQ_CUDA=ON, but there is no nvcc on the PATH, in CUDA_HOME or in "
+                        "/usr/local/cuda: set PYSOFTQ_NVCC to it")
+  else()
+    set(cuda_summary "off (AUTO: no nvcc found)")
+  endif()
+endif()
+
+if(PYSOFTQ_CUDA_EMULATION)
+  # The host's compiler takes a kernel for C++ when a source of that language includes it; the
+  # headers of the emulation stand in for CUDA's.
+  set(emulated_kernels)
+  foreach(kernel ${cuda_kernels})
+    get_filename_component(name "${kernel}" NAME_WE)
+    set(source "${PROJECT_BINARY_DIR}/cuda_emulation/${name}.cpp")
+    file(CONFIGURE OUTPUT "${source}" CONTENT "#include \"${PROJECT_SOURCE_DIR}/${kernel}\"\n")
+    list(APPEND emulated_kernels "${source}")
+  endforeach()
+  pybind11_add_module(
+    _cuda_emulated MODULE NO_EXTRAS ${cuda_sources} ${emulated_kernels}
+    cpp/cuda/emulation/cufft.cpp cpp/cuda/emulation/fiber.cpp cpp/cuda/emulation/runtime.cpp)
+  target_compile_definitions(_cuda_emulated PRIVATE PYSOFTQ_CUDA_MODULE=_cuda_emulated)
+  target_include_directories(_cuda_emulated BEFORE PRIVATE cpp/cuda cpp/cuda/emulation)
+  target_link_libraries(_cuda_emulated PRIVATE softq ducc0_fft softq_warnings)
+  install(TARGETS _cuda_emulated LIBRARY DESTINATION pysoftq)
+endif()

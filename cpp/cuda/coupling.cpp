@@ -1,0 +1,88 @@
+#include "coupling.h"
+
+#include <algorithm>
+
+namespace softq::cuda {
+namespace {
+
+constexpr std::uint32_t most_rows = 32;  // of a batch of transforms: bounds their memory
+
+}  // namespace
+
+Coupling::Coupling(const std::vector<Layer>& layers, std::int32_t bins, Method method,
+                   cudaStream_t stream)
+    : layers_(layers, bins, true, stream), measured_(layers.size(), nullptr) {
+  if (method == Method::fft && !layers.empty()) {
+    rows_at_once_ = std::min(layers_.size(), most_rows);
+    const Model& model = layers_.model();
+    std::vector<Row> rows;
+    for (std::uint32_t layer = 0; layer < layers_.size(); ++layer) {
+      rows.push_back({model.counts + std::size_t{layer} * model.bins_stride,
+                      &model.states[layer].spacing, layers[layer].width});
+    }
+    // All batches are of one size: the last one is filled up with rows that nobody looks at.
+    while (rows.size() % rows_at_once_ != 0) rows.push_back(rows.back());
+    rows_.emplace(rows.size(), stream);
+    rows_->upload(rows, stream);
+    convolution_ = std::make_unique<Convolution>(bins, rows_at_once_, stream);
+  }
+  cuda::check(cudaStreamSynchronize(stream), "cudaStreamSynchronize");  // steps may use other streams
+}
+
+Coupling::~Coupling() { cudaDeviceSynchronize(); }
+
+void Coupling::set(const Control& control, cudaStream_t stream) const {
+  set_control(layers_.model(), control, stream);
+}
+
+void Coupling::prepare(const std::vector<Group>& groups, const std::optional<Control>& control,
+                       bool measured, cudaStream_t stream) const {
+  const Model& model = layers_.model();
+  if (measured) {
+    if (control) set_control(model, *control, stream);
+  } else {
+    for (const Group& group : groups) {
+      measure(model, group, control && &group == groups.data() ? &*control : nullptr, stream);
+    }
+  }
+  for (const Group& group : groups) count(model, group, convolution_ == nullptr, stream);
+  for (std::uint32_t first = 0; rows_at_once_ > 0 && first < layers_.size();
+       first += rows_at_once_) {
+    convolution_->run(rows_->data() + first, stream);
+    force_from_potential(model, first, std::min(rows_at_once_, layers_.size() - first),
+                         convolution_->potential(), convolution_->length(), stream);
+  }
+}
+
+void Coupling::add_force(const std::vector<Addresses>& addresses,
+                         const std::optional<Control>& control, cudaStream_t stream) {
+  const auto groups = layers_.groups(addresses);
+  if (std::any_of(measured_.begin(), measured_.end(), [](auto theta) { return theta != nullptr; })) {
+    layers_.forget_ranges(stream);
+    std::fill(measured_.begin(), measured_.end(), nullptr);
+  }
+  prepare(groups, control, false, stream);
+  for (const Group& group : groups) cuda::add_force(layers_.model(), group, stream);
+}
+
+void Coupling::sgd_step(const std::vector<Addresses>& addresses,
+                        const std::optional<Control>& control, bool measure_anew,
+                        cudaStream_t stream) {
+  const auto groups = layers_.groups(addresses);
+  bool measured = !measure_anew;
+  for (std::size_t layer = 0; layer < addresses.size(); ++layer) {
+    const void* theta = addresses[layer].theta;
+    measured = measured && (theta == nullptr || theta == measured_[layer]);
+  }
+  if (!measured) {
+    layers_.forget_ranges(stream);
+    std::fill(measured_.begin(), measured_.end(), nullptr);
+  }
+  prepare(groups, control, measured, stream);
+  for (const Group& group : groups) add_force_and_update(layers_.model(), group, stream);
+  for (std::size_t layer = 0; layer < addresses.size(); ++layer) {
+    if (addresses[layer].theta != nullptr) measured_[layer] = addresses[layer].theta;
+  }
+}
+
+}  // namespace softq::cuda

@@ -1,0 +1,31 @@
+// The few calls of cuFFT used here, from the library that is loaded when the method "fft" is first
+// used: all else works without it.
+#pragma once
+
+#include "device.h"
+
+namespace softq::cuda {
+
+// As in NVIDIA's cufft.h.
+using CufftHandle = int;
+inline constexpr int cufft_d2z = 0x6a;
+inline constexpr int cufft_z2d = 0x6c;
+
+struct Complex {
+  double re, im;
+};
+
+struct Cufft {
+  int (*plan_many)(CufftHandle* plan, int rank, int* length, int* in_embed, int in_stride,
+                   int in_distance, int* out_embed, int out_stride, int out_distance, int type,
+                   int batch);
+  int (*set_stream)(CufftHandle plan, cudaStream_t stream);
+  int (*exec_d2z)(CufftHandle plan, double* in, Complex* out);
+  int (*exec_z2d)(CufftHandle plan, Complex* in, double* out);
+  int (*destroy)(CufftHandle plan);
+};
+
+// Throws std::runtime_error that says what to install.
+const Cufft& cufft();
+
+}  // namespace softq::cuda

@@ -1,0 +1,161 @@
+// The force of each weight's bin, added to the gradients or taken straight into a step of SGD.
+#include "model.h"
+#include "packs.h"
+#include "range.h"
+#include "softq/binning.h"
+
+namespace softq::cuda {
+namespace {
+
+template <class T>
+struct LayerForce {
+  Binning<T> binning;
+  const T* table;
+
+  __device__ LayerForce(const Model& model, std::uint32_t layer)
+      : table(reinterpret_cast<const T*>(model.tables + std::size_t{layer} * model.bins_stride)) {
+    const LayerState& state = model.states[layer];
+    binning.low = static_cast<T>(state.low);
+    binning.inverse = static_cast<T>(state.inverse);
+    binning.bins = model.bins;
+  }
+  __device__ T operator()(T x) const { return table[binning.index(x)]; }
+};
+
+// Ends the step: the next one draws a new sample, in a replayed graph too. All blocks have read
+// progress.refused before.
+__device__ void end_step(const Model& model) {
+  if (!last_block(&model.progress->ticket, model.segment_count) || threadIdx.x != 0) return;
+  model.progress->refused = 0;
+  ++model.control->step;
+}
+
+__global__ void __launch_bounds__(block_threads)
+    add_force_kernel(const Model model, const __grid_constant__ Group group) {
+  const Segment segment = model.segments[group.first_segment + blockIdx.x];
+  const Addresses addresses = group.addresses[segment.layer - group.first_layer];
+  if (addresses.theta != nullptr && model.progress->refused == 0) {
+    with_storage(model.layers[segment.layer].scalar, [&]<class Storage, class T>(Storage, T) {
+      const auto* theta = static_cast<const Storage*>(addresses.theta);
+      auto* gradient = static_cast<Storage*>(addresses.gradient);
+      const LayerForce<T> force(model, segment.layer);
+      for_packs<Storage>(segment.begin, segment.end, theta, gradient, nullptr,
+                         [&]<unsigned n>(Size<n>, std::uint64_t i, bool inside) {
+                           if (!inside) return;
+                           const auto x = load_once<n>(theta + i);
+                           auto g = load_once<n>(gradient + i);
+                           for (unsigned j = 0; j < n; ++j) {
+                             g.at[j] = rounded<Storage>(static_cast<T>(g.at[j]) +
+                                                        force(static_cast<T>(x.at[j])));
+                           }
+                           store_once(gradient + i, g);
+                         });
+    });
+  }
+  end_step(model);
+}
+
+// torch.optim.SGD's arithmetic, in T.
+template <class T>
+struct Update {
+  T lr, momentum, weight_decay;
+  bool nesterov;
+
+  __device__ explicit Update(const Sgd& sgd)
+      : lr(static_cast<T>(sgd.lr)),
+        momentum(static_cast<T>(sgd.momentum)),
+        weight_decay(static_cast<T>(sgd.weight_decay)),
+        nesterov(sgd.nesterov) {}
+
+  __device__ T operator()(T x, T g, T& velocity) const {
+    if (weight_decay != 0) g += weight_decay * x;
+    velocity = momentum * velocity + g;
+    return x - lr * (nesterov ? g + momentum * velocity : velocity);
+  }
+};
+
+__global__ void __launch_bounds__(block_threads)
+    sgd_kernel(const Model model, const __grid_constant__ Group group) {
+  const Segment segment = model.segments[group.first_segment + blockIdx.x];
+  const Addresses addresses = group.addresses[segment.layer - group.first_layer];
+  const bool refused = model.progress->refused != 0;
+  if (addresses.theta != nullptr) {
+    with_storage(model.layers[segment.layer].scalar, [&]<class Storage, class T>(Storage, T) {
+      auto* theta = static_cast<Storage*>(const_cast<void*>(addresses.theta));
+      const auto* gradient = static_cast<const Storage*>(addresses.gradient);
+      auto* momentum = static_cast<Storage*>(addresses.momentum);
+      const LayerForce<T> force(model, segment.layer);
+      const Update<T> update(model.control->sgd);
+      WeightRange<T> range;
+      const auto step = [&]<unsigned n>(Size<n>, std::uint64_t i, bool inside) {
+        if (!inside) return;
+        auto x = load_once<n>(theta + i);
+        if (!refused) {
+          const auto g = load_once<n>(gradient + i);
+          Pack<Storage, n> v{};
+          if (momentum != nullptr) v = load_once<n>(momentum + i);
+          for (unsigned j = 0; j < n; ++j) {
+            const T weight = static_cast<T>(x.at[j]);
+            T velocity = static_cast<T>(v.at[j]);
+            const T pull = static_cast<T>(g.at[j]) + force(weight);
+            x.at[j] = rounded<Storage>(update(weight, pull, velocity));
+            v.at[j] = rounded<Storage>(velocity);
+          }
+          store_once(theta + i, x);
+          if (momentum != nullptr) store_once(momentum + i, v);
+        }
+        for (unsigned j = 0; j < n; ++j) range.add(static_cast<T>(x.at[j]));
+      };
+      for_packs<Storage>(segment.begin, segment.end, theta, gradient, momentum, step);
+      range.widen(model.ranges[segment.layer]);
+    });
+  }
+  end_step(model);
+}
+
+template <class T>
+__device__ void force_on_bin(const Model& model, std::uint32_t layer, const double* potential,
+                             std::int64_t length, std::int64_t k) {
+  const double spacing = model.states[layer].spacing;
+  const Control& control = *model.control;
+  const double scale = model.layers[layer].strength * control.scale / control.fraction;
+  const double below = potential[k > 0 ? k - 1 : length - 1];
+  auto* table = reinterpret_cast<T*>(model.tables + std::size_t{layer} * model.bins_stride);
+  table[k] = spacing == 0 ? T{0} : static_cast<T>(scale * (potential[k + 1] - below) / (2 * spacing));
+}
+
+// The central difference of the potential, evaluated one bin beyond both ends.
+__global__ void __launch_bounds__(block_threads)
+    difference_kernel(const Model model, const std::uint32_t first_layer,
+                      const std::uint32_t blocks, const double* potential,
+                      const std::int64_t length) {
+  const std::uint32_t row = blockIdx.x / blocks;
+  const std::uint32_t layer = first_layer + row;
+  const std::int64_t k = std::int64_t{blockIdx.x % blocks} * block_threads + threadIdx.x;
+  if (k >= model.bins) return;
+  with_storage(model.layers[layer].scalar, [&]<class Storage, class T>(Storage, T) {
+    force_on_bin<T>(model, layer, potential + row * length, length, k);
+  });
+  model.counts[std::size_t{layer} * model.bins_stride + k] = 0;
+}
+
+}  // namespace
+
+void force_from_potential(const Model& model, std::uint32_t first_layer, std::uint32_t layers,
+                          const double* potential, std::int64_t length, cudaStream_t stream) {
+  const auto blocks = (static_cast<std::uint32_t>(model.bins) + block_threads - 1) / block_threads;
+  launch("launch of difference_kernel", difference_kernel, layers * blocks, block_threads, 0,
+         stream, model, first_layer, blocks, potential, length);
+}
+
+void add_force(const Model& model, const Group& group, cudaStream_t stream) {
+  launch("launch of add_force_kernel", add_force_kernel, group.segment_count, block_threads, 0,
+         stream, model, group);
+}
+
+void add_force_and_update(const Model& model, const Group& group, cudaStream_t stream) {
+  launch("launch of sgd_kernel", sgd_kernel, group.segment_count, block_threads, 0, stream, model,
+         group);
+}
+
+}  // namespace softq::cuda

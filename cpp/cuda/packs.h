@@ -1,0 +1,114 @@
+// Walks over arrays of weights, 16 bytes to a load where their addresses allow it.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "block.h"
+#include "softq/coupling.h"
+#include "softq/half.h"
+
+namespace softq::cuda {
+
+inline constexpr unsigned pack_bytes = 16;
+
+// Calls body(storage, computed) with values of the types of the scalar.
+template <class Body>
+__device__ void with_storage(Scalar scalar, const Body& body) {
+  switch (scalar) {
+    case Scalar::float32:
+      return body(float{}, float{});
+    case Scalar::float64:
+      return body(double{}, double{});
+    case Scalar::float16:
+      return body(Half{}, float{});
+    case Scalar::bfloat16:
+      return body(BFloat16{}, float{});
+  }
+}
+
+template <class Storage, class T>
+__device__ Storage rounded(T value) {
+  if constexpr (std::is_same_v<Storage, T>) {
+    return value;
+  } else {
+    return Storage::from(value);
+  }
+}
+
+template <class Storage, unsigned size>
+struct Pack {
+  Storage at[size];
+};
+
+template <unsigned size, class Storage>
+__device__ Pack<Storage, size> load(const Storage* from) {
+  Pack<Storage, size> pack;
+  if constexpr (sizeof(pack) == pack_bytes) {
+    const uint4 bits = *reinterpret_cast<const uint4*>(from);
+    std::memcpy(&pack, &bits, pack_bytes);
+  } else {
+    pack.at[0] = *from;
+  }
+  return pack;
+}
+
+// For the last use in a step: these keep out of the caches, which hold the tables.
+template <unsigned size, class Storage>
+__device__ Pack<Storage, size> load_once(const Storage* from) {
+  Pack<Storage, size> pack;
+  if constexpr (sizeof(pack) == pack_bytes) {
+    const uint4 bits = __ldcs(reinterpret_cast<const uint4*>(from));
+    std::memcpy(&pack, &bits, pack_bytes);
+  } else {
+    pack.at[0] = *from;
+  }
+  return pack;
+}
+template <unsigned size, class Storage>
+__device__ void store_once(Storage* to, const Pack<Storage, size>& pack) {
+  if constexpr (sizeof(pack) == pack_bytes) {
+    uint4 bits;
+    std::memcpy(&bits, &pack, pack_bytes);
+    __stcs(reinterpret_cast<uint4*>(to), bits);
+  } else {
+    *to = pack.at[0];
+  }
+}
+
+template <unsigned size>
+using Size = std::integral_constant<unsigned, size>;
+
+// The block's threads share [begin, end): body(Size<n>, i, inside) is for the n weights from i on.
+// All lanes of a warp call it together, those beyond the end with inside = false.
+template <unsigned size, class Body>
+__device__ void for_groups(std::uint64_t begin, std::uint64_t end, const Body& body) {
+  const unsigned lane = threadIdx.x % warp_threads;
+  for (std::uint64_t first = begin + (threadIdx.x - lane) * size; first < end;
+       first += block_threads * size) {
+    const std::uint64_t i = first + lane * size;
+    body(Size<size>{}, i, i < end);
+  }
+}
+
+// Single weights up to the first address that 16-byte loads can use, packs, and the rest. Arrays
+// that are not aligned alike are walked through one by one. Missing arrays are null.
+template <class Storage, class Body>
+__device__ void for_packs(std::uint64_t begin, std::uint64_t end, const Storage* a,
+                          const Storage* b, const Storage* c, const Body& body) {
+  constexpr unsigned size = pack_bytes / sizeof(Storage);
+  const auto phase = [&](const Storage* array) {
+    return static_cast<unsigned>(reinterpret_cast<std::uintptr_t>(array + begin) % pack_bytes);
+  };
+  const bool alike = (b == nullptr || phase(b) == phase(a)) && (c == nullptr || phase(c) == phase(a));
+  if (!alike || phase(a) % sizeof(Storage) != 0) return for_groups<1>(begin, end, body);
+  const std::uint64_t head = (pack_bytes - phase(a)) % pack_bytes / sizeof(Storage);
+  const std::uint64_t first = begin + head < end ? begin + head : end;
+  const std::uint64_t last = first + (end - first) / size * size;
+  for_groups<1>(begin, first, body);
+  for_groups<size>(first, last, body);
+  for_groups<1>(last, end, body);
+}
+
+}  // namespace softq::cuda

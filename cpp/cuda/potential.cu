@@ -1,0 +1,147 @@
+// The potential on the bins by window sums, or by the convolution of fft.h.
+#include <vector>
+
+#include "block.h"
+#include "fft.h"
+#include "once.h"
+#include "softq/potential.h"
+
+namespace softq::cuda {
+namespace {
+
+std::size_t blocks_for(std::int64_t bins) {
+  return static_cast<std::size_t>((bins + block_threads - 1) / block_threads);
+}
+
+// Inclusive sums of counts[k] and of k counts[k], by one block.
+__global__ void __launch_bounds__(block_threads)
+    prefix_kernel(const std::int64_t* counts, std::int64_t bins, std::int64_t* population,
+                  std::int64_t* moment) {
+  __shared__ std::int64_t shared[2][warps];
+  std::int64_t weights = 0;
+  std::int64_t moments = 0;
+  for (std::int64_t first = 0; first < bins; first += block_threads) {
+    const std::int64_t k = first + threadIdx.x;
+    const std::int64_t count = k < bins ? counts[k] : 0;
+    std::int64_t total, total_moment;
+    const std::int64_t sum = weights + scan(count, shared[0], total);
+    const std::int64_t sum_moment = moments + scan(k * count, shared[1], total_moment);
+    if (k < bins) {
+      population[k] = sum;
+      moment[k] = sum_moment;
+    }
+    weights += total;
+    moments += total_moment;
+    __syncthreads();
+  }
+}
+
+// Population of the window |j - k| <= m around bin k and the sum of its distances from k, in bins.
+struct Window {
+  std::int64_t population, distance;
+};
+__device__ Window window(const std::int64_t* population, const std::int64_t* moment,
+                         std::int64_t bins, std::int64_t m, std::int64_t k) {
+  const auto before = [](const std::int64_t* sums, std::int64_t j) { return j > 0 ? sums[j - 1] : 0; };
+  const std::int64_t first = k > m ? k - m : 0;
+  const std::int64_t last = k + m + 1 < bins ? k + m + 1 : bins;
+  const std::int64_t lower = before(population, k) - before(population, first);
+  const std::int64_t upper = before(population, last) - before(population, k);
+  return {lower + upper,
+          k * lower - (before(moment, k) - before(moment, first)) +
+              (before(moment, last) - before(moment, k)) - k * upper};
+}
+
+__global__ void __launch_bounds__(block_threads)
+    potential_kernel(const std::int64_t* population, const std::int64_t* moment,
+                     std::int64_t bins, double spacing, double width, double* out) {
+  const std::int64_t k = std::int64_t{blockIdx.x} * block_threads + threadIdx.x;
+  if (k >= bins) return;
+  const Window near = window(population, moment, bins, reach(width, spacing, bins), k);
+  out[k] = spacing * static_cast<double>(near.distance) -
+           width * static_cast<double>(near.population);
+}
+
+// The blocks' parts of the energy without self terms: ordered pairs inside the well, and the sum of
+// their distances in bins.
+struct EnergyPart {
+  double pairs, distance;
+};
+__global__ void __launch_bounds__(block_threads)
+    energy_kernel(const std::int64_t* counts, const std::int64_t* population,
+                  const std::int64_t* moment, std::int64_t bins, double spacing, double width,
+                  EnergyPart* parts) {
+  __shared__ double shared[2][warps];
+  const std::int64_t k = std::int64_t{blockIdx.x} * block_threads + threadIdx.x;
+  const std::int64_t count = k < bins ? counts[k] : 0;
+  EnergyPart part{0, 0};
+  if (count > 0) {
+    const Window near = window(population, moment, bins, reach(width, spacing, bins), k);
+    part.pairs = static_cast<double>(count) * static_cast<double>(near.population - 1);
+    part.distance = static_cast<double>(count) * static_cast<double>(near.distance);
+  }
+  part.pairs = reduce(part.pairs, shared[0], Sum<double>{});
+  part.distance = reduce(part.distance, shared[1], Sum<double>{});
+  if (threadIdx.x == 0) parts[blockIdx.x] = part;
+}
+
+__global__ void narrow_kernel(const std::int64_t* counts, std::int64_t bins, unsigned* out) {
+  const std::int64_t k = std::int64_t{blockIdx.x} * block_threads + threadIdx.x;
+  if (k < bins) out[k] = static_cast<unsigned>(counts[k]);
+}
+
+struct Prefix {
+  Array<std::int64_t> population, moment;
+
+  Prefix(const std::int64_t* counts, std::int64_t bins, cudaStream_t stream)
+      : population(static_cast<std::size_t>(bins), stream),
+        moment(static_cast<std::size_t>(bins), stream) {
+    launch("launch of prefix_kernel", prefix_kernel, 1, block_threads, 0, stream, counts, bins,
+           population.data(), moment.data());
+  }
+};
+
+void potential_fft(const std::int64_t* counts, std::int64_t bins, double spacing, double width,
+                   double* out, cudaStream_t stream) {
+  const Array<unsigned> narrow(static_cast<std::size_t>(bins), stream);
+  launch("launch of narrow_kernel", narrow_kernel, blocks_for(bins), block_threads, 0, stream,
+         counts, bins, narrow.data());
+  const Array<double> spacings(1, stream);
+  spacings.upload({spacing}, stream);
+  const Array<Row> rows(1, stream);
+  rows.upload({{narrow.data(), spacings.data(), width}}, stream);
+  const Convolution convolution(bins, 1, stream);
+  convolution.run(rows.data(), stream);
+  check(cudaMemcpyAsync(out, convolution.potential(), static_cast<std::size_t>(bins) * sizeof(double),
+                        cudaMemcpyDeviceToDevice, stream),
+        "cudaMemcpyAsync");
+  // The plans go away with this function: their work must be done.
+  check(cudaStreamSynchronize(stream), "cudaStreamSynchronize");
+}
+
+}  // namespace
+
+void potential(const std::int64_t* counts, std::int64_t bins, double spacing, double width,
+               Method method, double* out, cudaStream_t stream) {
+  if (method == Method::fft) return potential_fft(counts, bins, spacing, width, out, stream);
+  const Prefix prefix(counts, bins, stream);
+  launch("launch of potential_kernel", potential_kernel, blocks_for(bins), block_threads, 0, stream,
+         prefix.population.data(), prefix.moment.data(), bins, spacing, width, out);
+}
+
+double mean_field_energy(const std::int64_t* counts, std::int64_t bins, double spacing,
+                         double width, cudaStream_t stream) {
+  const Prefix prefix(counts, bins, stream);
+  const Array<EnergyPart> parts(blocks_for(bins), stream);
+  launch("launch of energy_kernel", energy_kernel, blocks_for(bins), block_threads, 0, stream,
+         counts, prefix.population.data(), prefix.moment.data(), bins, spacing, width,
+         parts.data());
+  EnergyPart sum{0, 0};
+  for (const EnergyPart& part : parts.download(stream)) {
+    sum.pairs += part.pairs;
+    sum.distance += part.distance;
+  }
+  return spacing * sum.distance - width * sum.pairs;
+}
+
+}  // namespace softq::cuda

@@ -1,0 +1,77 @@
+"""The CUDA core; `pysoftq.backends.cuda` converts what these take.
+
+Addresses are of device memory, as integers; a stream is its handle, 0 the default stream.
+"""
+
+from collections.abc import Sequence
+
+class Place:
+    """A device and a stream on it."""
+
+    def __init__(self, device: int, stream: int) -> None: ...
+
+class Control:
+    """What differs from step to step; a graph that is replayed counts `step` on by itself."""
+
+    def __init__(
+        self,
+        scale: float,
+        fraction: float,
+        seed: int,
+        step: int,
+        lr: float = 0.0,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+    ) -> None: ...
+
+class Coupling:
+    def __init__(
+        self,
+        layers: Sequence[tuple[int, str, float, float, int]],
+        bins: int,
+        fft: bool,
+        place: Place,
+    ) -> None:
+        """Each layer is (size, scalar, width, strength, index)."""
+
+    def set(self, control: Control, stream: int) -> None: ...
+    def add_force(
+        self, addresses: Sequence[tuple[int, int, int]], control: Control | None, stream: int
+    ) -> None:
+        """Each layer's addresses are (theta, gradient, momentum); theta 0 skips it."""
+
+    def sgd_step(
+        self,
+        addresses: Sequence[tuple[int, int, int]],
+        control: Control | None,
+        measure_anew: bool,
+        stream: int,
+    ) -> None: ...
+    def check(self, stream: int) -> list[tuple[int, str]]:
+        """[(layer, reason)] of what was refused since the last call."""
+
+def device_count() -> int: ...
+def partition(sizes: Sequence[int], blocks: int) -> list[tuple[int, int, int]]: ...
+def density(
+    theta: int,
+    size: int,
+    scalar: str,
+    bins: int,
+    fraction: float,
+    seed: int,
+    counts: int,
+    place: Place,
+) -> tuple[float, float, float]: ...
+def pair_energy(
+    theta: int, size: int, scalar: str, width: float, direct: bool, place: Place
+) -> float: ...
+def pair_force(
+    theta: int, size: int, scalar: str, width: float, direct: bool, force: int, place: Place
+) -> None: ...
+def potential(
+    counts: int, bins: int, spacing: float, width: float, fft: bool, out: int, place: Place
+) -> None: ...
+def mean_field_energy(
+    counts: int, bins: int, spacing: float, width: float, place: Place
+) -> float: ...
