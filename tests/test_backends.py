@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from types import SimpleNamespace
 
+import emulated_cuda
 import numpy as np
 import oracle
 import pytest
@@ -52,6 +53,7 @@ class Device:
     scope="module",
     params=[
         "plain",
+        "cuda emulated",
         pytest.param("plain on cuda", marks=pytest.mark.gpu),
         pytest.param("cuda", marks=pytest.mark.gpu),
     ],
@@ -61,6 +63,8 @@ def device(request: pytest.FixtureRequest) -> Device:
         if not backends.has_cuda():
             pytest.skip("built without CUDA")
         return Device(backends.on_device(torch.device("cuda")), "cuda")
+    if request.param == "cuda emulated":
+        return Device(emulated_cuda.backend(), "cpu")
     return Device(plain, "cuda" if "cuda" in request.param else "cpu")
 
 

@@ -26,7 +26,8 @@ Coupling::Coupling(const std::vector<Layer>& layers, std::int32_t bins, Method m
     rows_->upload(rows, stream);
     convolution_ = std::make_unique<Convolution>(bins, rows_at_once_, stream);
   }
-  cuda::check(cudaStreamSynchronize(stream), "cudaStreamSynchronize");  // steps may use other streams
+  cuda::check(cudaStreamSynchronize(stream),
+              "cudaStreamSynchronize");  // steps may use other streams
 }
 
 Coupling::~Coupling() { cudaDeviceSynchronize(); }
@@ -57,7 +58,8 @@ void Coupling::prepare(const std::vector<Group>& groups, const std::optional<Con
 void Coupling::add_force(const std::vector<Addresses>& addresses,
                          const std::optional<Control>& control, cudaStream_t stream) {
   const auto groups = layers_.groups(addresses);
-  if (std::any_of(measured_.begin(), measured_.end(), [](auto theta) { return theta != nullptr; })) {
+  if (std::any_of(measured_.begin(), measured_.end(),
+                  [](auto theta) { return theta != nullptr; })) {
     layers_.forget_ranges(stream);
     std::fill(measured_.begin(), measured_.end(), nullptr);
   }

@@ -49,9 +49,9 @@ __global__ void __launch_bounds__(block_threads)
 
 __global__ void set_control_kernel(Control* control, const Control value) { *control = value; }
 
-// Adds one to table[index] for each lane that keeps its weight. Where many lanes have the bin of the
-// first, as in a layer that has gathered in few clusters, one of them adds for all: increments of one
-// address would wait for each other.
+// Adds one to table[index] for each lane that keeps its weight. Where many lanes have the bin of
+// the first, as in a layer that has gathered in few clusters, one of them adds for all: increments
+// of one address would wait for each other.
 __device__ void count_warp(unsigned* table, std::int32_t index, bool keep) {
   const unsigned kept = __ballot_sync(all_lanes, keep);
   if (kept == 0) return;
@@ -80,7 +80,8 @@ __device__ void count_segment(const Segment& segment, const Storage* theta,
                      });
 }
 
-// The table of the force on the bins, from the counts of the layer, by one block. Zeroes the counts.
+// The table of the force on the bins, from the counts of the layer, by one block. Zeroes the
+// counts.
 template <class T>
 __device__ void force_table(const Model& model, std::uint32_t layer, double spacing) {
   unsigned* counts = model.counts + std::size_t{layer} * model.bins_stride;
@@ -154,7 +155,8 @@ __global__ void __launch_bounds__(block_threads)
       state.inverse = static_cast<double>(binning.inverse);
       state.spacing = binning.spacing;
       if (refused) {
-        state.refused = {state.refused.steps + 1, range.nonfinite, range.low, range.high};
+        if (state.refused.step == 0)
+          state.refused = {model.progress->finished + 1, range.nonfinite, range.low, range.high};
         atomicAdd(&model.progress->refused, 1U);
       }
     }
@@ -201,8 +203,8 @@ std::uint64_t blocks_at_once(std::int32_t bins) {
   return static_cast<std::uint64_t>(processors) * static_cast<std::uint64_t>(std::max(blocks, 1));
 }
 
-BinnedRange density(const Weights& weights, std::int32_t bins, double fraction,
-                     std::uint64_t seed, std::int64_t* counts, cudaStream_t stream) {
+BinnedRange density(const Weights& weights, std::int32_t bins, double fraction, std::uint64_t seed,
+                    std::int64_t* counts, cudaStream_t stream) {
   const Layers layers({{nullptr, nullptr, weights.size, weights.scalar, 0, 0, 0}}, bins, false,
                       stream);
   const auto groups = layers.groups({{weights.theta, nullptr, nullptr}});

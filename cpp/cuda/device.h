@@ -53,8 +53,7 @@ class Memory {
 template <class T>
 class Array {
  public:
-  Array(std::size_t size, cudaStream_t stream)
-      : size_(size), memory_(size * sizeof(T), stream) {}
+  Array(std::size_t size, cudaStream_t stream) : size_(size), memory_(size * sizeof(T), stream) {}
 
   T* data() const { return static_cast<T*>(memory_.data()); }
   std::size_t size() const { return size_; }

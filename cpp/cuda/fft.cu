@@ -1,9 +1,8 @@
-#include "block.h"
-#include "fft.h"
-
 #include <stdexcept>
 #include <string>
 
+#include "block.h"
+#include "fft.h"
 #include "softq/well.h"
 
 namespace softq::cuda {

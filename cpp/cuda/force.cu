@@ -27,6 +27,7 @@ struct LayerForce {
 __device__ void end_step(const Model& model) {
   if (!last_block(&model.progress->ticket, model.segment_count) || threadIdx.x != 0) return;
   model.progress->refused = 0;
+  ++model.progress->finished;
   ++model.control->step;
 }
 
@@ -39,17 +40,17 @@ __global__ void __launch_bounds__(block_threads)
       const auto* theta = static_cast<const Storage*>(addresses.theta);
       auto* gradient = static_cast<Storage*>(addresses.gradient);
       const LayerForce<T> force(model, segment.layer);
-      for_packs<Storage>(segment.begin, segment.end, theta, gradient, nullptr,
-                         [&]<unsigned n>(Size<n>, std::uint64_t i, bool inside) {
-                           if (!inside) return;
-                           const auto x = load_once<n>(theta + i);
-                           auto g = load_once<n>(gradient + i);
-                           for (unsigned j = 0; j < n; ++j) {
-                             g.at[j] = rounded<Storage>(static_cast<T>(g.at[j]) +
-                                                        force(static_cast<T>(x.at[j])));
-                           }
-                           store_once(gradient + i, g);
-                         });
+      for_packs<Storage>(
+          segment.begin, segment.end, theta, gradient, nullptr,
+          [&]<unsigned n>(Size<n>, std::uint64_t i, bool inside) {
+            if (!inside) return;
+            const auto x = load_once<n>(theta + i);
+            auto g = load_once<n>(gradient + i);
+            for (unsigned j = 0; j < n; ++j) {
+              g.at[j] = rounded<Storage>(static_cast<T>(g.at[j]) + force(static_cast<T>(x.at[j])));
+            }
+            store_once(gradient + i, g);
+          });
     });
   }
   end_step(model);
@@ -121,7 +122,8 @@ __device__ void force_on_bin(const Model& model, std::uint32_t layer, const doub
   const double scale = model.layers[layer].strength * control.scale / control.fraction;
   const double below = potential[k > 0 ? k - 1 : length - 1];
   auto* table = reinterpret_cast<T*>(model.tables + std::size_t{layer} * model.bins_stride);
-  table[k] = spacing == 0 ? T{0} : static_cast<T>(scale * (potential[k + 1] - below) / (2 * spacing));
+  table[k] =
+      spacing == 0 ? T{0} : static_cast<T>(scale * (potential[k + 1] - below) / (2 * spacing));
 }
 
 // The central difference of the potential, evaluated one bin beyond both ends.

@@ -7,8 +7,8 @@
 
 namespace softq::cuda {
 
-// Weights within m bins below bin k minus those within m bins above it; prefix[j] counts the weights
-// in bins 0 … j. Unsigned counts wrap around consistently, as in the CPU's kernels.
+// Weights within m bins below bin k minus those within m bins above it; prefix[j] counts the
+// weights in bins 0 … j. Unsigned counts wrap around consistently, as in the CPU's kernels.
 SOFTQ_HD std::int32_t window_force(const unsigned* prefix, std::int64_t bins, std::int64_t m,
                                    std::int64_t k) {
   const auto before = [&](std::int64_t j) {  // the weights in bins below j

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "softq/density.h"
 
@@ -118,18 +119,23 @@ BinnedRange Layers::binning(cudaStream_t stream) const {
 
 std::vector<Refusal> Layers::refusals(cudaStream_t stream) const {
   auto states = states_.download(stream);
+  Word first = 0;
+  for (const LayerState& state : states) {
+    const Word step = state.refused.step;
+    if (step != 0 && (first == 0 || step < first)) first = step;
+  }
+  if (first == 0) return {};
   std::vector<Refusal> refusals;
   for (std::size_t layer = 0; layer < states.size(); ++layer) {
-    RefusedRange& refused = states[layer].refused;
-    if (refused.steps == 0) continue;
+    const RefusedRange refused = std::exchange(states[layer].refused, {});
+    if (refused.step != first) continue;
     try {
       spacing_of(scalars_[layer], refused.low, refused.high, refused.nonfinite, sizes_[layer], 1);
     } catch (const std::invalid_argument& error) {
       refusals.push_back({layer, error.what()});
     }
-    refused = {};
   }
-  if (!refusals.empty()) states_.upload(states, stream);
+  states_.upload(states, stream);
   return refusals;
 }
 

@@ -16,8 +16,8 @@ struct BinnedRange {
 
 class Layers {
  public:
-  // Of the layers, the size, scalar, width, strength and index are used. Without tables, only ranges
-  // and counts can be made.
+  // Of the layers, the size, scalar, width, strength and index are used. Without tables, only
+  // ranges and counts can be made.
   Layers(const std::vector<Layer>& layers, std::int32_t bins, bool tables, cudaStream_t stream);
 
   const Model& model() const { return model_; }
@@ -25,11 +25,12 @@ class Layers {
   // Throws std::invalid_argument unless there is one entry a layer.
   std::vector<Group> groups(const std::vector<Addresses>& addresses) const;
   void forget_ranges(cudaStream_t stream) const { ranges_.clear(stream); }
-  // Of the first layer, once it is measured. These wait for the stream; binning() throws std::invalid_argument
-  // as make_binning() of the CPU core.
+  // Of the first layer, once it is measured. These wait for the stream; binning() throws
+  // std::invalid_argument as make_binning() of the CPU core.
   DecodedRange range(cudaStream_t stream) const;
   BinnedRange binning(cudaStream_t stream) const;
-  // What was refused since the last call, in the CPU core's words. Waits for the stream.
+  // What the first refused step since the last call was refused for, in the CPU core's words. Waits
+  // for the stream.
   std::vector<Refusal> refusals(cudaStream_t stream) const;
 
  private:

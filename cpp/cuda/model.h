@@ -60,9 +60,9 @@ struct DecodedRange {
   }
 };
 
-// What was refused since check() last looked.
+// The first range that was refused since check() last looked.
 struct RefusedRange {
-  Word steps;
+  Word step;  // counted from 1; 0: none
   Word nonfinite;
   double low, high;
 };
@@ -88,7 +88,8 @@ struct Control {
 };
 
 struct Progress {
-  unsigned refused;  // a layer of this step
+  Word finished;     // steps
+  unsigned refused;  // layers of this step
   unsigned ticket;
 };
 
@@ -146,7 +147,8 @@ void count(const Model& model, const Group& group, bool tables, cudaStream_t str
 // Blocks of count() that the device runs at once.
 std::uint64_t blocks_at_once(std::int32_t bins);
 
-// The force on the bins from their potential instead, for `layers` layers; the counts are zero again.
+// The force on the bins from their potential instead, for `layers` layers; the counts are zero
+// again.
 void force_from_potential(const Model& model, std::uint32_t first_layer, std::uint32_t layers,
                           const double* potential, std::int64_t length, cudaStream_t stream);
 

@@ -1,4 +1,5 @@
-// The extension pysoftq._cuda: one function a noun, on addresses of device memory given as integers.
+// The extension pysoftq._cuda: one function a noun, on addresses of device memory given as
+// integers.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -57,16 +58,16 @@ auto on(const Place& place, const Body& body) {
 // Keeps the device that a coupling lives on with it.
 class CouplingOnDevice {
  public:
-  CouplingOnDevice(const std::vector<std::tuple<std::uint64_t, std::string, double, double,
-                                                std::uint64_t>>& layers,
-                   std::int32_t bins, bool fft, const Place& place)
+  CouplingOnDevice(
+      const std::vector<std::tuple<std::uint64_t, std::string, double, double, std::uint64_t>>&
+          layers,
+      std::int32_t bins, bool fft, const Place& place)
       : device_(place.device) {
     std::vector<Layer> all;
     for (const auto& [size, scalar, width, strength, index] : layers)
       all.push_back({nullptr, nullptr, size, scalar_named(scalar), width, strength, index});
-    on(place, [&] {
-      coupling_ = std::make_unique<Coupling>(all, bins, method_of(fft), place.stream);
-    });
+    on(place,
+       [&] { coupling_ = std::make_unique<Coupling>(all, bins, method_of(fft), place.stream); });
   }
   ~CouplingOnDevice() {
     try {
@@ -81,7 +82,8 @@ class CouplingOnDevice {
 
   template <class Body>
   auto with(Address stream, const Body& body) {
-    return on(Place{device_, stream_at(stream)}, [&] { return body(*coupling_, stream_at(stream)); });
+    return on(Place{device_, stream_at(stream)},
+              [&] { return body(*coupling_, stream_at(stream)); });
   }
 
  private:
@@ -127,9 +129,8 @@ void bind_pairs(py::module_& m) {
       [](Address theta, std::uint64_t size, const std::string& scalar, double width, bool direct,
          Address force, const Place& place) {
         const Weights weights{pointer<const void>(theta), size, scalar_named(scalar)};
-        on(place, [&] {
-          pair_force(weights, width, direct, pointer<std::int64_t>(force), place.stream);
-        });
+        on(place,
+           [&] { pair_force(weights, width, direct, pointer<std::int64_t>(force), place.stream); });
       },
       py::arg("theta"), py::arg("size"), py::arg("scalar"), py::arg("width"), py::arg("direct"),
       py::arg("force"), py::arg("place"));
@@ -170,15 +171,16 @@ void bind_coupling(py::module_& m) {
            py::arg("nesterov") = false);
   using Rows = std::vector<std::array<Address, 3>>;
   py::class_<CouplingOnDevice>(m, "Coupling", py::module_local())
-      .def(py::init<const std::vector<std::tuple<std::uint64_t, std::string, double, double,
-                                                 std::uint64_t>>&,
+      .def(py::init<const std::vector<
+                        std::tuple<std::uint64_t, std::string, double, double, std::uint64_t>>&,
                     std::int32_t, bool, const Place&>(),
            py::arg("layers"), py::arg("bins"), py::arg("fft"), py::arg("place"),
            "layers: (size, scalar, width, strength, index)")
       .def(
           "set",
           [](CouplingOnDevice& self, const Control& control, Address stream) {
-            self.with(stream, [&](Coupling& coupling, cudaStream_t s) { coupling.set(control, s); });
+            self.with(stream,
+                      [&](Coupling& coupling, cudaStream_t s) { coupling.set(control, s); });
           },
           py::arg("control"), py::arg("stream"))
       .def(
@@ -204,13 +206,13 @@ void bind_coupling(py::module_& m) {
       .def(
           "check",
           [](CouplingOnDevice& self, Address stream) {
-            const auto refusals =
-                self.with(stream, [](Coupling& coupling, cudaStream_t s) { return coupling.check(s); });
+            const auto refusals = self.with(
+                stream, [](Coupling& coupling, cudaStream_t s) { return coupling.check(s); });
             std::vector<std::pair<std::size_t, std::string>> out;
             for (const auto& refusal : refusals) out.emplace_back(refusal.layer, refusal.reason);
             return out;
           },
-          py::arg("stream"), "[(layer, reason)] of what was refused since the last call");
+          py::arg("stream"), "[(layer, reason)] of the first step refused since the last call");
 }
 
 }  // namespace
@@ -220,12 +222,15 @@ PYBIND11_MODULE(PYSOFTQ_CUDA_MODULE, m) {
   using namespace softq::cuda;
   m.doc() = "The CUDA core of pysoftq: use it through the functions of the package.";
   m.def("device_count", &device_count);
-  m.def("partition", [](const std::vector<std::uint64_t>& sizes, std::uint64_t blocks) {
-    std::vector<std::tuple<std::uint32_t, std::uint64_t, std::uint64_t>> out;
-    for (const Segment& segment : partition(sizes, blocks))
-      out.emplace_back(segment.layer, segment.begin, segment.end);
-    return out;
-  }, py::arg("sizes"), py::arg("blocks"), "[(layer, begin, end)] of the blocks' work");
+  m.def(
+      "partition",
+      [](const std::vector<std::uint64_t>& sizes, std::uint64_t blocks) {
+        std::vector<std::tuple<std::uint32_t, std::uint64_t, std::uint64_t>> out;
+        for (const Segment& segment : partition(sizes, blocks))
+          out.emplace_back(segment.layer, segment.begin, segment.end);
+        return out;
+      },
+      py::arg("sizes"), py::arg("blocks"), "[(layer, begin, end)] of the blocks' work");
   py::class_<Place>(m, "Place", py::module_local())
       .def(py::init([](int device, Address stream) { return Place{device, stream_at(stream)}; }),
            py::arg("device"), py::arg("stream"));

@@ -17,8 +17,8 @@ struct Weights {
 
 // counts: device memory for `bins` numbers. Throws std::invalid_argument as make_binning() of the
 // CPU. All of these wait for the stream where they return numbers.
-BinnedRange density(const Weights& weights, std::int32_t bins, double fraction,
-                     std::uint64_t seed, std::int64_t* counts, cudaStream_t stream);
+BinnedRange density(const Weights& weights, std::int32_t bins, double fraction, std::uint64_t seed,
+                    std::int64_t* counts, cudaStream_t stream);
 
 // float32 and float64 weights. Throws std::invalid_argument as the CPU's.
 double pair_energy(const Weights& weights, double width, bool direct, cudaStream_t stream);

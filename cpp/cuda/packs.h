@@ -101,7 +101,8 @@ __device__ void for_packs(std::uint64_t begin, std::uint64_t end, const Storage*
   const auto phase = [&](const Storage* array) {
     return static_cast<unsigned>(reinterpret_cast<std::uintptr_t>(array + begin) % pack_bytes);
   };
-  const bool alike = (b == nullptr || phase(b) == phase(a)) && (c == nullptr || phase(c) == phase(a));
+  const bool alike =
+      (b == nullptr || phase(b) == phase(a)) && (c == nullptr || phase(c) == phase(a));
   if (!alike || phase(a) % sizeof(Storage) != 0) return for_groups<1>(begin, end, body);
   const std::uint64_t head = (pack_bytes - phase(a)) % pack_bytes / sizeof(Storage);
   const std::uint64_t first = begin + head < end ? begin + head : end;

@@ -135,8 +135,7 @@ __global__ void __launch_bounds__(block_threads)
   double distance = 0;
   for (unsigned j = 0; j < items; ++j) {
     const std::uint64_t i = mine + j;
-    if (i < end && over > 0)
-      distance += (near.at(i) - near.at(i - 1)) * static_cast<double>(over);
+    if (i < end && over > 0) distance += (near.at(i) - near.at(i - 1)) * static_cast<double>(over);
     over += changes[j];
   }
   distance = reduce(distance, distances, Sum<double>{});
@@ -181,7 +180,8 @@ struct Tiling {
   explicit Tiling(std::uint64_t size_) : size(size_), strips((size_ + strip - 1) / strip) {
     constexpr std::uint64_t wanted_blocks = 2048;
     const std::uint64_t tiles = (size + tile - 1) / tile;
-    splits = std::max<std::uint64_t>(1, std::min(tiles, wanted_blocks / std::max<std::uint64_t>(strips, 1)));
+    splits = std::max<std::uint64_t>(
+        1, std::min(tiles, wanted_blocks / std::max<std::uint64_t>(strips, 1)));
     columns = (tiles + splits - 1) / splits * tile;
   }
 };
@@ -201,7 +201,8 @@ __device__ void for_pairs(const T* theta, const Tiling& tiling, std::uint64_t fi
       begin + tiling.columns < tiling.size ? begin + tiling.columns : tiling.size;
   for (std::uint64_t first = begin; first < end; first += tile) {
     __syncthreads();
-    if (first + threadIdx.x < end) shared[threadIdx.x] = static_cast<double>(theta[first + threadIdx.x]);
+    if (first + threadIdx.x < end)
+      shared[threadIdx.x] = static_cast<double>(theta[first + threadIdx.x]);
     __syncthreads();
     const unsigned count = end - first < tile ? static_cast<unsigned>(end - first) : tile;
     for (unsigned j = 0; j < count; ++j) {
@@ -250,7 +251,8 @@ void check_weights(const Weights& weights, cudaStream_t stream) {
     throw std::invalid_argument("a layer has at most 4294967295 weights, not " +
                                 std::to_string(weights.size));
   }
-  const Layers layers({{nullptr, nullptr, weights.size, weights.scalar, 0, 0, 0}}, 1, false, stream);
+  const Layers layers({{nullptr, nullptr, weights.size, weights.scalar, 0, 0, 0}}, 1, false,
+                      stream);
   measure(layers.model(), layers.groups({{weights.theta, nullptr, nullptr}})[0], nullptr, stream);
   const Word nonfinite = layers.range(stream).nonfinite;
   if (nonfinite > 0) {
@@ -265,8 +267,8 @@ double energy_by_sort(const T* theta, std::uint64_t size, double width, cudaStre
   sort(theta, sorted.data(), size, stream);
   const std::uint64_t chunks = chunks_of(size);
   const Array<Part> parts(chunks, stream);
-  launch("launch of pairs_kernel", pairs_kernel<T>, chunks, block_threads, 0, stream,
-         sorted.data(), size, width, parts.data());
+  launch("launch of pairs_kernel", pairs_kernel<T>, chunks, block_threads, 0, stream, sorted.data(),
+         size, width, parts.data());
   launch("launch of straddling_kernel", straddling_kernel, 1, block_threads, 0, stream,
          parts.data(), chunks);
   launch("launch of distance_kernel", distance_kernel<T>, chunks, block_threads, 0, stream,

@@ -17,8 +17,7 @@ std::vector<Segment> partition(const std::vector<std::uint64_t>& sizes, std::uin
     if (count == 0) continue;
     const std::uint64_t share = ((size + count - 1) / count + step - 1) / step * step;
     for (std::uint64_t begin = 0; begin < size; begin += share) {
-      segments.push_back(
-          {static_cast<std::uint32_t>(layer), begin, std::min(begin + share, size)});
+      segments.push_back({static_cast<std::uint32_t>(layer), begin, std::min(begin + share, size)});
     }
   }
   return segments;

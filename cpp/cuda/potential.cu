@@ -42,24 +42,25 @@ struct Window {
 };
 __device__ Window window(const std::int64_t* population, const std::int64_t* moment,
                          std::int64_t bins, std::int64_t m, std::int64_t k) {
-  const auto before = [](const std::int64_t* sums, std::int64_t j) { return j > 0 ? sums[j - 1] : 0; };
+  const auto before = [](const std::int64_t* sums, std::int64_t j) {
+    return j > 0 ? sums[j - 1] : 0;
+  };
   const std::int64_t first = k > m ? k - m : 0;
   const std::int64_t last = k + m + 1 < bins ? k + m + 1 : bins;
   const std::int64_t lower = before(population, k) - before(population, first);
   const std::int64_t upper = before(population, last) - before(population, k);
-  return {lower + upper,
-          k * lower - (before(moment, k) - before(moment, first)) +
-              (before(moment, last) - before(moment, k)) - k * upper};
+  return {lower + upper, k * lower - (before(moment, k) - before(moment, first)) +
+                             (before(moment, last) - before(moment, k)) - k * upper};
 }
 
 __global__ void __launch_bounds__(block_threads)
-    potential_kernel(const std::int64_t* population, const std::int64_t* moment,
-                     std::int64_t bins, double spacing, double width, double* out) {
+    potential_kernel(const std::int64_t* population, const std::int64_t* moment, std::int64_t bins,
+                     double spacing, double width, double* out) {
   const std::int64_t k = std::int64_t{blockIdx.x} * block_threads + threadIdx.x;
   if (k >= bins) return;
   const Window near = window(population, moment, bins, reach(width, spacing, bins), k);
-  out[k] = spacing * static_cast<double>(near.distance) -
-           width * static_cast<double>(near.population);
+  out[k] =
+      spacing * static_cast<double>(near.distance) - width * static_cast<double>(near.population);
 }
 
 // The blocks' parts of the energy without self terms: ordered pairs inside the well, and the sum of
@@ -112,9 +113,10 @@ void potential_fft(const std::int64_t* counts, std::int64_t bins, double spacing
   rows.upload({{narrow.data(), spacings.data(), width}}, stream);
   const Convolution convolution(bins, 1, stream);
   convolution.run(rows.data(), stream);
-  check(cudaMemcpyAsync(out, convolution.potential(), static_cast<std::size_t>(bins) * sizeof(double),
-                        cudaMemcpyDeviceToDevice, stream),
-        "cudaMemcpyAsync");
+  check(
+      cudaMemcpyAsync(out, convolution.potential(), static_cast<std::size_t>(bins) * sizeof(double),
+                      cudaMemcpyDeviceToDevice, stream),
+      "cudaMemcpyAsync");
   // The plans go away with this function: their work must be done.
   check(cudaStreamSynchronize(stream), "cudaStreamSynchronize");
 }

@@ -1,6 +1,6 @@
-#include "sort.h"
-
 #include <cub/device/device_radix_sort.cuh>
+
+#include "sort.h"
 
 namespace softq::cuda {
 namespace {
@@ -18,25 +18,25 @@ void with_workspace(const char* name, cudaStream_t stream, const Call& call) {
 
 template <class T>
 void sort(const T* in, T* out, std::uint64_t size, cudaStream_t stream) {
-  with_workspace("cub::DeviceRadixSort::SortKeys", stream, [&](void* workspace, std::size_t& bytes) {
-    return cub::DeviceRadixSort::SortKeys(workspace, bytes, in, out, size, 0, 8 * sizeof(T),
-                                          stream);
-  });
+  with_workspace("cub::DeviceRadixSort::SortKeys", stream,
+                 [&](void* workspace, std::size_t& bytes) {
+                   return cub::DeviceRadixSort::SortKeys(workspace, bytes, in, out, size, 0,
+                                                         8 * sizeof(T), stream);
+                 });
 }
 
 template <class T>
 void sort(const T* in, T* out, const std::uint32_t* values_in, std::uint32_t* values_out,
           std::uint64_t size, cudaStream_t stream) {
-  with_workspace("cub::DeviceRadixSort::SortPairs", stream,
-                 [&](void* workspace, std::size_t& bytes) {
-                   return cub::DeviceRadixSort::SortPairs(workspace, bytes, in, out, values_in,
-                                                          values_out, size, 0, 8 * sizeof(T),
-                                                          stream);
-                 });
+  with_workspace(
+      "cub::DeviceRadixSort::SortPairs", stream, [&](void* workspace, std::size_t& bytes) {
+        return cub::DeviceRadixSort::SortPairs(workspace, bytes, in, out, values_in, values_out,
+                                               size, 0, 8 * sizeof(T), stream);
+      });
 }
 
-#define SOFTQ_INSTANTIATE(T)                                                        \
-  template void sort<T>(const T*, T*, std::uint64_t, cudaStream_t);                 \
+#define SOFTQ_INSTANTIATE(T)                                                               \
+  template void sort<T>(const T*, T*, std::uint64_t, cudaStream_t);                        \
   template void sort<T>(const T*, T*, const std::uint32_t*, std::uint32_t*, std::uint64_t, \
                         cudaStream_t);
 SOFTQ_INSTANTIATE(float)

@@ -175,7 +175,7 @@ class Coupling:
         )
 
     def check(self) -> None:
-        """Wait for the stream and raise for what was refused since the last call.
+        """Wait for the stream and raise for the first step refused since the last call.
 
         Raises:
             ValueError: weights were not finite, naming layer and count.

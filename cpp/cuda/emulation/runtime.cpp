@@ -208,8 +208,8 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
 cudaError_t cudaMalloc(void** address, std::size_t bytes) {
   using namespace softq::emulation;
   if (fails()) return cudaErrorMemoryAllocation;
-  auto* memory = static_cast<unsigned char*>(std::aligned_alloc(
-      guard_bytes, (bytes + 3 * guard_bytes - 1) / guard_bytes * guard_bytes));
+  auto* memory = static_cast<unsigned char*>(
+      std::aligned_alloc(guard_bytes, (bytes + 3 * guard_bytes - 1) / guard_bytes * guard_bytes));
   if (memory == nullptr) return cudaErrorMemoryAllocation;
   std::memset(memory, guard, guard_bytes);
   std::memset(memory + guard_bytes, rubbish, bytes);
@@ -251,9 +251,7 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaM
   if (bytes > 0) std::memcpy(to, from, bytes);
   return cudaSuccess;
 }
-cudaError_t cudaStreamSynchronize(cudaStream_t) {
-  return fails() ? cudaErrorUnknown : cudaSuccess;
-}
+cudaError_t cudaStreamSynchronize(cudaStream_t) { return fails() ? cudaErrorUnknown : cudaSuccess; }
 cudaError_t cudaDeviceSynchronize() { return fails() ? cudaErrorUnknown : cudaSuccess; }
 cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int value) {
   if (fails()) return cudaErrorUnknown;
@@ -266,9 +264,9 @@ cudaError_t cudaLaunchStatus(const softq::emulation::Launch& launch) {
   using namespace softq::emulation;
   if (fails()) return cudaErrorUnknown;
   const auto allowed = runtime().shared_allowed.find(launch.kernel);
-  const std::size_t most =
-      allowed == runtime().shared_allowed.end() ? shared_default
-                                                : std::max(allowed->second, shared_default);
+  const std::size_t most = allowed == runtime().shared_allowed.end()
+                               ? shared_default
+                               : std::max(allowed->second, shared_default);
   const bool valid = launch.blocks > 0 && launch.threads > 0 && launch.threads <= threads_most &&
                      launch.shared_bytes <= most;
   return valid ? cudaSuccess : cudaErrorInvalidConfiguration;
