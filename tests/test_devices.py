@@ -1,6 +1,6 @@
 """Weights on other devices: the front-ends and the coupling give what they give on the CPU.
 
-Where there is no GPU, tensors of the CPU stand for another device: plain torch computes on them.
+Where there is no GPU, tensors of the CPU stand for another device.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import sys
 from types import ModuleType
 from typing import Any
 
+import emulated_cuda
 import numpy as np
 import pytest
 import torch
@@ -23,10 +24,11 @@ from pysoftq.backends import plain
 THETA = np.random.default_rng(0).standard_normal(3000).astype(np.float32)
 
 
-@pytest.fixture(params=["elsewhere", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.fixture(params=["plain", "cuda emulated", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.device:
-    if request.param == "elsewhere":
-        monkeypatch.setattr(backends, "on_device", lambda device: plain)
+    if request.param in ("plain", "cuda emulated"):
+        backend = plain if request.param == "plain" else emulated_cuda.backend()
+        monkeypatch.setattr(backends, "on_device", lambda device: backend)
         monkeypatch.setattr(_arrays, "_on_host", lambda tensor: False)
     return torch.device("cuda" if request.param == "cuda" else "cpu")
 
@@ -226,7 +228,9 @@ def test_channels_last(device):
 
 
 @pytest.mark.parametrize(
-    "device", ["cpu", "elsewhere", pytest.param("cuda", marks=pytest.mark.gpu)], indirect=True
+    "device",
+    ["cpu", "plain", "cuda emulated", pytest.param("cuda", marks=pytest.mark.gpu)],
+    indirect=True,
 )
 def test_a_model_that_moves_and_changes(device):
     net = Net()

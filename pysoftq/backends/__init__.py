@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -98,9 +97,9 @@ def on_device(device: torch.device) -> Backend:
     if device.type == "cpu":
         return core
     if device.type == "cuda" and has_cuda():
-        cuda: Any = import_module("pysoftq.backends.cuda")
-        backend: Backend = cuda
-        return backend
+        from pysoftq.backends import cuda
+
+        return cuda
     from pysoftq.backends import plain
 
     return plain
