@@ -35,9 +35,9 @@ PANELS = {
 
 def draw(curves: Sequence[Curve], note: str) -> Figure:
     """Both panels; the names, with the fitted slopes, stand in the order of the times."""
-    figure = Figure(figsize=(11, 4.4))
+    figure = Figure(figsize=(11.4, 4.4))
     panels = figure.subplots(1, 2, sharex=True, sharey=True)
-    figure.subplots_adjust(left=0.06, right=0.83, bottom=0.125, top=0.855, wspace=0.68)
+    figure.subplots_adjust(left=0.06, right=0.83, bottom=0.125, top=0.855, wspace=0.72)
     for axes, (title, styles) in zip(panels, PANELS.items(), strict=True):
         for curve in sorted((one for one in curves if one.name in styles), key=_last, reverse=True):
             colour, line, marker = styles[curve.name]

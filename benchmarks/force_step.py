@@ -13,6 +13,7 @@ from benchmarks.harness import Comparison, Options, count, optional, race, requi
 from benchmarks.peers.table1 import fixed_grid_force_step, numpy_force_step, torch_force_step
 from benchmarks.states import STATES, WIDTH, Layers, gaussian, in_state, resnet20
 from pysoftq import SoftQuantizer, density, force
+from pysoftq.training import own_stream, record_graph
 
 BINS = 2**14
 
@@ -70,7 +71,7 @@ def _compare(name: str, start: list[Tensor], state: str, options: Options) -> Co
         added["NumPy + SciPy"] = gradients
     checks = _check(added, flat, scales[0], scales[1])
     if options.device == "cuda":
-        contestants = {"pysoftq, CUDA graph": graphed(coupling.add_force_), **contestants}
+        contestants = {"pysoftq, CUDA graph": _graphed(coupling.add_force_), **contestants}
     return Comparison(
         key=f"force_step/{name}/{state}",
         setting=f"{sum(map(np.size, flat)):,} weights in {len(flat)} layers",
@@ -80,18 +81,11 @@ def _compare(name: str, start: list[Tensor], state: str, options: Options) -> Co
     )
 
 
-def graphed(step: Callable[[], object]) -> Callable[[], None]:
-    """One call captured in a CUDA graph, after a few on a side stream, as PyTorch asks for."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+def _graphed(step: Callable[[], object]) -> Callable[[], None]:
+    """One call recorded in a CUDA graph, after one that the coupling asks for."""
+    with own_stream(torch.device("cuda")):
         step()
-    return graph.replay
+        return record_graph(step)
 
 
 def _check(

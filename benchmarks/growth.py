@@ -90,10 +90,9 @@ def run(options: Options) -> list[Comparison]:
     curves, skipped = measure(np.arange(3, top + 0.1, 0.5), options)
     name = f"growth-{options.device}" + ("" if options.size == "full" else f"-{options.size}")
     setting = f"Gaussian weights, w = {WIDTH} sigma, {BINS:,} bins"
+    cores = "1 thread" if options.threads == 1 else f"{options.threads} threads"
     device = torch.cuda.get_device_name() if options.device == "cuda" else processor()
-    save_figure(
-        draw(curves, f"{device}, {options.threads} thread(s); {setting}"), options.output / name
-    )
+    save_figure(draw(curves, f"{device}, {cores}; {setting}"), options.output / name)
     return [
         Comparison(
             key="growth",

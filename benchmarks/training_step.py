@@ -1,13 +1,11 @@
-"""What the coupling adds to a training step of ResNet-20 with batches of 128 images."""
+"""What the coupling adds to the driver's own training step: ResNet-20, batches of 128 images."""
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 
-from benchmarks.force_step import graphed
 from benchmarks.harness import (
     Comparison,
     Measure,
@@ -19,81 +17,16 @@ from benchmarks.harness import (
     threads,
 )
 from pysoftq import SoftQuantizer, force
+from pysoftq.config import make_config
 from pysoftq.models import build_model
-
-BINS = 2**14
-
-
-class Training:
-    """ResNet-20 on one batch of random images, with SGD and Nesterov momentum as in the paper."""
-
-    def __init__(self, options: Options) -> None:
-        torch.manual_seed(0)
-        self.options = options
-        self.batch = options.choose(4, 128, 128)
-        to = {"device": options.device, "memory_format": torch.channels_last}
-        self.model = build_model("resnet20", 10).to(**to)
-        self.images = torch.randn(self.batch, 3, 32, 32).to(**to)
-        self.labels = torch.randint(10, (self.batch,)).to(options.device)
-        parameters = self.model.parameters()
-        self.optimizer = torch.optim.SGD(parameters, lr=0.001, momentum=0.9, nesterov=True)
-        self.softq = SoftQuantizer(self.model, h=0.01, w=0.5, bins=BINS)
-
-    def gradients(self) -> None:
-        """Forward and backward."""
-        self.optimizer.zero_grad(set_to_none=self.options.device == "cpu")
-        F.cross_entropy(self.model(self.images), self.labels).backward()
-
-    def plain(self) -> None:
-        """A step without the coupling."""
-        self.gradients()
-        self.optimizer.step()
-
-    def coupled(self) -> None:
-        """A step with it, attached for this step alone, which costs little and is counted."""
-        self.softq.attach(self.optimizer)
-        self.plain()
-        self.softq.detach()
-
-    def coupling_seconds(self, steps: int) -> list[float]:
-        """Time that the attached hook takes inside a step, with the caches as training left them.
-
-        Measured apart from the step, because the difference of two long times is too coarse.
-        """
-        clock: list[float] = []
-
-        def look(*_: object) -> None:
-            self.options.sync()
-            clock.append(time.perf_counter())
-
-        before = self.optimizer.register_step_pre_hook(look)
-        self.softq.attach(self.optimizer)
-        after = self.optimizer.register_step_pre_hook(look)  # hooks run in order
-        for _ in range(steps):
-            self.plain()
-        before.remove()
-        self.softq.detach()
-        after.remove()
-        return [end - start for start, end in zip(clock[::2], clock[1::2], strict=True)]
-
-    def check(self) -> str:
-        """Compare the gradient that the coupling adds with `force`; returns what was found."""
-        self.gradients()
-        before = [layer.parameter.grad.clone() for layer in self.softq.layers]
-        self.softq.add_force_()
-        worst = 0.0
-        for layer, gradient in zip(self.softq.layers, before, strict=True):
-            wanted = gradient + layer.strength * force(layer.parameter.detach(), layer.width, BINS)
-            scale = float(wanted.abs().max())
-            worst = max(worst, float((layer.parameter.grad - wanted).abs().max()) / scale)
-        require(worst < 1e-5, f"gradients with the coupling differ from the force by {worst:.0e}")
-        return f"gradient + strength · force: within {worst:.0e}"
+from pysoftq.training import GraphedStep, TrainingStep, make_optimizer, make_step, own_stream
 
 
 def run(options: Options) -> list[Comparison]:
-    """On one thread and on all; on a GPU eagerly and in a CUDA graph."""
+    """On one thread and on all; on a GPU layer by layer and in a CUDA graph."""
     if options.device == "cuda":
-        return [_compare(options, "eager"), _compare(options, "CUDA graph")]
+        with own_stream(torch.device("cuda")):
+            return [_compare(options, "layer by layer", "off"), _compare(options, "graph", "on")]
     comparisons = []
     for count in sorted({1, available_threads()}):
         with threads(count):
@@ -101,26 +34,76 @@ def run(options: Options) -> list[Comparison]:
     return comparisons
 
 
-def _compare(options: Options, how: str) -> Comparison:
-    training = Training(options)
-    checked = training.check()
-    with_coupling, without = training.coupled, training.plain
-    if how == "CUDA graph":
-        without = graphed(training.plain)
-        training.softq.attach(training.optimizer)
-        with_coupling = graphed(training.plain)
-        training.softq.detach()
-    timings = race({"with the coupling": with_coupling, "without": without}, options)
-    step = timings[1].seconds
+def _compare(options: Options, how: str, graph: str = "off") -> Comparison:
+    batch = options.choose(4, 128, 128)
+    images = torch.randn(batch, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    if options.device == "cuda":
+        images = images.to(options.device, memory_format=torch.channels_last)
+    labels = torch.arange(batch, device=options.device) % 10
+    coupled, plain = _steps(options, batch, graph)
+    checked = _check(coupled)
+    for _ in range(GraphedStep.WARM_UP + 1):
+        coupled(images, labels)
+        plain(images, labels)
+    timings = race(
+        {
+            "with the coupling": lambda: coupled(images, labels),
+            "without": lambda: plain(images, labels),
+        },
+        options,
+        seconds=options.choose(0, 2, 10),
+    )
     extra = {"difference": Measure(timings[1].ratio.inverse() * 100 + (-100), "%")}
-    if how != "CUDA graph":
-        hook = Spread.of(training.coupling_seconds(max(4, timings[0].rounds)))
-        extra["coupling, of the step"] = Measure(hook * (100 / step.median), "%")
+    if graph == "off":
+        # Measured in the step as well, since the difference of two long times is too coarse.
+        seconds = _force_seconds(lambda: coupled(images, labels), coupled, options)
+        percent = seconds * (100 / timings[1].seconds.median)
+        extra["force, share of the step"] = Measure(percent, "%")
     return Comparison(
         key=f"training_step/{how}",
-        setting=f"ResNet-20, batch {training.batch}, channels last",
+        setting=f"ResNet-20, batch {batch}",
         timings=timings,
         checks=(checked,),
-        rates={one.name: f"{training.batch / one.seconds.median:.0f} images/s" for one in timings},
+        rates={one.name: f"{batch / one.seconds.median:.0f} images/s" for one in timings},
         extra=extra,
     )
+
+
+def _steps(options: Options, batch: int, graph: str) -> tuple[TrainingStep, TrainingStep]:
+    """With and without the coupling, of one model, so that both find it at the same addresses."""
+    torch.manual_seed(0)
+    config = make_config({"model": "resnet20", "batch_size": batch, "graph": graph})
+    model = build_model("resnet20", 10).to(options.device)
+    if options.device == "cuda":
+        model = model.to(memory_format=torch.channels_last)
+    optimizer = make_optimizer(model, config.lr, config.momentum, config.weight_decay)
+    softq = SoftQuantizer(model, h=config.h, w=config.w)
+    return make_step(model, optimizer, config, batch, softq), make_step(
+        *(model, optimizer, config, batch)
+    )
+
+
+def _force_seconds(work: Callable[[], object], step: TrainingStep, options: Options) -> Spread:
+    """Time of the force inside each of some steps, with the caches as training leaves them."""
+    seconds = []
+    step.force_time.read()
+    for _ in range(options.choose(2, 10, 30)):
+        work()
+        options.sync()
+        seconds.append(step.force_time.read() or 0.0)
+    return Spread.of(seconds)
+
+
+def _check(step: TrainingStep) -> str:
+    """Compare what the coupling adds to gradients with `force`; returns what was found."""
+    softq = step.softq
+    for layer in softq.layers:
+        layer.parameter.grad = torch.ones_like(layer.parameter)
+    softq.add_force_()
+    worst = 0.0
+    for layer in softq.layers:
+        wanted = 1 + layer.strength * force(layer.parameter.detach(), layer.width)
+        difference = float((layer.parameter.grad - wanted).abs().max())
+        worst = max(worst, difference / float(wanted.abs().max()))
+    require(worst < 1e-5, f"gradients with the coupling differ from the force by {worst:.0e}")
+    return f"gradient + strength · force: within {worst:.0e}"
