@@ -44,7 +44,7 @@ class BasicBlock(nn.Module):
         """Map (B, in_channels, H, W) to (B, out_channels, H/stride, W/stride)."""
         out = torch.relu_(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
-        return torch.relu_(out + self.shortcut(x))
+        return torch.relu_(out.add_(self.shortcut(x)))
 
     def shortcut(self, x: Tensor) -> Tensor:
         """The input in the output's shape, without any parameter."""
