@@ -256,6 +256,26 @@ def test_an_interrupted_run_exits_with_130_and_goes_on(
     assert_same_run(tmp_path / "run", finished)
 
 
+@pytest.mark.gpu
+@pytest.mark.usefixtures("no_figures")
+@pytest.mark.parametrize("graph", ["on", "off"])
+def test_an_interrupted_run_on_a_gpu_goes_on_bit_for_bit(
+    tmp_path: Path, options: list[str], monkeypatch: pytest.MonkeyPatch, graph: str
+) -> None:
+    def interrupt(self: TerminalObserver, state: RunState) -> None:
+        if state.step == 20:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    chosen = [*options, "--device", "cuda", "--graph", graph]
+    assert call("--debug", "compress", *chosen, "--out", str(whole)) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(TerminalObserver, "on_step", interrupt)
+        assert call("compress", *chosen, "--out", str(run)) == 130
+    assert call("--debug", "compress", "--resume", str(run)) == 0
+    assert_same_run(run, whole)
+
+
 def copied(run: Path, to: Path) -> Path:
     """A copy of what a run needs to be resumed."""
     to.mkdir()

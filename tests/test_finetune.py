@@ -215,6 +215,21 @@ def test_a_loss_that_is_no_number_names_the_step(data: Dataset, tmp_path: Path) 
     assert torch.isfinite(content["model"]["linear.bias"]).all()
 
 
+def test_a_loss_that_is_read_late_still_names_its_step(
+    data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pysoftq.finetune.SYNCHRONOUS", ())
+    config = options(h=0)
+    training = tiny_training(config)
+    spoiler = Spoiler(training)
+    with pytest.raises(NonFiniteLossError, match=r"nan at step 7 \(epoch 2\)"):
+        run(training, data, config, tmp_path / "run", observer=spoiler)
+    assert spoiler.steps[-1] == 10  # the end of the epoch
+    content = read_sealed(tmp_path / "run" / "checkpoint.pt", KEYS)
+    assert content["state"]["step"] == 5
+    assert all(value.isfinite().all() for value in content["model"].values())
+
+
 def test_a_stop_writes_a_checkpoint_after_the_step(data: Dataset, tmp_path: Path) -> None:
     stop = StopRequest()
 
