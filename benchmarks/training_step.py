@@ -51,7 +51,7 @@ def _compare(options: Options, how: str, graph: str = "off") -> Comparison:
             "without": lambda: plain(images, labels),
         },
         options,
-        seconds=options.choose(0, 2, 10),
+        seconds=options.choose(0, 1, 10),
     )
     extra = {"difference": Measure(timings[1].ratio.inverse() * 100 + (-100), "%")}
     if graph == "off":
@@ -87,7 +87,7 @@ def _force_seconds(work: Callable[[], object], step: TrainingStep, options: Opti
     """Time of the force inside each of some steps, with the caches as training leaves them."""
     seconds = []
     step.force_time.read()
-    for _ in range(options.choose(2, 10, 30)):
+    for _ in range(options.choose(2, 5, 30)):
         work()
         options.sync()
         seconds.append(step.force_time.read() or 0.0)
