@@ -65,6 +65,7 @@ if(PYSOFTQ_CUDA_EMULATION)
     _cuda_emulated MODULE NO_EXTRAS ${cuda_sources} ${emulated_kernels}
     cpp/cuda/emulation/cufft.cpp cpp/cuda/emulation/fiber.cpp cpp/cuda/emulation/runtime.cpp)
   target_compile_definitions(_cuda_emulated PRIVATE PYSOFTQ_CUDA_MODULE=_cuda_emulated)
+  target_compile_options(_cuda_emulated PRIVATE -Wno-unknown-pragmas)  # unroll
   target_include_directories(_cuda_emulated BEFORE PRIVATE cpp/cuda cpp/cuda/emulation)
   target_link_libraries(_cuda_emulated PRIVATE softq ducc0_fft softq_warnings)
   install(TARGETS _cuda_emulated LIBRARY DESTINATION pysoftq)

@@ -272,6 +272,9 @@ def test_what_no_longer_fits_is_refused(device):
             coupling.add_force([theta], [wrong], 1.0, 1.0, 0, 0)
     with pytest.raises(ValueError, match="zip"):
         coupling.add_force([theta, theta], [theta], 1.0, 1.0, 0, 0)
+    huge = CoupledLayer("huge", 2**31, 1.0, 0.1, 1.0, theta)
+    with pytest.raises(ValueError, match="a binned layer has at most 2147483647 weights, not 2147"):
+        device.cuda.Coupling([huge], [0], 64, False)
 
 
 # ------------------------------------------------------------------------------ steps that go on

@@ -2,16 +2,24 @@
 
 #include <algorithm>
 
+#include "softq/density.h"
+
 namespace softq::cuda {
 namespace {
 
 constexpr std::uint32_t most_rows = 32;  // of a batch of transforms: bounds their memory
 
+// In the words of the CPU core.
+const std::vector<Layer>& with_checked_sizes(const std::vector<Layer>& layers) {
+  for (const Layer& layer : layers) make_binning(Extent<float>{0, 0, 0}, layer.size, 1);
+  return layers;
+}
+
 }  // namespace
 
 Coupling::Coupling(const std::vector<Layer>& layers, std::int32_t bins, Method method,
                    cudaStream_t stream)
-    : layers_(layers, bins, true, stream), measured_(layers.size(), nullptr) {
+    : layers_(with_checked_sizes(layers), bins, true, stream), measured_(layers.size(), nullptr) {
   if (method == Method::fft && !layers.empty()) {
     rows_at_once_ = std::min(layers_.size(), most_rows);
     const Model& model = layers_.model();

@@ -37,12 +37,14 @@ __global__ void __launch_bounds__(block_threads)
   with_storage(model.layers[segment.layer].scalar, [&]<class Storage, class T>(Storage, T) {
     const auto* theta = static_cast<const Storage*>(address);
     WeightRange<T> range;
-    for_packs<Storage>(segment.begin, segment.end, theta, nullptr, nullptr,
-                       [&]<unsigned n>(Size<n>, std::uint64_t i, bool inside) {
-                         if (!inside) return;
-                         const auto pack = load<n>(theta + i);
-                         for (unsigned j = 0; j < n; ++j) range.add(static_cast<T>(pack.at[j]));
-                       });
+    for_packs<4>(
+        segment.begin, segment.end, theta, no<Storage>, no<Storage>,
+        [&]<unsigned n>(Size<n>, std::uint64_t i) { return load<n>(theta + i); },
+        [&]<unsigned n>(Size<n>, std::uint64_t, const Pack<Storage, n>& x, bool inside) {
+          if (!inside) return;
+#pragma unroll
+          for (unsigned j = 0; j < n; ++j) range.add(static_cast<T>(x.at[j]));
+        });
     range.widen(model.ranges[segment.layer]);
   });
 }
@@ -69,15 +71,16 @@ __device__ void count_warp(unsigned* table, std::int32_t index, bool keep) {
 template <class Storage, class T>
 __device__ void count_segment(const Segment& segment, const Storage* theta,
                               const Binning<T>& binning, const Sample& sample, unsigned* table) {
-  for_packs<Storage>(segment.begin, segment.end, theta, nullptr, nullptr,
-                     [&]<unsigned n>(Size<n>, std::uint64_t i, bool inside) {
-                       Pack<Storage, n> pack{};
-                       if (inside) pack = load<n>(theta + i);
-                       for (unsigned j = 0; j < n; ++j) {
-                         const bool keep = inside && (sample.whole() || sample.keeps(i + j));
-                         count_warp(table, binning.index(static_cast<T>(pack.at[j])), keep);
-                       }
-                     });
+  for_packs<2>(
+      segment.begin, segment.end, theta, no<Storage>, no<Storage>,
+      [&]<unsigned n>(Size<n>, std::uint64_t i) { return load<n>(theta + i); },
+      [&]<unsigned n>(Size<n>, std::uint64_t i, const Pack<Storage, n>& x, bool inside) {
+#pragma unroll
+        for (unsigned j = 0; j < n; ++j) {
+          const bool keep = inside && (sample.whole() || sample.keeps(i + j));
+          count_warp(table, binning.index(static_cast<T>(x.at[j])), keep);
+        }
+      });
 }
 
 // The table of the force on the bins, from the counts of the layer, by one block. Zeroes the
@@ -88,20 +91,22 @@ __device__ void force_table(const Model& model, std::uint32_t layer, double spac
   unsigned* prefix = model.prefix + std::size_t{layer} * model.bins_stride;
   auto* table = reinterpret_cast<T*>(model.tables + std::size_t{layer} * model.bins_stride);
   auto* shared = dynamic_shared<unsigned>();
+  const auto take = [&](std::uint32_t k) {
+    return k < model.bins_stride ? __ldcg(reinterpret_cast<const uint4*>(counts + k)) : uint4{};
+  };
   unsigned carry = 0;
+  uint4 next = take(4 * threadIdx.x);
   for (std::uint32_t first = 0; first < model.bins_stride; first += 4 * block_threads) {
     const std::uint32_t k = first + 4 * threadIdx.x;
-    uint4 sums{};
-    if (k < model.bins_stride) {
-      sums = __ldcg(reinterpret_cast<const uint4*>(counts + k));
-      *reinterpret_cast<uint4*>(counts + k) = uint4{};
-    }
+    uint4 sums = next;
+    next = take(k + 4 * block_threads);
     sums.y += sums.x;
     sums.z += sums.y;
     sums.w += sums.z;
     unsigned total;
     const unsigned before = carry + scan(sums.w, shared, total) - sums.w;
     if (k < model.bins_stride) {
+      *reinterpret_cast<uint4*>(counts + k) = uint4{};
       *reinterpret_cast<uint4*>(prefix + k) =
           uint4{before + sums.x, before + sums.y, before + sums.z, before + sums.w};
     }

@@ -22,6 +22,12 @@ struct LayerForce {
   __device__ T operator()(T x) const { return table[binning.index(x)]; }
 };
 
+// What a thread has fetched of the arrays.
+template <class Storage, unsigned size>
+struct Fetched {
+  Pack<Storage, size> theta, gradient, momentum;
+};
+
 // Ends the step: the next one draws a new sample, in a replayed graph too. All blocks have read
 // progress.refused before.
 __device__ void end_step(const Model& model) {
@@ -40,16 +46,19 @@ __global__ void __launch_bounds__(block_threads)
       const auto* theta = static_cast<const Storage*>(addresses.theta);
       auto* gradient = static_cast<Storage*>(addresses.gradient);
       const LayerForce<T> force(model, segment.layer);
-      for_packs<Storage>(
-          segment.begin, segment.end, theta, gradient, nullptr,
-          [&]<unsigned n>(Size<n>, std::uint64_t i, bool inside) {
+      for_packs<2>(
+          segment.begin, segment.end, theta, gradient, no<Storage>,
+          [&]<unsigned n>(Size<n>, std::uint64_t i) {
+            return Fetched<Storage, n>{load_once<n>(theta + i), load_once<n>(gradient + i), {}};
+          },
+          [&]<unsigned n>(Size<n>, std::uint64_t i, Fetched<Storage, n> at, bool inside) {
             if (!inside) return;
-            const auto x = load_once<n>(theta + i);
-            auto g = load_once<n>(gradient + i);
+#pragma unroll
             for (unsigned j = 0; j < n; ++j) {
-              g.at[j] = rounded<Storage>(static_cast<T>(g.at[j]) + force(static_cast<T>(x.at[j])));
+              at.gradient.at[j] = rounded<Storage>(static_cast<T>(at.gradient.at[j]) +
+                                                   force(static_cast<T>(at.theta.at[j])));
             }
-            store_once(gradient + i, g);
+            store_once(gradient + i, at.gradient);
           });
     });
   }
@@ -88,26 +97,29 @@ __global__ void __launch_bounds__(block_threads)
       const LayerForce<T> force(model, segment.layer);
       const Update<T> update(model.control->sgd);
       WeightRange<T> range;
-      const auto step = [&]<unsigned n>(Size<n>, std::uint64_t i, bool inside) {
-        if (!inside) return;
-        auto x = load_once<n>(theta + i);
-        if (!refused) {
-          const auto g = load_once<n>(gradient + i);
-          Pack<Storage, n> v{};
-          if (momentum != nullptr) v = load_once<n>(momentum + i);
-          for (unsigned j = 0; j < n; ++j) {
-            const T weight = static_cast<T>(x.at[j]);
-            T velocity = static_cast<T>(v.at[j]);
-            const T pull = static_cast<T>(g.at[j]) + force(weight);
-            x.at[j] = rounded<Storage>(update(weight, pull, velocity));
-            v.at[j] = rounded<Storage>(velocity);
-          }
-          store_once(theta + i, x);
-          if (momentum != nullptr) store_once(momentum + i, v);
-        }
-        for (unsigned j = 0; j < n; ++j) range.add(static_cast<T>(x.at[j]));
-      };
-      for_packs<Storage>(segment.begin, segment.end, theta, gradient, momentum, step);
+      for_packs<2>(
+          segment.begin, segment.end, theta, gradient, momentum,
+          [&]<unsigned n>(Size<n>, std::uint64_t i) {
+            Fetched<Storage, n> at{load_once<n>(theta + i), load_once<n>(gradient + i), {}};
+            if (momentum != nullptr) at.momentum = load_once<n>(momentum + i);
+            return at;
+          },
+          [&]<unsigned n>(Size<n>, std::uint64_t i, Fetched<Storage, n> at, bool inside) {
+            if (!inside) return;
+#pragma unroll
+            for (unsigned j = 0; j < n && !refused; ++j) {
+              const T x = static_cast<T>(at.theta.at[j]);
+              T velocity = static_cast<T>(at.momentum.at[j]);
+              const T pull = static_cast<T>(at.gradient.at[j]) + force(x);
+              at.theta.at[j] = rounded<Storage>(update(x, pull, velocity));
+              at.momentum.at[j] = rounded<Storage>(velocity);
+            }
+#pragma unroll
+            for (unsigned j = 0; j < n; ++j) range.add(static_cast<T>(at.theta.at[j]));
+            if (refused) return;
+            store_once(theta + i, at.theta);
+            if (momentum != nullptr) store_once(momentum + i, at.momentum);
+          });
       range.widen(model.ranges[segment.layer]);
     });
   }

@@ -77,39 +77,58 @@ __device__ void store_once(Storage* to, const Pack<Storage, size>& pack) {
   }
 }
 
+// An array that is not there.
+template <class Storage>
+inline constexpr const Storage* no = nullptr;
+
 template <unsigned size>
 using Size = std::integral_constant<unsigned, size>;
 
-// The block's threads share [begin, end): body(Size<n>, i, inside) is for the n weights from i on.
-// All lanes of a warp call it together, those beyond the end with inside = false.
-template <unsigned size, class Body>
-__device__ void for_groups(std::uint64_t begin, std::uint64_t end, const Body& body) {
+// The block's threads share [begin, end) in groups of `size` weights: load(Size<n>, i) fetches
+// those from i on, use(Size<n>, i, what was fetched, inside) does the rest. A thread fetches
+// `batch` groups before it uses the first, so that memory is busy. All lanes of a warp call use()
+// together, those beyond the end with nothing fetched and inside = false.
+template <unsigned size, unsigned batch, class Load, class Use>
+__device__ void for_groups(std::uint64_t begin, std::uint64_t end, const Load& load,
+                           const Use& use) {
+  using Fetched = decltype(load(Size<size>{}, begin));
+  constexpr std::uint64_t stride = block_threads * size;
+  std::uint64_t first = begin;
+  for (; first + batch * stride <= end; first += batch * stride) {
+    const std::uint64_t i = first + threadIdx.x * size;
+    Fetched groups[batch];
+#pragma unroll
+    for (unsigned b = 0; b < batch; ++b) groups[b] = load(Size<size>{}, i + b * stride);
+#pragma unroll
+    for (unsigned b = 0; b < batch; ++b) use(Size<size>{}, i + b * stride, groups[b], true);
+  }
   const unsigned lane = threadIdx.x % warp_threads;
-  for (std::uint64_t first = begin + (threadIdx.x - lane) * size; first < end;
-       first += block_threads * size) {
+  for (first += (threadIdx.x - lane) * size; first < end; first += stride) {
     const std::uint64_t i = first + lane * size;
-    body(Size<size>{}, i, i < end);
+    Fetched group{};
+    if (i < end) group = load(Size<size>{}, i);
+    use(Size<size>{}, i, group, i < end);
   }
 }
 
 // Single weights up to the first address that 16-byte loads can use, packs, and the rest. Arrays
-// that are not aligned alike are walked through one by one. Missing arrays are null.
-template <class Storage, class Body>
+// that are not aligned alike are walked through one by one.
+template <unsigned batch, class Storage, class Load, class Use>
 __device__ void for_packs(std::uint64_t begin, std::uint64_t end, const Storage* a,
-                          const Storage* b, const Storage* c, const Body& body) {
+                          const Storage* b, const Storage* c, const Load& load, const Use& use) {
   constexpr unsigned size = pack_bytes / sizeof(Storage);
   const auto phase = [&](const Storage* array) {
     return static_cast<unsigned>(reinterpret_cast<std::uintptr_t>(array + begin) % pack_bytes);
   };
   const bool alike =
       (b == nullptr || phase(b) == phase(a)) && (c == nullptr || phase(c) == phase(a));
-  if (!alike || phase(a) % sizeof(Storage) != 0) return for_groups<1>(begin, end, body);
+  if (!alike || phase(a) % sizeof(Storage) != 0) return for_groups<1, batch>(begin, end, load, use);
   const std::uint64_t head = (pack_bytes - phase(a)) % pack_bytes / sizeof(Storage);
   const std::uint64_t first = begin + head < end ? begin + head : end;
   const std::uint64_t last = first + (end - first) / size * size;
-  for_groups<1>(begin, first, body);
-  for_groups<size>(first, last, body);
-  for_groups<1>(last, end, body);
+  for_groups<1, 1>(begin, first, load, use);
+  for_groups<size, batch>(first, last, load, use);
+  for_groups<1, 1>(last, end, load, use);
 }
 
 }  // namespace softq::cuda

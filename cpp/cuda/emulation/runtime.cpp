@@ -205,7 +205,15 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
   return fails() ? cudaErrorUnknown : cudaSuccess;
 }
 
-cudaError_t cudaMalloc(void** address, std::size_t bytes) {
+cudaError_t cudaMemPoolCreate(cudaMemPool_t* pool, const cudaMemPoolProps*) {
+  *pool = nullptr;
+  return fails() ? cudaErrorUnknown : cudaSuccess;
+}
+cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void*) {
+  return fails() ? cudaErrorUnknown : cudaSuccess;
+}
+cudaError_t cudaMallocFromPoolAsync(void** address, std::size_t bytes, cudaMemPool_t,
+                                    cudaStream_t) {
   using namespace softq::emulation;
   if (fails()) return cudaErrorMemoryAllocation;
   auto* memory = static_cast<unsigned char*>(
@@ -219,10 +227,7 @@ cudaError_t cudaMalloc(void** address, std::size_t bytes) {
   runtime().allocations[*address] = bytes;
   return cudaSuccess;
 }
-cudaError_t cudaMallocAsync(void** address, std::size_t bytes, cudaStream_t) {
-  return cudaMalloc(address, bytes);
-}
-cudaError_t cudaFree(void* address) {
+cudaError_t cudaFreeAsync(void* address, cudaStream_t) {
   using namespace softq::emulation;
   const std::lock_guard lock(runtime().mutex);
   const auto found = runtime().allocations.find(address);
@@ -239,7 +244,6 @@ cudaError_t cudaFree(void* address) {
   std::free(memory - guard_bytes);
   return cudaSuccess;
 }
-cudaError_t cudaFreeAsync(void* address, cudaStream_t) { return cudaFree(address); }
 cudaError_t cudaMemsetAsync(void* address, int value, std::size_t bytes, cudaStream_t) {
   if (fails()) return cudaErrorUnknown;
   if (bytes > 0) std::memset(address, value, bytes);
