@@ -272,6 +272,8 @@ def test_what_no_longer_fits_is_refused(device):
             coupling.add_force([theta], [wrong], 1.0, 1.0, 0, 0)
     with pytest.raises(ValueError, match="zip"):
         coupling.add_force([theta, theta], [theta], 1.0, 1.0, 0, 0)
+    with pytest.raises(ValueError, match=r"momentum 0\.9 wants a buffer"):
+        coupling.sgd_step([theta], [theta], [None], lr=0.1, momentum=0.9)
     huge = CoupledLayer("huge", 2**31, 1.0, 0.1, 1.0, theta)
     with pytest.raises(ValueError, match="a binned layer has at most 2147483647 weights, not 2147"):
         device.cuda.Coupling([huge], [0], 64, False)

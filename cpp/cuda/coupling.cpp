@@ -1,6 +1,7 @@
 #include "coupling.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "softq/density.h"
 
@@ -47,12 +48,11 @@ void Coupling::set(const Control& control, cudaStream_t stream) const {
 void Coupling::prepare(const std::vector<Group>& groups, const std::optional<Control>& control,
                        bool measured, cudaStream_t stream) const {
   const Model& model = layers_.model();
-  if (measured) {
-    if (control) set_control(model, *control, stream);
-  } else {
-    for (const Group& group : groups) {
-      measure(model, group, control && &group == groups.data() ? &*control : nullptr, stream);
-    }
+  const Control* given = control ? &*control : nullptr;
+  if (measured && given != nullptr) set_control(model, *given, stream);
+  for (const Group& group : groups) {
+    if (measured || group.segment_count == 0) continue;
+    measure(model, group, std::exchange(given, nullptr), stream);  // the first one sets it
   }
   for (const Group& group : groups) count(model, group, convolution_ == nullptr, stream);
   for (std::uint32_t first = 0; rows_at_once_ > 0 && first < layers_.size();

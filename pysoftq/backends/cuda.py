@@ -161,7 +161,14 @@ class Coupling:
         Gradients stay as they are. Momentum buffers begin as zeros; without momentum they may be
         None. The range of the weights comes from the last such step, unless they have moved in
         memory or `measure_anew` says that they have been changed by something else.
+
+        Raises:
+            ValueError: momentum without a buffer, or a tensor has changed dtype or device.
         """
+        if momentum and any(
+            v is None and g is not None for v, g in zip(momenta, gradients, strict=True)
+        ):
+            raise ValueError(f"momentum {momentum} wants a buffer for each layer")
         control = None
         if not self._captured():
             control = _cuda.Control(
