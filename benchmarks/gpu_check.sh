@@ -80,7 +80,7 @@ sanitize() {
 export PYTHONPATH=$work/site PATH=$PATH:/usr/local/cuda/bin
 export -f build sanitize
 export out work carried python
-step 180 build bash -c build || { tail -n 30 "$out/build.log"; exit 1; }
+step 300 build bash -c build || { tail -n 30 "$out/build.log"; exit 1; }
 cd "$work"
 step 120 tests "$python" -m pytest -q -m gpu -p no:cacheprovider tests
 for case in force_step density bandwidth pairs training_step potential; do
