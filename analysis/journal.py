@@ -42,10 +42,17 @@ class Journal:
         return key in self._values
 
     def get(self, key: str, measure: Callable[[], Any]) -> Any:
-        """The value kept under ``key``, measured now and kept if there is none."""
+        """The value kept under ``key``, measured now and kept if there is none.
+
+        Raises ValueError naming the key where it is measured and not finite.
+        """
         if key not in self._values:
             value = measure()
-            self._append(json.dumps({"key": key, "value": value}, allow_nan=False))
+            try:
+                line = json.dumps({"key": key, "value": value}, allow_nan=False)
+            except ValueError:
+                raise ValueError(f"{key}: measured {value}, wanted finite numbers") from None
+            self._append(line)
             self._values[key] = value
         return self._values[key]
 

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from pysoftq.analysis.bootstrap import bootstrap_slopes, intervals95, resample
 from pysoftq.analysis.results import Floats, Integers
 from pysoftq.analysis.sources import Network
 from scipy.special import erf, stdtr
@@ -360,7 +361,7 @@ def power_law(
     }
     logs = np.log([np.abs(energy), *factors.values()])
     counts = resample([len(layers.names) for layers in networks], draws, seed)
-    intervals = _intervals(bootstrap_slopes(np.log(size), logs, counts))
+    intervals = intervals95(bootstrap_slopes(np.log(size), logs, counts))
     fits = [fit_scaling(size, factor) for factor in factors.values()]
     estimates = [
         Estimate(part.slope, part.stderr, interval)
@@ -368,43 +369,6 @@ def power_law(
     ]
     t, p = _against_naive(fit)
     return PowerLaw(fit, intervals[0], t, p, Terms(**dict(zip(factors, estimates, strict=True))))
-
-
-def resample(sizes: Sequence[int], draws: int, seed: int) -> NDArray[np.int64]:
-    """How often each of sum(sizes) layers is in each bootstrap sample, (draws, layers).
-
-    Clustered: networks are drawn with replacement, as many as there are, and then from each drawn
-    network as many layers as it has; of a single network, only layers are drawn.
-    """
-    rng = np.random.default_rng(seed)
-    networks = rng.multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), size=draws)
-    counts = [
-        rng.multinomial(size * times, np.full(size, 1 / size))
-        for size, times in zip(sizes, networks.T, strict=True)
-    ]
-    return np.concatenate(counts, axis=1)
-
-
-def bootstrap_slopes(
-    x: NDArray[np.float64], ys: NDArray[np.float64], counts: NDArray[np.int64]
-) -> NDArray[np.float64]:
-    """Slopes against x (n,) of each of ys (m, n) in each sample of counts (draws, n): (draws, m).
-
-    Samples without two different x have no slope and are left out.
-    """
-    weights = counts / counts.sum(axis=1, keepdims=True)
-    x = x - x.mean()
-    mean = weights @ x
-    variance = weights @ x**2 - mean**2
-    kept = variance > 1e-12
-    weights, mean, variance = weights[kept], mean[kept], variance[kept]
-    covariance = weights @ (x * ys).T - mean[:, None] * (weights @ ys.T)
-    return np.asarray(covariance / variance[:, None])
-
-
-def _intervals(slopes: NDArray[np.float64]) -> list[tuple[float, float]]:
-    low, high = np.percentile(slopes, [2.5, 97.5], axis=0)
-    return list(zip(low.tolist(), high.tolist(), strict=True))
 
 
 def _against_naive(fit: ScalingFit) -> tuple[float | None, float]:

@@ -54,7 +54,8 @@ def study_flatness(
         progress: is told (values at hand, values in all) before each value and at the end.
 
     Raises:
-        ValueError: a network is where the pretrained one is.
+        ValueError: a network is where the pretrained one is, there is no plane through the
+            networks, or a loss is not finite.
         OSError: the values cannot be written.
     """
     options = options or FlatnessOptions()
@@ -101,6 +102,9 @@ class Survey:
         self.line = np.linspace(-0.25, 1.25, line) if line else np.zeros(0)
         self.points = np.linspace(0, 1, points) if points else np.zeros(0)
         self.corners = self._corners()
+        (far, _), (_, off_line) = self.corners
+        if options.plane and off_line < 1e-6 * far:
+            raise ValueError("all three networks are on one line: there is no plane through them")
         self.x, self.y = self._axes()
 
     def tasks(self) -> dict[str, Callable[[], Any]]:

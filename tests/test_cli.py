@@ -73,6 +73,9 @@ def test_version(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert __version__ in capsys.readouterr().out
 
 
+LIGHT = ("compress", "scaling", "meanfield", "flatness")
+
+
 def test_help_does_not_load_torch() -> None:
     script = """
 import sys
@@ -82,14 +85,14 @@ result = CliRunner().invoke(cli, sys.argv[1:])
 assert result.exit_code == 0, result.output
 print("torch" in sys.modules)
 """
-    for arguments in (["--help"], ["compress", "--help"]):
+    for arguments in (["--help"], *([command, "--help"] for command in LIGHT)):
         found = subprocess.run(
             [sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True
         )
         assert found.stdout.strip() == "False"
 
 
-@pytest.mark.parametrize("command", ["compress", "energy", "inspect"])
+@pytest.mark.parametrize("command", cli_main.COMMANDS)
 def test_every_command_has_help(run: Run, capsys: pytest.CaptureFixture[str], command: str) -> None:
     assert run(command, "--help") == 0
     assert f"Usage: pysoftq {command}" in capsys.readouterr().out

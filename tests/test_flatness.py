@@ -288,6 +288,13 @@ def test_a_network_that_has_not_moved(states: RunStates) -> None:
         Survey(states, FlatnessOptions(**SMALL), CPU)
 
 
+def test_networks_on_one_line_span_no_plane(states: RunStates) -> None:
+    states.soft.update(combine(states.pretrained, [(2.0, states.equalized(4))]))
+    with pytest.raises(ValueError, match="all three networks are on one line"):
+        Survey(states, FlatnessOptions(**SMALL), CPU)
+    Survey(states, FlatnessOptions(**{**SMALL, "plane": 0}), CPU)
+
+
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [

@@ -9,18 +9,17 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from pysoftq.analysis.bootstrap import bootstrap_slopes, intervals95, resample
 from pysoftq.analysis.figures import save_figure
 from pysoftq.analysis.figures.scaling import draw_scaling
 from pysoftq.analysis.results import load_result, save_result
 from pysoftq.analysis.scaling import (
     ScalingStudy,
-    bootstrap_slopes,
     fit_scaling,
     gaussian_overlap,
     layer_kind,
     measure_energies,
     power_law,
-    resample,
     standard_deviation,
     study_scaling,
 )
@@ -232,7 +231,7 @@ def test_interval_covers_the_truth() -> None:
     for seed in range(200):
         y = 1.6 * x + rng.normal(0, 0.3, x.size)
         slopes = bootstrap_slopes(x, y[None], resample([x.size], 400, seed))
-        low, high = np.percentile(slopes, [2.5, 97.5])
+        ((low, high),) = intervals95(slopes)
         inside += low <= 1.6 <= high
     assert 0.87 <= inside / 200 <= 0.99
 
