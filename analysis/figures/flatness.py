@@ -6,7 +6,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
 from pysoftq.analysis.flatness import Comparison, Curvature, FlatnessStudy, Plane
 
 from .style import (
@@ -69,10 +68,10 @@ def _draw_histogram(axis: Axes, comparison: Comparison, other: Comparison) -> No
             label=shown.name,
         )
     axis.set_title(
-        f"p = {comparison.p:.3g}, z = {comparison.z:.2f}".replace("-", "−"), fontsize=SMALL
+        f"p = {comparison.p:.2g}, z = {comparison.z:.2f}".replace("-", "−"), fontsize=SMALL
     )
     axis.set_xlabel(_RATIO)
-    axis.legend(fontsize=SMALL, frameon=False)
+    axis.legend(fontsize=SMALL, edgecolor="none", framealpha=0.85)
 
 
 def draw_landscape(study: FlatnessStudy) -> Figure:
@@ -135,7 +134,7 @@ def _draw_plane(figure: Figure, axis: Axes, plane: Plane, heq: str) -> None:
     axis.set_aspect("equal")
     axis.set_xlabel("distance towards soft")
     axis.set_ylabel(f"distance towards {heq}")
-    bar = figure.colorbar(filled, ax=axis, shrink=0.9, ticks=LogLocator(), format="%.2g")
+    bar = figure.colorbar(filled, ax=axis, shrink=0.9, ticks=levels[::3], format="%.2g")
     bar.ax.tick_params(labelsize=SMALL, width=0.6, length=3)
     bar.ax.minorticks_off()
     bar.set_label(r"$\mathcal{L}_\mathrm{task}$", fontsize=TEXT)

@@ -187,7 +187,7 @@ def print_summary(study: FlatnessStudy) -> None:
             f"{part.ratio:.4g}",
             f"{part.random_mean:.4g} ± {part.random_mean_stderr:.2g}",
             f"{part.random_spread:.3g}",
-            f"{part.p:.3g}",
+            f"{part.p:.2g}",
             f"{part.z:.2f} ± {part.z_stderr:.2f}",
         )
     print_table(table)
