@@ -9,12 +9,15 @@
 #include "softq/density.h"
 #include "softq/force.h"
 #include "softq/half.h"
+#include "softq/potential.h"
 #include "softq/threads.h"
+#include "windows.h"
 
 namespace softq {
 namespace {
 
 constexpr std::size_t chunk_length = std::size_t{1} << 18;
+constexpr std::size_t narrow_size = std::size_t{1} << 16;
 
 template <class Body>
 auto with_storage(Scalar scalar, const Body& body) {
@@ -40,23 +43,37 @@ AnyBinning bin(const Layer& layer, std::int32_t bins) {
   });
 }
 
+// The force on every bin, times strength / fraction.
+template <class Storage, class T>
+void force_table(const Layer& layer, const Binning<T>& binning, const CouplingStep& step,
+                 T* table) {
+  const auto* theta = static_cast<const Storage*>(layer.theta);
+  const Sample sample(step.fraction, step.seed, step.step, layer.index);
+  const double scale = layer.strength / step.fraction;
+  if (step.method == Method::scan && binning.spacing > 0 && layer.size < narrow_size) {
+    // A small layer's time is that of its bins: 16-bit counts stay in the first-level cache.
+    thread_local Scratch<std::uint16_t> scratch;
+    Windows<std::uint16_t> windows(scratch, step.bins,
+                                   reach(layer.width, binning.spacing, step.bins));
+    tally(theta, 0, layer.size, binning, sample, windows.counts());
+    return windows.force(scale, table);
+  }
+  thread_local Scratch<Count> scratch;
+  Count* counts = scratch.reserve(static_cast<std::size_t>(step.bins));
+  histogram(theta, layer.size, binning, sample, counts);
+  const auto force = step.method == Method::scan ? force_scan<T> : force_fft<T>;
+  force(counts, step.bins, binning.spacing, layer.width, scale, table);
+}
+
 template <class Storage, class T>
 void add_layer(const Layer& layer, const Binning<T>& binning, const CouplingStep& step) {
   const auto* theta = static_cast<const Storage*>(layer.theta);
   auto* gradient = static_cast<Storage*>(layer.gradient);
-  const auto bins = static_cast<std::size_t>(step.bins);
-  // Kept by the thread: a step allocates nothing once these have grown.
-  thread_local std::vector<Count> counts;
-  thread_local std::vector<T> table;
-  counts.resize(bins);
-  table.resize(bins);
-  histogram(theta, layer.size, binning, Sample(step.fraction, step.seed, step.step, layer.index),
-            counts.data());
-  const double scale = layer.strength / step.fraction;
-  const auto force = step.method == Method::scan ? force_scan<T> : force_fft<T>;
-  force(counts.data(), step.bins, binning.spacing, layer.width, scale, table.data());
+  thread_local Scratch<T> scratch;
+  T* table = scratch.reserve(static_cast<std::size_t>(step.bins));
+  force_table<Storage, T>(layer, binning, step, table);
   // Other threads share in the rest of a large layer: they must see this thread's table.
-  const T* shared = table.data();
+  const T* shared = table;
   const auto& set = kernels().weights<T>();
   parallel_chunks(layer.size, chunk_length, [&](std::size_t, std::size_t begin, std::size_t end) {
     for_blocks<T>(theta, begin, end, [&](const T* block, std::size_t first, std::size_t count) {

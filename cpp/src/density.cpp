@@ -8,6 +8,7 @@
 #include <type_traits>
 
 #include "blocks.h"
+#include "scratch.h"
 #include "softq/half.h"
 #include "softq/threads.h"
 
@@ -17,7 +18,25 @@ namespace {
 constexpr std::size_t chunk_length = std::size_t{1} << 18;
 constexpr std::size_t max_weights =
     std::numeric_limits<std::int32_t>::max();  // differences of counts are int32
-constexpr std::size_t one_table_length = 4096;
+
+// 16-bit counters hold that many weights.
+constexpr std::size_t narrow_length = (std::size_t{1} << 16) - block_length;
+constexpr std::size_t narrow_bins = std::size_t{1} << 14;
+
+// counts += the sampled weights of [begin, end) in each bin, by way of tables of type C.
+template <class C, class Storage, class T>
+void add_counts(const Storage* theta, std::size_t begin, std::size_t end, const Binning<T>& binning,
+                const Sample& sample, Count* counts) {
+  thread_local Scratch<C> scratch;
+  const auto bins = static_cast<std::size_t>(binning.bins);
+  C* table = scratch.reserve(bins + spare_slots);
+  const std::size_t length = sizeof(C) == 2 ? narrow_length : end - begin;
+  for (; begin < end; begin += length) {
+    tally(theta, begin, std::min(begin + length, end), binning, sample, table);
+    kernels().counts<C>().add(table, bins, counts);
+    std::fill_n(table, bins + spare_slots, C{0});
+  }
+}
 
 }  // namespace
 
@@ -64,54 +83,48 @@ Binning<T> make_binning(const Extent<T>& extent, std::size_t size, std::int32_t 
   return Binning<T>(extent.low, extent.high, bins);
 }
 
-template <class Storage, class T>
-void histogram(const Storage* theta, std::size_t size, const Binning<T>& binning,
-               const Sample& sample, Count* counts) {
-  const auto& set = kernels();
-  const auto bins = static_cast<std::size_t>(binning.bins);
-  std::fill_n(counts, bins, Count{0});
-  const std::size_t length = std::max(chunk_length, 16 * bins);
-  std::mutex merging;
-  parallel_chunks(size, length, [&](std::size_t, std::size_t begin, std::size_t end) {
-    // Two tables, used in turn: weights of one cluster do not wait for each other's increments.
-    // They are all zero between calls. A single chunk counts into the result itself, and a short
-    // one has nothing to wait for that would be worth merging a second table.
-    thread_local std::vector<Count> tables;
-    if (tables.size() < 2 * bins) tables.resize(2 * bins, 0);
-    Count* even = size <= length ? counts : tables.data();
-    Count* odd = size <= one_table_length ? even : tables.data() + bins;
-    std::int32_t index[block_length];
-    std::uint32_t keep[block_length];
-    for_blocks<T>(theta, begin, end, [&](const T* block, std::size_t first, std::size_t count) {
-      set.weights<T>().index(block, count, binning, index);
-      std::size_t i = 0;
-      if (sample.whole()) {
-        for (; i + 2 <= count; i += 2) {
-          ++even[index[i]];
-          ++odd[index[i + 1]];
-        }
-        if (i < count) ++even[index[i]];
-      } else {
-        set.keep(sample, first, count, keep);
-        for (; i + 2 <= count; i += 2) {
-          even[index[i]] += keep[i];
-          odd[index[i + 1]] += keep[i + 1];
-        }
-        if (i < count) even[index[i]] += keep[i];
-      }
-    });
-    const std::lock_guard lock(merging);
-    for (Count* table : {even, odd}) {
-      if (table == counts) continue;
-      for (std::size_t k = 0; k < bins; ++k) counts[k] += table[k];
-      std::fill_n(table, bins, Count{0});
-    }
+template <class C, class Storage, class T>
+void tally(const Storage* theta, std::size_t begin, std::size_t end, const Binning<T>& binning,
+           const Sample& sample, C* counts) {
+  const auto& set = kernels().weights<T>();
+  for_blocks<T>(theta, begin, end, [&](const T* block, std::size_t first, std::size_t size) {
+    // Where one bin holds most of a block, increments would wait for each other: its weights are
+    // counted at once.
+    const std::int32_t crowded = binning.index(block[size / 2]);
+    std::int32_t slot[block_length];
+    const std::uint32_t inside = set.slots(block, size, binning, sample, first, crowded, slot);
+    counts[crowded] = static_cast<C>(counts[crowded] + inside);
+    for (std::size_t i = 0; i < size; ++i) ++counts[slot[i]];
   });
 }
 
-#define SOFTQ_INSTANTIATE(Storage, T)                                                 \
-  template Extent<T> extent<Storage, T>(const Storage*, std::size_t);                 \
-  template void histogram<Storage, T>(const Storage*, std::size_t, const Binning<T>&, \
+template <class Storage, class T>
+void histogram(const Storage* theta, std::size_t size, const Binning<T>& binning,
+               const Sample& sample, Count* counts) {
+  const auto bins = static_cast<std::size_t>(binning.bins);
+  const auto add =
+      bins <= narrow_bins ? add_counts<std::uint16_t, Storage, T> : add_counts<Count, Storage, T>;
+  std::fill_n(counts, bins, Count{0});
+  // Long enough for the counting to outweigh the tables.
+  const std::size_t length =
+      std::max({chunk_length, 16 * bins, size / (8 * static_cast<std::size_t>(num_threads()))});
+  if (size <= length) return add(theta, 0, size, binning, sample, counts);
+  std::mutex merging;
+  parallel_chunks(size, length, [&](std::size_t, std::size_t begin, std::size_t end) {
+    thread_local Scratch<Count> scratch;
+    Count* part = scratch.reserve(bins);
+    add(theta, begin, end, binning, sample, part);
+    const std::lock_guard lock(merging);
+    kernels().counts<Count>().add(part, bins, counts);
+    std::fill_n(part, bins, Count{0});
+  });
+}
+
+#define SOFTQ_INSTANTIATE(Storage, T)                                                             \
+  template void tally(const Storage*, std::size_t, std::size_t, const Binning<T>&, const Sample&, \
+                      std::uint16_t*);                                                            \
+  template Extent<T> extent<Storage, T>(const Storage*, std::size_t);                             \
+  template void histogram<Storage, T>(const Storage*, std::size_t, const Binning<T>&,             \
                                       const Sample&, Count*);
 SOFTQ_INSTANTIATE(float, float)
 SOFTQ_INSTANTIATE(double, double)

@@ -5,6 +5,7 @@
 
 #include "softq/fft.h"
 #include "softq/potential.h"
+#include "windows.h"
 
 namespace softq {
 
@@ -16,15 +17,10 @@ void force_scan(const Count* counts, std::int64_t bins, double spacing, double w
     return;
   }
   const std::int64_t m = reach(width, spacing, bins);
-  // Prefix counts, continued beyond both ends so that no window is clipped.
-  thread_local std::vector<Count> padded;
-  const auto length = static_cast<std::size_t>(bins + 2 * m + 1);
-  if (padded.size() < length) padded.resize(length);
-  Count* prefix = padded.data() + m;
-  std::fill_n(padded.data(), m + 1, Count{0});
-  kernels().prefix_sum(counts, static_cast<std::size_t>(bins), prefix + 1);
-  std::fill_n(prefix + bins + 1, m, prefix[bins]);
-  kernels().weights<T>().window_force(prefix, bins, m, scale, force);
+  thread_local Scratch<Count> scratch;
+  Windows<Count> windows(scratch, bins, m);
+  std::copy_n(counts, bins, windows.counts());
+  windows.force(scale, force);
 }
 
 template <class T>

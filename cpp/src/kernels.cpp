@@ -34,10 +34,31 @@ Extent<T> extent(const T* theta, std::size_t size) {
 }
 
 template <class T>
-void index(const T* theta, std::size_t size, const Binning<T>& binning, std::int32_t* out) {
-  const Binning<T> local = binning;
-#pragma omp simd
-  for (std::size_t i = 0; i < size; ++i) out[i] = local.index(theta[i]);
+std::uint32_t slots(const T* theta, std::size_t size, const Binning<T>& binning,
+                    const Sample& sample, std::uint64_t first, std::int32_t crowded,
+                    std::int32_t* out) {
+  const Binning<T> bin = binning;
+  const Sample draw = sample;
+  std::uint32_t inside = 0;
+  if (draw.whole()) {
+#pragma omp simd reduction(+ : inside)
+    for (std::size_t i = 0; i < size; ++i) {
+      const std::int32_t k = bin.index(theta[i]);
+      const std::int32_t spare = bin.bins + static_cast<std::int32_t>(i % spare_slots);
+      inside += k == crowded ? 1 : 0;
+      out[i] = k == crowded ? spare : k;
+    }
+  } else {
+#pragma omp simd reduction(+ : inside)
+    for (std::size_t i = 0; i < size; ++i) {
+      const std::int32_t k = bin.index(theta[i]);
+      const std::int32_t spare = bin.bins + static_cast<std::int32_t>(i % spare_slots);
+      const bool drawn = draw.keeps(first + i);
+      inside += drawn & (k == crowded) ? 1 : 0;
+      out[i] = !drawn | (k == crowded) ? spare : k;
+    }
+  }
+  return inside;
 }
 
 template <class T>
@@ -46,12 +67,6 @@ void gather_add(const T* theta, std::size_t size, const Binning<T>& binning, con
   const Binning<T> local = binning;
 #pragma omp simd
   for (std::size_t i = 0; i < size; ++i) gradient[i] += table[local.index(theta[i])];
-}
-
-void keep(const Sample& sample, std::uint64_t first, std::size_t size, std::uint32_t* out) {
-  const Sample local = sample;
-#pragma omp simd
-  for (std::size_t i = 0; i < size; ++i) out[i] = local.keeps(first + i) ? 1 : 0;
 }
 
 // Rows in the lanes, several vectors of them at once: one load of a column serves all, no chain is
@@ -96,28 +111,38 @@ void pair_force(const double* rows, std::size_t height, const double* columns, s
   }
 }
 
-void prefix_sum(const std::uint32_t* counts, std::size_t size, std::uint32_t* sums) {
-  std::uint32_t sum = 0;
-#pragma omp simd reduction(inscan, + : sum)
-  for (std::size_t k = 0; k < size; ++k) {
-    sum += counts[k];
-#pragma omp scan inclusive(sum)
-    sums[k] = sum;
+template <class C>
+void add(const C* table, std::size_t bins, std::uint32_t* counts) {
+#pragma omp simd
+  for (std::size_t k = 0; k < bins; ++k) counts[k] += table[k];
+}
+
+template <class C>
+void sum(C* counts, std::size_t bins) {
+  C total = 0;
+#pragma omp simd reduction(inscan, + : total)
+  for (std::size_t k = 0; k < bins; ++k) {
+    total += counts[k];
+#pragma omp scan inclusive(total)
+    counts[k] = total;
   }
 }
 
-// Unsigned counts wrap around consistently: the difference of the windows is below 2^31 in size.
-template <class T>
-void window_force(const std::uint32_t* prefix, std::int64_t bins, std::int64_t reach, double scale,
-                  T* force) {
+// Unsigned counts wrap around consistently: either side of a window holds fewer weights than C can
+// count.
+template <class C, class T>
+void force(const C* prefix, std::int64_t bins, std::int64_t reach, double scale, T* out) {
 #pragma omp simd
   for (std::int64_t k = 0; k < bins; ++k) {
-    const std::uint32_t below = prefix[k] - prefix[k - reach];
-    const std::uint32_t above = prefix[k + reach + 1] - prefix[k + 1];
-    force[k] =
-        static_cast<T>(scale * static_cast<double>(static_cast<std::int32_t>(below - above)));
+    const auto below = static_cast<C>(prefix[k] - prefix[k - reach]);
+    const auto above = static_cast<C>(prefix[k + reach + 1] - prefix[k + 1]);
+    const auto difference = static_cast<std::int32_t>(std::uint32_t{below} - std::uint32_t{above});
+    out[k] = static_cast<T>(scale * static_cast<double>(difference));
   }
 }
+
+template <class C>
+constexpr CountKernels<C> count_kernels = {add<C>, sum<C>, force<C, float>, force<C, double>};
 
 }  // namespace
 
@@ -125,12 +150,12 @@ namespace SOFTQ_SIMD {
 extern const Kernels kernels;
 const Kernels kernels = {
     SOFTQ_STRING(SOFTQ_SIMD),
-    {extent<float>, index<float>, gather_add<float>, window_force<float>},
-    {extent<double>, index<double>, gather_add<double>, window_force<double>},
-    keep,
+    {extent<float>, slots<float>, gather_add<float>},
+    {extent<double>, slots<double>, gather_add<double>},
+    count_kernels<std::uint16_t>,
+    count_kernels<std::uint32_t>,
     pair_energy,
     pair_force,
-    prefix_sum,
 };
 }  // namespace SOFTQ_SIMD
 

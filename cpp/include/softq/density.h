@@ -28,4 +28,10 @@ template <class Storage, class T>
 void histogram(const Storage* theta, std::size_t size, const Binning<T>& binning,
                const Sample& sample, Count* counts);
 
+// The same for few weights, on this thread alone, added to counts of any unsigned type, which are
+// followed by spare_slots places of no meaning.
+template <class C, class Storage, class T>
+void tally(const Storage* theta, std::size_t begin, std::size_t end, const Binning<T>& binning,
+           const Sample& sample, C* counts);
+
 }  // namespace softq

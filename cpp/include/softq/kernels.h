@@ -20,30 +20,56 @@ struct Extent {
 template <class T>
 struct WeightKernels {
   Extent<T> (*extent)(const T* theta, std::size_t size);
-  void (*index)(const T* theta, std::size_t size, const Binning<T>& binning, std::int32_t* index);
+  // slot[i] = the bin of theta[i], to be counted one by one. What need not be, goes to the slots
+  // beyond the last bin: weights outside the sample (theta[0] is weight `first` of the layer), and
+  // those in the bin `crowded`, of which the number is returned.
+  std::uint32_t (*slots)(const T* theta, std::size_t size, const Binning<T>& binning,
+                         const Sample& sample, std::uint64_t first, std::int32_t crowded,
+                         std::int32_t* slot);
   // gradient[i] += table[bin of theta[i]]
   void (*gather_add)(const T* theta, std::size_t size, const Binning<T>& binning, const T* table,
                      T* gradient);
+};
+
+// C is the type of the counts, std::uint16_t or std::uint32_t.
+template <class C>
+struct CountKernels {
+  // counts[k] += table[k]
+  void (*add)(const C* table, std::size_t bins, std::uint32_t* counts);
+  // counts[k] = counts[0] + … + counts[k]
+  void (*sum)(C* counts, std::size_t bins);
   // force[k] = scale * ((C[k] - C[k - reach]) - (C[k + reach + 1] - C[k + 1])), where C = prefix is
   // readable from -reach to bins + reach
-  void (*window_force)(const std::uint32_t* prefix, std::int64_t bins, std::int64_t reach,
-                       double scale, T* force);
+  void (*force32)(const C* prefix, std::int64_t bins, std::int64_t reach, double scale,
+                  float* force);
+  void (*force64)(const C* prefix, std::int64_t bins, std::int64_t reach, double scale,
+                  double* force);
+
+  template <class T>
+  auto force() const {
+    if constexpr (sizeof(T) == sizeof(float)) {
+      return force32;
+    } else {
+      return force64;
+    }
+  }
 };
+
+// Slots beyond the bins, in turn, so that nothing waits for the increment of one of them.
+inline constexpr std::int32_t spare_slots = 16;
 
 struct Kernels {
   const char* name;
   WeightKernels<float> weights32;
   WeightKernels<double> weights64;
-  // keep[i] = 1 where weight first + i belongs to the sample.
-  void (*keep)(const Sample& sample, std::uint64_t first, std::size_t size, std::uint32_t* keep);
+  CountKernels<std::uint16_t> counts16;
+  CountKernels<std::uint32_t> counts32;
   // sum over rows i and columns j of U_w(rows[i] - columns[j])
   double (*pair_energy)(const double* rows, std::size_t height, const double* columns,
                         std::size_t width_of_tile, double width);
   // force[i] += sum over columns j of U'_w(rows[i] - columns[j])
   void (*pair_force)(const double* rows, std::size_t height, const double* columns,
                      std::size_t width_of_tile, double width, std::int64_t* force);
-  // sums[k] = counts[0] + … + counts[k]
-  void (*prefix_sum)(const std::uint32_t* counts, std::size_t size, std::uint32_t* sums);
 
   template <class T>
   const WeightKernels<T>& weights() const {
@@ -51,6 +77,15 @@ struct Kernels {
       return weights32;
     } else {
       return weights64;
+    }
+  }
+
+  template <class C>
+  const CountKernels<C>& counts() const {
+    if constexpr (sizeof(C) == sizeof(std::uint16_t)) {
+      return counts16;
+    } else {
+      return counts32;
     }
   }
 };
