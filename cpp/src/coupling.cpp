@@ -53,10 +53,12 @@ void force_table(const Layer& layer, const Binning<T>& binning, const CouplingSt
   if (step.method == Method::scan && binning.spacing > 0 && layer.size < narrow_size) {
     // A small layer's time is that of its bins: 16-bit counts stay in the first-level cache.
     thread_local Scratch<std::uint16_t> scratch;
-    Windows<std::uint16_t> windows(scratch, step.bins,
-                                   reach(layer.width, binning.spacing, step.bins));
-    tally(theta, 0, layer.size, binning, sample, windows.counts());
-    return windows.force(scale, table);
+    const std::int64_t m = reach(layer.width, binning.spacing, step.bins);
+    Windows<std::uint16_t> windows(scratch, step.bins, m);
+    std::uint16_t* counts = windows.zeros();
+    tally(theta, 0, layer.size, binning, sample, counts);
+    const auto& set = kernels().counts<std::uint16_t>();
+    return set.force<T>()(windows.prefix(counts), step.bins, m, scale, table);
   }
   thread_local Scratch<Count> scratch;
   Count* counts = scratch.reserve(static_cast<std::size_t>(step.bins));

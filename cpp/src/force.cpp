@@ -19,8 +19,7 @@ void force_scan(const Count* counts, std::int64_t bins, double spacing, double w
   const std::int64_t m = reach(width, spacing, bins);
   thread_local Scratch<Count> scratch;
   Windows<Count> windows(scratch, bins, m);
-  std::copy_n(counts, bins, windows.counts());
-  windows.force(scale, force);
+  kernels().counts<Count>().force<T>()(windows.prefix(counts), bins, m, scale, force);
 }
 
 template <class T>

@@ -3,6 +3,8 @@
 // forced inlines.
 #include "softq/kernels.h"
 
+#include <type_traits>
+
 #include "softq/well.h"
 
 #define SOFTQ_STRING_(x) #x
@@ -118,13 +120,13 @@ void add(const C* table, std::size_t bins, std::uint32_t* counts) {
 }
 
 template <class C>
-void sum(C* counts, std::size_t bins) {
+void sum(const C* counts, std::size_t bins, C* sums) {
   C total = 0;
 #pragma omp simd reduction(inscan, + : total)
   for (std::size_t k = 0; k < bins; ++k) {
     total += counts[k];
 #pragma omp scan inclusive(total)
-    counts[k] = total;
+    sums[k] = total;
   }
 }
 
@@ -141,6 +143,43 @@ void force(const C* prefix, std::int64_t bins, std::int64_t reach, double scale,
   }
 }
 
+// From one bin to the next, the distances to all weights on the left grow by one and those to the
+// right shrink; weights enter and leave at the distance `reach`.
+template <class M>
+void moments(const std::uint32_t* prefix, std::int64_t bins, std::int64_t reach, M* moment) {
+  const M edge = static_cast<M>(reach);
+  M total = 0;
+  for (std::int64_t j = 1; j <= reach; ++j)
+    total += static_cast<M>(j) * (prefix[j + 1] - prefix[j]);
+  moment[0] = total;
+#pragma omp simd reduction(inscan, + : total)
+  for (std::int64_t k = 0; k < bins - 1; ++k) {
+    const std::uint32_t* C = prefix + k + 1;
+    const M left = C[0] - C[-reach];
+    const M right = C[reach] - C[0];
+    const M entering = C[reach + 1] - C[reach];
+    const M leaving = C[-reach] - C[-reach - 1];
+    total += left - right + edge * (entering - leaving);
+#pragma omp scan inclusive(total)
+    moment[k + 1] = total;
+  }
+}
+
+template <class M>
+void potential(const std::uint32_t* prefix, const M* moment, std::int64_t bins, std::int64_t reach,
+               double spacing, double width, double* out) {
+#pragma omp simd
+  for (std::int64_t k = 0; k < bins; ++k) {
+    const auto population = static_cast<std::int32_t>(prefix[k + reach + 1] - prefix[k - reach]);
+    // Both are below 2^31 or 2^63.
+    const auto distance = static_cast<std::make_signed_t<M>>(moment[k]);
+    out[k] = spacing * static_cast<double>(distance) - width * static_cast<double>(population);
+  }
+}
+
+template <class M>
+constexpr MomentKernels<M> moment_kernels = {moments<M>, potential<M>};
+
 template <class C>
 constexpr CountKernels<C> count_kernels = {add<C>, sum<C>, force<C, float>, force<C, double>};
 
@@ -154,6 +193,8 @@ const Kernels kernels = {
     {extent<double>, slots<double>, gather_add<double>},
     count_kernels<std::uint16_t>,
     count_kernels<std::uint32_t>,
+    moment_kernels<std::uint32_t>,
+    moment_kernels<std::uint64_t>,
     pair_energy,
     pair_force,
 };

@@ -4,29 +4,29 @@
 #include <vector>
 
 #include "softq/fft.h"
+#include "windows.h"
 
 namespace softq {
 namespace {
 
-// Population and first moment of the window |j - k| <= reach around every bin.
+// Calls body(prefix, moments) for the windows of all weights closer than the reach.
 template <class Body>
-void for_windows(const Count* counts, std::int64_t bins, std::int64_t reach, const Body& body) {
-  std::vector<std::int64_t> population(static_cast<std::size_t>(bins) + 1, 0);
-  std::vector<std::int64_t> moment(static_cast<std::size_t>(bins) + 1, 0);
-  for (std::int64_t k = 0; k < bins; ++k) {
-    const auto at = static_cast<std::size_t>(k);
-    population[at + 1] = population[at] + counts[k];
-    moment[at + 1] = moment[at] + k * static_cast<std::int64_t>(counts[k]);
-  }
-  for (std::int64_t k = 0; k < bins; ++k) {
-    const auto at = static_cast<std::size_t>(k);
-    const auto first = static_cast<std::size_t>(std::max<std::int64_t>(0, k - reach));
-    const auto last = static_cast<std::size_t>(std::min(bins, k + reach + 1));
-    const std::int64_t left =
-        k * (population[at] - population[first]) - (moment[at] - moment[first]);
-    const std::int64_t right =
-        (moment[last] - moment[at]) - k * (population[last] - population[at]);
-    body(k, population[last] - population[first], left + right);
+void with_moments(const Count* counts, std::int64_t bins, std::int64_t reach, const Body& body) {
+  thread_local Scratch<Count> scratch;
+  Windows<Count> windows(scratch, bins, reach);
+  const Count* prefix = windows.prefix(counts);
+  const auto call = [&]<class M>(M) {
+    thread_local Scratch<M> room;
+    M* moments = room.reserve(static_cast<std::size_t>(bins));
+    kernels().moments<M>().moments(prefix, bins, reach, moments);
+    body(prefix, static_cast<const M*>(moments));
+  };
+  // No moment is larger than that of all weights at the edge of the window.
+  if (static_cast<std::uint64_t>(prefix[bins]) * static_cast<std::uint64_t>(reach) <
+      std::uint64_t{1} << 31) {
+    call(std::uint32_t{});
+  } else {
+    call(std::uint64_t{});
   }
 }
 
@@ -34,11 +34,10 @@ void for_windows(const Count* counts, std::int64_t bins, std::int64_t reach, con
 
 void potential_scan(const Count* counts, std::int64_t bins, double spacing, double width,
                     double* potential) {
-  for_windows(counts, bins, reach(width, spacing, bins),
-              [&](std::int64_t k, std::int64_t population, std::int64_t moment) {
-                potential[k] =
-                    spacing * static_cast<double>(moment) - width * static_cast<double>(population);
-              });
+  const std::int64_t m = reach(width, spacing, bins);
+  with_moments(counts, bins, m, [&]<class M>(const Count* prefix, const M* moments) {
+    kernels().moments<M>().potential(prefix, moments, bins, m, spacing, width, potential);
+  });
 }
 
 void potential_fft(const Count* counts, std::int64_t bins, double spacing, double width,
@@ -48,14 +47,17 @@ void potential_fft(const Count* counts, std::int64_t bins, double spacing, doubl
 }
 
 double mean_field_energy(const Count* counts, std::int64_t bins, double spacing, double width) {
+  const std::int64_t m = reach(width, spacing, bins);
   double pairs = 0;     // ordered pairs of different weights inside the well
   double distance = 0;  // the sum of their distances, in bins
-  for_windows(counts, bins, reach(width, spacing, bins),
-              [&](std::int64_t k, std::int64_t population, std::int64_t moment) {
-                if (counts[k] == 0) return;
-                pairs += static_cast<double>(counts[k]) * static_cast<double>(population - 1);
-                distance += static_cast<double>(counts[k]) * static_cast<double>(moment);
-              });
+  with_moments(counts, bins, m, [&]<class M>(const Count* prefix, const M* moments) {
+    for (std::int64_t k = 0; k < bins; ++k) {
+      if (counts[k] == 0) continue;
+      const Count others = prefix[k + m + 1] - prefix[k - m] - 1;
+      pairs += static_cast<double>(counts[k]) * static_cast<double>(others);
+      distance += static_cast<double>(counts[k]) * static_cast<double>(moments[k]);
+    }
+  });
   return spacing * distance - width * pairs;
 }
 

@@ -14,37 +14,29 @@ namespace softq {
 template <class C>
 class Windows {
  public:
-  Windows(Scratch<C>& scratch, std::int64_t bins, std::int64_t reach)
-      : bins_(bins),
-        reach_(reach),
-        length_(begin() + bins + std::max<std::int64_t>(reach, spare_slots)) {
-    data_ = scratch.reserve(static_cast<std::size_t>(length_));
+  Windows(Scratch<C>& scratch, std::int64_t bins, std::int64_t reach) : bins_(bins), reach_(reach) {
+    const std::int64_t before = (reach + 1 + 31) / 32 * 32;  // counts begin at a cache line
+    const std::int64_t behind = std::max<std::int64_t>(reach, spare_slots);
+    sums_ = scratch.reserve(static_cast<std::size_t>(before + bins + behind)) + before;
+    std::fill_n(sums_ - reach - 1, reach + 1, C{0});
   }
-  // The next user finds zeros.
-  ~Windows() { std::fill_n(data_, length_, C{0}); }
-  Windows(const Windows&) = delete;
-  Windows& operator=(const Windows&) = delete;
 
-  // All zero at first; followed by at least spare_slots places.
-  C* counts() { return data_ + begin(); }
+  // Counts may be put together here: as many zeros as there are bins and spare slots.
+  C* zeros() {
+    std::fill_n(sums_, bins_ + spare_slots, C{0});
+    return sums_;
+  }
 
-  // force[k] = scale * (weights within the well in lower bins - those in higher bins). Sums the
-  // counts up in place.
-  template <class T>
-  void force(double scale, T* force) {
-    const auto& set = kernels().counts<C>();
-    C* sums = counts();
-    set.sum(sums, static_cast<std::size_t>(bins_));
-    std::fill_n(sums + bins_, reach_, sums[bins_ - 1]);
-    set.template force<T>()(sums - 1, bins_, reach_, scale, force);
+  // prefix[k] = counts[0] + … + counts[k - 1], readable from -reach to bins + reach.
+  const C* prefix(const C* counts) {
+    kernels().counts<C>().sum(counts, static_cast<std::size_t>(bins_), sums_);
+    std::fill_n(sums_ + bins_, reach_, sums_[bins_ - 1]);
+    return sums_ - 1;
   }
 
  private:
-  // Counts begin at a cache line.
-  std::int64_t begin() const { return (reach_ + 1 + 31) / 32 * 32; }
-
-  std::int64_t bins_, reach_, length_;
-  C* data_ = nullptr;
+  std::int64_t bins_, reach_;
+  C* sums_;
 };
 
 }  // namespace softq

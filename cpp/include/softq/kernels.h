@@ -36,8 +36,8 @@ template <class C>
 struct CountKernels {
   // counts[k] += table[k]
   void (*add)(const C* table, std::size_t bins, std::uint32_t* counts);
-  // counts[k] = counts[0] + … + counts[k]
-  void (*sum)(C* counts, std::size_t bins);
+  // sums[k] = counts[0] + … + counts[k]; in place where both are the same
+  void (*sum)(const C* counts, std::size_t bins, C* sums);
   // force[k] = scale * ((C[k] - C[k - reach]) - (C[k + reach + 1] - C[k + 1])), where C = prefix is
   // readable from -reach to bins + reach
   void (*force32)(const C* prefix, std::int64_t bins, std::int64_t reach, double scale,
@@ -55,6 +55,16 @@ struct CountKernels {
   }
 };
 
+// M is the type of the moments, std::uint32_t or std::uint64_t; prefix as above.
+template <class M>
+struct MomentKernels {
+  // moment[k] = sum over |j - k| <= reach of |j - k| times the count of bin j
+  void (*moments)(const std::uint32_t* prefix, std::int64_t bins, std::int64_t reach, M* moment);
+  // potential[k] = spacing * moment[k] - width * (C[k + reach + 1] - C[k - reach])
+  void (*potential)(const std::uint32_t* prefix, const M* moment, std::int64_t bins,
+                    std::int64_t reach, double spacing, double width, double* potential);
+};
+
 // Slots beyond the bins, in turn, so that nothing waits for the increment of one of them.
 inline constexpr std::int32_t spare_slots = 16;
 
@@ -64,6 +74,8 @@ struct Kernels {
   WeightKernels<double> weights64;
   CountKernels<std::uint16_t> counts16;
   CountKernels<std::uint32_t> counts32;
+  MomentKernels<std::uint32_t> moments32;
+  MomentKernels<std::uint64_t> moments64;
   // sum over rows i and columns j of U_w(rows[i] - columns[j])
   double (*pair_energy)(const double* rows, std::size_t height, const double* columns,
                         std::size_t width_of_tile, double width);
@@ -86,6 +98,15 @@ struct Kernels {
       return counts16;
     } else {
       return counts32;
+    }
+  }
+
+  template <class M>
+  const MomentKernels<M>& moments() const {
+    if constexpr (sizeof(M) == sizeof(std::uint32_t)) {
+      return moments32;
+    } else {
+      return moments64;
     }
   }
 };
