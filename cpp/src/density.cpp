@@ -121,11 +121,13 @@ void histogram(const Storage* theta, std::size_t size, const Binning<T>& binning
 }
 
 #define SOFTQ_INSTANTIATE(Storage, T)                                                             \
-  template void tally(const Storage*, std::size_t, std::size_t, const Binning<T>&, const Sample&, \
-                      std::uint16_t*);                                                            \
   template Extent<T> extent<Storage, T>(const Storage*, std::size_t);                             \
   template void histogram<Storage, T>(const Storage*, std::size_t, const Binning<T>&,             \
-                                      const Sample&, Count*);
+                                      const Sample&, Count*);                                     \
+  template void tally(const Storage*, std::size_t, std::size_t, const Binning<T>&, const Sample&, \
+                      std::uint16_t*);                                                            \
+  template void tally(const Storage*, std::size_t, std::size_t, const Binning<T>&, const Sample&, \
+                      Count*);
 SOFTQ_INSTANTIATE(float, float)
 SOFTQ_INSTANTIATE(double, double)
 SOFTQ_INSTANTIATE(Half, float)

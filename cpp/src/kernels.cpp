@@ -3,6 +3,7 @@
 // forced inlines.
 #include "softq/kernels.h"
 
+#include <limits>
 #include <type_traits>
 
 #include "softq/well.h"
@@ -61,6 +62,70 @@ std::uint32_t slots(const T* theta, std::size_t size, const Binning<T>& binning,
     }
   }
   return inside;
+}
+
+// The next larger value (-0 below +0), or the next smaller one; x is finite. No branches: it is
+// for loops that are to be vectors.
+template <int direction, class T>
+[[gnu::always_inline]] inline T neighbour(T x) {
+  using Bits = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
+  constexpr int last = 8 * sizeof(T) - 1;
+  constexpr Bits magnitude = static_cast<Bits>(~(Bits{1} << last));
+  Bits bits = __builtin_bit_cast(Bits, x);
+  bits ^= (bits >> last) & magnitude;  // orders as the values do
+  bits += direction;
+  bits ^= (bits >> last) & magnitude;
+  return __builtin_bit_cast(T, bits);
+}
+
+template <class T>
+bool windows(const T* own, std::size_t size, double width, T* first, T* behind) {
+  constexpr T unknown = std::numeric_limits<T>::quiet_NaN();
+#pragma omp simd
+  for (std::size_t i = 0; i < size; ++i) {
+    const double x = static_cast<double>(own[i]);
+    const T guess = static_cast<T>(x - width);
+    const T above = neighbour<1>(guess);
+    const T value = x - static_cast<double>(guess) < width ? guess : above;
+    const T before = neighbour<-1>(value);
+    const T checked = x - static_cast<double>(value) < width ? value : unknown;
+    first[i] = x - static_cast<double>(before) < width ? unknown : checked;
+  }
+#pragma omp simd
+  for (std::size_t i = 0; i < size; ++i) {
+    const double x = static_cast<double>(own[i]);
+    const T guess = static_cast<T>(x + width);
+    const T above = neighbour<1>(guess);
+    const T value = static_cast<double>(guess) - x < width ? above : guess;
+    const T before = neighbour<-1>(value);
+    const T checked = static_cast<double>(value) - x < width ? unknown : value;
+    behind[i] = static_cast<double>(before) - x < width ? checked : unknown;
+  }
+  std::uint32_t doubts = 0;
+#pragma omp simd reduction(+ : doubts)
+  for (std::size_t i = 0; i < size; ++i) {
+    doubts += first[i] == first[i] && behind[i] == behind[i] ? 0 : 1;
+  }
+  return doubts > 0;
+}
+
+// All keys of a block are compared with each weight among which one of them may be.
+template <class T>
+void ranks(const T* x, std::size_t stride, const T* key, std::size_t size, std::size_t from,
+           std::uint32_t* rank) {
+  for (std::size_t begin = 0; begin < size; begin += rank_block) {
+    const T* own = key + begin;
+    const T last = own[rank_block - 1];
+    std::uint32_t below[rank_block];
+    for (std::size_t i = 0; i < rank_block; ++i) below[i] = static_cast<std::uint32_t>(from);
+    for (;; ++from) {
+      const T value = x[stride * from];
+#pragma omp simd
+      for (std::size_t i = 0; i < rank_block; ++i) below[i] += value < own[i] ? 1 : 0;
+      if (!(value < last)) break;
+    }
+    for (std::size_t i = 0; i < rank_block; ++i) rank[begin + i] = below[i];
+  }
 }
 
 template <class T>
@@ -189,8 +254,8 @@ namespace SOFTQ_SIMD {
 extern const Kernels kernels;
 const Kernels kernels = {
     SOFTQ_STRING(SOFTQ_SIMD),
-    {extent<float>, slots<float>, gather_add<float>},
-    {extent<double>, slots<double>, gather_add<double>},
+    {extent<float>, slots<float>, windows<float>, ranks<float>, gather_add<float>},
+    {extent<double>, slots<double>, windows<double>, ranks<double>, gather_add<double>},
     count_kernels<std::uint16_t>,
     count_kernels<std::uint32_t>,
     moment_kernels<std::uint32_t>,

@@ -1,10 +1,12 @@
 #include "softq/pairs.h"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
-#include <memory>
+#include <ranges>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "softq/density.h"
@@ -17,117 +19,133 @@ namespace softq {
 namespace {
 
 // Fixed, so that sums of floating-point numbers do not depend on the thread count.
-constexpr std::size_t chunk_length = std::size_t{1} << 14;
+constexpr std::size_t chunk_length = std::size_t{1} << 12;
 constexpr std::size_t tile_length = 1024;
 
 template <class T>
-void check(const T* theta, std::size_t size) {
-  if (size > std::numeric_limits<std::uint32_t>::max()) {
-    throw std::invalid_argument("a layer has at most 4294967295 weights, not " +
+Extent<T> checked_extent(const T* theta, std::size_t size) {
+  constexpr std::size_t most = std::numeric_limits<std::int32_t>::max();
+  if (size > most) {
+    throw std::invalid_argument("a layer has at most " + std::to_string(most) + " weights, not " +
                                 std::to_string(size));
   }
-  const std::int64_t nonfinite = extent<T, T>(theta, size).nonfinite;
-  if (nonfinite > 0) {
-    throw std::invalid_argument(std::to_string(nonfinite) + " of " + std::to_string(size) +
+  const Extent<T> range = extent<T, T>(theta, size);
+  if (range.nonfinite > 0) {
+    throw std::invalid_argument(std::to_string(range.nonfinite) + " of " + std::to_string(size) +
                                 " weights are not finite (NaN or inf)");
   }
+  return range;
 }
 
-// For each sorted weight i in [begin, end): the interacting weights are [low, high), those equal to
-// it [tie, tie_end). At(i) gives the i-th weight as double. Differences are monotone, so all four
-// only advance.
-template <class At, class Body>
-void for_neighbours(const At& at, std::size_t size, std::size_t begin, std::size_t end,
-                    double width, const Body& body) {
-  if (begin >= end) return;
-  const auto first_where = [&](std::size_t from, std::size_t to, const auto& holds) {
-    while (from < to) {
-      const std::size_t middle = from + (to - from) / 2;
-      if (holds(middle)) {
-        to = middle;
-      } else {
-        from = middle + 1;
-      }
+// The smallest value for which `reached`, false up to some value and true from there on, is true.
+template <class T, class Reached>
+T bisect(const Reached& reached) {
+  using Bits = OrderedBits<T>;
+  auto low = Bits::encode(-std::numeric_limits<T>::infinity());
+  auto high = Bits::encode(std::numeric_limits<T>::infinity());
+  while (low < high) {
+    const auto middle = low + (high - low) / 2;
+    if (reached(Bits::decode(middle))) {
+      high = middle;
+    } else {
+      low = middle + 1;
     }
-    return from;
-  };
-  const double start = at(begin);
-  std::size_t low = first_where(0, begin, [&](std::size_t j) { return start - at(j) < width; });
-  std::size_t tie = first_where(0, begin, [&](std::size_t j) { return at(j) == start; });
-  std::size_t tie_end = begin + 1;
-  std::size_t high =
-      first_where(begin + 1, size, [&](std::size_t j) { return !(at(j) - start < width); });
-  for (std::size_t i = begin; i < end; ++i) {
-    const double x = at(i);
-    while (!(x - at(low) < width)) ++low;
-    if (at(tie) != x) tie = i;
-    tie_end = std::max(tie_end, i + 1);
-    while (tie_end < size && at(tie_end) == x) ++tie_end;
-    high = std::max(high, tie_end);
-    while (high < size && at(high) - x < width) ++high;
-    body(i, low, tie, tie_end, high);
   }
+  return Bits::decode(high);
 }
 
-template <class Storage>
-std::unique_ptr<Storage[]> allocate(std::size_t size) {
-  return std::make_unique_for_overwrite<Storage[]>(size);
-}
+// Sorted weights, and which of them are closer to one than the width, with differences in double.
+template <class Item>
+class Neighbours {
+  using T = decltype(Item::value);
+  static constexpr std::size_t stride = sizeof(Item) / sizeof(T);
+
+ public:
+  Neighbours(const Sorted<Item>& sorted, std::size_t size, double width)
+      : items_(sorted.items()), size_(size), width_(width) {}
+
+  double x(std::size_t i) const { return static_cast<double>(items_[i].value); }
+
+  // The neighbours of weight i are [low, high), itself and equal ones included; for i from begin
+  // to end. Both arrays have chunk_length places.
+  void find(std::size_t begin, std::size_t end, std::uint32_t* low, std::uint32_t* high) const {
+    const std::size_t size = end - begin;
+    const std::size_t padded = (size + rank_block - 1) / rank_block * rank_block;
+    const auto& set = kernels().weights<T>();
+    T own[chunk_length], first[chunk_length], behind[chunk_length];
+    for (std::size_t i = 0; i < size; ++i) own[i] = items_[begin + i].value;
+    std::fill(own + size, own + padded, own[size - 1]);
+    if (set.windows(own, padded, width_, first, behind)) search(own, padded, first, behind);
+    set.ranks(&items_->value, stride, first, padded, rank_of(first[0]), low);
+    set.ranks(&items_->value, stride, behind, padded, rank_of(behind[0]), high);
+  }
+
+ private:
+  // Bit by bit, where T is so fine that many values differ from a weight by the same double.
+  void search(const T* own, std::size_t size, T* first, T* behind) const {
+    for (std::size_t i = 0; i < size; ++i) {
+      if (first[i] == first[i] && behind[i] == behind[i]) continue;
+      const bool again = i > 0 && own[i] == own[i - 1];
+      const auto value = static_cast<double>(own[i]);
+      first[i] = again ? first[i - 1] : bisect<T>([&](T v) { return value - v < width_; });
+      behind[i] = again ? behind[i - 1] : bisect<T>([&](T v) { return !(v - value < width_); });
+    }
+  }
+
+  std::size_t rank_of(T key) const {
+    return static_cast<std::size_t>(
+        std::ranges::lower_bound(items_, items_ + size_, key, {}, &Item::value) - items_);
+  }
+
+  const Item* items_;
+  std::size_t size_;
+  double width_;
+};
 
 }  // namespace
 
 template <class T>
 double pair_energy_sort(const T* theta, std::size_t size, double width) {
-  check(theta, size);
+  const Extent<T> range = checked_extent(theta, size);
   if (size < 2) return 0;
-  using Bits = OrderedBits<T>;
-  using Key = typename Bits::Key;
-  auto items = allocate<Key>(size);
-  auto buffer = allocate<Key>(size);
-  parallel_chunks(size, chunk_length, [&](std::size_t, std::size_t begin, std::size_t end) {
-    for (std::size_t i = begin; i < end; ++i) items[i] = Bits::encode(theta[i]);
-  });
-  const Key* sorted =
-      radix_sort(items.get(), buffer.get(), size, [](const Key& key) { return key; });
-  const auto at = [&](std::size_t i) { return static_cast<double>(Bits::decode(sorted[i])); };
-
+  const Sorted<Value<T>> sorted(theta, size, range);
+  const Neighbours<Value<T>> near(sorted, size, width);
+  // From one gap to the next, the pairs that straddle it lose those of the weight between them with
+  // lower ones and win those with higher ones.
+  const auto change = allocate_lines<std::int32_t>(size);
   struct Part {
-    std::int64_t pairs = 0;       // with the upper weight in this chunk
-    std::int64_t straddling = 0;  // over the gap before this chunk
+    std::int64_t pairs = 0;  // with the lower weight in this chunk
+    std::int64_t change = 0;
     double distance = 0;
   };
-  std::vector<Part> parts((size + chunk_length - 1) / chunk_length + 1);
+  std::vector<Part> parts((size + chunk_length - 1) / chunk_length);
   parallel_chunks(size, chunk_length, [&](std::size_t chunk, std::size_t begin, std::size_t end) {
-    std::int64_t below = 0;
-    std::int64_t above = 0;
-    for_neighbours(at, size, begin, end, width,
-                   [&](std::size_t i, std::size_t low, std::size_t, std::size_t, std::size_t high) {
-                     below += static_cast<std::int64_t>(i - low);
-                     above += static_cast<std::int64_t>(high - i - 1);
-                   });
-    parts[chunk].pairs = below;
-    parts[chunk + 1].straddling = above - below;
+    std::uint32_t low[chunk_length], high[chunk_length];
+    near.find(begin, end, low, high);
+    Part part;
+    for (std::size_t i = begin; i < end; ++i) {
+      const std::int64_t below = static_cast<std::int64_t>(i) - low[i - begin];
+      const std::int64_t above = high[i - begin] - static_cast<std::int64_t>(i) - 1;
+      change[i] = static_cast<std::int32_t>(above - below);
+      part.pairs += above;
+      part.change += above - below;
+    }
+    parts[chunk] = part;
   });
   std::int64_t pairs = 0;
   std::int64_t straddling = 0;
   for (auto& part : parts) {
     pairs += part.pairs;
-    straddling += part.straddling;
-    part.straddling = straddling;
+    straddling += std::exchange(part.change, straddling);
   }
   parallel_chunks(size, chunk_length, [&](std::size_t chunk, std::size_t begin, std::size_t end) {
-    std::int64_t over = parts[chunk].straddling;  // pairs over the gap between i - 1 and i
-    double distance = 0;
-    double last = begin > 0 ? at(begin - 1) : 0;
-    for_neighbours(at, size, begin, end, width,
-                   [&](std::size_t i, std::size_t low, std::size_t, std::size_t, std::size_t high) {
-                     const double x = at(i);
-                     if (over > 0) distance += (x - last) * static_cast<double>(over);
-                     over += static_cast<std::int64_t>(high - i - 1) -
-                             static_cast<std::int64_t>(i - low);
-                     last = x;
-                   });
-    parts[chunk].distance = distance;
+    std::int64_t over = parts[chunk].change;  // pairs over the gap below weight i, then above it
+    double distances[4] = {};                 // sums that need not wait for each other
+    for (std::size_t i = begin; i < end; ++i) {
+      over += change[i];
+      if (over > 0) distances[i % 4] += (near.x(i + 1) - near.x(i)) * static_cast<double>(over);
+    }
+    parts[chunk].distance = distances[0] + distances[1] + distances[2] + distances[3];
   });
   double distance = 0;
   for (const auto& part : parts) distance += part.distance;
@@ -136,35 +154,36 @@ double pair_energy_sort(const T* theta, std::size_t size, double width) {
 
 template <class T>
 void pair_force_sort(const T* theta, std::size_t size, double width, std::int64_t* force) {
-  check(theta, size);
+  const Extent<T> range = checked_extent(theta, size);
   if (size == 0) return;
-  using Bits = OrderedBits<T>;
-  struct Item {
-    typename Bits::Key key;
-    std::uint32_t index;
-  };
-  auto items = allocate<Item>(size);
-  auto buffer = allocate<Item>(size);
+  const Sorted<Indexed<T>> sorted(theta, size, range);
+  const Neighbours<Indexed<T>> near(sorted, size, width);
+  const Indexed<T>* items = sorted.items();
   parallel_chunks(size, chunk_length, [&](std::size_t, std::size_t begin, std::size_t end) {
-    for (std::size_t i = begin; i < end; ++i)
-      items[i] = {Bits::encode(theta[i]), static_cast<std::uint32_t>(i)};
-  });
-  const Item* sorted =
-      radix_sort(items.get(), buffer.get(), size, [](const Item& item) { return item.key; });
-  const auto at = [&](std::size_t i) { return static_cast<double>(Bits::decode(sorted[i].key)); };
-  parallel_chunks(size, chunk_length, [&](std::size_t, std::size_t begin, std::size_t end) {
-    for_neighbours(at, size, begin, end, width,
-                   [&](std::size_t i, std::size_t low, std::size_t tie, std::size_t tie_end,
-                       std::size_t high) {
-                     force[sorted[i].index] = static_cast<std::int64_t>(tie - low) -
-                                              static_cast<std::int64_t>(high - tie_end);
-                   });
+    std::uint32_t low[chunk_length], high[chunk_length], tie_end[chunk_length];
+    near.find(begin, end, low, high);
+    // Equal weights are neighbours that exert no force.
+    const auto equal = [&](std::size_t i) {
+      return std::ranges::equal_range(items, items + size, items[i].value, {}, &Indexed<T>::value);
+    };
+    auto edge = static_cast<std::size_t>(equal(end - 1).end() - items);
+    for (std::size_t i = end; i-- > begin;) {
+      edge = items[i].value == items[i + 1].value ? edge : i + 1;
+      tie_end[i - begin] = static_cast<std::uint32_t>(edge);
+    }
+    edge = static_cast<std::size_t>(equal(begin).begin() - items);
+    for (std::size_t i = begin; i < end; ++i) {
+      edge = i > begin && items[i].value != items[i - 1].value ? i : edge;
+      const std::size_t k = i - begin;
+      force[items[i].index] = static_cast<std::int64_t>(edge - low[k]) -
+                              static_cast<std::int64_t>(high[k] - tie_end[k]);
+    }
   });
 }
 
 template <class T>
 double pair_energy_direct(const T* theta, std::size_t size, double width) {
-  check(theta, size);
+  checked_extent(theta, size);
   const std::vector<double> x(theta, theta + size);
   std::vector<double> parts((size + tile_length - 1) / tile_length);
   const auto& set = kernels();
@@ -186,7 +205,7 @@ double pair_energy_direct(const T* theta, std::size_t size, double width) {
 
 template <class T>
 void pair_force_direct(const T* theta, std::size_t size, double width, std::int64_t* force) {
-  check(theta, size);
+  checked_extent(theta, size);
   const std::vector<double> x(theta, theta + size);
   const auto& set = kernels();
   parallel_chunks(size, tile_length, [&](std::size_t, std::size_t begin, std::size_t end) {

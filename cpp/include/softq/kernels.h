@@ -26,6 +26,14 @@ struct WeightKernels {
   std::uint32_t (*slots)(const T* theta, std::size_t size, const Binning<T>& binning,
                          const Sample& sample, std::uint64_t first, std::int32_t crowded,
                          std::int32_t* slot);
+  // The window of each weight: a weight v is inside, own[i] - v < width and v - own[i] < width in
+  // double, if first[i] <= v < behind[i]. NaN where a guess and its neighbours do not tell;
+  // returns whether there are such.
+  bool (*windows)(const T* own, std::size_t size, double width, T* first, T* behind);
+  // rank[i] = how many of the ascending x, which end with an infinite one, are below key[i]; keys
+  // ascend, `from` is not above the first rank and the size is a multiple of rank_block.
+  void (*ranks)(const T* x, std::size_t stride, const T* key, std::size_t size, std::size_t from,
+                std::uint32_t* rank);
   // gradient[i] += table[bin of theta[i]]
   void (*gather_add)(const T* theta, std::size_t size, const Binning<T>& binning, const T* table,
                      T* gradient);
@@ -64,6 +72,8 @@ struct MomentKernels {
   void (*potential)(const std::uint32_t* prefix, const M* moment, std::int64_t bins,
                     std::int64_t reach, double spacing, double width, double* potential);
 };
+
+inline constexpr std::size_t rank_block = 16;
 
 // Slots beyond the bins, in turn, so that nothing waits for the increment of one of them.
 inline constexpr std::int32_t spare_slots = 16;
