@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import oracle
 import pytest
@@ -52,12 +54,11 @@ def test_matches_brute_force(name, dtype):
         energy, force = oracle.pair_energy(theta, width), oracle.pair_force(theta, width)
         # The terms cancel only between distances and widths of interacting pairs.
         bound = 1e-12 * (abs(energy) + width * len(theta))
-        assert abs(pair_energy(theta, width, "sort") - energy) <= bound
-        np.testing.assert_array_equal(pair_force(theta, width, "sort"), force)
         for level in _core.simd_levels():
             _core.set_simd_level(level)
-            assert abs(pair_energy(theta, width, "direct") - energy) <= bound
-            np.testing.assert_array_equal(pair_force(theta, width, "direct"), force)
+            for method in METHODS:
+                assert abs(pair_energy(theta, width, method) - energy) <= bound
+                np.testing.assert_array_equal(pair_force(theta, width, method), force)
 
 
 @given(
@@ -156,6 +157,42 @@ def test_large_layer_against_closed_form():
     rank = np.rint(theta / spacing).astype(np.int64)
     force = np.minimum(rank, 1000) - np.minimum(size - 1 - rank, 1000)
     np.testing.assert_array_equal(pair_force(theta, width), force)
+
+
+@pytest.fixture(params=[1, 3])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = pysoftq.get_num_threads()
+    pysoftq.set_num_threads(request.param)
+    yield request.param
+    pysoftq.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("state", ["gaussian", "clusters", "exact clusters", "one outlier"])
+def test_layers_that_are_sorted_in_buckets(state, dtype, threads):
+    rng = np.random.default_rng(8)
+    theta = rng.standard_normal(1_200_000)
+    if state == "clusters":  # most of them in few of the buckets
+        theta = np.round(theta) + 1e-4 * rng.standard_normal(theta.size)
+    elif state == "exact clusters":
+        theta = np.round(theta * 4) / 4
+    elif state == "one outlier":  # all but one in the same bucket
+        theta[7] = 1e30
+    theta = theta.astype(dtype)
+    width = 0.5
+    # Counted by bisection, which shares nothing with the core's search.
+    x = theta.astype(np.float64)
+    ordered = np.sort(x)
+    low, high = np.searchsorted(ordered, x - width, "right"), np.searchsorted(ordered, x + width)
+    tie, tie_end = np.searchsorted(ordered, x), np.searchsorted(ordered, x, "right")
+    np.testing.assert_array_equal(pair_force(theta, width), (tie - low) - (high - tie_end))
+    # E = 2 (sum over gaps of gap · pairs across it - w P)
+    place = np.arange(x.size)
+    below, above = place - np.sort(low), np.sort(high) - place - 1
+    across = (above - below).cumsum()[:-1]
+    distance = float((np.diff(ordered) * across).sum())
+    pairs = int(below.sum())
+    assert pair_energy(theta, width) == pytest.approx(2 * (distance - width * pairs), rel=1e-11)
 
 
 @pytest.mark.parametrize("method", METHODS)
