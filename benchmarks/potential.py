@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from benchmarks.harness import Comparison, Measure, Options, Spread, race, require
 from benchmarks.peers.table1 import reach
 from benchmarks.states import STATES, WIDTH, weights
-from pysoftq import density, potential
+from pysoftq import density, force_table, potential
 
 SIZE = 36_864  # the largest layers of ResNet-20
 
@@ -25,16 +25,19 @@ def _compare(power: int, state: str, options: Options) -> Comparison:
     rho = density(weights(SIZE, state, options.device), bins)
     counts = np.asarray(rho.counts.cpu() if options.device == "cuda" else rho.counts)
     scan, fft = (_array(potential(rho, WIDTH, method=method)) for method in ("scan", "fft"))
-    reference, _ = fft_tables(counts, rho.spacing)
+    reference, reference_slope = fft_tables(counts, rho.spacing)
     places = np.linspace(0, bins - 1, 200).astype(np.intp)
     exact = _closed_form(counts, rho.spacing, places)
     scale = np.abs(reference).max()
     tables = (scan, fft, reference)
     errors = [float(np.abs(table[places] - exact).max() / scale) for table in tables]
     require(max(errors) < 1e-9, f"potentials differ by {errors}")
+    slope = _array(force_table(rho, WIDTH, method="fft"))
+    difference = float(np.abs(slope - reference_slope).max() / np.abs(reference_slope).max())
+    require(difference < 1e-7, f"force tables differ by {difference}")
     contestants = {
-        "pysoftq, scan": lambda: potential(rho, WIDTH),
-        "pysoftq, FFT": lambda: potential(rho, WIDTH, method="fft"),
+        "pysoftq, scan": lambda: (potential(rho, WIDTH), force_table(rho, WIDTH)),
+        "pysoftq, FFT": lambda: (potential(rho, WIDTH, "fft"), force_table(rho, WIDTH, "fft")),
     }
     if options.device == "cpu":
         contestants["SciPy, three FFTs"] = lambda: fft_tables(counts, rho.spacing)

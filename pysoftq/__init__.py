@@ -20,7 +20,7 @@ except ImportError as error:
 
 from pysoftq.density import Density, density
 from pysoftq.environment import show_config
-from pysoftq.force import force
+from pysoftq.force import force, force_table
 from pysoftq.pairs import pair_energy, pair_force
 from pysoftq.potential import mean_field_energy, potential
 from pysoftq.threads import get_num_threads, set_num_threads
@@ -47,6 +47,7 @@ __all__ = [
     "build_model",
     "density",
     "force",
+    "force_table",
     "get_num_threads",
     "histogram_equalize",
     "identify",

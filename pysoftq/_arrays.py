@@ -71,11 +71,13 @@ def flatten_counts(counts: Any) -> Any:
         integers = "int" in str(values.dtype)  # torch has no name for their kind
     if not integers:
         raise TypeError(f"counts must be integers, not {values.dtype}")
+    if isinstance(values, np.ndarray):
+        return np.ascontiguousarray(values, dtype=np.int64)  # the core checks the rest
     if values.ndim != 1 or len(values) == 0:
         raise ValueError("counts must be an array of at least one bin")
     if values.min() < 0 or values.max() >= MAX_COUNT or values.sum() >= MAX_COUNT:
         raise ValueError("counts must not be negative and must sum to less than 2**31")
-    return values if isinstance(values, np.ndarray) else values.long()
+    return values.long()
 
 
 def like(theta: Weights, values: npt.NDArray[Any] | torch.Tensor) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,16 @@ import numpy as np
 import numpy.typing as npt
 
 from pysoftq import backends
-from pysoftq._arrays import Weights, check_bins, check_fraction, check_seed, flatten, kind_of
+from pysoftq._arrays import (
+    Weights,
+    check_bins,
+    check_fraction,
+    check_seed,
+    check_spacing,
+    flatten,
+    flatten_counts,
+    kind_of,
+)
 
 DEFAULT_BINS = 2**14
 
@@ -76,3 +86,23 @@ def density(
     if not isinstance(counts, np.ndarray):
         counts = kind_of(theta, counts)
     return Density(counts, low, high, spacing, math.prod(flat.shape), share)
+
+
+def on_bins(
+    choose: Callable[[backends.Backend], Callable[..., Any]],
+    density: Density,
+    width: float,
+    fft: bool,
+) -> Any:
+    """What a function of a backend makes of a density, scaled as if all weights were sampled.
+
+    Raises:
+        TypeError: counts are not integers.
+        ValueError: the density makes no sense.
+    """
+    counts = flatten_counts(density.counts)
+    table = choose(backends.of(counts))
+    values = table(counts, check_spacing(density.spacing), width, fft)
+    if density.fraction != 1:
+        values = values / density.fraction
+    return values if isinstance(values, np.ndarray) else kind_of(density.counts, values)

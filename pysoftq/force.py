@@ -1,12 +1,19 @@
-"""The mean-field force on each weight (Eq. 7)."""
+"""The mean-field force on the bins and on each weight (Eq. 7)."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from pysoftq import backends
-from pysoftq._arrays import Weights, check_bins, check_method, check_width, flatten, like
-from pysoftq.density import DEFAULT_BINS
+from pysoftq._arrays import (
+    Weights,
+    check_bins,
+    check_method,
+    check_width,
+    flatten,
+    like,
+)
+from pysoftq.density import DEFAULT_BINS, Density, on_bins
 from pysoftq.potential import METHODS
 
 
@@ -32,3 +39,24 @@ def force(theta: Weights, width: float, bins: int = DEFAULT_BINS, method: str = 
     flat = flatten(theta)
     values = backends.of(flat).force(flat, check_width(width), check_bins(bins), fft)
     return like(theta, values)
+
+
+def force_table(density: Density, width: float, method: str = "scan") -> Any:
+    """Force dV/dtheta at the midpoints of the bins (Eq. 7, without h).
+
+    Scaled by 1 / fraction where the density is of a sample; 0 where all weights are at one point.
+
+    Args:
+        density: of one layer, as `pysoftq.density` returns it.
+        width: range w of the well, in units of theta.
+        method: "scan" or "fft", as for `force`.
+
+    Returns:
+        float64 (bins,), of the kind of density.counts and on their device.
+
+    Raises:
+        TypeError: counts are not integers.
+        ValueError: as `potential`.
+    """
+    fft = check_method(method, METHODS)
+    return on_bins(lambda backend: backend.force_table, density, check_width(width), fft)

@@ -4,19 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from pysoftq import backends
-from pysoftq._arrays import (
-    Weights,
-    check_method,
-    check_spacing,
-    check_width,
-    finite_energy,
-    flatten_counts,
-    kind_of,
-)
-from pysoftq.density import DEFAULT_BINS, Density, density
+from pysoftq._arrays import Weights, check_method, check_width, finite_energy, flatten_counts
+from pysoftq.density import DEFAULT_BINS, Density, density, on_bins
 
 METHODS = ("scan", "fft")
 
@@ -41,11 +31,7 @@ def potential(density: Density, width: float, method: str = "scan") -> Any:
             sense (no bin, negative counts, 2**31 or more weights, a negative spacing).
     """
     fft = check_method(method, METHODS)
-    counts = flatten_counts(density.counts)
-    check_spacing(density.spacing)
-    values = backends.of(counts).potential(counts, density.spacing, check_width(width), fft)
-    scaled = values / density.fraction
-    return scaled if isinstance(scaled, np.ndarray) else kind_of(density.counts, scaled)
+    return on_bins(lambda backend: backend.potential, density, check_width(width), fft)
 
 
 def mean_field_energy(

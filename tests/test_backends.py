@@ -107,7 +107,7 @@ def test_density_and_force_of_hostile_arrays(device, theta, bins):
 @states
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("bins", [1, 64, 1000])
-def test_potential_and_mean_field_energy(device, state, width, bins):
+def test_potential_force_table_and_mean_field_energy(device, state, width, bins):
     counts, _, _, spacing = core.density(state, bins, 1.0, 0)
     there = device.put(counts)
     exact = oracle.potential(counts, spacing, width)
@@ -119,6 +119,8 @@ def test_potential_and_mean_field_energy(device, state, width, bins):
         np.testing.assert_allclose(values.cpu(), exact, rtol=0, atol=bound)
     scan = device.backend.potential(there, spacing, width, fft=False)
     np.testing.assert_array_equal(scan.cpu(), core.potential(counts, spacing, width, fft=False))
+    table = device.backend.force_table(there, spacing, width, fft=False)
+    np.testing.assert_array_equal(table.cpu(), core.force_table(counts, spacing, width, fft=False))
     energy = device.backend.mean_field_energy(there, spacing, width)
     expected = core.mean_field_energy(counts, spacing, width)
     assert energy == pytest.approx(expected, rel=1e-12, abs=1e-12 * width)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import pysoftq
-from pysoftq import _core, density, force, pair_force, potential
+from pysoftq import _core, density, force, force_table, pair_force, potential
 
 THETA = np.random.default_rng(0).standard_normal(20_000).astype(np.float32)
 
@@ -39,6 +39,38 @@ def test_fft_is_the_central_difference_of_the_potential(bins, width):
     expected = slope[oracle.bin_index(theta, bins)]
     bound = 1e-11 * np.abs(v).max() / rho.spacing
     np.testing.assert_allclose(force(theta, width, bins, "fft"), expected, atol=bound)
+
+
+@pytest.mark.parametrize("method", ["scan", "fft"])
+@pytest.mark.parametrize("fraction", [1.0, 0.4])
+def test_table_is_the_force_on_the_bins(method, fraction):
+    theta = THETA.astype(np.float64)
+    rho = density(theta, 1000, fraction, seed=3)
+    table = force_table(rho, 0.5, method)
+    assert table.dtype == np.float64
+    if method == "scan":
+        exact = oracle.force_table(rho.counts, rho.spacing, 0.5) / fraction
+        np.testing.assert_allclose(table, exact, rtol=1e-15)
+    if fraction == 1.0:
+        np.testing.assert_array_equal(
+            table[oracle.bin_index(theta, 1000)], force(theta, 0.5, 1000, method)
+        )
+
+
+def test_a_table_of_bad_counts_is_refused():
+    def table(counts, spacing=0.1):
+        return force_table(pysoftq.Density(counts, 0.0, 1.0, spacing, 3), 0.5)
+
+    for counts in ([-1, 2], [2**31, 0], [2**30, 2**30], np.array([2**63, 0], dtype=np.uint64)):
+        with pytest.raises(ValueError, match=r"must not be negative and must sum to less than"):
+            table(np.array(counts))
+    with pytest.raises(ValueError, match="at least one bin"):
+        table(np.zeros(0, dtype=np.int64))
+    with pytest.raises(TypeError, match="counts must be integers, not float64"):
+        table(np.ones(3))
+    with pytest.raises(ValueError, match="spacing must be"):
+        table(np.array([1, 2]), np.nan)
+    np.testing.assert_array_equal(table(np.array([0, 3, 0]), 0.0), [0, 0, 0])
 
 
 def test_methods_are_close():

@@ -9,6 +9,7 @@
 #include <stdexcept>
 #include <string>
 #include <type_traits>
+#include <vector>
 
 #include "softq/density.h"
 
@@ -31,12 +32,25 @@ auto with_weights(const py::array& theta, const Body& body) {
                        py::str(theta.dtype()).cast<std::string>());
 }
 
-using Counts = py::array_t<Count, py::array::c_style>;
+using Counts = py::array_t<std::int64_t, py::array::c_style>;
 
-inline std::int64_t bins_of(const Counts& counts) {
+// Counts as the core takes them, checked.
+inline std::vector<Count> narrow(const Counts& counts) {
   if (counts.ndim() != 1 || counts.size() < 1)
     throw py::value_error("counts must be an array of at least one bin");
-  return counts.size();
+  const std::int64_t* in = counts.data();
+  std::vector<Count> out(static_cast<std::size_t>(counts.size()));
+  std::uint64_t bits = 0;
+  std::uint64_t sum = 0;
+  for (std::size_t k = 0; k < out.size(); ++k) {
+    bits |= static_cast<std::uint64_t>(in[k]);
+    sum += static_cast<std::uint64_t>(in[k]);
+    out[k] = static_cast<Count>(in[k]);
+  }
+  // A negative count has its highest bit set.
+  if ((bits | sum) >> 31 != 0)
+    throw py::value_error("counts must not be negative and must sum to less than 2**31");
+  return out;
 }
 
 }  // namespace softq::bindings

@@ -1,3 +1,6 @@
+#include <algorithm>
+#include <vector>
+
 #include "arrays.h"
 #include "softq/density.h"
 
@@ -9,14 +12,16 @@ void bind_density(py::module_& m) {
       [](const py::array& theta, std::int32_t bins, double fraction, std::uint64_t seed) {
         return with_weights(theta, [&]<class T>(const T* weights, std::size_t size) {
           Counts counts(bins);
-          Count* out = counts.mutable_data();
+          std::int64_t* out = counts.mutable_data();
           Extent<T> range{};
           Binning<T> binning;
           {
             const py::gil_scoped_release release;
             range = extent<T, T>(weights, size);
             binning = make_binning(range, size, bins);
-            histogram(weights, size, binning, Sample(fraction, seed, 0, 0), out);
+            std::vector<Count> found(static_cast<std::size_t>(bins));
+            histogram(weights, size, binning, Sample(fraction, seed, 0, 0), found.data());
+            std::copy(found.begin(), found.end(), out);
           }
           return py::make_tuple(counts, static_cast<double>(range.low),
                                 static_cast<double>(range.high), binning.spacing);

@@ -2,6 +2,7 @@
 
 #include "arrays.h"
 #include "softq/coupling.h"
+#include "softq/force.h"
 
 namespace softq::bindings {
 
@@ -25,6 +26,21 @@ void bind_force(py::module_& m) {
         });
       },
       py::arg("theta"), py::arg("width"), py::arg("bins"), py::arg("fft"));
+  m.def(
+      "force_table",
+      [](const Counts& counts, double spacing, double width, bool fft) {
+        const std::vector<Count> in = narrow(counts);
+        const auto bins = static_cast<std::int64_t>(in.size());
+        py::array_t<double> table(bins);
+        double* out = table.mutable_data();
+        {
+          const py::gil_scoped_release release;
+          const auto force = fft ? force_fft<double> : force_scan<double>;
+          force(in.data(), bins, spacing, width, 1.0, out);
+        }
+        return table;
+      },
+      py::arg("counts"), py::arg("spacing"), py::arg("width"), py::arg("fft"));
 }
 
 }  // namespace softq::bindings

@@ -7,14 +7,14 @@ void bind_potential(py::module_& m) {
   m.def(
       "potential",
       [](const Counts& counts, double spacing, double width, bool fft) {
-        const std::int64_t bins = bins_of(counts);
+        const std::vector<Count> in = narrow(counts);
+        const auto bins = static_cast<std::int64_t>(in.size());
         py::array_t<double> potential(bins);
-        const Count* in = counts.data();
         double* out = potential.mutable_data();
         {
           const py::gil_scoped_release release;
-          fft ? potential_fft(in, bins, spacing, width, out)
-              : potential_scan(in, bins, spacing, width, out);
+          fft ? potential_fft(in.data(), bins, spacing, width, out)
+              : potential_scan(in.data(), bins, spacing, width, out);
         }
         return potential;
       },
@@ -22,10 +22,9 @@ void bind_potential(py::module_& m) {
   m.def(
       "mean_field_energy",
       [](const Counts& counts, double spacing, double width) {
-        const std::int64_t bins = bins_of(counts);
-        const Count* in = counts.data();
+        const std::vector<Count> in = narrow(counts);
         const py::gil_scoped_release release;
-        return mean_field_energy(in, bins, spacing, width);
+        return mean_field_energy(in.data(), static_cast<std::int64_t>(in.size()), spacing, width);
       },
       py::arg("counts"), py::arg("spacing"), py::arg("width"), "without the self term");
 }

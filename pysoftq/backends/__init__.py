@@ -83,6 +83,9 @@ class Backend(Protocol):
     def mean_field_energy(self, counts: Any, spacing: float, width: float) -> float:
         """Energy of the binned weights without their self terms (Eq. 6)."""
 
+    def force_table(self, counts: Any, spacing: float, width: float, fft: bool) -> Any:
+        """dV/dtheta at the midpoints, float64 (bins,)."""
+
     def force(self, theta: Any, width: float, bins: int, fft: bool) -> Any:
         """dV/dtheta of each weight, (N,): float64 for float64 weights, else float32 (Eq. 7)."""
 

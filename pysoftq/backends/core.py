@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING
 
 from pysoftq import _core
 
@@ -17,27 +14,11 @@ if TYPE_CHECKING:
 
 pair_energy = _core.pair_energy
 pair_force = _core.pair_force
+density = _core.density
+potential = _core.potential
+mean_field_energy = _core.mean_field_energy
+force_table = _core.force_table
 force = _core.force
-
-
-def density(
-    theta: npt.NDArray[Any], bins: int, fraction: float, seed: int
-) -> tuple[npt.NDArray[np.int64], float, float, float]:
-    """Counts, low, high and spacing."""
-    counts, low, high, spacing = _core.density(theta, bins, fraction, seed)
-    return counts.astype(np.int64), low, high, spacing
-
-
-def potential(
-    counts: npt.NDArray[Any], spacing: float, width: float, fft: bool
-) -> npt.NDArray[np.float64]:
-    """V at the midpoints of the bins."""
-    return _core.potential(_unsigned(counts), spacing, width, fft)
-
-
-def mean_field_energy(counts: npt.NDArray[Any], spacing: float, width: float) -> float:
-    """Energy of the binned weights, without the self terms."""
-    return _core.mean_field_energy(_unsigned(counts), spacing, width)
 
 
 class Coupling:
@@ -90,7 +71,3 @@ def _scalar(layer: CoupledLayer) -> _core.Scalar:
     """The name of the scalar type is the same in torch and in the core."""
     scalar: _core.Scalar = getattr(_core.Scalar, str(layer.parameter.dtype).removeprefix("torch."))
     return scalar
-
-
-def _unsigned(counts: npt.NDArray[Any]) -> npt.NDArray[np.uint32]:
-    return np.ascontiguousarray(counts, dtype=np.uint32)

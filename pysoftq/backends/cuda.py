@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pysoftq import _cuda
+from pysoftq.backends import plain
 
 if TYPE_CHECKING:
     from pysoftq.coupling import CoupledLayer
@@ -69,6 +70,11 @@ def mean_field_energy(counts: Tensor, spacing: float, width: float) -> float:
     return _cuda.mean_field_energy(
         counts.data_ptr(), counts.numel(), spacing, width, _place(counts)
     )
+
+
+def force_table(counts: Tensor, spacing: float, width: float, fft: bool) -> Tensor:
+    """Force on the bins' midpoints, float64 (bins,): so little work that torch does it."""
+    return plain.force_table(counts, spacing, width, fft)
 
 
 def force(theta: Tensor, width: float, bins: int, fft: bool) -> Tensor:

@@ -93,6 +93,12 @@ def mean_field_energy(counts: Tensor, spacing: float, width: float) -> float:
     return spacing * float(distance) - width * float(pairs)
 
 
+def force_table(counts: Tensor, spacing: float, width: float, fft: bool) -> Tensor:
+    """dV/dtheta at the midpoints of the bins."""
+    step = torch.tensor(spacing, dtype=_wide(counts.device), device=counts.device)
+    return _force_table(counts, step, width, 1.0, fft)
+
+
 def force(theta: Tensor, width: float, bins: int, fft: bool) -> Tensor:
     """dV/dtheta of each weight (Eq. 7, without h)."""
     x, binning = _binned(theta, bins)
