@@ -11,44 +11,57 @@ set(cuda_kernels cpp/cuda/density.cu cpp/cuda/fft.cu cpp/cuda/force.cu cpp/cuda/
 if(NOT PYSOFTQ_CUDA MATCHES "^(AUTO|ON|OFF)$")
   message(FATAL_ERROR "PYSOFTQ_CUDA=${PYSOFTQ_CUDA}: wanted AUTO, ON or OFF")
 endif()
-set(cuda_summary "off (PYSOFTQ_CUDA=OFF)")
+# Sets cuda_missing to what keeps the CUDA core from being built, or to nothing.
+set(cuda_missing "PYSOFTQ_CUDA=OFF")
 if(NOT PYSOFTQ_CUDA STREQUAL "OFF")
   find_program(PYSOFTQ_NVCC nvcc HINTS ENV CUDACXX ENV CUDA_HOME ENV CUDA_PATH /usr/local/cuda
-               PATH_SUFFIXES bin)
-  if(PYSOFTQ_NVCC)
-    if(NOT CMAKE_CUDA_COMPILER)
-      set(CMAKE_CUDA_COMPILER "${PYSOFTQ_NVCC}")
-    endif()
-    if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
-      # Machine code from Turing to Hopper; what is newer compiles the PTX of the last.
-      set(CMAKE_CUDA_ARCHITECTURES 75-real 80-real 86-real 89-real 90)
-    endif()
-    enable_language(CUDA)
-    set(CMAKE_CUDA_STANDARD 20)
-    set(CMAKE_CUDA_STANDARD_REQUIRED ON)
-    set(CMAKE_CUDA_EXTENSIONS OFF)
-    if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)  # CMake before 3.26 does not know it
-      set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION "-std=c++20")
-    endif()
-    find_package(CUDAToolkit REQUIRED)
-    set(cuda_summary
-        "${CMAKE_CUDA_COMPILER_VERSION}, architectures ${CMAKE_CUDA_ARCHITECTURES}")
-    pybind11_add_module(_cuda MODULE NO_EXTRAS ${cuda_sources} cpp/cuda/cufft.cpp ${cuda_kernels})
-    target_compile_definitions(_cuda PRIVATE PYSOFTQ_CUDA_MODULE=_cuda)
-    target_compile_options(
-      _cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr --threads 2
-                    $<$<BOOL:${PYSOFTQ_WERROR}>:--Werror=all-warnings>>)
-    target_link_libraries(_cuda PRIVATE softq CUDA::cudart_static ${CMAKE_DL_LIBS})
-    # Where the registry's nvidia-cufft package puts its library.
-    set_target_properties(_cuda PROPERTIES INSTALL_RPATH
-                          "$ORIGIN/../nvidia/cu13/lib;$ORIGIN/../nvidia/cufft/lib")
-    install(TARGETS _cuda LIBRARY DESTINATION pysoftq)
-  elseif(PYSOFTQ_CUDA STREQUAL "ON")
-    message(FATAL_ERROR "PYSOFTQ_CUDA=ON, but there is no nvcc on the PATH, in CUDA_HOME or in "
-                        "/usr/local/cuda: set PYSOFTQ_NVCC to it")
-  else()
-    set(cuda_summary "off (AUTO: no nvcc found)")
+               PATH_SUFFIXES bin DOC "CUDA compiler")
+  if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
+    # Machine code from Turing to Hopper; what is newer compiles the PTX of the last.
+    set(CMAKE_CUDA_ARCHITECTURES 75-real 80-real 86-real 89-real 90)
   endif()
+  if(PYSOFTQ_NVCC AND NOT DEFINED CMAKE_CUDA_COMPILER)
+    set(ENV{CUDACXX} "${PYSOFTQ_NVCC}")
+    include(CheckLanguage)
+    check_language(CUDA)
+  endif()
+  if(NOT PYSOFTQ_NVCC)
+    set(cuda_missing "no nvcc on the PATH, in CUDA_HOME or in /usr/local/cuda")
+  elseif(NOT CMAKE_CUDA_COMPILER)
+    set(cuda_missing "${PYSOFTQ_NVCC} does not work with ${CMAKE_CXX_COMPILER}")
+  else()
+    enable_language(CUDA)
+    set(cuda_missing "")
+    if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 12)
+      set(cuda_missing "nvcc ${CMAKE_CUDA_COMPILER_VERSION} is older than 12")
+    endif()
+  endif()
+  if(cuda_missing AND PYSOFTQ_CUDA STREQUAL "ON")
+    message(FATAL_ERROR "PYSOFTQ_CUDA=ON, but ${cuda_missing}")
+  endif()
+endif()
+
+if(cuda_missing)
+  set(cuda_summary "off (${cuda_missing})")
+else()
+  set(cuda_summary "${CMAKE_CUDA_COMPILER_VERSION}, architectures ${CMAKE_CUDA_ARCHITECTURES}")
+  set(CMAKE_CUDA_STANDARD 20)
+  set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+  set(CMAKE_CUDA_EXTENSIONS OFF)
+  if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION) # CMake before 3.26 does not know it
+    set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION "-std=c++20")
+  endif()
+  find_package(CUDAToolkit REQUIRED)
+  pybind11_add_module(_cuda MODULE NO_EXTRAS ${cuda_sources} cpp/cuda/cufft.cpp ${cuda_kernels})
+  target_compile_definitions(_cuda PRIVATE PYSOFTQ_CUDA_MODULE=_cuda)
+  target_compile_options(
+    _cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr --threads 2
+                  $<$<BOOL:${PYSOFTQ_WERROR}>:--Werror=all-warnings>>)
+  target_link_libraries(_cuda PRIVATE softq CUDA::cudart_static ${CMAKE_DL_LIBS})
+  # Where the registry's nvidia-cufft package puts its library.
+  set_target_properties(_cuda PROPERTIES INSTALL_RPATH
+                                         "$ORIGIN/../nvidia/cu13/lib;$ORIGIN/../nvidia/cufft/lib")
+  install(TARGETS _cuda LIBRARY DESTINATION pysoftq)
 endif()
 
 if(PYSOFTQ_CUDA_EMULATION)

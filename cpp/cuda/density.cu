@@ -15,7 +15,7 @@ namespace {
 // Tables up to here are counted in shared memory, 64 KB being the most that every device has;
 // larger ones in device memory.
 constexpr std::int32_t shared_bins = 1 << 14;
-constexpr int crowd = 4;
+constexpr int crowd = 4;  // lanes with one bin, from which on one of them adds for all
 
 std::size_t shared_bytes(std::int32_t bins) {
   const std::size_t table = bins <= shared_bins ? static_cast<std::size_t>(bins) : 0;

@@ -1,8 +1,8 @@
 // Stands in for the CUDA runtime's header: the kernels of this folder, compiled by the host's
 // compiler, run on the CPU. Device memory is host memory, streams run at once, blocks run one after
-// another and the threads of a block are fibers that change over at barriers. The order of blocks
-// and threads is drawn anew each time, so that a missing barrier changes results, and memory is
-// filled with rubbish before a kernel can read what nothing has written.
+// another and the threads of a block are fibers. A warp runs on to the next barrier of the block
+// before another begins, in an order that is drawn anew each time, so that a missing barrier
+// changes results; memory is filled with rubbish before a kernel can read what nothing has written.
 #pragma once
 
 #include <bit>

@@ -1,12 +1,15 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <array>
+#include <cstdio>
 #include <cstdlib>
 #include <map>
 #include <mutex>
 #include <numeric>
 #include <random>
 #include <stdexcept>
+#include <string>
 #include <unordered_map>
 #include <vector>
 
@@ -83,13 +86,33 @@ void wait_for(Barrier& barrier, unsigned threads) {
   current->fiber.leave();
 }
 
+bool waits(const Thread& thread) {
+  return thread.waits_for != nullptr && thread.waits_for->round == thread.round;
+}
+
+// Lets each lane of the warp go on once, in random order; tells whether any could.
+bool run_warp(unsigned warp, unsigned threads) {
+  std::array<unsigned, 32> lanes;
+  std::iota(lanes.begin(), lanes.end(), 32 * warp);
+  std::shuffle(lanes.begin(), lanes.end(), runtime().random);
+  bool progress = false;
+  for (const unsigned index : lanes) {
+    if (index >= threads || block.threads[index].done || waits(block.threads[index])) continue;
+    current = &block.threads[index];
+    current->waits_for = nullptr;
+    threadIdx.x = index;
+    current->fiber.enter();
+    progress = true;
+  }
+  return progress;
+}
+
 void run_block(const Launch& launch, const std::function<void()>& body) {
   block.barrier = {};
   block.warps.assign((launch.threads + 31) / 32, {});
   block.shared.assign(launch.shared_bytes + guard_bytes, rubbish);
   std::fill(block.shared.end() - guard_bytes, block.shared.end(), guard);
   if (block.threads.size() < launch.threads) block.threads = std::vector<Thread>(launch.threads);
-  std::vector<Thread*> waiting;
   for (unsigned i = 0; i < launch.threads; ++i) {
     Thread& thread = block.threads[i];
     thread.index = i;
@@ -100,24 +123,22 @@ void run_block(const Launch& launch, const std::function<void()>& body) {
       body();
       current->done = true;
     });
-    waiting.push_back(&thread);
   }
-  while (!waiting.empty()) {
-    std::shuffle(waiting.begin(), waiting.end(), runtime().random);
-    bool progress = false;
-    for (Thread* thread : waiting) {
-      if (thread->waits_for != nullptr && thread->waits_for->round == thread->round) continue;
-      thread->waits_for = nullptr;
-      progress = true;
-      current = thread;
-      threadIdx.x = thread->index;
-      thread->fiber.enter();
+  std::vector<unsigned> warps(block.warps.size());
+  std::iota(warps.begin(), warps.end(), 0U);
+  // One warp goes as far as it can, to the next barrier of the block, before another begins.
+  for (bool progress = true; progress;) {
+    progress = false;
+    std::shuffle(warps.begin(), warps.end(), runtime().random);
+    for (const unsigned warp : warps) {
+      while (run_warp(warp, launch.threads)) progress = true;
     }
-    if (!progress) {
-      throw std::logic_error("emulation: " + std::to_string(waiting.size()) +
-                             " threads of a block wait for others that never come");
-    }
-    std::erase_if(waiting, [](const Thread* thread) { return thread->done; });
+  }
+  const auto stuck = std::count_if(block.threads.begin(), block.threads.begin() + launch.threads,
+                                   [](const Thread& thread) { return !thread.done; });
+  if (stuck > 0) {
+    throw std::logic_error("emulation: " + std::to_string(stuck) +
+                           " threads of a block wait for others that never come");
   }
   if (std::any_of(block.shared.end() - guard_bytes, block.shared.end(),
                   [](unsigned char byte) { return byte != guard; })) {
