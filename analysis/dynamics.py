@@ -1,4 +1,4 @@
-"""What a run of ``pysoftq compress`` recorded: weights at four stages, trajectories, losses."""
+"""What a run of ``pysoftq compress`` recorded: weights, densities, losses, clusters by epoch."""
 
 from __future__ import annotations
 
@@ -12,23 +12,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pysoftq.density import Density
+
 FloatArray = NDArray[np.float32] | NDArray[np.float64]
 
 _STAGES = ("weights_pretrained", "weights_early", "weights_soft", "weights_final")
 _RECORDS = (
     *("layer", "width", "strength", "bins"),
     *_STAGES,
-    *("trajectory_layer", "trajectory_steps", "trajectories"),
+    *("trajectory_layer", "trajectory_width", "trajectory_steps", "trajectories"),
+    *("density_steps", "densities", "density_ranges"),
 )
-_LOSSES = ("epoch", "task_loss", "coupling_energy")
+_METRICS = ("epoch", "step", "task_loss", "coupling_energy")
 
 
 @dataclass(frozen=True)
 class WeightRecords:
-    """Weights of one layer at four stages, and of some weights of the last layer at many steps.
+    """One layer at four stages and its density at many steps; some weights of the last layer.
 
     The four stages have shape (N,) and one order; ``width`` and ``strength`` are w_l and h_l of
-    ``layer``; ``trajectories`` is (T, M): M weights of ``trajectory_layer`` at T steps.
+    ``layer``; ``trajectories`` is (T, M): M weights of ``trajectory_layer``, whose width is
+    ``trajectory_width``, at T steps. ``densities`` is (D, B): counts of the weights of ``layer`` in
+    B bins between low and high of ``density_ranges`` (D, 2), at D steps.
     """
 
     layer: str
@@ -41,18 +46,34 @@ class WeightRecords:
     weights_soft: FloatArray
     weights_final: FloatArray
     trajectory_layer: str
+    trajectory_width: float
     trajectory_steps: NDArray[np.int64]
     trajectories: FloatArray
+    density_steps: NDArray[np.int64]
+    densities: NDArray[np.int64]
+    density_ranges: NDArray[np.float64]
+
+    def density(self, row: int) -> Density:
+        """The density of ``layer`` at ``density_steps[row]``."""
+        counts, (low, high) = self.densities[row], self.density_ranges[row]
+        return Density(counts, low, high, (high - low) / counts.size, int(counts.sum()))
 
 
 @dataclass(frozen=True)
 class LossCurves:
-    """Losses after each epoch, (E,); epoch 0 is the pretrained state."""
+    """Losses after each epoch, (E,), and the steps by then; epoch 0 is the pretrained state."""
 
     epochs: NDArray[np.int64]
+    steps: NDArray[np.int64]
     task: NDArray[np.float64]
     coupling: NDArray[np.float64]
     """L_C of Eq. 6, summed over the layers with their strengths."""
+    clusters: dict[str, NDArray[np.int64]]
+    """Clusters of each layer before refinement."""
+
+    def epochs_of(self, steps: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Steps as (fractions of) epochs."""
+        return np.interp(steps, self.steps, self.epochs)
 
 
 @dataclass(frozen=True)
@@ -96,6 +117,13 @@ def read_records(path: str | Path) -> WeightRecords:
             f"{path}: got trajectories {trajectories.shape} at steps {steps.shape}, "
             "wanted (T, M) and (T,)"
         )
+    densities, ranges = values["densities"], values["density_ranges"]
+    moments = values["density_steps"].shape
+    if densities.ndim != 2 or moments != densities.shape[:1] or ranges.shape != (*moments, 2):
+        raise ValueError(
+            f"{path}: got densities {densities.shape} with ranges {ranges.shape} at steps "
+            f"{moments}, wanted (D, B), (D, 2) and (D,)"
+        )
     for key in (*_STAGES, "trajectories"):
         if not np.issubdtype(values[key].dtype, np.floating):
             raise ValueError(f"{path}: got {values[key].dtype} for {key}, wanted floats")
@@ -107,8 +135,12 @@ def read_records(path: str | Path) -> WeightRecords:
         cluster_bits=int(values.get("cluster_bits", 7)),
         **{key: values[key] for key in _STAGES},
         trajectory_layer=str(values["trajectory_layer"]),
+        trajectory_width=float(values["trajectory_width"]),
         trajectory_steps=steps.astype(np.int64),
         trajectories=trajectories,
+        density_steps=values["density_steps"].astype(np.int64),
+        densities=densities.astype(np.int64),
+        density_ranges=ranges.astype(np.float64),
     )
 
 
@@ -122,18 +154,27 @@ def read_losses(path: str | Path) -> LossCurves:
         try:
             row = json.loads(line)
             # A resumed run may have written an epoch twice: the later line holds.
-            rows[int(row["epoch"])] = {key: float(row[key]) for key in _LOSSES}
-        except (ValueError, KeyError, TypeError) as error:
+            rows[int(row["epoch"])] = {
+                **{key: float(row[key]) for key in _METRICS},
+                "clusters": {str(name): int(count) for name, count in row["clusters"].items()},
+            }
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            wanted = ", ".join((*_METRICS, "clusters"))
             raise ValueError(
-                f"{path}, line {number}: wanted a JSON object with {', '.join(_LOSSES)} ({error!r})"
+                f"{path}, line {number}: wanted a JSON object with {wanted} ({error!r})"
             ) from error
     if not rows:
         raise ValueError(f"{path}: empty, wanted one line per epoch")
     ordered = [rows[epoch] for epoch in sorted(rows)]
+    layers = ordered[0]["clusters"]
+    if any(row["clusters"].keys() != layers.keys() for row in ordered):
+        raise ValueError(f"{path}: got clusters of other layers in some lines, wanted the same")
     return LossCurves(
         epochs=np.array(sorted(rows), dtype=np.int64),
+        steps=np.array([row["step"] for row in ordered], dtype=np.int64),
         task=np.array([row["task_loss"] for row in ordered]),
         coupling=np.array([row["coupling_energy"] for row in ordered]),
+        clusters={name: np.array([row["clusters"][name] for row in ordered]) for name in layers},
     )
 
 

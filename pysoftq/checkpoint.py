@@ -20,6 +20,7 @@ from pysoftq.weights import load_plain
 
 # A file is this line, the SHA-256 of the rest, and the rest: what torch.save writes.
 HEADER = b"pysoftq checkpoint, format 2\n"
+ROWS = ("trajectories", "densities", "density_ranges")  # of the state, stacked in the file
 KEYS = ("config", "data", "state", "model", "optimizer", "softq", "random", "random_cuda")
 
 
@@ -31,7 +32,8 @@ class RunState:
     ``loss_sum``, ``correct`` and ``seen`` are of the batches of the current epoch, ``seconds`` its
     time and ``force_seconds`` the coupling's part of it, None where a CUDA graph hides it.
     ``early`` (N,) is the layer of Fig. 1 after the first epoch; ``trajectories`` holds one
-    (M,) row for each of ``trajectory_steps``.
+    (M,) row for each of ``trajectory_steps``, ``densities`` and ``density_ranges`` one row of
+    counts and their (low, high) for each of ``density_steps``.
     """
 
     epoch: int = 0
@@ -46,6 +48,9 @@ class RunState:
     early: Tensor | None = None
     trajectory_steps: list[int] = field(default_factory=list)
     trajectories: list[Tensor] = field(default_factory=list)
+    density_steps: list[int] = field(default_factory=list)
+    densities: list[Tensor] = field(default_factory=list)
+    density_ranges: list[Tensor] = field(default_factory=list)
 
 
 def save_checkpoint(
@@ -61,7 +66,7 @@ def save_checkpoint(
     content = {
         "config": config.model_dump(mode="json"),
         "data": fingerprint,
-        "state": {**asdict(state), "trajectories": _stacked(state.trajectories)},
+        "state": {**asdict(state), **{name: _stacked(getattr(state, name)) for name in ROWS}},
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
         "softq": softq.state_dict(),
@@ -92,7 +97,8 @@ def load_checkpoint(
         raise ConfigError(f"the run cannot be resumed: the data set {config.dataset} has changed")
     with explained(path):
         state = RunState(**content["state"])
-        state.trajectories = list(state.trajectories)
+        for name in ROWS:
+            setattr(state, name, list(getattr(state, name)))
         model.load_state_dict(content["model"])
         restore_optimizer(optimizer, content["optimizer"])
         softq.load_state_dict(content["softq"])

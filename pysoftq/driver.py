@@ -29,16 +29,11 @@ from pysoftq.config import (
 )
 from pysoftq.coupling import CoupledLayer, SoftQuantizer
 from pysoftq.data import Dataset, load_dataset
-from pysoftq.finetune import (
-    Observer,
-    evaluate,
-    figure_layer,
-    finetune,
-    snapshot,
-)
+from pysoftq.finetune import Observer, evaluate, finetune
 from pysoftq.interrupt import stop_on_signals
 from pysoftq.models import build_model
 from pysoftq.pretrain import pretrain_or_reuse
+from pysoftq.recording import figure_layer, snapshot
 from pysoftq.report import NetworkRow, Summary, TrainingSpeed
 from pysoftq.runfolder import RunFolder, open_run
 from pysoftq.threads import set_num_threads
@@ -183,7 +178,7 @@ def finish(
 
     speed = TrainingSpeed.of(state.metrics)
     summary = Summary(tuple(networks), report, dict(softq.excluded), speed)
-    write_records(folder, state, shown, softq.layers[-1].name, config, weights)
+    write_records(folder, state, shown, softq.layers[-1], config, weights)
     write_report(folder, summary, config, state)
     draw(folder)
     return summary
@@ -272,7 +267,7 @@ def write_records(
     folder: RunFolder,
     state: RunState,
     shown: CoupledLayer,
-    trajectory_layer: str,
+    followed: CoupledLayer,
     config: CompressConfig,
     weights: dict[str, Tensor],
 ) -> None:
@@ -286,9 +281,13 @@ def write_records(
         "cluster_bits": np.asarray(config.cluster_bits),
         "weights_early": early.numpy(),
         **{name: value.numpy() for name, value in weights.items()},
-        "trajectory_layer": np.asarray(trajectory_layer),
+        "trajectory_layer": np.asarray(followed.name),
+        "trajectory_width": np.asarray(followed.width),
         "trajectory_steps": np.asarray(state.trajectory_steps),
         "trajectories": torch.stack(state.trajectories).numpy(),
+        "density_steps": np.asarray(state.density_steps),
+        "densities": torch.stack(state.densities).numpy(),
+        "density_ranges": torch.stack(state.density_ranges).numpy(),
     }
     with atomic_write(folder.records) as temporary:
         np.savez_compressed(temporary, **arrays)

@@ -9,21 +9,20 @@ from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from pysoftq.checkpoint import RunState, save_checkpoint
 from pysoftq.clusters import mean_bit_width, refine
 from pysoftq.config import CompressConfig
-from pysoftq.coupling import CoupledLayer, SoftQuantizer
+from pysoftq.coupling import SoftQuantizer
 from pysoftq.data import Dataset, Images, batch_count
 from pysoftq.interrupt import Interrupted, StopRequest
+from pysoftq.recording import Recording, snapshot
 from pysoftq.runfolder import RunFolder
 from pysoftq.training import Tally, make_step
 
 # Devices whose results can be read after each step, as nothing has to be waited for.
 SYNCHRONOUS = ("cpu",)
-TRAJECTORY_ROWS = 500
-TRAJECTORY_WEIGHTS = 200
 
 
 class Observer(Protocol):
@@ -63,8 +62,7 @@ def finetune(
     fingerprint = data.fingerprint()
     batches = batch_count(len(data.train), config.batch_size)
     synchronous = data.train.labels.device.type in SYNCHRONOUS
-    record_every = max(1, config.epochs * batches // TRAJECTORY_ROWS)
-    shown, trajectory = figure_layer(softq).parameter, Trajectory(softq.layers[-1].parameter)
+    recording = Recording(softq, config.epochs, batches)
     step = make_step(model, optimizer, config, config.batch_size, softq)
     tally = Tally()
 
@@ -80,7 +78,7 @@ def finetune(
     def read() -> None:
         add_steps(state, tally.read())
         add_force_time(state, step.force_time.read())
-        trajectory.read(state)
+        recording.read(state)
         softq.check()
 
     last_save = time.monotonic()
@@ -91,8 +89,7 @@ def finetune(
         for images, labels in data.batches(
             config.seed, epoch, config.batch_size, start=state.batch, augment=config.augment
         ):
-            if state.step % record_every == 0:
-                trajectory.note(state.step)
+            recording.note(state)
             loss, hits = step(images, labels)  # forward, backward, the coupling's force, SGD
             tally.add(loss, hits, len(labels))
             state.step += 1
@@ -112,10 +109,9 @@ def finetune(
                     raise Interrupted
 
         if epoch == 0:
-            state.early = snapshot(shown)
+            state.early = snapshot(recording.shown)
         if epoch + 1 == config.epochs:
-            trajectory.note(state.step)
-            trajectory.read(state)
+            recording.finish(state)
         state.metrics.append(epoch_metrics(model, optimizer, softq, data, config, state))
         state.epoch, state.batch = epoch + 1, 0
         state.loss_sum, state.correct, state.seen = 0.0, 0, 0
@@ -151,11 +147,6 @@ def fraction(epoch: int, config: CompressConfig) -> float:
     if epoch >= ramp:
         return 1.0
     return config.fraction_start + (1 - config.fraction_start) * epoch / ramp
-
-
-def figure_layer(softq: SoftQuantizer) -> CoupledLayer:
-    """The layer drawn in Fig. 1: the largest, the first of equals."""
-    return max(softq.layers, key=lambda layer: layer.size)
 
 
 @torch.inference_mode()
@@ -233,36 +224,9 @@ def cluster_metrics(softq: SoftQuantizer, config: CompressConfig) -> dict[str, A
     }
 
 
-def snapshot(parameter: Tensor) -> Tensor:
-    """A flat float32 copy on the CPU."""
-    return parameter.detach().flatten().float().cpu().clone()
-
-
 def add_force_time(state: RunState, seconds: float | None) -> None:
     """Add the coupling's part of the time; one part that is hidden hides the epoch's."""
     if seconds is None or state.force_seconds is None:
         state.force_seconds = None
     else:
         state.force_seconds += seconds
-
-
-class Trajectory:
-    """Up to 200 weights of a layer, evenly picked; noted on the device, read later."""
-
-    def __init__(self, parameter: Tensor) -> None:
-        count = min(TRAJECTORY_WEIGHTS, parameter.numel())
-        picked = torch.linspace(0, parameter.numel() - 1, count).long()
-        self._parameter = parameter
-        self._picked = picked.to(parameter.device)
-        self._rows: list[tuple[int, Tensor]] = []
-
-    def note(self, step: int) -> None:
-        """Keep their current values, those after so many steps."""
-        self._rows.append((step, self._parameter.detach().flatten()[self._picked]))
-
-    def read(self, state: RunState) -> None:
-        """Hand what was kept to the run's records."""
-        for step, row in self._rows:
-            state.trajectory_steps.append(step)
-            state.trajectories.append(snapshot(row))
-        self._rows.clear()

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 STEPS, EVERY, EPOCHS = 300, 10, 6
+BINS = 512  # of the densities
 
 
 def relax(theta: np.ndarray, width: float, strength: float, seed: int) -> np.ndarray:
@@ -35,7 +36,9 @@ def records(size: int = 600, w: float = 0.5, h: float = 0.3) -> dict[str, Any]:
     theta, last = rng.normal(0, 0.1, size), rng.normal(0, 0.3, 160)
     width, strength = w * theta.std(), h * size**-0.66
     stages = relax(theta, width, strength, seed=1).astype(np.float32)
-    paths = relax(last, w * last.std(), h * last.size**-0.66, seed=2).astype(np.float32)
+    last_width = w * last.std()
+    paths = relax(last, last_width, h * last.size**-0.66, seed=2).astype(np.float32)
+    shown = stages[:: len(stages) // EPOCHS]
     return {
         "layer": "layer3.0.conv2.weight",
         "width": width,
@@ -46,24 +49,35 @@ def records(size: int = 600, w: float = 0.5, h: float = 0.3) -> dict[str, Any]:
         "weights_soft": stages[-1],
         "weights_final": stages[-1],
         "trajectory_layer": "linear.weight",
+        "trajectory_width": last_width,
         "trajectory_steps": EVERY * np.arange(len(paths)),
         "trajectories": paths,
+        "density_steps": STEPS // EPOCHS * np.arange(len(shown)),
+        "densities": np.array([np.histogram(x, BINS)[0] for x in shown]),
+        "density_ranges": np.stack([shown.min(1), shown.max(1)], axis=1),
     }
 
 
-def metrics() -> list[dict[str, float]]:
+def metrics() -> list[dict[str, Any]]:
     """The lines of ``metrics.jsonl``, with the keys that are drawn and one more."""
     rows = []
     for epoch in range(EPOCHS + 1):
         coupling = -310.0 - 420.0 * (1 - np.exp(-epoch / 2))
         task = 0.06 + 0.2 * np.exp(-epoch / 5) * (1 - np.exp(-epoch / 0.7))
         rows.append(
-            {"epoch": epoch, "task_loss": task, "coupling_energy": coupling, "mean_bits": 6.0}
+            {
+                "epoch": epoch,
+                "step": epoch * STEPS // EPOCHS,
+                "task_loss": task,
+                "coupling_energy": coupling,
+                "mean_bits": 6.0,
+                "clusters": {"layer3.0.conv2.weight": 90 - 8 * epoch, "linear.weight": 40 - epoch},
+            }
         )
     return rows
 
 
-def write_run(folder: Path, values: dict[str, Any], rows: list[dict[str, float]]) -> Path:
+def write_run(folder: Path, values: dict[str, Any], rows: list[dict[str, Any]]) -> Path:
     """Write both files of a run folder."""
     np.savez_compressed(folder / "records.npz", **values)
     lines = "".join(json.dumps(row) + "\n" for row in rows)

@@ -74,6 +74,9 @@ def test_state_and_random_generator_come_back(tmp_path: Path) -> None:
         early=torch.randn(5),
         trajectory_steps=[0, 1],
         trajectories=[torch.randn(4), torch.randn(4)],
+        density_steps=[0],
+        densities=[torch.arange(6, dtype=torch.int32)],
+        density_ranges=[torch.tensor([-1.0, 1.0])],
     )
     training = tiny_training(CONFIG)
     torch.manual_seed(7)
@@ -83,9 +86,10 @@ def test_state_and_random_generator_come_back(tmp_path: Path) -> None:
     assert torch.equal(torch.rand(3), drawn)
     assert found.early is not None
     assert torch.equal(found.early, state.early)
-    assert all(map(torch.equal, found.trajectories, state.trajectories))
+    for name in ("trajectories", "densities", "density_ranges"):
+        assert all(map(torch.equal, getattr(found, name), getattr(state, name))), name
     plain = ("epoch", "batch", "step", "loss_sum", "correct", "seen", "seconds", "metrics")
-    for name in (*plain, "trajectory_steps"):
+    for name in (*plain, "trajectory_steps", "density_steps"):
         assert getattr(found, name) == getattr(state, name), name
 
 

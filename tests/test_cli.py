@@ -73,7 +73,7 @@ def test_version(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert __version__ in capsys.readouterr().out
 
 
-LIGHT = ("compress", "scaling", "meanfield", "flatness")
+LIGHT = ("compress", "scaling", "meanfield", "flatness", "dynamics")
 
 
 def test_help_does_not_load_torch() -> None:

@@ -186,6 +186,11 @@ def test_records_hold_what_the_figures_need(finished: Path, weights: Path) -> No
         assert records["trajectory_layer"].item() == "linear.weight"
         assert records["trajectory_steps"].tolist() == list(range(STEPS + 1))
         assert records["trajectories"].shape == (STEPS + 1, 160)
+        assert records["trajectory_width"] == pytest.approx(
+            0.5 * np.std(before["linear.weight"].numpy())
+        )
+        assert records["density_steps"][-1] == STEPS
+        assert records["density_ranges"][-1].tolist() == [soft.min(), soft.max()]
 
 
 @pytest.fixture

@@ -24,6 +24,23 @@ def test_read_run_returns_what_was_written(tmp_path: Path, values: dict) -> None
     assert run.losses.epochs.tolist() == [row["epoch"] for row in metrics()]
     assert run.losses.task.tolist() == [row["task_loss"] for row in metrics()]
     assert run.losses.coupling.tolist() == [row["coupling_energy"] for row in metrics()]
+    assert run.losses.steps.tolist() == [row["step"] for row in metrics()]
+    for layer, counts in run.losses.clusters.items():
+        assert counts.tolist() == [row["clusters"][layer] for row in metrics()]
+
+
+def test_density_of_a_record(tmp_path: Path, values: dict) -> None:
+    found = read_records(write_run(tmp_path, values, metrics()) / "records.npz").density(-1)
+    theta = values["weights_soft"]
+    assert (found.low, found.high) == (theta.min(), theta.max())
+    assert found.size == theta.size == found.counts.sum()
+    inside = np.abs(theta[:, None] - found.midpoints) <= 0.51 * found.spacing
+    assert (inside[:, found.counts > 0].any(axis=1)).all()
+
+
+def test_epochs_of_steps(tmp_path: Path, values: dict) -> None:
+    losses = read_run(write_run(tmp_path, values, metrics())).losses
+    np.testing.assert_allclose(losses.epochs_of(np.array([0, 25, 300])), [0, 0.5, 6])
 
 
 @pytest.mark.parametrize("name", ["records.npz", "metrics.jsonl"])
@@ -34,7 +51,7 @@ def test_missing_file_is_named(tmp_path: Path, values: dict, name: str) -> None:
         read_run(tmp_path)
 
 
-@pytest.mark.parametrize("key", ["layer", "width", "weights_early", "trajectories"])
+@pytest.mark.parametrize("key", ["layer", "width", "weights_early", "trajectories", "densities"])
 def test_records_without_an_entry(tmp_path: Path, values: dict, key: str) -> None:
     np.savez(tmp_path / "records.npz", **{k: v for k, v in values.items() if k != key})
     with pytest.raises(ValueError, match=f"not the records of a run: without {key}$"):
@@ -80,6 +97,9 @@ def test_pickled_records_are_refused(tmp_path: Path, values: dict) -> None:
         ("weights_early", np.zeros(3, np.float32), r"stages of shapes .* wanted one shape \(N,\)"),
         ("trajectory_steps", np.arange(4), r"wanted \(T, M\) and \(T,\)"),
         ("trajectories", np.zeros(31, np.float32), r"wanted \(T, M\) and \(T,\)"),
+        ("density_steps", np.arange(4), r"wanted \(D, B\), \(D, 2\) and \(D,\)"),
+        ("densities", np.zeros(7, int), r"wanted \(D, B\), \(D, 2\) and \(D,\)"),
+        ("density_ranges", np.zeros((7, 3)), r"wanted \(D, B\), \(D, 2\) and \(D,\)"),
         ("weights_soft", np.zeros(60, np.int64), "int64 for weights_soft, wanted floats"),
     ],
 )
@@ -93,22 +113,37 @@ def test_records_of_wrong_shape_or_type(
 
 def test_losses_in_order_with_the_later_line_of_an_epoch(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    rows = [(1, 0.5, -2.0), (0, 0.4, -1.0), (1, 0.6, -3.0)]
-    keys = ("epoch", "task_loss", "coupling_energy")
+    rows = [(1, 5, 0.5, -2.0, {"a": 3}), (0, 0, 0.4, -1.0, {"a": 9}), (1, 5, 0.6, -3.0, {"a": 2})]
+    keys = ("epoch", "step", "task_loss", "coupling_energy", "clusters")
     path.write_text("\n\n".join(json.dumps(dict(zip(keys, row, strict=True))) for row in rows))
     losses = read_losses(path)
     assert losses.epochs.tolist() == [0, 1]
     assert losses.task.tolist() == [0.4, 0.6]
     assert losses.coupling.tolist() == [-1.0, -3.0]
+    assert losses.clusters["a"].tolist() == [9, 2]
 
 
 @pytest.mark.parametrize(
-    "line", ["{", "3", '{"epoch": 1}', '{"epoch": 1, "task_loss": null, "coupling_energy": 0}']
+    "line",
+    [
+        *("{", "3", '{"epoch": 1}'),
+        '{"epoch": 1, "step": 1, "task_loss": null, "coupling_energy": 0, "clusters": {}}',
+        '{"epoch": 1, "step": 1, "task_loss": 0, "coupling_energy": 0, "clusters": []}',
+    ],
 )
 def test_foreign_metrics_name_the_line(tmp_path: Path, line: str) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text(json.dumps(metrics()[0]) + "\n" + line + "\n")
     with pytest.raises(ValueError, match=r"metrics.jsonl, line 2: wanted a JSON object with epoch"):
+        read_losses(path)
+
+
+def test_clusters_of_other_layers(tmp_path: Path) -> None:
+    rows = metrics()
+    del rows[2]["clusters"]["linear.weight"]
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match="clusters of other layers"):
         read_losses(path)
 
 

@@ -13,8 +13,10 @@ from tiny import Recorder, Training, tiny_digits, tiny_training
 from pysoftq.checkpoint import KEYS, RunState, read_sealed
 from pysoftq.config import CompressConfig, make_config
 from pysoftq.data import Dataset
+from pysoftq.density import density
 from pysoftq.finetune import NonFiniteLossError, evaluate, finetune, fraction
 from pysoftq.interrupt import Interrupted, StopRequest
+from pysoftq.recording import Recording
 from pysoftq.runfolder import open_run
 from pysoftq.training import Tally
 
@@ -127,6 +129,40 @@ def test_trajectories_follow_weights_of_the_last_layer(data: Dataset, tmp_path: 
     assert torch.equal(state.trajectories[-1], last)
 
 
+def test_densities_are_of_the_largest_layer(data: Dataset, tmp_path: Path) -> None:
+    config = options(epochs=12)
+    training = tiny_training(config)
+    layer = training.model.layer3[0].conv2.weight
+    first = layer.detach().clone()
+    state, _ = run(training, data, config, tmp_path / "run")
+    # Five steps an epoch: each of the first fifty, then every epoch's end.
+    assert state.density_steps == [*range(50), 50, 55, 60]
+    for row, theta in ((0, first), (-1, layer)):
+        rho = density(theta.detach(), bins=512)
+        assert state.densities[row].tolist() == rho.counts.tolist()
+        assert state.density_ranges[row].tolist() == [rho.low, rho.high]
+
+
+def test_eight_densities_of_a_long_epoch() -> None:
+    training = tiny_training(options())
+    recording, state = Recording(training.softq, epochs=30, batches=100), RunState()
+    for state.step in range(300):
+        state.epoch, state.batch = divmod(state.step, 100)
+        recording.note(state)
+    recording.read(state)
+    assert state.density_steps[:10] == [0, 13, 25, 38, 50, 63, 75, 88, 100, 113]
+    assert len(state.density_steps) == 24
+
+
+@pytest.mark.parametrize("value", [0.25, float("nan"), float("inf")])
+def test_density_of_a_layer_that_has_no_range(value: float) -> None:
+    training = tiny_training(options())
+    recording, state = Recording(training.softq, epochs=1, batches=1), RunState()
+    torch.nn.init.constant_(recording.shown, value)
+    recording.finish(state)
+    assert state.densities[0].sum() == recording.shown.numel()
+
+
 def test_early_snapshot_is_of_the_first_epoch(data: Dataset, tmp_path: Path) -> None:
     long, short = options(), options(epochs=1, fraction_start=0.3, fraction_ramp=1)
     training = tiny_training(long)
@@ -166,8 +202,9 @@ def test_a_device_that_must_be_waited_for_tells_the_same(
     late, late_recorder = run(tiny_training(config), data, config, tmp_path / "late")
     assert len(reads) == 2  # epochs
     assert late.trajectory_steps == at_once.trajectory_steps
-    for row, other in zip(late.trajectories, at_once.trajectories, strict=True):
-        assert torch.equal(row, other)
+    for name in ("trajectories", "densities", "density_ranges"):
+        for row, other in zip(getattr(late, name), getattr(at_once, name), strict=True):
+            assert torch.equal(row, other), name
     for line, other in zip(late_recorder.epochs, recorder.epochs, strict=True):
         assert {**line, **TIMES} == {**other, **TIMES}
 

@@ -15,6 +15,7 @@ from pysoftq.cli import INTERRUPTED
 # command -> its line in the help; pysoftq/cli/<command>.py defines a click command of that name
 COMMANDS = {
     "compress": "Compress a network by soft quantization.",
+    "dynamics": "How the weights of a run condensed into clusters (Figs. 1, 2E, 2F).",
     "energy": "Interaction energy of each layer of a weight file.",
     "flatness": "How flat the landscape is towards the quantized networks (Fig. 3).",
     "inspect": "Show what is in a compressed file.",

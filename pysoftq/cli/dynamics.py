@@ -1,0 +1,151 @@
+"""``pysoftq dynamics``: how the weights of a run condensed into clusters."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich import box
+from rich.table import Table
+
+from pysoftq.cli.studies import write_study
+from pysoftq.cli.tables import print_table
+
+if TYPE_CHECKING:
+    from pysoftq.analysis.collapse import DynamicsStudy
+
+EXAMPLES = """\b
+Examples:
+  pysoftq dynamics runs/1
+  pysoftq dynamics runs/1 --epochs 0,1,5,30 --threshold 0.02
+"""
+
+
+def _numbers(
+    ctx: click.Context, parameter: click.Parameter, given: str | None
+) -> tuple[float, ...] | None:
+    """Numbers with commas between them, none below 0."""
+    if given is None:
+        return None
+    try:
+        numbers = tuple(float(part) for part in given.split(","))
+    except ValueError:
+        numbers = ()
+    if not numbers or not all(0 <= number < float("inf") for number in numbers):
+        raise click.BadParameter(f"{given!r} is no list like 0,1,30", ctx, parameter)
+    return numbers
+
+
+@click.command("dynamics", epilog=EXAMPLES)
+@click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option(
+    "--epochs",
+    callback=_numbers,
+    help="Epochs whose histograms are drawn, with commas.  [default: 0,1,2,4,8 and the last]",
+)
+@click.option(
+    "--threshold",
+    type=float,
+    default=0.05,
+    show_default=True,
+    help="Spread, in widths, below which a cluster counts as collapsed.",
+)
+@click.option(
+    "--animation/--no-animation", default=True, show_default=True, help="Whether to write a GIF."
+)
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for the figures and all numbers.  [default: RUN/dynamics]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON in place of the table.")
+def dynamics(
+    run: Path,
+    epochs: tuple[float, ...] | None,
+    threshold: float,
+    animation: bool,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Show how the layers of RUN condensed, a folder of pysoftq compress (Figs. 1, 2E, 2F).
+
+    Histograms of the largest layer with its potential at some epochs and as an animation, clusters
+    of each layer against time, losses, trajectories of weights of the last layer, and when each of
+    their clusters collapsed: when the spread of the weights that end in it fell below the threshold
+    for the last time, with the jackknife's standard error over these weights.
+    """
+    from pysoftq.analysis.collapse import study_dynamics
+    from pysoftq.analysis.dynamics import read_run
+    from pysoftq.analysis.figures import draw_losses, draw_trajectories
+    from pysoftq.analysis.figures import dynamics as figures
+
+    records = read_run(run)
+    study = study_dynamics(records, run.resolve().name, threshold)
+    if as_json:
+        click.echo(json.dumps(summary(study)))
+    else:
+        print_summary(study)
+    out = out or run / "dynamics"
+    drawings = {
+        "densities": partial(figures.draw_densities, records, epochs),
+        "clusters": partial(figures.draw_clusters, study),
+        "trajectories": partial(draw_trajectories, records.records),
+        "collapse": partial(figures.draw_collapse, study),
+        "losses": partial(draw_losses, records.losses),
+    }
+    line = write_study("dynamics", study, drawings, out)
+    if animation:
+        line += f", {figures.animate(records, out / 'condensing.gif').name}"
+    click.echo(line, err=as_json)
+
+
+def summary(study: DynamicsStudy) -> dict[str, Any]:
+    """What ``--json`` prints."""
+    return {
+        "run": study.run,
+        "layer": study.layer,
+        "width": study.width,
+        "threshold": study.threshold,
+        "quartiles": study.quartiles,
+        "clusters": [asdict(collapse) for collapse in study.collapses],
+    }
+
+
+def print_summary(study: DynamicsStudy) -> None:
+    """The clusters as a table, and when they collapsed."""
+    title = f"{study.run}: clusters of {study.layer}, threshold {study.threshold:g} widths"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for heading in (
+        "value",
+        "weights",
+        "spread: start",
+        "end",
+        "collapse / epoch",
+        "twice",
+        "half",
+    ):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for found in study.collapses:
+        table.add_row(
+            f"{found.value:.4g}",
+            str(found.weights),
+            f"{found.start_spread:.3f}",
+            f"{found.end_spread:.3f}",
+            "–" if found.epoch is None else f"{found.epoch:.2f} ± {found.stderr:.2f}",
+            *("–" if time is None else f"{time:.2f}" for time in (found.early, found.late)),
+        )
+    print_table(table)
+    click.echo(
+        "spreads in widths; collapse below the threshold, and by twice and half of it; – where a "
+        "cluster has not collapsed or is followed by fewer than three weights"
+    )
+    if study.quartiles:
+        low, median, high = study.quartiles
+        click.echo(
+            f"{len(study.collapsed)} of {len(study.collapses)} clusters collapsed, half of them "
+            f"between epochs {low:.2f} and {high:.2f}, the median at {median:.2f}"
+        )
