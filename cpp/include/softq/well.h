@@ -18,15 +18,15 @@ struct Well {
 
   // U_w(x) = |x| - w inside the well, 0 at its edge and beyond.
   SOFTQ_HD double energy(double x) const {
-    const double depth = (x < 0 ? -x : x) - width;
+    const double depth = __builtin_fabs(x) - width;
     return depth < 0 ? depth : 0.0;
   }
 
   // U'_w(x) = sign(x) for 0 < |x| < w; a tie and the edge give 0.
   SOFTQ_HD long long slope(double x) const {
     // No short circuits: compilers turn these into vector masks.
-    return static_cast<long long>((x > 0) & (x < width)) -
-           static_cast<long long>((x < 0) & (-x < width));
+    const bool inside = __builtin_fabs(x) < width;
+    return static_cast<long long>(inside & (x > 0)) - static_cast<long long>(inside & (x < 0));
   }
 };
 
