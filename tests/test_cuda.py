@@ -187,6 +187,19 @@ def test_every_half_precision_gradient(device, dtype):
     assert torch.equal(result[~expected.isnan()], expected[~expected.isnan()])
 
 
+def test_potential_of_many_bins(device):
+    counts = torch.randint(50, (5000,), generator=torch.Generator().manual_seed(0))
+    there = device.put(counts)
+    for width in (0.05, 3.0, 1e3):
+        values = device.cuda.potential(there, 0.01, width, fft=False)
+        np.testing.assert_array_equal(
+            values.cpu(), core.potential(counts.numpy(), 0.01, width, fft=False)
+        )
+        energy = device.cuda.mean_field_energy(there, 0.01, width)
+        expected = core.mean_field_energy(counts.numpy(), 0.01, width)
+        assert energy == pytest.approx(expected, rel=1e-13)
+
+
 def test_pairs_over_many_chunks(device):
     for theta in (randn(20_000), randn(20_000).round(), torch.zeros(9000)):
         for width in (1e-5, 0.3, 100.0):

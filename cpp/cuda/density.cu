@@ -193,19 +193,14 @@ void count(const Model& model, const Group& group, bool tables, cudaStream_t str
 }
 
 std::uint64_t blocks_at_once(std::int32_t bins) {
-  int device = 0;
-  check(cudaGetDevice(&device), "cudaGetDevice");
   const std::size_t bytes = shared_bytes(bins);
   check(cudaFuncSetAttribute(count_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                              static_cast<int>(bytes)),
         "cudaFuncSetAttribute");
-  int processors = 0;
-  check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device),
-        "cudaDeviceGetAttribute");
   int blocks = 0;
   check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, count_kernel, block_threads, bytes),
         "cudaOccupancyMaxActiveBlocksPerMultiprocessor");
-  return static_cast<std::uint64_t>(processors) * static_cast<std::uint64_t>(std::max(blocks, 1));
+  return processors() * static_cast<std::uint64_t>(std::max(blocks, 1));
 }
 
 BinnedRange density(const Weights& weights, std::int32_t bins, double fraction, std::uint64_t seed,

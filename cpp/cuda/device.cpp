@@ -20,6 +20,15 @@ int device_count() {
   return 0;
 }
 
+std::uint64_t processors() {
+  int device = 0;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  int count = 0;
+  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device),
+        "cudaDeviceGetAttribute");
+  return static_cast<std::uint64_t>(count);
+}
+
 DeviceGuard::DeviceGuard(int device) {
   check(cudaGetDevice(&before_), "cudaGetDevice");
   check(cudaSetDevice(device), "cudaSetDevice");

@@ -6,6 +6,7 @@
 #include <cuda_runtime.h>
 
 #include <cstddef>
+#include <cstdint>
 #include <utility>
 #include <vector>
 
@@ -16,6 +17,9 @@ void check(cudaError_t status, const char* call);
 
 // Devices that can be used; 0 also where there is no driver.
 int device_count();
+
+// Multiprocessors of the current device.
+std::uint64_t processors();
 
 // Makes a device the current one for a while.
 class DeviceGuard {

@@ -178,10 +178,9 @@ struct Tiling {
   std::uint64_t size, strips, splits, columns;
 
   explicit Tiling(std::uint64_t size_) : size(size_), strips((size_ + strip - 1) / strip) {
-    constexpr std::uint64_t wanted_blocks = 2048;
+    const std::uint64_t wanted = 16 * processors() / std::max<std::uint64_t>(strips, 1);
     const std::uint64_t tiles = (size + tile - 1) / tile;
-    splits = std::max<std::uint64_t>(
-        1, std::min(tiles, wanted_blocks / std::max<std::uint64_t>(strips, 1)));
+    splits = std::clamp<std::uint64_t>(wanted, 1, std::max<std::uint64_t>(tiles, 1));
     columns = (tiles + splits - 1) / splits * tile;
   }
 };
