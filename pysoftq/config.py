@@ -7,6 +7,7 @@ Defaults are those of Table I of the paper; ``DATASET_DEFAULTS`` says where a da
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -238,6 +239,31 @@ def write_config(config: CompressConfig, path: Path) -> None:
     with atomic_write(path) as temporary:
         text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
         Path(temporary).write_text(text, encoding="utf-8")
+
+
+def command_line(config: CompressConfig) -> str:
+    """The ``pysoftq compress`` command of these options, those left out that are the defaults.
+
+    An option that is None where the default is not cannot be written as a flag, and is left out.
+    """
+    values = config.model_dump(mode="json")
+    defaults = make_config({"dataset": config.dataset}).model_dump(mode="json")
+    words = ["pysoftq", "compress"]
+    if config.dataset != CompressConfig.model_fields["dataset"].default:
+        words += ["--dataset", config.dataset]
+    for name, value in values.items():
+        flag = name.replace("_", "-")
+        if value == defaults[name] or value is None:
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        elif isinstance(value, list) and all(isinstance(part, str) for part in value):
+            words += [word for part in value for word in (f"--{flag}", part)]
+        elif isinstance(value, list):
+            words += [f"--{flag}", ",".join(map(str, value))]
+        else:
+            words += [f"--{flag}", str(value)]
+    return shlex.join(words)
 
 
 def _validated(values: Mapping[str, Any]) -> CompressConfig:

@@ -10,11 +10,14 @@ Four sizes are told apart everywhere:
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -188,6 +191,19 @@ class Summary:
             "excluded": dict(self.excluded),
             "training": asdict(self.training),
         }
+
+    @classmethod
+    def read(cls, path: Path) -> Summary:
+        """Read what `to_dict` wrote into a report.json.
+
+        Raises OSError where the file cannot be read, ValueError where it is another thing.
+        """
+        try:
+            content = json.loads(path.read_bytes())
+            content["layers"] = content["compression"]
+            return TypeAdapter(cls).validate_python(content)
+        except (ValueError, LookupError, TypeError) as error:
+            raise ValueError(f"{path}: not the report of a finished run ({error})") from error
 
     def table(self) -> Table:
         """Table of networks for the terminal; accuracies in percent."""

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from pysoftq.cli.compress import compress
 from pysoftq.config import (
     DATASET_DEFAULTS,
     CompressConfig,
     ConfigError,
     changed_options,
+    command_line,
     make_config,
     read_config,
     write_config,
@@ -184,3 +188,25 @@ def test_every_option_has_help_and_a_group() -> None:
         assert field.description, name
         assert isinstance(field.json_schema_extra, dict), name
         assert field.json_schema_extra["group"], name
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"h": 0.05, "augment": False, "compile": True, "amp": "bf16", "seed": 7},
+        {"dataset": "imagefolder:a b", "mean": "0.1,0.2,0.3", "std": "1,1,1", "epochs": 3},
+        {"include": ("a*", "b c"), "weights": "dir/x.pt", "n_min": 10},
+    ],
+)
+def test_command_line_gives_the_same_options(
+    given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(given)
+    words = shlex.split(command_line(config))
+    assert words[:2] == ["pysoftq", "compress"]
+    found = []
+    monkeypatch.setattr("pysoftq.cli.compress._run", lambda config, *_, **__: found.append(config))
+    result = CliRunner().invoke(compress, words[2:])
+    assert result.exit_code == 0, result.output
+    assert found == [config]

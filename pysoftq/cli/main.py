@@ -20,6 +20,7 @@ COMMANDS = {
     "flatness": "How flat the landscape is towards the quantized networks (Fig. 3).",
     "inspect": "Show what is in a compressed file.",
     "meanfield": "How many bins the mean field wants.",
+    "report": "A run as one HTML page.",
     "scaling": "How the energy of a layer grows with its size (Fig. 4).",
 }
 

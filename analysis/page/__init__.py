@@ -1,0 +1,10 @@
+"""Reports as single HTML pages: no file beside them, no network, light and dark.
+
+A page is a template in ``templates/`` that extends ``base.html``, filled by a module of its own;
+`charts` lays out the interactive figures, ``page.js`` answers pointer and keys.
+"""
+
+from .render import render, write_page
+from .run import run_page
+
+__all__ = ["render", "run_page", "write_page"]

@@ -1,0 +1,381 @@
+"""The page of one run of ``pysoftq compress``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from pysoftq.analysis import figures
+from pysoftq.analysis.collapse import DynamicsStudy, study_dynamics
+from pysoftq.analysis.dynamics import Run, read_run
+from pysoftq.analysis.figures import dynamics as dynamics_figures
+from pysoftq.analysis.figures import flatness as flatness_figures
+from pysoftq.analysis.flatness import FlatnessStudy
+from pysoftq.analysis.results import load_result
+
+from pysoftq.config import CompressConfig, command_line, make_config, read_config
+from pysoftq.potential import potential
+from pysoftq.report import NetworkRow, Summary
+from pysoftq.runfolder import RunFolder
+
+from .charts import Axis, Chart, Point, Series, Tick
+from .render import png_source, render
+
+SECTIONS = ("Summary", "Training", "Layers", "Condensing", "Figures", "Options")
+REFINED = "soft, refined"
+FRAMES = 80
+_MOVIE_WIDTH, _MOVIE_HEIGHT, _MOVIE_BINS = 640, 280, 160
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as text; ``marked`` are the numbers of rows that stand out."""
+
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    foot: Sequence[str] = ()
+    marked: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Card:
+    """One number of the summary."""
+
+    name: str
+    value: str
+    note: str
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure that is shown as an image; wide ones scroll on a narrow screen."""
+
+    caption: str
+    source: str
+    wide: bool
+
+
+def run_page(path: str | Path) -> str:
+    """The report of a finished run as HTML, with its flatness where that has been studied.
+
+    Raises OSError for a file that is missing, ValueError for one that a run does not write, each
+    naming the file.
+    """
+    folder = RunFolder(Path(path))
+    config = make_config(read_config(folder.config))
+    summary = Summary.read(folder.report)
+    metrics = [json.loads(line) for line in folder.metrics.read_text("utf-8").splitlines()]
+    run = read_run(folder.path)
+    name = folder.path.resolve().name
+    study = study_dynamics(run, name)
+    return render(
+        "run.html",
+        name=name,
+        lead=f"{config.model} on {config.dataset}, softly quantized with h = {config.h:g} and "
+        f"w = {config.w:g} for {config.epochs:,} epochs, seed {config.seed}",
+        sections=SECTIONS,
+        cards=_cards(summary),
+        comparison=_comparison(summary),
+        networks=_networks(summary),
+        training=_training(metrics, run),
+        layers=_layers(summary),
+        notes=_notes(summary),
+        n_min=config.n_min,
+        movie=_movie(run),
+        collapse_layer=study.layer,
+        collapse_line=_collapse_line(study),
+        collapses=_collapses(study),
+        figures=_pictures(folder, run, study),
+        command=command_line(config),
+        options=_options(config),
+    )
+
+
+def _cards(summary: Summary) -> list[Card]:
+    before, after = summary["pretrained"], summary[REFINED]
+    speed = summary.training.images_per_second
+    share = summary.training.coupling_share
+    drop = 100 * (before.accuracy - after.accuracy)
+    cards = [
+        Card(
+            "Test accuracy",
+            f"{100 * after.accuracy:.2f} %",
+            f"{drop:.2f} points below {100 * before.accuracy:.2f} % of the pretrained network",
+        ),
+        Card(
+            "Bits per weight",
+            f"{after.bits or 0:.2f}",
+            f"mean of log2 K over {summary.layers.size:,} weights; "
+            f"entropy {after.entropy_bits or 0:.2f}",
+        ),
+        Card(
+            "File",
+            f"{after.bytes_on_disk / 1000:,.1f} kB",
+            f"{before.bytes_on_disk / after.bytes_on_disk:.1f} times smaller than "
+            f"{before.bytes_on_disk / 1000:,.1f} kB",
+        ),
+    ]
+    if speed is not None:
+        note = "in training" if share is None else f"the coupling took {100 * share:.1f} % of it"
+        cards.append(Card("Images per second", f"{speed:,.0f}", note))
+    return cards
+
+
+def _comparison(summary: Summary) -> Chart:
+    soft = [row for row in summary.networks if row.bits and row.name.startswith("soft")]
+    heq = [row for row in summary.networks if row.bits and row.name.startswith("HEQ")]
+
+    def series(name: str, rows: Sequence[NetworkRow], colour: int, line: bool) -> Series:
+        points = [
+            Point(
+                row.bits or 0.0,
+                100 * row.accuracy,
+                f"{row.name}\naccuracy {100 * row.accuracy:.2f} %\n{row.bits:.3f} bits, "
+                f"entropy {row.entropy_bits:.3f}\n{row.bytes_on_disk:,} bytes",
+            )
+            for row in rows
+        ]
+        return Series(name, points, colour=colour, line=line)
+
+    return Chart(
+        "Accuracy against bits",
+        Axis("bits per weight"),
+        Axis("test accuracy / %"),
+        [
+            series("soft quantization", soft, 0, False),
+            series("histogram-equalized", heq, 1, True),
+        ],
+    )
+
+
+def _networks(summary: Summary) -> Table:
+    rows = [
+        [
+            row.name,
+            f"{100 * row.accuracy:.2f} %",
+            "32" if row.bits is None else f"{row.bits:.3f}",
+            "–" if row.entropy_bits is None else f"{row.entropy_bits:.3f}",
+            f"{row.bytes_on_disk:,}",
+        ]
+        for row in summary.networks
+    ]
+    names = [row.name for row in summary.networks]
+    headings = ("Network", "Accuracy", "Bits", "Entropy", "Bytes")
+    return Table(headings, rows, marked=(names.index(REFINED),))
+
+
+def _training(metrics: Sequence[dict[str, Any]], run: Run) -> list[Chart]:
+    epoch = Axis("epoch", low=0, high=max(metrics[-1]["epoch"], 1))
+
+    def series(name: str, key: str, colour: int = 0, scale: float = 1) -> Series:
+        values = [scale * line[key] for line in metrics]
+        points = [
+            Point(line["epoch"], value, f"epoch {line['epoch']}\n{name} {value:.4g}")
+            for line, value in zip(metrics, values, strict=True)
+        ]
+        return Series(name, points, colour=colour)
+
+    layers = run.losses.clusters
+    clusters = [
+        Series(
+            name,
+            [
+                Point(float(x), float(k), f"{name}\nepoch {x}\n{k} clusters")
+                for x, k in zip(run.losses.epochs, counts, strict=True)
+            ],
+            shade=number / max(len(layers) - 1, 1),
+        )
+        for number, (name, counts) in enumerate(layers.items())
+    ]
+    return [
+        Chart("Task loss", epoch, Axis("task loss"), [series("task loss", "task_loss", 1)]),
+        Chart(
+            "Compression loss",
+            epoch,
+            Axis("compression loss"),
+            [series("compression loss", "coupling_energy", 0)],
+        ),
+        Chart(
+            "Test accuracy",
+            epoch,
+            Axis("test accuracy / %"),
+            [series("test accuracy / %", "test_accuracy", 2, 100)],
+        ),
+        Chart(
+            "Bits per weight",
+            epoch,
+            Axis("mean bits"),
+            [series("clusters", "mean_bits", 0), series("refined", "mean_bits_refined", 1)],
+        ),
+        Chart(
+            "Clusters of each layer, from input (violet) to output (green)",
+            epoch,
+            Axis("clusters", log=True),
+            clusters,
+            legend=len(clusters) <= 10,
+        ),
+    ]
+
+
+def _layers(summary: Summary) -> Table:
+    report = summary.layers
+    headings = ("Layer", "N", "sigma", "w", "h", "K before", "K", "bits before", "bits", "entropy")
+    rows = [
+        [
+            layer.name,
+            f"{layer.size:,}",
+            f"{layer.sigma:.4g}",
+            f"{layer.width:.4g}",
+            f"{layer.strength:.3g}",
+            str(layer.clusters_before),
+            str(layer.clusters),
+            f"{layer.bits_before:.2f}",
+            f"{layer.bits:.2f}",
+            f"{layer.entropy_bits:.2f}",
+        ]
+        for layer in report.layers
+    ]
+    means = (report.mean_bits_before, report.mean_bits, report.entropy_bits)
+    foot = ["all, mean", f"{report.size:,}", *[""] * 5, *(f"{bits:.2f}" for bits in means)]
+    return Table(headings, rows, foot)
+
+
+def _notes(summary: Summary) -> list[str]:
+    notes = [f"{layer.name}: {layer.note}" for layer in summary.layers.layers if layer.note]
+    if summary.excluded:
+        notes.append(f"Not coupled: {', '.join(summary.excluded)}.")
+    return notes
+
+
+def _movie(run: Run) -> dict[str, Any]:
+    """Frames for ``page.js``: the epoch, heights of the bars, places of the potential."""
+    records = run.records
+    moments = run.losses.epochs_of(records.density_steps)
+    chosen = np.unique(np.linspace(0, len(moments) - 1, FRAMES).astype(int)).tolist()
+    densities = [records.density(row) for row in chosen]
+    low, high = records.density_ranges[:, 0].min(), records.density_ranges[:, 1].max()
+    if low == high:
+        low, high = low - records.width, high + records.width
+    edges = np.linspace(low, high, _MOVIE_BINS + 1)
+    middles = (edges[1:] + edges[:-1]) / 2
+    counts = [np.histogram(rho.midpoints, edges, weights=rho.counts)[0] for rho in densities]
+    wells = [
+        np.interp(middles, rho.midpoints, potential(rho, records.width), left=0, right=0)
+        for rho in densities
+    ]
+    floor = _MOVIE_HEIGHT - 22
+    unit = 0.95 * floor / np.log1p(max(float(values.max()) for values in counts))
+    deepest = min(float(values.min()) for values in wells) or -1.0
+    frames = [
+        [
+            f"{moments[row]:.3g}",
+            (unit * np.log1p(count)).round().astype(int).tolist(),
+            (4 + 0.9 * floor * well / deepest).round(1).tolist(),
+        ]
+        for row, count, well in zip(chosen, counts, wells, strict=True)
+    ]
+    places = [x for x in MaxNLocator(6).tick_values(low, high) if low < x < high]
+    return {
+        "layer": records.layer,
+        "frames": frames,
+        "width": _MOVIE_WIDTH,
+        "height": _MOVIE_HEIGHT,
+        "ticks": [
+            Tick(float((x - low) / (high - low) * _MOVIE_WIDTH), f"{x:g}".replace("-", "−"))
+            for x in places
+        ],
+    }
+
+
+def _collapse_line(study: DynamicsStudy) -> str | None:
+    if study.quartiles is None:
+        return None
+    low, median, high = study.quartiles
+    return (
+        f"{len(study.collapsed)} of {len(study.collapses)} clusters of {study.layer} collapsed, "
+        f"half of them between epochs {low:.2f} and {high:.2f}, the median at {median:.2f}: from "
+        f"then on their spread stayed below {study.threshold:g} widths."
+    )
+
+
+def _collapses(study: DynamicsStudy) -> Table:
+    headings = ("Value", "Weights followed", "Spread / w: start", "end", "Collapse / epoch")
+    rows = [
+        [
+            f"{found.value:.4g}".replace("-", "−"),
+            str(found.weights),
+            f"{found.start_spread:.3f}",
+            f"{found.end_spread:.3f}",
+            "–" if found.epoch is None else f"{found.epoch:.2f} ± {found.stderr:.2f}",
+        ]
+        for found in study.collapses
+    ]
+    return Table(headings, rows)
+
+
+def _pictures(folder: RunFolder, run: Run, study: DynamicsStudy) -> list[Picture]:
+    records = run.records
+    pictures = [
+        _wide(
+            figures.draw_histograms(records),
+            f"{records.layer}: pretrained, after the first epoch with V, at the end (Fig. 1)",
+        ),
+        _wide(dynamics_figures.draw_densities(run), f"{records.layer} with V at more epochs"),
+        _narrow(
+            figures.draw_trajectories(records),
+            f"Weights of {records.trajectory_layer}, coloured by the value they end at (Fig. 2E)",
+        ),
+        _narrow(figures.draw_losses(run.losses), "Compression loss and task loss (Fig. 2F)"),
+        _wide(
+            dynamics_figures.draw_collapse(study),
+            f"Spread of the clusters of {study.layer}, and when they collapsed",
+        ),
+        _narrow(dynamics_figures.draw_clusters(study), "Clusters of each layer against time"),
+    ]
+    stored = folder.path / "flatness" / "flatness.json"
+    if stored.is_file():
+        pictures += _flatness_pictures(load_result(FlatnessStudy, stored))
+    return pictures
+
+
+def _flatness_pictures(study: FlatnessStudy) -> list[Picture]:
+    pictures = [
+        _wide(
+            flatness_figures.draw_flatness(study),
+            "Change of the task loss over distance, against random perturbations (Fig. 3)",
+        )
+    ]
+    if study.lines or study.plane:
+        figure = flatness_figures.draw_landscape(study)
+        pictures.append(_wide(figure, "The task loss between the networks"))
+    if study.curvatures:
+        figure = flatness_figures.draw_curvature(study)
+        pictures.append(_wide(figure, "The Hessian between the networks"))
+    return pictures
+
+
+def _wide(figure: Figure, caption: str) -> Picture:
+    return Picture(caption, png_source(figure), wide=True)
+
+
+def _narrow(figure: Figure, caption: str) -> Picture:
+    return Picture(caption, png_source(figure), wide=False)
+
+
+def _options(config: CompressConfig) -> Table:
+    values = config.model_dump(mode="json")
+    fields = CompressConfig.model_fields
+    rows = [[name, _shown(value), fields[name].description or ""] for name, value in values.items()]
+    return Table(("Option", "Value", "Meaning"), rows)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "–"
+    return "–" if value is None else str(value)
