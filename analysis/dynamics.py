@@ -23,7 +23,10 @@ _RECORDS = (
     *("trajectory_layer", "trajectory_width", "trajectory_steps", "trajectories"),
     *("density_steps", "densities", "density_ranges"),
 )
-_METRICS = ("epoch", "step", "task_loss", "coupling_energy")
+_METRICS = (
+    *("epoch", "step", "task_loss", "coupling_energy"),
+    *("test_accuracy", "mean_bits", "mean_bits_refined"),
+)
 
 
 @dataclass(frozen=True)
@@ -61,15 +64,21 @@ class WeightRecords:
 
 @dataclass(frozen=True)
 class LossCurves:
-    """Losses after each epoch, (E,), and the steps by then; epoch 0 is the pretrained state."""
+    """Losses and what else is told after each epoch, (E,); epoch 0 is the pretrained state.
+
+    ``steps`` are those done by then, ``bits`` and ``bits_refined`` the mean bit-widths if the run
+    ended there, ``clusters`` those of each layer before refinement.
+    """
 
     epochs: NDArray[np.int64]
     steps: NDArray[np.int64]
     task: NDArray[np.float64]
     coupling: NDArray[np.float64]
     """L_C of Eq. 6, summed over the layers with their strengths."""
+    test_accuracy: NDArray[np.float64]
+    bits: NDArray[np.float64]
+    bits_refined: NDArray[np.float64]
     clusters: dict[str, NDArray[np.int64]]
-    """Clusters of each layer before refinement."""
 
     def epochs_of(self, steps: NDArray[np.int64]) -> NDArray[np.float64]:
         """Steps as (fractions of) epochs."""
@@ -174,6 +183,9 @@ def read_losses(path: str | Path) -> LossCurves:
         steps=np.array([row["step"] for row in ordered], dtype=np.int64),
         task=np.array([row["task_loss"] for row in ordered]),
         coupling=np.array([row["coupling_energy"] for row in ordered]),
+        test_accuracy=np.array([row["test_accuracy"] for row in ordered]),
+        bits=np.array([row["mean_bits"] for row in ordered]),
+        bits_refined=np.array([row["mean_bits_refined"] for row in ordered]),
         clusters={name: np.array([row["clusters"][name] for row in ordered]) for name in layers},
     )
 

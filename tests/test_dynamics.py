@@ -25,6 +25,9 @@ def test_read_run_returns_what_was_written(tmp_path: Path, values: dict) -> None
     assert run.losses.task.tolist() == [row["task_loss"] for row in metrics()]
     assert run.losses.coupling.tolist() == [row["coupling_energy"] for row in metrics()]
     assert run.losses.steps.tolist() == [row["step"] for row in metrics()]
+    assert run.losses.test_accuracy.tolist() == [row["test_accuracy"] for row in metrics()]
+    assert run.losses.bits.tolist() == [row["mean_bits"] for row in metrics()]
+    assert run.losses.bits_refined.tolist() == [row["mean_bits_refined"] for row in metrics()]
     for layer, counts in run.losses.clusters.items():
         assert counts.tolist() == [row["clusters"][layer] for row in metrics()]
 
@@ -113,9 +116,10 @@ def test_records_of_wrong_shape_or_type(
 
 def test_losses_in_order_with_the_later_line_of_an_epoch(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    rows = [(1, 5, 0.5, -2.0, {"a": 3}), (0, 0, 0.4, -1.0, {"a": 9}), (1, 5, 0.6, -3.0, {"a": 2})]
-    keys = ("epoch", "step", "task_loss", "coupling_energy", "clusters")
-    path.write_text("\n\n".join(json.dumps(dict(zip(keys, row, strict=True))) for row in rows))
+    values = [(1, 0.5, -2.0, {"a": 3}), (0, 0.4, -1.0, {"a": 9}), (1, 0.6, -3.0, {"a": 2})]
+    keys = ("epoch", "task_loss", "coupling_energy", "clusters")
+    rows = [metrics()[0] | dict(zip(keys, value, strict=True)) for value in values]
+    path.write_text("\n\n".join(json.dumps(row) for row in rows))
     losses = read_losses(path)
     assert losses.epochs.tolist() == [0, 1]
     assert losses.task.tolist() == [0.4, 0.6]
@@ -127,8 +131,8 @@ def test_losses_in_order_with_the_later_line_of_an_epoch(tmp_path: Path) -> None
     "line",
     [
         *("{", "3", '{"epoch": 1}'),
-        '{"epoch": 1, "step": 1, "task_loss": null, "coupling_energy": 0, "clusters": {}}',
-        '{"epoch": 1, "step": 1, "task_loss": 0, "coupling_energy": 0, "clusters": []}',
+        json.dumps({**metrics()[1], "task_loss": None}),
+        json.dumps({**metrics()[1], "clusters": []}),
     ],
 )
 def test_foreign_metrics_name_the_line(tmp_path: Path, line: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +10,10 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 from pysoftq.analysis import figures
 from pysoftq.analysis.collapse import DynamicsStudy, study_dynamics
-from pysoftq.analysis.dynamics import Run, read_run
+from pysoftq.analysis.dynamics import LossCurves, Run, read_run
 from pysoftq.analysis.figures import dynamics as dynamics_figures
 from pysoftq.analysis.figures import flatness as flatness_figures
 from pysoftq.analysis.flatness import FlatnessStudy
@@ -70,7 +70,6 @@ def run_page(path: str | Path) -> str:
     folder = RunFolder(Path(path))
     config = make_config(read_config(folder.config))
     summary = Summary.read(folder.report)
-    metrics = [json.loads(line) for line in folder.metrics.read_text("utf-8").splitlines()]
     run = read_run(folder.path)
     name = folder.path.resolve().name
     study = study_dynamics(run, name)
@@ -83,7 +82,7 @@ def run_page(path: str | Path) -> str:
         cards=_cards(summary),
         comparison=_comparison(summary),
         networks=_networks(summary),
-        training=_training(metrics, run),
+        training=_training(run.losses),
         layers=_layers(summary),
         notes=_notes(summary),
         n_min=config.n_min,
@@ -170,49 +169,34 @@ def _networks(summary: Summary) -> Table:
     return Table(headings, rows, marked=(names.index(REFINED),))
 
 
-def _training(metrics: Sequence[dict[str, Any]], run: Run) -> list[Chart]:
-    epoch = Axis("epoch", low=0, high=max(metrics[-1]["epoch"], 1))
+def _training(losses: LossCurves) -> list[Chart]:
+    epoch = Axis("epoch", low=0, high=max(int(losses.epochs[-1]), 1))
 
-    def series(name: str, key: str, colour: int = 0, scale: float = 1) -> Series:
-        values = [scale * line[key] for line in metrics]
+    def curve(
+        name: str, values: NDArray[Any], *, colour: int = 0, shade: float | None = None
+    ) -> Series:
         points = [
-            Point(line["epoch"], value, f"epoch {line['epoch']}\n{name} {value:.4g}")
-            for line, value in zip(metrics, values, strict=True)
+            Point(float(x), float(y), f"{name}\nepoch {x}: {y:.4g}")
+            for x, y in zip(losses.epochs, values, strict=True)
         ]
-        return Series(name, points, colour=colour)
+        return Series(name, points, colour=colour, shade=shade)
 
-    layers = run.losses.clusters
+    deepest = max(len(losses.clusters) - 1, 1)
     clusters = [
-        Series(
-            name,
-            [
-                Point(float(x), float(k), f"{name}\nepoch {x}\n{k} clusters")
-                for x, k in zip(run.losses.epochs, counts, strict=True)
-            ],
-            shade=number / max(len(layers) - 1, 1),
-        )
-        for number, (name, counts) in enumerate(layers.items())
+        curve(name, counts, shade=number / deepest)
+        for number, (name, counts) in enumerate(losses.clusters.items())
     ]
+    bits = [curve("clusters", losses.bits), curve("refined", losses.bits_refined, colour=1)]
     return [
-        Chart("Task loss", epoch, Axis("task loss"), [series("task loss", "task_loss", 1)]),
-        Chart(
-            "Compression loss",
-            epoch,
-            Axis("compression loss"),
-            [series("compression loss", "coupling_energy", 0)],
-        ),
+        Chart("Task loss", epoch, Axis("L_task"), [curve("task loss", losses.task, colour=1)]),
+        Chart("Compression loss", epoch, Axis("L_C"), [curve("compression loss", losses.coupling)]),
         Chart(
             "Test accuracy",
             epoch,
             Axis("test accuracy / %"),
-            [series("test accuracy / %", "test_accuracy", 2, 100)],
+            [curve("test accuracy / %", 100 * losses.test_accuracy, colour=2)],
         ),
-        Chart(
-            "Bits per weight",
-            epoch,
-            Axis("mean bits"),
-            [series("clusters", "mean_bits", 0), series("refined", "mean_bits_refined", 1)],
-        ),
+        Chart("Bits per weight", epoch, Axis("mean bits"), bits),
         Chart(
             "Clusters of each layer, from input (violet) to output (green)",
             epoch,
