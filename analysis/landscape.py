@@ -18,7 +18,7 @@ from torch.optim.swa_utils import update_bn
 
 from pysoftq.baselines import histogram_equalize
 from pysoftq.config import CompressConfig, make_config, read_config
-from pysoftq.data import Dataset, Images, load_dataset
+from pysoftq.data import Dataset, Images, read_data
 from pysoftq.models import build_model
 from pysoftq.runfolder import RunFolder
 from pysoftq.selection import select
@@ -71,15 +71,7 @@ def read_states(path: str | Path) -> RunStates:
     if missing := [file.name for file in wanted if not file.is_file()]:
         raise ValueError(f"{path}: not the folder of a finished run: without {', '.join(missing)}")
     config = make_config(read_config(folder.config))
-    data = load_dataset(
-        config.dataset,
-        seed=config.seed,
-        data_root=config.data_root,
-        download=config.download,
-        image_size=config.image_size,
-        mean=config.mean,
-        std=config.std,
-    )
+    data = read_data(config)
     model = build_model(config.model, len(data.classes), data.in_channels)
     states = []
     for file in (folder.pretrained, folder.soft):

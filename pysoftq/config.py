@@ -77,6 +77,8 @@ class CompressConfig(BaseModel):
         "value or one for each channel; ImageNet's for photographs.", metavar="R,G,B")
     std: tuple[float, ...] | None = _option("Data", None, "Standard deviation likewise.",
         metavar="R,G,B")
+    split_seed: int | None = _option("Data", None, "Seed of the split of the digits into training "
+        "and test images; that of the run by default.", ge=0, lt=2**31)
     augment: bool = _option("Data", True, "Random shifts, and mirror images for photographs.")
 
     model: str = _option("Network", "resnet20", "resnet20/32/44/56/110, digits-resnet, "
@@ -197,6 +199,19 @@ def read_config(path: str | Path) -> dict[str, Any]:
     Raises OSError for a missing file, ConfigError where it is no mapping of known options, each
     given once.
     """
+    content = read_mapping(path)
+    try:
+        make_config(content)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    return content
+
+
+def read_mapping(path: str | Path) -> dict[str, Any]:
+    """A YAML file of 'option: value' lines, of whatever names.
+
+    Raises OSError for a missing file, ConfigError where it is no mapping, or a key comes twice.
+    """
     with Path(path).open(encoding="utf-8") as file:
         try:
             content = yaml.load(file, _Loader)  # noqa: S506 - it is a SafeLoader
@@ -210,10 +225,6 @@ def read_config(path: str | Path) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: wanted 'option: value' lines, found {type(content).__name__}")
-    try:
-        make_config(content)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
     return content
 
 

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pysoftq.config import DATASETS
+from pysoftq.config import DATASETS, CompressConfig
 from pysoftq.imagefolder import read_image_folder
 
 # The usual normalisation of colour photographs (ImageNet's), for pixels in [0, 1].
@@ -161,6 +161,19 @@ def shift_and_flip(pixels: Tensor, moves: Tensor, shift: int) -> Tensor:
         pixels = F.pad(pixels, (0, 0, shift, shift, shift, shift))
     image = torch.arange(len(pixels), device=device)
     return pixels[image[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def read_data(config: CompressConfig) -> Dataset:
+    """The data set that the options of a run ask for; raises as ``load_dataset``."""
+    return load_dataset(
+        config.dataset,
+        seed=config.seed if config.split_seed is None else config.split_seed,
+        data_root=config.data_root,
+        download=config.download,
+        image_size=config.image_size,
+        mean=config.mean,
+        std=config.std,
+    )
 
 
 def load_dataset(

@@ -28,7 +28,7 @@ from pysoftq.config import (
     write_config,
 )
 from pysoftq.coupling import CoupledLayer, SoftQuantizer
-from pysoftq.data import Dataset, load_dataset
+from pysoftq.data import Dataset, read_data
 from pysoftq.finetune import Observer, evaluate, finetune
 from pysoftq.interrupt import stop_on_signals
 from pysoftq.models import build_model
@@ -59,10 +59,13 @@ def compress(
     observer: RunObserver,
     *,
     resume: bool = False,
+    data: Dataset | None = None,
+    figures: bool = True,
 ) -> Summary:
     """Run ``config`` in the folder ``path``, or go on with the run that is there.
 
-    A finished run that is resumed does its final comparison, report and figures anew.
+    A finished run that is resumed does its final comparison, report and figures anew. ``data`` is
+    what ``read_data`` gives, for one who has it already.
 
     Raises ConfigError where the folder holds a run and ``resume`` is not set (or the other way
     round) and where the run to resume had other options, Interrupted after SIGINT or SIGTERM
@@ -84,7 +87,7 @@ def compress(
             write_config(config, folder.config)  # from now on there is a run to resume
         try:
             with own_stream(device):
-                return run(config, folder, device, observer)
+                return run(config, folder, device, observer, data=data, figures=figures)
         except Exception:
             if not resume and not folder.begun:
                 folder.config.unlink()  # the folder is free for another try
@@ -92,22 +95,20 @@ def compress(
 
 
 def run(
-    config: CompressConfig, folder: RunFolder, device: torch.device, observer: RunObserver
+    config: CompressConfig,
+    folder: RunFolder,
+    device: torch.device,
+    observer: RunObserver,
+    *,
+    data: Dataset | None = None,
+    figures: bool = True,
 ) -> Summary:
     """All of a run that is still to do, in its locked folder."""
-    observer.message(f"loading {config.dataset}")
-    data = load_dataset(
-        config.dataset,
-        seed=config.seed,
-        data_root=config.data_root,
-        download=config.download,
-        image_size=config.image_size,
-        mean=config.mean,
-        std=config.std,
-    ).to(device)
-    model = build_model(config.model, len(data.classes), data.in_channels)
-    layout = memory_format(config, device)
-    model.to(device, memory_format=layout)  # type: ignore[call-overload]
+    if data is None:
+        observer.message(f"loading {config.dataset}")
+        data = read_data(config)
+    data = data.to(device)
+    model = make_model(config, data, device)
     pretrained = load_pretrained(model, data, config, folder, observer)
 
     softq = SoftQuantizer(
@@ -135,7 +136,18 @@ def run(
         finetune(model, optimizer, softq, data, config, folder, state, observer, stop)
 
     observer.message("comparing the networks")
-    return finish(model, softq, data, config, folder, state, pretrained)
+    summary = finish(model, softq, data, config, folder, state, pretrained)
+    if figures:
+        draw(folder)
+    return summary
+
+
+def make_model(config: CompressConfig, data: Dataset, device: torch.device) -> nn.Module:
+    """The untrained network for ``data``, on the device."""
+    model = build_model(config.model, len(data.classes), data.in_channels)
+    layout = memory_format(config, device)
+    model.to(device, memory_format=layout)  # type: ignore[call-overload]
+    return model
 
 
 def finish(
@@ -180,7 +192,6 @@ def finish(
     summary = Summary(tuple(networks), report, dict(softq.excluded), speed)
     write_records(folder, state, shown, softq.layers[-1], config, weights)
     write_report(folder, summary, config, state)
-    draw(folder)
     return summary
 
 

@@ -27,6 +27,10 @@ SCALARS = (
 )
 
 
+class BusyError(RuntimeError):
+    """Another process is working on the run."""
+
+
 class RunFolder:
     """Paths and records of one run; use ``open_run`` to hold its lock as well."""
 
@@ -98,7 +102,7 @@ def _json_line(line: dict[str, Any]) -> str:
 def open_run(path: Path) -> Iterator[RunFolder]:
     """Make the folder, and hold its lock: one process at a time works on a run.
 
-    The lock goes with the process, however that ends. Raises RuntimeError where another holds it.
+    The lock goes with the process, however that ends. Raises BusyError where another holds it.
     """
     path.mkdir(parents=True, exist_ok=True)
     folder = RunFolder(path)
@@ -118,4 +122,4 @@ def _lock(descriptor: int, path: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise RuntimeError(f"another process is working on the run {path}") from None
+        raise BusyError(f"another process is working on the run {path}") from None

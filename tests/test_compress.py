@@ -502,7 +502,7 @@ def test_a_refused_resume_of_a_pretraining_changes_nothing(
     def other_data(name: str, **options: Any) -> Dataset:
         return tiny_digits()
 
-    monkeypatch.setattr("pysoftq.driver.load_dataset", other_data)
+    monkeypatch.setattr("pysoftq.data.load_dataset", other_data)
     with pytest.raises(ConfigError, match="its data or options have changed"):
         run_compress(config.model_copy(update={"n_min": 5}), run, Recorder(), resume=True)
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before

@@ -41,7 +41,7 @@ def _folder(ctx: click.Context, parameter: click.Parameter, given: str | None) -
 
 
 @click.command(cls=GroupedCommand, epilog=EXAMPLES)
-@config_options
+@config_options()
 @click.option(
     "--out",
     cls=ConfigOption,

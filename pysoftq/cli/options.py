@@ -39,11 +39,16 @@ class ConfigOption(click.Option):
         self.group = group
 
 
-def config_options(function: Function) -> Function:
-    """Add one option for each field; absent ones come as None (repeatable ones as ())."""
-    for name, field in reversed(CompressConfig.model_fields.items()):
-        function = _option(name, field)(function)
-    return function
+def config_options(*without: str) -> Callable[[Function], Function]:
+    """Add one option for each field but those; absent ones come as None (repeatable ones as ())."""
+
+    def add(function: Function) -> Function:
+        for name, field in reversed(CompressConfig.model_fields.items()):
+            if name not in without:
+                function = _option(name, field)(function)
+        return function
+
+    return add
 
 
 def given_options(values: dict[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import (
@@ -17,6 +17,9 @@ from rich.progress import (
 from pysoftq.checkpoint import RunState
 from pysoftq.config import CompressConfig
 from pysoftq.data import Dataset, batch_count
+
+if TYPE_CHECKING:
+    from pysoftq.sweep.ledger import Status
 
 LINES = 30
 
@@ -109,18 +112,60 @@ class TerminalObserver:
         self._rate = metrics.get("images_per_second") or 0.0
 
     def _time_left(self, step: int) -> str:
-        begin, first = self._start
-        if step <= first or step >= self._total:
-            return ""
-        seconds = (time.monotonic() - begin) / (step - first) * (self._total - step)
-        minutes, seconds = divmod(round(seconds), 60)
-        return f"{minutes}:{seconds:02d} left"
+        return _time_left(*self._start, step, self._total)
 
     def close(self) -> None:
         """Leave the terminal as it was."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+class SweepProgress:
+    """A progress bar of runs in a terminal, plain lines elsewhere."""
+
+    def __init__(self) -> None:
+        self.console = Console()
+        self._bar = Progress(
+            TextColumn("runs"),
+            BarColumn(bar_width=16),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[state]}"),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self._task = self._bar.add_task("runs", state="")
+        self._start: tuple[float, int] | None = None
+        self._told = -1
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        self._bar.stop()
+
+    def update(self, status: Status) -> None:
+        """Show how far the sweep is."""
+        ended = status.done + status.failed
+        if self._start is None:
+            self._start = (time.monotonic(), ended)
+            self._bar.start()
+        left = _time_left(*self._start, ended, status.total)
+        state = f"{status.running} running, {status.failed} failed  {left}".rstrip()
+        self._bar.update(self._task, total=status.total, completed=ended, state=state)
+        # A line for each run, but of a long sweep only some.
+        due = ended - self._told >= max(1, status.total // LINES) or not status.open
+        if not self.console.is_terminal and ended != self._told and due:
+            self._told = ended
+            text = f"{ended} of {status.total} runs, {state}"
+            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _time_left(begin: float, first: int, done: int, total: int) -> str:
+    """From the pace since ``begin``, when ``first`` of ``total`` were done; empty where unknown."""
+    if done <= first or done >= total:
+        return ""
+    seconds = round((time.monotonic() - begin) / (done - first) * (total - done))
+    minutes, seconds = divmod(seconds, 60)
+    return f"{minutes}:{seconds:02d} left"
 
 
 def _rate(metrics: dict[str, Any]) -> str:

@@ -1,0 +1,116 @@
+"""``pysoftq phase``: the phase diagram of a sweep."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich import box
+from rich.table import Table
+
+from pysoftq.cli.studies import write_study
+from pysoftq.cli.tables import print_table
+
+if TYPE_CHECKING:
+    from pysoftq.analysis.phase import PhaseStudy, Statistic
+
+sweep_argument = click.argument(
+    "sweep", type=click.Path(exists=True, file_okay=False, path_type=Path)
+)
+storage_option = click.option(
+    "--storage", metavar="URL", help="Database of the sweep.  [default: as its folder says]"
+)
+
+
+@click.command("phase")
+@sweep_argument
+@storage_option
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for the figures and all numbers.  [default: SWEEP/phase]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON in place of the table.")
+def phase(sweep: Path, storage: str | None, out: Path | None, as_json: bool) -> None:
+    """Draw degradation and bits over (h, w) from the finished runs of SWEEP (Figs. 2A-D, 5, 6).
+
+    Maps are centred on 4-bit histogram-equalized quantization; the outline holds the points that
+    are better in both. The sweep may still be running.
+    """
+    study = read_study(sweep, storage)[0]
+    from pysoftq.analysis.figures import phase as figures
+
+    drawings: dict[str, Callable[[], Any]] = {
+        "phase": partial(figures.draw_phase, study),
+        "variation": partial(figures.draw_variation, study),
+        "before-refinement": partial(figures.draw_before, study),
+    }
+    told = write_study("phase", study, drawings, out or sweep / "phase")
+    if as_json:
+        click.echo(json.dumps(summary(study)))
+    else:
+        heq = ", ".join(f"HEQ-{one.bits} {one.degradation:.2f}" for one in study.baselines)
+        click.echo(f"{study.name}: {study.runs} runs; accuracy degradation in points: {heq}")
+        print_table(point_table(study))
+    click.echo(told, err=as_json)
+
+
+def read_study(sweep: Path, storage: str | None) -> tuple[PhaseStudy, list[Any]]:
+    """The study of a sweep's folder, and its rows."""
+    from pysoftq.analysis.phase import study_phase
+    from pysoftq.sweep.folder import SweepFolder
+
+    rows = SweepFolder(sweep).ledger({"storage": storage}).rows()
+    return study_phase(sweep.resolve().name, rows), rows
+
+
+def summary(study: PhaseStudy) -> dict[str, Any]:
+    """What ``--json`` prints."""
+    return {
+        "name": study.name,
+        "runs": study.runs,
+        "heq": {str(one.bits): one.degradation for one in study.baselines},
+        "points": [
+            {
+                "h": point.h,
+                "w": point.w,
+                "seeds": point.seeds,
+                "degradation": point.refined.degradation.mean,
+                "degradation_stderr": point.refined.degradation.stderr,
+                "bits": point.refined.bits.mean,
+                "bits_stderr": point.refined.bits.stderr,
+                "beats": point.beats,
+                "seeds_that_beat": point.seeds_that_beat,
+                "pareto": point.pareto,
+            }
+            for point in study.points
+        ],
+    }
+
+
+def point_table(study: PhaseStudy) -> Table:
+    """One row for each point."""
+    table = Table(box=box.SIMPLE_HEAD)
+    for heading in ("h", "w", "seeds", "degradation", "bits", "beats HEQ-4", "Pareto"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for point in study.points:
+        table.add_row(
+            f"{point.h:g}",
+            f"{point.w:g}",
+            str(point.seeds),
+            told(point.refined.degradation),
+            told(point.refined.bits),
+            f"{'yes' if point.beats else ''} ({point.seeds_that_beat}/{point.seeds})".strip(),
+            "yes" if point.pareto else "",
+        )
+    return table
+
+
+def told(statistic: Statistic) -> str:
+    """Mean and standard error."""
+    error = "" if statistic.stderr is None else f" ± {statistic.stderr:.2g}"
+    return f"{statistic.mean:.3f}{error}"

@@ -1,0 +1,60 @@
+"""``pysoftq pick``: which (h, w) of a sweep to use."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import click
+
+from pysoftq.cli.phase import read_study, storage_option, sweep_argument, told
+
+
+@click.command("pick")
+@sweep_argument
+@storage_option
+@click.option("--max-drop", type=float, help="Largest loss of accuracy, in percentage points.")
+@click.option("--bits", type=float, help="Largest mean number of bits.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON in place of text.")
+def pick(
+    sweep: Path, storage: str | None, max_drop: float | None, bits: float | None, as_json: bool
+) -> None:
+    """Name the h and w of SWEEP to use, and the compressed file of its best run there.
+
+    With --max-drop, those with the fewest bits; with --bits, those with the highest accuracy. Means
+    over the seeds decide between points.
+    """
+    if (max_drop is None) == (bits is None):
+        raise click.UsageError("give either --max-drop or --bits")
+    from pysoftq.analysis.phase import pick as choose
+    from pysoftq.runfolder import RunFolder
+    from pysoftq.sweep.folder import SweepFolder
+
+    study, rows = read_study(sweep, storage)
+    chosen = choose(study, rows, drop=max_drop, bits=bits)
+    point, folder = chosen.point, SweepFolder(sweep)
+    run = RunFolder(folder.run(chosen.run))
+    command = f"pysoftq compress --config {shlex.quote(str(run.config))} --out RUN"
+    if as_json:
+        content = {
+            "h": point.h,
+            "w": point.w,
+            "seeds": point.seeds,
+            "degradation": point.refined.degradation.mean,
+            "bits": point.refined.bits.mean,
+            "seed": chosen.run.seed,
+            "run_degradation": chosen.degradation,
+            "run_bits": chosen.bits,
+            "file": str(run.compressed),
+            "command": command,
+        }
+        click.echo(json.dumps(content))
+        return
+    click.echo(
+        f"h {point.h:g}, w {point.w:g}: degradation {told(point.refined.degradation)} points, "
+        f"{told(point.refined.bits)} bits ({point.seeds} seeds)"
+    )
+    click.echo(f"seed {chosen.run.seed}: {chosen.degradation:.3f} points, {chosen.bits:.3f} bits")
+    click.echo(str(run.compressed))
+    click.echo(f"the same again: {command}")

@@ -1,0 +1,195 @@
+"""``pysoftq sweep``: a grid of runs over (h, w), with a database that survives what happens."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pysoftq.cli import INTERRUPTED
+from pysoftq.cli.options import ConfigOption, GroupedCommand, config_options, given_options
+from pysoftq.config import ConfigError, read_mapping
+
+if TYPE_CHECKING:
+    from pysoftq.sweep.folder import SweepFolder
+    from pysoftq.sweep.ledger import Ledger
+
+EXAMPLES = """\b
+Examples:
+  pysoftq sweep --quick --out sweeps/digits
+  pysoftq sweep --h log:0.03:0.3:5 --w 0.3,0.5,1.0 --seeds 15 --out sweeps/fine --workers 8
+  pysoftq sweep --config sweep.yaml --storage postgresql://host/softq --executor ray --gpus 0.2
+  pysoftq sweep --out sweeps/digits --status
+"""
+
+
+def _option(*flags: str, group: str = "Sweep", **settings: Any) -> Callable[[Any], Any]:
+    return click.option(*flags, cls=ConfigOption, group=group, **settings)
+
+
+@click.command("sweep", cls=GroupedCommand, epilog=EXAMPLES)
+@_option("--h", metavar="VALUES", help="Strengths: 0.03,0.1,0.3 or log:A:B:N or lin:A:B:N.")
+@_option("--w", metavar="VALUES", help="Widths, likewise.")
+@_option("--seeds", type=click.IntRange(1), help="Seeds of each point.  [default: 3]")
+@_option("--quick", is_flag=True, help="5 × 5 points and 3 seeds on the digits, in minutes.")
+@_option(
+    "--config",
+    "config_file",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="All of these from a YAML file; those of the command line win.",
+)
+@_option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("sweep"),
+    show_default=True,
+    help="Folder of the sweep; what it holds is gone on with.",
+)
+@_option("--status", is_flag=True, help="Only tell how far the sweep is.")
+@_option("--json", "as_json", is_flag=True, help="With --status: as JSON.")
+@_option("--retry-failed", is_flag=True, help="Try the failed runs again.")
+@_option(
+    "--storage",
+    group="Where it runs",
+    metavar="URL",
+    help="postgresql://… where several machines work on one sweep (a password comes from "
+    "PGPASSWORD or ~/.pgpass).  [default: a file of SQLite in the folder]",
+)
+@_option(
+    "--name",
+    group="Where it runs",
+    help="Name of the sweep in the database.  [default: that of the folder]",
+)
+@_option(
+    "--workers",
+    group="Where it runs",
+    type=click.IntRange(1),
+    help="Runs at once; the processors are divided between them.  [default: one for each]",
+)
+@_option(
+    "--executor",
+    group="Where it runs",
+    type=click.Choice(["local", "ray"]),
+    help="Processes here, or tasks of a Ray cluster (RAY_ADDRESS).  [default: local]",
+)
+@_option(
+    "--cpus",
+    group="Where it runs",
+    type=click.FloatRange(0),
+    help="With Ray: processors of a run.  [default: its threads]",
+)
+@_option(
+    "--gpus",
+    group="Where it runs",
+    type=click.FloatRange(0),
+    help="With Ray: GPUs of a run, or a part of one.  [default: 0]",
+)
+@config_options("h", "w", "split_seed")
+def sweep(
+    config_file: Path | None,
+    quick: bool,
+    out: Path,
+    status: bool,
+    as_json: bool,
+    retry_failed: bool,
+    **values: Any,
+) -> None:
+    """Run pysoftq compress over a grid of h and w, several seeds for each point (Figs. 2, 5, 6).
+
+    All runs begin with one pretrained network and one split of the data, those of --seed; their
+    seeds are that one and the next ones. Each finished run is a row of a database. The same command
+    again goes on where the sweep was, also while others work on it; runs that were killed go on
+    from their checkpoint, at most twice, and what fails keeps its error. More values or seeds add
+    runs.
+    """
+    if as_json and not status:
+        raise click.UsageError("--json goes with --status")
+    from pysoftq.sweep.folder import WHERE, SweepFolder
+
+    folder = SweepFolder(out)
+    try:
+        given = _given(folder, config_file, quick, values)
+        where = {name: given.pop(name) for name in WHERE if name in given}
+        if status:
+            print_status(folder.ledger(where), as_json)
+        else:
+            _sweep(given, folder, where, retry_failed=retry_failed)
+    except ConfigError as error:
+        raise click.UsageError(str(error)) from error
+
+
+def _given(
+    folder: SweepFolder, config_file: Path | None, quick: bool, values: dict[str, Any]
+) -> dict[str, Any]:
+    """All that was asked for; of a folder that holds a sweep, first what that was begun with."""
+    from pysoftq.sweep.grid import QUICK
+
+    layers = [
+        folder.read() if folder.exists else {},
+        QUICK if quick else {},
+        read_mapping(config_file) if config_file else {},
+        given_options(values),
+    ]
+    return {name: value for layer in layers for name, value in layer.items()}
+
+
+def _sweep(
+    given: dict[str, Any], folder: SweepFolder, where: dict[str, Any], *, retry_failed: bool
+) -> None:
+    # Loaded late: torch takes seconds, and --status needs none of it.
+    from pysoftq.cli.progress import SweepProgress, TerminalObserver
+    from pysoftq.sweep.cluster import run_on_ray
+    from pysoftq.sweep.grid import make_spec
+    from pysoftq.sweep.local import run_local, share_processors
+    from pysoftq.sweep.prepare import compress_run, prepare
+    from pysoftq.sweep.worker import Job
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    spec = make_spec(given)
+    observer, progress = TerminalObserver(), SweepProgress()
+    workers, threads = share_processors(where.get("workers"), spec.base().threads)
+    folder.write(spec, where)
+    points = f"{len(spec.h)} × {len(spec.w)} points, {spec.seeds} seeds"
+    observer.message(f"{points}: {folder.path}")
+    try:
+        weights, digest = prepare(spec.base(), folder.pretrained, observer)
+        storage, name = folder.database(where)
+        job = Job(spec, folder.path.resolve(), storage, name, weights, threads, compress_run)
+        ledger = job.ledger()
+        ledger.plan(spec, digest)
+        if retry_failed:
+            observer.message(f"{ledger.retry_failed()} failed runs wait again")
+        if where.get("executor") == "ray":
+            cpus, gpus = where.get("cpus", float(threads)), where.get("gpus", 0.0)
+            end = run_on_ray(job, where.get("workers"), cpus, gpus, progress.update)
+        else:
+            end = run_local(job, workers, progress.update)
+    except KeyboardInterrupt:
+        command = f"pysoftq sweep --out {shlex.quote(str(folder.path))}"
+        click.echo(f"interrupted; what is done is kept, go on with: {command}", err=True)
+        sys.exit(INTERRUPTED)
+    finally:
+        progress.close()
+    for run, error in ledger.errors().items():
+        click.echo(f"failed: {run.name}: {error.strip().splitlines()[-1]}", err=True)
+    done = f"{end.done} of {end.total} runs are done"
+    observer.message(f"{done}, {end.failed} have failed: {folder.path}")
+    if end.failed:
+        sys.exit(1)
+
+
+def print_status(ledger: Ledger, as_json: bool) -> None:
+    """How many runs are in which stage, and why runs have failed."""
+    status = ledger.status()
+    if as_json:
+        click.echo(json.dumps(status.to_dict()))
+        return
+    click.echo(", ".join(f"{count} {stage}" for stage, count in status.to_dict().items()))
+    for run, error in ledger.errors().items():
+        click.echo(f"{run.name}: {error.strip()}")
