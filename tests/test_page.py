@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 import yaml
 from click.testing import CliRunner
-from pysoftq.analysis.page import run_page
+from pysoftq.analysis.page import run_page, sweep_page, write_page
 from pysoftq.analysis.page.charts import Axis, Chart, Point, Series
+from pysoftq.analysis.phase import study_phase
 from run_folders import metrics, records, write_run
+from test_phase import row
 
 from pysoftq.cli.report import report
 from pysoftq.config import make_config
@@ -26,6 +28,7 @@ from pysoftq.report import (
     Summary,
     TrainingSpeed,
 )
+from pysoftq.sweep.grid import make_spec
 
 LAYERS = ("layer3.0.conv2.weight", "linear.weight")
 HOSTILE = "<script>alert('x')</script>\"&"
@@ -49,8 +52,8 @@ def summary(names: tuple[str, ...] = LAYERS) -> Summary:
 def full_run(folder: Path, names: tuple[str, ...] = LAYERS) -> Path:
     """A run folder with all that a report reads."""
     rows: list[dict[str, Any]] = metrics()
-    for row in rows:
-        row["clusters"] = dict(zip(names, row["clusters"].values(), strict=True))
+    for line in rows:
+        line["clusters"] = dict(zip(names, line["clusters"].values(), strict=True))
     write_run(folder, {**records(), "layer": names[0], "trajectory_layer": names[1]}, rows)
     (folder / "report.json").write_text(json.dumps(summary(names).to_dict()))
     config = make_config({"dataset": "digits", "h": 0.3, "exclude": ("a*",)})
@@ -134,6 +137,34 @@ def test_a_single_point_has_ticks(log: bool) -> None:
 
 
 @pytest.fixture(scope="module")
+def sweep_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a sweep with two points: (0.1, 0.5) beats HEQ-4, (0.3, 0.5) does not."""
+    spec = make_spec({"h": [0.1, 0.3], "w": [0.5], "seeds": 2, "dataset": "digits", "epochs": 9})
+    rows = [row(0.1, 0.5, 0, 1.0, 3.5), row(0.1, 0.5, 1, 2.0, 3.7), row(0.3, 0.5, 0, 9.0, 3.0)]
+    text = sweep_page(study_phase(HOSTILE, rows), spec)
+    return write_page(text, tmp_path_factory.mktemp("sweep") / "report.html")
+
+
+def test_page_of_a_sweep(sweep_file: Path) -> None:
+    text = sweep_file.read_text(encoding="utf-8")
+    assert text.count("<script") == 1
+    assert "1 of 2 points" in text
+    assert "1.50 ± 0.5" in text
+    assert "pysoftq compress --split-seed 0 --h 0.1 --w 0.5 --epochs 9" in text
+    assert text.count("<img") == 3
+
+
+def test_command_for_a_sweep(sweep_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = study_phase("grid", [row(0.1, 0.5, 0, 1.0, 3.5)])
+    monkeypatch.setattr("pysoftq.cli.report.read_study", lambda folder, storage: (study, []))
+    folder = sweep_file.parent
+    (folder / "sweep.yaml").write_text(yaml.safe_dump({"h": 0.1, "w": 0.5, "dataset": "digits"}))
+    result = CliRunner().invoke(report, [str(folder), "--out", str(folder / "out.html")])
+    assert result.exit_code == 0, result.output
+    assert "1 of 1 points" in (folder / "out.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     found = [shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome")]
@@ -206,6 +237,21 @@ def test_in_a_browser(opened: Any) -> None:
         ".every((element) => element.tabIndex >= 0)"
     )
     assert reached
+
+
+def test_points_of_a_sweep_tell_what_they_are(browser: Any, sweep_file: Path) -> None:
+    tab = browser.new_page(viewport={"width": 390, "height": 800})
+    heard: list[str] = []
+    tab.on("console", lambda message: heard.append(message.text))
+    tab.goto(sweep_file.as_uri())
+    cell = tab.locator("svg[role=application]").nth(1).locator("circle:not(.cursor)").first
+    cell.hover()
+    told = tab.locator("#tip").inner_text()
+    assert told.startswith("h 0.1, w 0.5, 2 seeds (better than HEQ-4)\n1.50 ± 0.5 points lost")
+    assert "pysoftq compress" in told
+    assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert heard == []
+    tab.close()
 
 
 def test_dark_paper(browser: Any, page: Path) -> None:

@@ -6,5 +6,6 @@ A page is a template in ``templates/`` that extends ``base.html``, filled by a m
 
 from .render import render, write_page
 from .run import run_page
+from .sweep import sweep_page
 
-__all__ = ["render", "run_page", "write_page"]
+__all__ = ["render", "run_page", "sweep_page", "write_page"]

@@ -31,6 +31,7 @@ class Series:
     colour: int = 0
     shade: float | None = None
     line: bool = True
+    radius: float = 4
 
 
 @dataclass(frozen=True)

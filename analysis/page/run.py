@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from pysoftq.analysis import figures
@@ -25,40 +23,13 @@ from pysoftq.report import NetworkRow, Summary
 from pysoftq.runfolder import RunFolder
 
 from .charts import Axis, Chart, Point, Series, Tick
-from .render import png_source, render
+from .parts import Card, Picture, Table, narrow, wide
+from .render import render
 
 SECTIONS = ("Summary", "Training", "Layers", "Condensing", "Figures", "Options")
 REFINED = "soft, refined"
 FRAMES = 80
 _MOVIE_WIDTH, _MOVIE_HEIGHT, _MOVIE_BINS = 640, 280, 160
-
-
-@dataclass(frozen=True)
-class Table:
-    """Cells as text; ``marked`` are the numbers of rows that stand out."""
-
-    headings: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    foot: Sequence[str] = ()
-    marked: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class Card:
-    """One number of the summary."""
-
-    name: str
-    value: str
-    note: str
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure that is shown as an image; wide ones scroll on a narrow screen."""
-
-    caption: str
-    source: str
-    wide: bool
 
 
 def run_page(path: str | Path) -> str:
@@ -306,21 +277,21 @@ def _collapses(study: DynamicsStudy) -> Table:
 def _pictures(folder: RunFolder, run: Run, study: DynamicsStudy) -> list[Picture]:
     records = run.records
     pictures = [
-        _wide(
+        wide(
             figures.draw_histograms(records),
             f"{records.layer}: pretrained, after the first epoch with V, at the end (Fig. 1)",
         ),
-        _wide(dynamics_figures.draw_densities(run), f"{records.layer} with V at more epochs"),
-        _narrow(
+        wide(dynamics_figures.draw_densities(run), f"{records.layer} with V at more epochs"),
+        narrow(
             figures.draw_trajectories(records),
             f"Weights of {records.trajectory_layer}, coloured by the value they end at (Fig. 2E)",
         ),
-        _narrow(figures.draw_losses(run.losses), "Compression loss and task loss (Fig. 2F)"),
-        _wide(
+        narrow(figures.draw_losses(run.losses), "Compression loss and task loss (Fig. 2F)"),
+        wide(
             dynamics_figures.draw_collapse(study),
             f"Spread of the clusters of {study.layer}, and when they collapsed",
         ),
-        _narrow(dynamics_figures.draw_clusters(study), "Clusters of each layer against time"),
+        narrow(dynamics_figures.draw_clusters(study), "Clusters of each layer against time"),
     ]
     stored = folder.path / "flatness" / "flatness.json"
     if stored.is_file():
@@ -330,26 +301,18 @@ def _pictures(folder: RunFolder, run: Run, study: DynamicsStudy) -> list[Picture
 
 def _flatness_pictures(study: FlatnessStudy) -> list[Picture]:
     pictures = [
-        _wide(
+        wide(
             flatness_figures.draw_flatness(study),
             "Change of the task loss over distance, against random perturbations (Fig. 3)",
         )
     ]
     if study.lines or study.plane:
         figure = flatness_figures.draw_landscape(study)
-        pictures.append(_wide(figure, "The task loss between the networks"))
+        pictures.append(wide(figure, "The task loss between the networks"))
     if study.curvatures:
         figure = flatness_figures.draw_curvature(study)
-        pictures.append(_wide(figure, "The Hessian between the networks"))
+        pictures.append(wide(figure, "The Hessian between the networks"))
     return pictures
-
-
-def _wide(figure: Figure, caption: str) -> Picture:
-    return Picture(caption, png_source(figure), wide=True)
-
-
-def _narrow(figure: Figure, caption: str) -> Picture:
-    return Picture(caption, png_source(figure), wide=False)
 
 
 def _options(config: CompressConfig) -> Table:

@@ -22,7 +22,7 @@ COMMANDS = {
     "meanfield": "How many bins the mean field wants.",
     "phase": "Draw what a sweep found over h and w (Figs. 2, 5, 6).",
     "pick": "Which h and w of a sweep to use.",
-    "report": "A run as one HTML page.",
+    "report": "A run or a sweep as one HTML page.",
     "scaling": "How the energy of a layer grows with its size (Fig. 4).",
     "sweep": "A grid of runs over h and w, with several seeds (Fig. 2).",
 }

@@ -1,4 +1,4 @@
-"""``pysoftq report``: a run as one HTML page."""
+"""``pysoftq report``: a run or a sweep as one HTML page."""
 
 from __future__ import annotations
 
@@ -6,28 +6,41 @@ from pathlib import Path
 
 import click
 
+from pysoftq.cli.phase import read_study, storage_option
+
 EXAMPLES = """\b
 Examples:
   pysoftq report runs/1
-  pysoftq report runs/1 --out /tmp/run.html
+  pysoftq report sweeps/digits --out digits.html
 """
 
 
 @click.command("report", epilog=EXAMPLES)
-@click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument(
+    "folder", metavar="RUN|SWEEP", type=click.Path(exists=True, file_okay=False, path_type=Path)
+)
 @click.option(
     "--out",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="File to write.  [default: RUN/report.html]",
+    help="File to write.  [default: report.html in the folder]",
 )
-def report(run: Path, out: Path | None) -> None:
-    """Write one self-contained HTML page about RUN, a folder of pysoftq compress.
+@storage_option
+def report(folder: Path, out: Path | None, storage: str | None) -> None:
+    """Write one self-contained HTML page about a folder of pysoftq compress or of pysoftq sweep.
 
-    Summary, comparison with histogram-equalized quantization, losses and clusters against time,
-    layers, the condensing of the largest layer moment by moment, all figures (those of pysoftq
-    flatness too, where RUN holds them), options and the command line. It needs no network.
+    Of a run: summary, comparison with histogram-equalized quantization, losses and clusters
+    against time, layers, the condensing of the largest layer moment by moment, all figures (those
+    of pysoftq flatness too, where it holds them), options and the command line.
+
+    Of a sweep, which may still be running: its phase diagrams, every point with its seeds, bits,
+    accuracy and command line. The page needs no network.
     """
-    from pysoftq.analysis.page import run_page, write_page
+    from pysoftq.analysis.page import run_page, sweep_page, write_page
+    from pysoftq.sweep.folder import SweepFolder
 
-    path = write_page(run_page(run), out or run / "report.html")
+    if SweepFolder(folder).exists:
+        text = sweep_page(read_study(folder, storage)[0], SweepFolder(folder).spec())
+    else:
+        text = run_page(folder)
+    path = write_page(text, out or folder / "report.html")
     click.echo(f"written: {path} ({path.stat().st_size / 1e6:.1f} MB)")

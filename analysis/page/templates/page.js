@@ -76,7 +76,7 @@ function makeChart(svg) {
 function makeSortable(table) {
   const headings = [...table.tHead.rows[0].cells];
   const body = table.tBodies[0];
-  const number = (text) => parseFloat(text.replaceAll(",", "").replace("−", "-"));
+  const number = (text) => Number(text.split(" ")[0].replaceAll(",", "").replace("−", "-"));
   headings.forEach((heading, column) => {
     heading.querySelector("button").addEventListener("click", () => {
       const up = heading.getAttribute("aria-sort") !== "ascending";
@@ -84,7 +84,7 @@ function makeSortable(table) {
       heading.setAttribute("aria-sort", up ? "ascending" : "descending");
       const text = (row) => row.cells[column].textContent;
       const order = (one, two) =>
-        column === 0 ? text(one).localeCompare(text(two)) : number(text(one)) - number(text(two));
+        number(text(one)) - number(text(two)) || text(one).localeCompare(text(two));
       const rows = [...body.rows].sort((one, two) => (up ? order(one, two) : order(two, one)));
       body.append(...rows);
     });
