@@ -367,6 +367,11 @@ def test_the_status_of_a_sweep(trained: Path, tmp_path: Path) -> None:
     }
     told = CliRunner().invoke(sweep, ["--out", str(trained), "--status"])
     assert told.output == "2 total, 2 done, 0 running, 0 failed, 0 waiting\n"
+    before = (trained / "sweep.yaml").read_bytes()
+    told = CliRunner().invoke(sweep, ["--out", str(trained), "--epochs", "9"])
+    assert told.exit_code == 2
+    assert "begun with other options: epochs" in told.output
+    assert (trained / "sweep.yaml").read_bytes() == before
     for arguments in (
         ["--status"],
         ["--json"],

@@ -7,6 +7,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from pysoftq.config import ConfigError, read_mapping
 
 if TYPE_CHECKING:
     from pysoftq.sweep.folder import SweepFolder
-    from pysoftq.sweep.ledger import Ledger
+    from pysoftq.sweep.ledger import Ledger, Status
 
 EXAMPLES = """\b
 Examples:
@@ -144,16 +145,16 @@ def _sweep(
 ) -> None:
     # Loaded late: torch takes seconds, and --status needs none of it.
     from pysoftq.cli.progress import SweepProgress, TerminalObserver
-    from pysoftq.sweep.cluster import run_on_ray
     from pysoftq.sweep.grid import make_spec
-    from pysoftq.sweep.local import run_local, share_processors
     from pysoftq.sweep.prepare import compress_run, prepare
     from pysoftq.sweep.worker import Job
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     spec = make_spec(given)
     observer, progress = TerminalObserver(), SweepProgress()
-    workers, threads = share_processors(where.get("workers"), spec.base().threads)
+    threads, execute = _executor(where, spec.base().threads)
+    if folder.exists:
+        spec.refuse_changes(folder.spec().options)
     folder.write(spec, where)
     points = f"{len(spec.h)} × {len(spec.w)} points, {spec.seeds} seeds"
     observer.message(f"{points}: {folder.path}")
@@ -165,11 +166,7 @@ def _sweep(
         ledger.plan(spec, digest)
         if retry_failed:
             observer.message(f"{ledger.retry_failed()} failed runs wait again")
-        if where.get("executor") == "ray":
-            cpus, gpus = where.get("cpus", float(threads)), where.get("gpus", 0.0)
-            end = run_on_ray(job, where.get("workers"), cpus, gpus, progress.update)
-        else:
-            end = run_local(job, workers, progress.update)
+        end = execute(job, progress=progress.update)
     except KeyboardInterrupt:
         command = f"pysoftq sweep --out {shlex.quote(str(folder.path))}"
         click.echo(f"interrupted; what is done is kept, go on with: {command}", err=True)
@@ -182,6 +179,19 @@ def _sweep(
     observer.message(f"{done}, {end.failed} have failed: {folder.path}")
     if end.failed:
         sys.exit(1)
+
+
+def _executor(where: dict[str, Any], threads: int | None) -> tuple[int, Callable[..., Status]]:
+    """Threads of a run, and what does all runs of a job."""
+    from pysoftq.sweep.cluster import run_on_ray
+    from pysoftq.sweep.local import run_local, share_processors
+
+    if where.get("executor") == "ray":
+        own = threads or max(1, int(where.get("cpus", 1)))
+        cpus, gpus = where.get("cpus", float(own)), where.get("gpus", 0.0)
+        return own, partial(run_on_ray, workers=where.get("workers"), cpus=cpus, gpus=gpus)
+    workers, own = share_processors(where.get("workers"), threads)
+    return own, partial(run_local, workers=workers)
 
 
 def print_status(ledger: Ledger, as_json: bool) -> None:

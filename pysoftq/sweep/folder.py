@@ -18,10 +18,7 @@ WHERE = ("storage", "name", "workers", "executor", "cpus", "gpus")
 
 
 class SweepFolder:
-    """Paths of a sweep, and what its ``sweep.yaml`` holds (empty where there is none).
-
-    ``storage`` wins over the file's, where a password is never kept.
-    """
+    """Paths of a sweep, and what its ``sweep.yaml`` holds; a password is never kept there."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

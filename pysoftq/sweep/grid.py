@@ -13,7 +13,7 @@ import numpy as np
 
 from pysoftq.config import CompressConfig, ConfigError, changed_options, make_config
 
-# Options that a run gets from the grid or from the machine, not from the sweep.
+# Options of a run that the grid sets.
 OWN = ("h", "w", "split_seed")
 QUICK: dict[str, Any] = {
     "h": "log:0.03:0.48:5",

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pysoftq.config import CompressConfig
+from pysoftq.sweep.folder import SweepFolder
 from pysoftq.sweep.grid import SweepSpec
 from pysoftq.sweep.ledger import Claim, Ledger, LostClaimError, Worker
 
@@ -37,11 +38,7 @@ class Job:
 
     def ledger(self) -> Ledger:
         """The database, opened."""
-        return Ledger(self.storage, self.name, self.folder / "workers")
-
-    def run_folder(self, name: str) -> Path:
-        """The folder of a run."""
-        return self.folder / "runs" / name
+        return Ledger(self.storage, self.name, SweepFolder(self.folder).workers)
 
     def config(self, claim: Claim) -> CompressConfig:
         """The options of a run."""
@@ -51,7 +48,7 @@ class Job:
 @contextmanager
 def registered(job: Job) -> Iterator[Worker]:
     """A name for this process to claim runs under."""
-    worker = Worker(job.folder / "workers", f"{os.getpid()}-{secrets.token_hex(4)}")
+    worker = Worker(SweepFolder(job.folder).workers, f"{os.getpid()}-{secrets.token_hex(4)}")
     try:
         yield worker
     except BaseException:
@@ -73,7 +70,7 @@ def work(job: Job, ledger: Ledger, worker: Worker) -> bool:
     with suppress(LostClaimError):
         try:
             with _beating(claim, lost):
-                result = job.task(job.config(claim), job.run_folder(claim.run.name))
+                result = job.task(job.config(claim), SweepFolder(job.folder).run(claim.run))
         except KeyboardInterrupt:
             if lost.is_set():
                 return True
