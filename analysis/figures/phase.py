@@ -16,6 +16,7 @@ from .style import BLACK, GREY, PAGE, SMALL, TEXT, VERMILLION, letter, style
 
 _DEGRADATION = "accuracy degradation / points"
 _BITS = r"mean bits $\bar{b}$"
+_OUTLINED = "outlined: better than 4-bit HEQ in both"
 _MISSING = "#D9D9D9"
 _SHOWN_BASELINES = {3: "^", 4: "*"}
 
@@ -28,7 +29,7 @@ def draw_phase(study: PhaseStudy) -> Figure:
     _draw_maps(figure, axes[0, 0], axes[0, 1], study, lambda point: point.refined)
     _draw_scatter(figure, axes[1, 0], study, "$w$", lambda point: point.w)
     _draw_scatter(figure, axes[1, 1], study, "$h$", lambda point: point.h)
-    figure.suptitle(_title(study), fontsize=TEXT, color=GREY)
+    figure.suptitle(f"{_title(study)}; {_OUTLINED}", fontsize=TEXT, color=GREY)
     return figure
 
 
@@ -38,7 +39,8 @@ def draw_before(study: PhaseStudy) -> Figure:
     axes = figure.subplots(1, 2)
     letter(axes)
     _draw_maps(figure, axes[0], axes[1], study, lambda point: point.before)
-    figure.suptitle(f"{_title(study)}, before refinement", fontsize=TEXT, color=GREY)
+    title = f"{_title(study)}; before refinement; {_OUTLINED}"
+    figure.suptitle(title, fontsize=TEXT, color=GREY)
     return figure
 
 
@@ -63,7 +65,7 @@ def draw_variation(study: PhaseStudy) -> Figure:
 def _title(study: PhaseStudy) -> str:
     seeds = sorted({point.seeds for point in study.points})
     count = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
-    return f"{study.name}: seeds of a point: {count}; outlined: better than 4-bit HEQ in both"
+    return f"{study.name}, seeds of each point: {count}"
 
 
 def _grid(study: PhaseStudy, value: Callable[[Point], float | None]) -> NDArray[np.float64]:
