@@ -71,6 +71,7 @@ def compress(
     round) and where the run to resume had other options, Interrupted after SIGINT or SIGTERM
     during pretraining or training, with a checkpoint written.
     """
+    device = choose_device(config)
     with open_run(path) as folder:
         if folder.exists and not resume:
             raise ConfigError(f"{path} holds a run already: resume it, or choose another folder")
@@ -78,7 +79,6 @@ def compress(
             raise ConfigError(f"{path} holds no run to resume")
         if resume:
             refuse_changes(config, folder)
-        device = choose_device(config)
         set_threads(config.threads)
         torch.manual_seed(config.seed)
         if not resume:

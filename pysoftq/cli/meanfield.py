@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from pysoftq.cli.studies import DEFAULT_FOLDER, out_option, positive, write_study
+from pysoftq.cli.studies import out_option, positive, tell_study
 from pysoftq.cli.tables import print_table
 
 if TYPE_CHECKING:
@@ -89,15 +88,9 @@ def meanfield(
     study = study_mean_field(
         network.name, network.weights, width, bins=bins, draws=draws, seed=seed
     )
-    if as_json:
-        click.echo(json.dumps(summary(study, tolerance)))
-    else:
-        print_summary(study, tolerance)
-        out = out or DEFAULT_FOLDER
-    if out is not None:
-        drawings = {"meanfield": partial(draw_mean_field, study, tolerance)}
-        told = write_study("meanfield", study, drawings, out)
-        click.echo(told, err=as_json)
+    draw = partial(draw_mean_field, study, tolerance)
+    show = partial(print_summary, study, tolerance)
+    tell_study("meanfield", study, draw, out, summary(study, tolerance) if as_json else None, show)
 
 
 def summary(study: MeanFieldStudy, tolerance: float) -> dict[str, Any]:

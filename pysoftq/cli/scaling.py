@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from pysoftq.cli.studies import DEFAULT_FOLDER, out_option, positive, write_study
+from pysoftq.cli.studies import out_option, positive, tell_study
 from pysoftq.cli.tables import print_table
 
 if TYPE_CHECKING:
@@ -67,15 +66,8 @@ def scaling(
     from pysoftq.analysis.sources import read_networks
 
     study = study_scaling(read_networks(sources), width, seed=seed)
-    if as_json:
-        click.echo(json.dumps(summary(study)))
-    else:
-        print_tables(study)
-        out = out or DEFAULT_FOLDER
-    if out is not None:
-        drawings = {"scaling": partial(draw_scaling, study)}
-        told = write_study("scaling", study, drawings, out)
-        click.echo(told, err=as_json)
+    draw, show = partial(draw_scaling, study), partial(print_tables, study)
+    tell_study("scaling", study, draw, out, summary(study) if as_json else None, show)
 
 
 def summary(study: ScalingStudy) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,6 +28,27 @@ out_option = click.option(
     type=click.Path(file_okay=False, path_type=Path),
     help=f"Folder for the figure and all numbers.  [default: {DEFAULT_FOLDER}; with --json, none]",
 )
+
+
+def tell_study(
+    name: str,
+    study: Any,
+    draw: Callable[[], Figure],
+    out: Path | None,
+    summary: Mapping[str, Any] | None,
+    show: Callable[[], None],
+) -> None:
+    """Print ``summary`` as JSON, or ``show`` tables where it is None; write the study.
+
+    With JSON, files are written only where ``out`` names a folder.
+    """
+    if summary is not None:
+        click.echo(json.dumps(summary))
+    else:
+        show()
+        out = out or DEFAULT_FOLDER
+    if out is not None:
+        click.echo(write_study(name, study, {name: draw}, out), err=summary is not None)
 
 
 def write_study(
