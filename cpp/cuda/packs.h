@@ -6,27 +6,11 @@
 #include <type_traits>
 
 #include "block.h"
-#include "softq/coupling.h"
-#include "softq/half.h"
+#include "softq/scalar.h"
 
 namespace softq::cuda {
 
 inline constexpr unsigned pack_bytes = 16;
-
-// Calls body(storage, computed) with values of the types of the scalar.
-template <class Body>
-__device__ void with_storage(Scalar scalar, const Body& body) {
-  switch (scalar) {
-    case Scalar::float32:
-      return body(float{}, float{});
-    case Scalar::float64:
-      return body(double{}, double{});
-    case Scalar::float16:
-      return body(Half{}, float{});
-    case Scalar::bfloat16:
-      return body(BFloat16{}, float{});
-  }
-}
 
 template <class Storage, class T>
 __device__ Storage rounded(T value) {

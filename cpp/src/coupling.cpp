@@ -8,7 +8,6 @@
 #include "blocks.h"
 #include "softq/density.h"
 #include "softq/force.h"
-#include "softq/half.h"
 #include "softq/potential.h"
 #include "softq/threads.h"
 #include "windows.h"
@@ -18,21 +17,6 @@ namespace {
 
 constexpr std::size_t chunk_length = std::size_t{1} << 18;
 constexpr std::size_t narrow_size = std::size_t{1} << 16;
-
-template <class Body>
-auto with_storage(Scalar scalar, const Body& body) {
-  switch (scalar) {
-    case Scalar::float32:
-      return body(float{}, float{});
-    case Scalar::float64:
-      return body(double{}, double{});
-    case Scalar::float16:
-      return body(Half{}, float{});
-    case Scalar::bfloat16:
-      return body(BFloat16{}, float{});
-  }
-  throw std::invalid_argument("unknown scalar type");
-}
 
 using AnyBinning = std::variant<Binning<float>, Binning<double>>;
 

@@ -6,9 +6,10 @@
 #include <string>
 #include <vector>
 
+#include "softq/scalar.h"
+
 namespace softq {
 
-enum class Scalar { float32, float64, float16, bfloat16 };
 enum class Method { scan, fft };
 
 struct Layer {
