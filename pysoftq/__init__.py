@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pysoftq.artifact import inspect_compressed, load_compressed, save_compressed
     from pysoftq.baselines import histogram_equalize
     from pysoftq.clusters import Clusters, identify, mean_bit_width, refine, unique
+    from pysoftq.codebook import Codebooks, train_codebooks
     from pysoftq.coupling import CoupledLayer, CouplingEnergy, SoftQuantizer
     from pysoftq.models import build_model
     from pysoftq.report import CompressionReport, LayerReport
@@ -38,6 +39,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Clusters",
+    "Codebooks",
     "CompressionReport",
     "CoupledLayer",
     "CouplingEnergy",
@@ -63,11 +65,13 @@ __all__ = [
     "save_compressed",
     "set_num_threads",
     "show_config",
+    "train_codebooks",
     "unique",
 ]
 
 _LAZY = {
     "Clusters": "clusters",
+    "Codebooks": "codebook",
     "CompressionReport": "report",
     "CoupledLayer": "coupling",
     "CouplingEnergy": "coupling",
@@ -82,6 +86,7 @@ _LAZY = {
     "mean_bit_width": "clusters",
     "refine": "clusters",
     "save_compressed": "artifact",
+    "train_codebooks": "codebook",
     "unique": "clusters",
 }
 

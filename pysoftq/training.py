@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim import SGD
+from torch.optim import SGD, Optimizer
 
 from pysoftq.backends import has_cuda
 from pysoftq.config import CompressConfig
@@ -32,7 +32,7 @@ class TrainingStep:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: SGD,
+        optimizer: Optimizer,
         config: CompressConfig,
         batch_size: int,
         softq: SoftQuantizer | None = None,
@@ -90,7 +90,7 @@ class GraphedStep(TrainingStep):
     def __init__(
         self,
         model: nn.Module,
-        optimizer: SGD,
+        optimizer: Optimizer,
         config: CompressConfig,
         batch_size: int,
         softq: SoftQuantizer | None = None,
@@ -144,7 +144,7 @@ class GraphedStep(TrainingStep):
 
 def make_step(
     model: nn.Module,
-    optimizer: SGD,
+    optimizer: Optimizer,
     config: CompressConfig,
     batch_size: int,
     softq: SoftQuantizer | None = None,

@@ -1,0 +1,177 @@
+"""Trained codebooks against a network whose weights are codebook[indices] for autograd."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import tiny_digits
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from pysoftq.clusters import Clusters, identify, unique
+from pysoftq.codebook import Codebooks, train_codebooks
+from pysoftq.config import CompressConfig, make_config
+from pysoftq.data import Dataset
+from pysoftq.models import build_model
+from pysoftq.weights import coupled_weights
+
+
+@pytest.fixture(scope="module")
+def data() -> Dataset:
+    return tiny_digits()
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return build_model("digits-resnet-small", 10, 1)
+
+
+def found_in(model: nn.Module, bits: int = 3) -> dict[str, Clusters]:
+    return {
+        name: identify(value, bits) for name, value in coupled_weights(model.state_dict()).items()
+    }
+
+
+def options(**given: object) -> CompressConfig:
+    return make_config({"dataset": "digits", "batch_size": 32}, given)
+
+
+def batch(data: Dataset) -> tuple[Tensor, Tensor]:
+    return next(data.batches(0, 0, 32))
+
+
+def test_gradients_are_those_of_autograd(model: nn.Module, data: Dataset) -> None:
+    images, labels = batch(data)
+    clusters = found_in(model)
+    codebooks = Codebooks(model, clusters)
+    leaves = {name: found.codebook.clone().requires_grad_() for name, found in clusters.items()}
+    shapes = {name: value.shape for name, value in model.named_parameters()}
+    weights = {
+        name: leaf[clusters[name].indices].reshape(shapes[name]) for name, leaf in leaves.items()
+    }
+    F.cross_entropy(functional_call(copy.deepcopy(model), weights, images), labels).backward()
+
+    F.cross_entropy(model(images), labels).backward()
+    codebooks.sum_gradients()
+    for name, leaf in leaves.items():
+        torch.testing.assert_close(codebooks.values[name].grad, leaf.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
+def test_any_optimizer_trains_them(
+    model: nn.Module, data: Dataset, kind: type[torch.optim.Optimizer]
+) -> None:
+    images, labels = batch(data)
+    clusters = found_in(model)
+    codebooks = Codebooks(model, clusters)
+    optimizer = kind([*codebooks.parameters(), *codebooks.rest()], lr=1e-3)
+    codebooks.attach(optimizer)
+    losses = []
+    for _ in range(10):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(images), labels)
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < losses[0]
+    trained = codebooks.clusters()
+    for name, value in coupled_weights(model.state_dict()).items():
+        assert torch.equal(value, trained[name].weights(value.shape))
+        assert trained[name].K == clusters[name].K
+        assert not torch.equal(trained[name].codebook, clusters[name].codebook)
+
+
+def test_values_that_cross_are_sorted_and_equal_ones_merged() -> None:
+    model = nn.Linear(4, 1)
+    codebook = torch.tensor([-1.0, 0.0, 1.0])
+    indices = torch.tensor([0, 1, 2, 2])
+    codebooks = Codebooks(model, {"weight": Clusters(codebook, indices, torch.tensor([1, 1, 2]))})
+    codebooks.values["weight"].data = torch.tensor([2.0, -0.0, 0.5])
+    found = codebooks.clusters()["weight"]
+    assert found.codebook.tolist() == [0.0, 0.5, 2.0]
+    assert found.indices.tolist() == [2, 0, 1, 1]
+    assert found.counts.tolist() == [1, 2, 1]
+    codebooks.values["weight"].data = torch.tensor([0.5, -3.0, 0.5])
+    found = codebooks.clusters()["weight"]
+    assert found.codebook.tolist() == [-3.0, 0.5]
+    assert found.indices.tolist() == [1, 0, 1, 1]
+    assert found.counts.tolist() == [1, 3]
+
+
+def test_a_layer_without_gradient_keeps_its_values() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    clusters = {name: unique(value) for name, value in coupled_weights(model.state_dict()).items()}
+    codebooks = Codebooks(model, clusters)
+    optimizer = torch.optim.Adam(codebooks.parameters(), lr=0.1)
+    codebooks.attach(optimizer)
+    before = model[1].weight.detach().clone()
+    model[0](torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    assert torch.equal(model[1].weight, before)
+    assert not torch.equal(codebooks.values["0.weight"], clusters["0.weight"].codebook)
+
+
+@pytest.mark.parametrize("rest", [True, False])
+def test_training_lowers_the_loss(model: nn.Module, data: Dataset, rest: bool) -> None:
+    clusters = found_in(model)
+    bias = model.get_parameter("linear.bias").detach().clone()
+    steps: list[int] = []
+
+    def loss() -> float:
+        model.eval()
+        with torch.no_grad():
+            images, labels = next(data.ordered(data.train))
+            return float(F.cross_entropy(model(images), labels))
+
+    Codebooks(model, clusters)
+    before = loss()
+    trained = train_codebooks(
+        model, clusters, data, options(), epochs=3, rest=rest, after_step=steps.append
+    )
+    assert not model.training
+    assert loss() < before
+    assert steps == list(range(1, 3 * 5 + 1))
+    assert torch.equal(model.get_parameter("linear.bias"), bias) != rest
+    for name, value in coupled_weights(model.state_dict()).items():
+        assert torch.equal(value, trained[name].weights(value.shape))
+        assert trained[name].codebook.diff().gt(0).all()
+
+
+def test_the_same_again(data: Dataset) -> None:
+    results = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        model = build_model("digits-resnet-small", 10, 1)
+        train_codebooks(model, found_in(model), data, options(), epochs=1)
+        results.append(model.state_dict())
+    assert all(torch.equal(value, results[1][name]) for name, value in results[0].items())
+
+
+def test_other_epochs_see_other_batches(data: Dataset) -> None:
+    results = []
+    for first_epoch in (0, 1):
+        torch.manual_seed(0)
+        model = build_model("digits-resnet-small", 10, 1)
+        train_codebooks(model, found_in(model), data, options(), epochs=1, first_epoch=first_epoch)
+        results.append(model.get_parameter("linear.bias"))
+    assert not torch.equal(*results)
+
+
+def test_refusals(model: nn.Module, data: Dataset) -> None:
+    clusters = found_in(model)
+    with pytest.raises(ValueError, match="no codebook to train"):
+        Codebooks(model, {})
+    with pytest.raises(ValueError, match="'conv9', which is no parameter"):
+        Codebooks(model, {"conv9": clusters["conv1.weight"]})
+    with pytest.raises(ValueError, match=r"'linear\.weight' has 160 weights, its clusters 36"):
+        Codebooks(model, {"linear.weight": clusters["conv1.weight"]})
+    with pytest.raises(ValueError, match="epochs is 0"):
+        train_codebooks(model, clusters, data, options(), epochs=0)
+    with pytest.raises(ValueError, match="lr nan"):
+        train_codebooks(model, clusters, data, options(), epochs=1, lr=float("nan"))
+    with pytest.raises(ValueError, match="not finite while codebooks are trained"):
+        train_codebooks(model, clusters, data, options(), epochs=1, lr=1e30)
