@@ -26,7 +26,12 @@ from pysoftq.potential import mean_field_energy, potential
 from pysoftq.threads import get_num_threads, set_num_threads
 
 if TYPE_CHECKING:
-    from pysoftq.artifact import inspect_compressed, load_compressed, save_compressed
+    from pysoftq.artifact import (
+        inspect_compressed,
+        load_compressed,
+        load_state_dict,
+        save_compressed,
+    )
     from pysoftq.baselines import histogram_equalize
     from pysoftq.clusters import Clusters, identify, mean_bit_width, refine, unique
     from pysoftq.codebook import Codebooks, train_codebooks
@@ -55,6 +60,7 @@ __all__ = [
     "identify",
     "inspect_compressed",
     "load_compressed",
+    "load_state_dict",
     "load_weights",
     "mean_bit_width",
     "mean_field_energy",
@@ -82,6 +88,7 @@ _LAZY = {
     "identify": "clusters",
     "inspect_compressed": "artifact",
     "load_compressed": "artifact",
+    "load_state_dict": "artifact",
     "load_weights": "weights",
     "mean_bit_width": "clusters",
     "refine": "clusters",

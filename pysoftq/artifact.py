@@ -165,10 +165,20 @@ def load_compressed(path: str | os.PathLike[str], model: nn.Module | None = None
     if model is None:
         model = _rebuild(file)
     _check_fits(file, model)
-    tensors = {record.name: file.tensor(record) for record in file.records}
-    tensors |= {name: tensors[owner] for name, owner in file.ties.items()}
-    model.load_state_dict(tensors)
+    model.load_state_dict(file.tensors())
     return model
+
+
+def load_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Every tensor of a compressed file under its name, for a model that it cannot build.
+
+    Bit-equal and in the dtype that was saved; tied names share one tensor.
+
+    Raises:
+        ArtifactError: the file is altered, cut short, foreign or of another version.
+        OSError: the file cannot be read.
+    """
+    return _read(path).tensors()
 
 
 def inspect_compressed(path: str | os.PathLike[str]) -> ArtifactInfo:
@@ -266,6 +276,10 @@ class _File:
         if record.K is None:
             return self.stored[f"raw/{record.name}"]
         return self.clusters(record).weights(record.shape)
+
+    def tensors(self) -> dict[str, Tensor]:
+        tensors = {record.name: self.tensor(record) for record in self.records}
+        return tensors | {name: tensors[owner] for name, owner in self.ties.items()}
 
 
 def _encode(name: str, tensor: Tensor, stored: dict[str, Tensor]) -> _Record:

@@ -260,8 +260,17 @@ def clustered_row(
 
 
 def write_compressed(model: nn.Module, data: Dataset, path: Path) -> None:
-    """The compressed file, which also keeps how its images are normalised."""
-    save_compressed(model, path, metadata={"mean": list(data.mean), "std": list(data.std)})
+    """The compressed file, which also keeps what images the network takes, and their normalisation.
+
+    ``input`` is one of its inputs, without the batch.
+    """
+    height, width, channels = data.train.pixels.shape[1:]
+    metadata = {
+        "input": {"shape": [channels, height, width], "dtype": "float32"},
+        "mean": list(data.mean),
+        "std": list(data.std),
+    }
+    save_compressed(model, path, metadata=metadata)
 
 
 def written_size(folder: RunFolder, write: Callable[[Path], Any]) -> int:

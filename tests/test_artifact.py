@@ -25,6 +25,7 @@ from pysoftq.artifact import (
     ArtifactError,
     inspect_compressed,
     load_compressed,
+    load_state_dict,
     save_compressed,
 )
 from pysoftq.baselines import histogram_equalize
@@ -248,11 +249,21 @@ def test_tied_weights_are_stored_once(tmp_path: Path) -> None:
     loaded = load_compressed(path, tied())
     assert_same(loaded, model)
     assert loaded[1].weight is loaded[0].weight
+    state = load_state_dict(path)
+    assert state["1.weight"] is state["0.weight"]
     apart = nn.Sequential(nn.Embedding(7, 5), nn.Linear(5, 7, bias=False))
     assert_same(load_compressed(path, apart), model)
     save_compressed(apart, path)
     with pytest.raises(ArtifactError, match="tied to another tensor in the model, but not in"):
         load_compressed(path, tied())
+
+
+def test_the_state_dict_alone(saved: Path) -> None:
+    model = small_network()
+    for parameter in model.parameters():
+        torch.nn.init.zeros_(parameter)
+    model.load_state_dict(load_state_dict(saved))
+    assert_same(model, small_network())
 
 
 def test_a_model_without_tensors(tmp_path: Path) -> None:

@@ -155,6 +155,11 @@ def test_compressed_file_is_the_refined_network(finished: Path, digits: Dataset)
     assert path.stat().st_size == row["bytes_on_disk"]
     model = load_compressed(path)
     assert evaluate(model, digits, digits.test)[1] == row["accuracy"]
+    assert inspect_compressed(path).metadata == {
+        "input": {"shape": [1, 8, 8], "dtype": "float32"},
+        "mean": list(digits.mean),
+        "std": list(digits.std),
+    }
     layers = coupled_weights(model.state_dict())
     values = {name: len(np.unique(tensor.numpy())) for name, tensor in layers.items()}
     told = {layer["name"]: layer["clusters"] for layer in report(finished)["compression"]["layers"]}
