@@ -33,16 +33,18 @@ if TYPE_CHECKING:
         save_compressed,
     )
     from pysoftq.baselines import histogram_equalize
+    from pysoftq.clustering import ClusteringConfig, finalize, prepare, validate_clustering
     from pysoftq.clusters import Clusters, identify, mean_bit_width, refine, unique
     from pysoftq.codebook import Codebooks, train_codebooks
     from pysoftq.coupling import CoupledLayer, CouplingEnergy, SoftQuantizer
     from pysoftq.models import build_model
-    from pysoftq.report import CompressionReport, LayerReport
+    from pysoftq.report import CompressionReport, LayerReport, TensorReport
     from pysoftq.weights import load_weights
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ClusteringConfig",
     "Clusters",
     "Codebooks",
     "CompressionReport",
@@ -51,8 +53,10 @@ __all__ = [
     "Density",
     "LayerReport",
     "SoftQuantizer",
+    "TensorReport",
     "build_model",
     "density",
+    "finalize",
     "force",
     "force_table",
     "get_num_threads",
@@ -67,15 +71,18 @@ __all__ = [
     "pair_energy",
     "pair_force",
     "potential",
+    "prepare",
     "refine",
     "save_compressed",
     "set_num_threads",
     "show_config",
     "train_codebooks",
     "unique",
+    "validate_clustering",
 ]
 
 _LAZY = {
+    "ClusteringConfig": "clustering",
     "Clusters": "clusters",
     "Codebooks": "codebook",
     "CompressionReport": "report",
@@ -83,7 +90,9 @@ _LAZY = {
     "CouplingEnergy": "coupling",
     "LayerReport": "report",
     "SoftQuantizer": "coupling",
+    "TensorReport": "report",
     "build_model": "models",
+    "finalize": "clustering",
     "histogram_equalize": "baselines",
     "identify": "clusters",
     "inspect_compressed": "artifact",
@@ -91,10 +100,12 @@ _LAZY = {
     "load_state_dict": "artifact",
     "load_weights": "weights",
     "mean_bit_width": "clusters",
+    "prepare": "clustering",
     "refine": "clusters",
     "save_compressed": "artifact",
     "train_codebooks": "codebook",
     "unique": "clusters",
+    "validate_clustering": "clustering",
 }
 
 

@@ -104,6 +104,9 @@ class CompressConfig(BaseModel):
         "matches this pattern (repeatable).", metavar="PATTERN")
     exclude: tuple[str, ...] = _option("Soft quantization", (), "Never couple parameters whose "
         "name matches this pattern (repeatable).", metavar="PATTERN")
+    override: dict[str, dict[str, float]] = _option("Soft quantization", {}, "Another strength or "
+        "width for parameters whose name matches this pattern (repeatable; the first match "
+        "decides).", metavar="PATTERN:h=H,w=W")
 
     cluster_bits: int = _option("Clusters", 7, "Clusters are found in 2^BITS equal bins.",
         on_resume=True, ge=1, le=16)
@@ -155,6 +158,32 @@ class CompressConfig(BaseModel):
             raise ValueError("wanted auto, cpu, cuda, cuda:N or mps")
         return name
 
+    @field_validator("include", "exclude", mode="before")
+    @classmethod
+    def _one_pattern(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("override", mode="before")
+    @classmethod
+    def _parsed_override(cls, value: Any) -> Any:
+        # The command line gives 'PATTERN:h=0.1,w=0.5', several times.
+        if not isinstance(value, (list, tuple)):
+            return value
+        parsed = dict(map(_parse_override, value))
+        if len(parsed) < len(value):
+            raise ValueError("wanted each pattern once")
+        return parsed
+
+    @field_validator("override")
+    @classmethod
+    def _known_override(cls, value: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+        for pattern, values in value.items():
+            if not values or set(values) - {"h", "w"}:
+                raise ValueError(f"wanted h, w or both for {pattern!r}")
+            if values.get("h", 0) < 0 or values.get("w", 1) <= 0:
+                raise ValueError(f"wanted h of 0 or more and w above 0 for {pattern!r}")
+        return value
+
     @field_validator("amp", "channels_last", "graph", mode="before")
     @classmethod
     def _switch(cls, value: Any) -> Any:
@@ -174,6 +203,15 @@ class CompressConfig(BaseModel):
         if value is not None and min(value, default=0) <= 0:
             raise ValueError("wanted values above 0")
         return value
+
+
+def _parse_override(text: str) -> tuple[str, dict[str, str]]:
+    """'fc.*:h=0.1,w=0.5' in two: the pattern, and the values as text."""
+    pattern, colon, values = text.rpartition(":")
+    pairs = [pair.partition("=") for pair in values.split(",")]
+    if not (pattern and colon and all(equals for _, equals, _ in pairs)):
+        raise ValueError(f"wanted PATTERN:h=H,w=W, not {text!r}")
+    return pattern, {name.strip(): number for name, _, number in pairs}
 
 
 def make_config(*layers: Mapping[str, Any]) -> CompressConfig:
@@ -268,6 +306,10 @@ def command_line(config: CompressConfig) -> str:
             continue
         if isinstance(value, bool):
             words.append(f"--{flag}" if value else f"--no-{flag}")
+        elif isinstance(value, dict):
+            for pattern, own in value.items():
+                text = ",".join(f"{key}={number!r}" for key, number in own.items())
+                words += [f"--{flag}", f"{pattern}:{text}"]
         elif isinstance(value, list) and all(isinstance(part, str) for part in value):
             words += [word for part in value for word in (f"--{flag}", part)]
         elif isinstance(value, list):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -16,9 +16,10 @@ from pysoftq._arrays import check_bins, check_fraction, check_method, check_seed
 from pysoftq.clusters import Clusters, identify, refine
 from pysoftq.density import DEFAULT_BINS
 from pysoftq.devices import DeviceGroup, MovedError, group_by_device
+from pysoftq.inventory import take_inventory
 from pysoftq.potential import METHODS, mean_field_energy
-from pysoftq.report import CompressionReport, LayerReport
-from pysoftq.selection import select
+from pysoftq.report import CompressionReport, LayerReport, TensorReport
+from pysoftq.selection import check_override, first_match, match_override, select, unwrapped
 
 MAX_ALPHA = 10  # beyond that, h_l is 0 or inf for layers of any size
 
@@ -76,7 +77,8 @@ class SoftQuantizer:
     waits: it leaves out the force, and `check()` tells.
 
     Args:
-        model: any module.
+        model: any module; compiled or data-parallel ones are looked into, sharded ones (FSDP)
+            refused.
         h: strength of the interaction, 0 or more; 0 leaves training as it is, bit for bit.
         w: range of the interaction, in standard deviations of each layer.
         alpha: exponent of h_l = h · N_l^(-alpha).
@@ -86,9 +88,13 @@ class SoftQuantizer:
         seed: of these draws; they depend on (seed, step, layer, position in memory) alone.
         include: shell-style patterns of parameter names to couple; None takes all weights.
         exclude: patterns to leave out, stronger than include.
+        override: h, w or both for the layers that a pattern matches, `{"fc.*": {"w": 0.3}}`; of
+            several patterns that match a layer, the first decides alone.
 
     Attributes:
+        model: as given, or what it wraps.
         layers: the coupled layers, in model order.
+        override: as given.
         excluded: why each other parameter is not coupled, by name.
 
     Raises:
@@ -109,24 +115,28 @@ class SoftQuantizer:
         seed: int = 0,
         include: str | Iterable[str] | None = None,
         exclude: str | Iterable[str] | None = None,
+        override: Mapping[str, Mapping[str, float]] | None = None,
     ) -> None:
         self.h, self.w, self.alpha = _scales(h, w, alpha)
+        self.override = check_override(override)
         self._bins = check_bins(bins)
         self._fft = check_method(method, METHODS)
         self._fraction = check_fraction(fraction)
         self.seed = check_seed(seed)
         self._step = 0
-        self._model = model
+        self.model = unwrapped(model)
         self._handles: list[Any] = []
 
-        chosen, self.excluded = select(model, include, exclude)
+        chosen, self.excluded = select(self.model, include, exclude)
+        scales = self._layer_scales(chosen)
         layers = []
         for name, parameter in chosen.items():
             sigma = _spread(name, parameter)
             if sigma > 0:
+                h_layer, w_layer = scales[name]
                 size = parameter.numel()
-                strength = self.h * size**-self.alpha
-                layers.append(CoupledLayer(name, size, sigma, self.w * sigma, strength, parameter))
+                strength = h_layer * size**-self.alpha
+                layers.append(CoupledLayer(name, size, sigma, w_layer * sigma, strength, parameter))
                 continue
             self.excluded[name] = f"degenerate: {_degeneracy(parameter)}"
             warnings.warn(f"layer '{name}' is not coupled: {_degeneracy(parameter)}", stacklevel=2)
@@ -278,8 +288,19 @@ class SoftQuantizer:
         return CompressionReport(
             tuple(
                 _row(layer, before[layer.name], after[layer.name], n_min) for layer in self.layers
-            )
+            ),
+            self.tensors(),
         )
+
+    def tensors(self) -> tuple[TensorReport, ...]:
+        """Every parameter and buffer of the model: coupled, excluded or degenerate, and why."""
+        rules = {}
+        for layer in self.layers:
+            h, w = layer.strength * layer.size**self.alpha, layer.width / layer.sigma
+            pattern = first_match(self.override, layer.name)
+            by = "" if pattern is None else f"override {pattern!r}: "
+            rules[layer.name] = f"{by}h = {h:g}, w = {w:g}"
+        return take_inventory(self.model, rules, self.excluded)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to continue bit for bit, as plain values."""
@@ -292,6 +313,7 @@ class SoftQuantizer:
             "fraction": self.fraction,
             "seed": self.seed,
             "step": self.step,
+            "override": {pattern: dict(values) for pattern, values in self.override.items()},
             "layers": [layer.record() for layer in self.layers],
             "excluded": dict(self.excluded),
         }
@@ -306,9 +328,10 @@ class SoftQuantizer:
         """
         if self._handles:
             raise RuntimeError("attached to an optimizer: load the state before attach()")
+        state = {"override": {}, **state}  # older ones have none
         if missing := sorted(set(self.state_dict()) - set(state)):
             raise ValueError(f"the state lacks {', '.join(missing)}")
-        parameters = dict(self._model.named_parameters())
+        parameters = dict(self.model.named_parameters())
         layers = []
         for record in state["layers"]:
             if set(record) != set(CoupledLayer.FIELDS):
@@ -327,11 +350,23 @@ class SoftQuantizer:
         fft = check_method(state["method"], METHODS)
         bins, seed = check_bins(state["bins"]), check_seed(state["seed"])
         step = check_seed(state["step"], name="step")
+        override = check_override(state["override"])
         self._fraction = check_fraction(state["fraction"])
         self._fft, self._bins, self.seed, self._step = fft, bins, seed, step
-        self.h, self.w, self.alpha = h, w, alpha
+        self.h, self.w, self.alpha, self.override = h, w, alpha, override
         self.excluded = dict(state["excluded"])
         self._couple(layers)
+
+    def _layer_scales(self, names: Collection[str]) -> dict[str, tuple[float, float]]:
+        """The h and w of each layer."""
+        scales = dict.fromkeys(names, (self.h, self.w))
+        for name, pattern in match_override(self.override, names).items():
+            values = {"h": self.h, "w": self.w, **self.override[pattern]}
+            try:
+                scales[name] = _scales(values["h"], values["w"], self.alpha)[:2]
+            except ValueError as error:
+                raise ValueError(f"override {pattern!r}: {error}") from None
+        return scales
 
     def _couple(self, layers: Sequence[CoupledLayer]) -> None:
         self.layers = tuple(layers)
@@ -360,14 +395,13 @@ class SoftQuantizer:
 
     def _add_force(self, indices: tuple[int, ...], scale: float) -> None:
         step = self._step
-        if self.h > 0:
-            groups = self._groups.get(indices) or self._regroup(indices)
-            try:
-                batches = [group.collect() for group in groups]
-            except MovedError:
-                batches = [group.collect() for group in self._regroup(indices)]
-            for batch in batches:
-                batch.add_force(scale, self._fraction, self.seed, step)
+        groups = self._groups.get(indices) or self._regroup(indices)
+        try:
+            batches = [group.collect() for group in groups]
+        except MovedError:
+            batches = [group.collect() for group in self._regroup(indices)]
+        for batch in batches:
+            batch.add_force(scale, self._fraction, self.seed, step)
         # What is recorded in a CUDA graph happens later; see advance().
         recorded = self.layers[0].parameter.is_cuda and torch.cuda.is_current_stream_capturing()
         if not recorded:
@@ -381,7 +415,8 @@ class SoftQuantizer:
     def _regroup(self, indices: tuple[int, ...]) -> list[DeviceGroup]:
         for group in self._groups.pop(indices, ()):
             group.coupling.check()
-        self._groups[indices] = group_by_device(self.layers, indices, self.bins, self._fft)
+        strong = [index for index in indices if self.layers[index].strength > 0]
+        self._groups[indices] = group_by_device(self.layers, strong, self.bins, self._fft)
         return self._groups[indices]
 
     def __getstate__(self) -> dict[str, Any]:

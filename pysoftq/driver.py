@@ -18,6 +18,7 @@ from pysoftq.artifact import save_compressed
 from pysoftq.atomic import atomic_write
 from pysoftq.baselines import histogram_equalize
 from pysoftq.checkpoint import RunState, load_checkpoint
+from pysoftq.clustering import ClusteringConfig, prepare
 from pysoftq.clusters import Clusters, mean_bit_width, unique
 from pysoftq.config import (
     CompressConfig,
@@ -111,17 +112,7 @@ def run(
     model = make_model(config, data, device)
     pretrained = load_pretrained(model, data, config, folder, observer)
 
-    softq = SoftQuantizer(
-        model,
-        config.h,
-        config.w,
-        alpha=config.alpha,
-        bins=config.bins,
-        method=config.method,
-        seed=config.seed,
-        include=config.include or None,
-        exclude=config.exclude or None,
-    )
+    softq = prepare(model, ClusteringConfig.of(config))
     optimizer = make_optimizer(model, config.lr, config.momentum, config.weight_decay)
     torch.manual_seed(config.seed)  # the same whether or not pretraining drew numbers
     state = RunState()
@@ -324,7 +315,9 @@ def write_report(
     }
     text = io.StringIO()
     console = Console(file=text, width=200)
-    console.print(summary.layers.table(), *summary.remarks(), summary.table(), sep="\n")
+    layers = summary.layers
+    console.print(layers.table(), *summary.remarks(), summary.table(), sep="\n")
+    console.print(layers.coverage_table(), layers.tensor_table())
     for path, body in (
         (folder.report, json.dumps(content, indent=2) + "\n"),
         (folder.report_text, text.getvalue()),

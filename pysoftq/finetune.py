@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pysoftq.checkpoint import RunState, save_checkpoint
+from pysoftq.clustering import ClusteringConfig
 from pysoftq.clusters import mean_bit_width, refine
 from pysoftq.config import CompressConfig
 from pysoftq.coupling import SoftQuantizer
@@ -138,15 +139,8 @@ def add_steps(state: RunState, steps: Sequence[tuple[float, int, int]]) -> None:
 
 
 def fraction(epoch: int, config: CompressConfig) -> float:
-    """Share of the weights in the histogram in an epoch (from 0).
-
-    Rises linearly from ``fraction_start`` over the first ``fraction_ramp`` of the epochs and then
-    stays at 1; the last epoch always uses all weights.
-    """
-    ramp = min(config.fraction_ramp * config.epochs, config.epochs - 1)
-    if epoch >= ramp:
-        return 1.0
-    return config.fraction_start + (1 - config.fraction_start) * epoch / ramp
+    """Share of the weights in the histogram in an epoch (from 0)."""
+    return ClusteringConfig.of(config).fraction(epoch, config.epochs)
 
 
 @torch.inference_mode()

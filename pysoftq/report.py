@@ -11,6 +11,7 @@ Four sizes are told apart everywhere:
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from io import StringIO
@@ -41,10 +42,43 @@ class LayerReport:
 
 
 @dataclass(frozen=True)
+class TensorReport:
+    """What became of one parameter or buffer, and why.
+
+    ``status`` is coupled, excluded or degenerate; ``rule`` the strength and width of a coupled
+    tensor, with the pattern that has overridden them, or why another one was left out.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    status: str
+    rule: str
+
+    @property
+    def tied(self) -> bool:
+        """Whether this is another name of a tensor listed before."""
+        return self.rule.startswith("tied to ")
+
+    @property
+    def extent(self) -> str:
+        """The shape in words."""
+        return " × ".join(map(str, self.shape)) or "scalar"
+
+    @property
+    def size(self) -> int:
+        """Number of values."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
 class CompressionReport:
-    """All coupled layers in model order; means are weighted with the layers' sizes (Eq. 8)."""
+    """All coupled layers in model order; means are weighted with the layers' sizes (Eq. 8).
+
+    ``tensors`` lists every parameter and buffer of the model; nothing is left out in silence.
+    """
 
     layers: tuple[LayerReport, ...]
+    tensors: tuple[TensorReport, ...] = ()
 
     @property
     def size(self) -> int:
@@ -79,6 +113,7 @@ class CompressionReport:
             "mean_bits": self.mean_bits,
             "entropy_bits": self.entropy_bits,
             "layers": [asdict(layer) for layer in self.layers],
+            "tensors": [asdict(tensor) for tensor in self.tensors],
         }
 
     def table(self) -> Table:
@@ -109,14 +144,51 @@ class CompressionReport:
         table.add_row("mean", f"{self.size:,}", *means)
         return table
 
+    def coverage(self) -> list[tuple[str, str, list[TensorReport]]]:
+        """The tensors of each (status, rule): coupled ones first, others in the model's order."""
+        groups: dict[tuple[str, str], list[TensorReport]] = {}
+        for tensor in self.tensors:
+            groups.setdefault((tensor.status, tensor.rule), []).append(tensor)
+        ordered = sorted(groups.items(), key=lambda item: item[0][0] != "coupled")
+        return [(status, rule, members) for (status, rule), members in ordered]
+
+    def coverage_table(self) -> Table:
+        """Table for the terminal of how many tensors each rule took; a tied tensor counts once."""
+        table = Table(title="Tensors", title_justify="left", box=box.SIMPLE_HEAD)
+        for heading in ("status", "rule"):
+            table.add_column(heading, no_wrap=True)
+        for heading in ("tensors", "values", "share"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column("which", no_wrap=True)
+        total = distinct_values(self.tensors)
+        for status, rule, members in self.coverage():
+            values = distinct_values(members)
+            share = f"{100 * values / total:.2f} %" if total else ""
+            names = abridged([tensor.name for tensor in members])
+            table.add_row(status, rule, f"{len(members)}", f"{values:,}", share, names)
+        table.add_section()
+        table.add_row("all", "", f"{len(self.tensors)}", f"{total:,}")
+        return table
+
+    def tensor_table(self) -> Table:
+        """Table for the terminal of every tensor."""
+        table = Table(title="Every tensor", title_justify="left", box=box.SIMPLE_HEAD)
+        for heading in ("tensor", "shape", "status", "rule"):
+            table.add_column(heading, no_wrap=True)
+        for tensor in self.tensors:
+            table.add_row(tensor.name, tensor.extent, tensor.status, tensor.rule)
+        return table
+
     def __str__(self) -> str:
-        """Table of layers as plain text, at its full width, then the layers' notes."""
+        """Tables of layers and rules as plain text, at full width, with the layers' notes."""
         text = StringIO()
         console = Console(file=text, width=10_000)
         console.print(self.table())
         for layer in self.layers:
             if layer.note:
                 console.print(f"{layer.name}: {layer.note}", markup=False, highlight=False)
+        if self.tensors:
+            console.print(self.coverage_table())
         return text.getvalue()
 
 
@@ -224,12 +296,21 @@ class Summary:
         return table
 
     def remarks(self) -> list[str]:
-        """Lines on layers and parameters that were treated differently, and on the speed."""
+        """Lines on layers that were treated differently, and on the speed."""
         remarks = [f"{layer.name}: {layer.note}" for layer in self.layers.layers if layer.note]
-        if self.excluded:
-            remarks.append(f"{len(self.excluded)} parameters are not coupled (see report.json)")
         remarks.append(str(self.training))
         return remarks
+
+
+def abridged(names: Sequence[str], shown: int = 2) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
+
+
+def distinct_values(tensors: Iterable[TensorReport]) -> int:
+    """Number of values in tensors, tied ones counted under their first name."""
+    return sum(tensor.size for tensor in tensors if not tensor.tied)
 
 
 def _bits(bits: float | None) -> str:

@@ -183,6 +183,26 @@ def test_changed_options_are_those_that_shape_the_training() -> None:
     assert changed_options(saved, now) == ["h", "w"]
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("fc.*",), "wanted PATTERN:h=H,w=W, not 'fc"),
+        (("fc:h",), "wanted PATTERN:h=H,w=W"),
+        ((":h=1",), "wanted PATTERN:h=H,w=W"),
+        (("fc:h=strong",), r"option 'override\.fc\.h'"),
+        (("fc:g=1",), "wanted h, w or both for 'fc'"),
+        (("fc:h=1", "fc:w=1"), "wanted each pattern once"),
+    ],
+)
+def test_wrong_overrides_are_refused(given: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_config({"override": given})
+
+
+def test_one_pattern_needs_no_list() -> None:
+    assert make_config({"include": "fc.*"}).include == ("fc.*",)
+
+
 def test_every_option_has_help_and_a_group() -> None:
     for name, field in CompressConfig.model_fields.items():
         assert field.description, name
@@ -197,6 +217,7 @@ def test_every_option_has_help_and_a_group() -> None:
         {"h": 0.05, "augment": False, "compile": True, "amp": "bf16", "seed": 7},
         {"dataset": "imagefolder:a b", "mean": "0.1,0.2,0.3", "std": "1,1,1", "epochs": 3},
         {"include": ("a*", "b c"), "weights": "dir/x.pt", "n_min": 10},
+        {"override": {"fc.*": {"h": 0.25, "w": 1e-9}, "a b:c": {"w": 3}}},
     ],
 )
 def test_command_line_gives_the_same_options(

@@ -26,6 +26,7 @@ from pysoftq.report import (
     LayerReport,
     NetworkRow,
     Summary,
+    TensorReport,
     TrainingSpeed,
 )
 from pysoftq.sweep.grid import make_spec
@@ -45,8 +46,15 @@ def summary(names: tuple[str, ...] = LAYERS) -> Summary:
         LayerReport(name, 10 ** (3 - n), 0.1, 0.05, 1e-3, 12, 3.58, 9 + n, 3.17, 2.4)
         for n, name in enumerate(names)
     )
+    tensors = (
+        *(TensorReport(name, (10, 10), "coupled", "h = 0.3, w = 0.5") for name in names),
+        TensorReport("bn.weight", (10,), "excluded", "normalization"),
+        TensorReport("bn.bias", (10,), "excluded", "normalization"),
+        TensorReport("bn.running_mean", (10,), "excluded", "buffer"),
+    )
+    report = CompressionReport(layers, tensors)
     speed = TrainingSpeed(10.0, 12_345.6, 0.021)
-    return Summary(tuple(networks), CompressionReport(layers), {"bn.weight": "1-D"}, speed)
+    return Summary(tuple(networks), report, {"bn.weight": "normalization"}, speed)
 
 
 def full_run(folder: Path, names: tuple[str, ...] = LAYERS) -> Path:
@@ -74,6 +82,9 @@ def test_the_page_holds_the_numbers(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     for expected in ("93.50 %", "12,346", "2.1 % of it", "8.0 times smaller", *LAYERS, "bn.weight"):
         assert expected in text
+    assert "All 5 tensors" in text
+    for rule in ("h = 0.3, w = 0.5", "normalization", "buffer"):
+        assert text.count(f"<td>{rule}</td>") >= 2  # among the rules, and beside each tensor
     assert "pysoftq compress --h 0.3 --exclude &#39;a*&#39;" in text
     assert text.count("<img") == 6
     assert page.stat().st_size < 5e6

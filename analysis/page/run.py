@@ -19,7 +19,7 @@ from pysoftq.analysis.results import load_result
 
 from pysoftq.config import CompressConfig, command_line, make_config, read_config
 from pysoftq.potential import potential
-from pysoftq.report import NetworkRow, Summary
+from pysoftq.report import CompressionReport, NetworkRow, Summary, abridged, distinct_values
 from pysoftq.runfolder import RunFolder
 
 from .charts import Axis, Chart, Point, Series, Tick
@@ -56,6 +56,8 @@ def run_page(path: str | Path) -> str:
         training=_training(run.losses),
         layers=_layers(summary),
         notes=_notes(summary),
+        coverage=_coverage(summary.layers),
+        tensors=_tensors(summary.layers),
         n_min=config.n_min,
         movie=_movie(run),
         collapse_layer=study.layer,
@@ -202,10 +204,23 @@ def _layers(summary: Summary) -> Table:
 
 
 def _notes(summary: Summary) -> list[str]:
-    notes = [f"{layer.name}: {layer.note}" for layer in summary.layers.layers if layer.note]
-    if summary.excluded:
-        notes.append(f"Not coupled: {', '.join(summary.excluded)}.")
-    return notes
+    return [f"{layer.name}: {layer.note}" for layer in summary.layers.layers if layer.note]
+
+
+def _coverage(report: CompressionReport) -> Table:
+    """How many tensors each rule took."""
+    rows = [
+        [status, rule, f"{len(members)}", f"{distinct_values(members):,}", abridged(names)]
+        for status, rule, members in report.coverage()
+        for names in [[tensor.name for tensor in members]]
+    ]
+    foot = ("all", "", f"{len(report.tensors)}", f"{distinct_values(report.tensors):,}", "")
+    return Table(("Status", "Rule", "Tensors", "Values", "Which"), rows, foot)
+
+
+def _tensors(report: CompressionReport) -> Table:
+    rows = [[tensor.name, tensor.extent, tensor.status, tensor.rule] for tensor in report.tensors]
+    return Table(("Tensor", "Shape", "Status", "Rule"), rows)
 
 
 def _movie(run: Run) -> dict[str, Any]:

@@ -143,6 +143,7 @@ def _run(config: CompressConfig, path: Path, *, resume: bool) -> None:
     print_table(summary.layers.table())
     for remark in summary.remarks():
         observer.message(remark)
+    print_table(summary.layers.coverage_table())
     print_table(summary.table())
     observer.message(f"written to {path}: compressed.safetensors, report.txt, report.json, figures")
 

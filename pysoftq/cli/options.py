@@ -85,6 +85,8 @@ def _click_type(annotation: Any) -> tuple[Any, bool]:
     if origin is tuple:
         # Names are repeated; numbers come as one comma-separated value, split by the model.
         return str, parts[0] is str
+    if origin is dict:
+        return str, True
     if annotation is Path:
         return click.Path(path_type=Path), False
     return annotation, False
@@ -92,7 +94,7 @@ def _click_type(annotation: Any) -> tuple[Any, bool]:
 
 def _default_text(name: str, field: FieldInfo) -> str:
     default = field.default
-    if default is None or default == ():
+    if default is None or default in ((), {}):
         return ""
     if isinstance(default, bool):
         default = "on" if default else "off"
