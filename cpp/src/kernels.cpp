@@ -57,8 +57,8 @@ std::uint32_t slots(const T* theta, std::size_t size, const Binning<T>& binning,
       const std::int32_t k = bin.index(theta[i]);
       const std::int32_t spare = bin.bins + static_cast<std::int32_t>(i % spare_slots);
       const bool drawn = draw.keeps(first + i);
-      inside += drawn & (k == crowded) ? 1 : 0;
-      out[i] = !drawn | (k == crowded) ? spare : k;
+      inside += (drawn & (k == crowded)) ? 1 : 0;
+      out[i] = (!drawn | (k == crowded)) ? spare : k;
     }
   }
   return inside;

@@ -79,22 +79,22 @@ Item* radix_sort(Item* items, Item* buffer, std::size_t size) {
     least = std::min(least, key(items[i]));
     most = std::max(most, key(items[i]));
   }
-  constexpr int most_digit_bits = 11;
-  const int bits = static_cast<int>(std::bit_width(most - least));
-  const int passes = (bits + most_digit_bits - 1) / most_digit_bits;
+  constexpr unsigned most_digit_bits = 11;
+  const auto bits = static_cast<unsigned>(std::bit_width(most - least));
+  const unsigned passes = (bits + most_digit_bits - 1) / most_digit_bits;
   if (passes == 0) return items;
-  const int digit_bits = (bits + passes - 1) / passes;
+  const unsigned digit_bits = (bits + passes - 1) / passes;
   const Key mask = (Key{1} << digit_bits) - 1;
-  const auto digit = [&](const Item& item, int pass) {
+  const auto digit = [&](const Item& item, unsigned pass) {
     return static_cast<std::size_t>((key(item) - least) >> (pass * digit_bits) & mask);
   };
-  constexpr int most_passes = (Bits::width + most_digit_bits - 1) / most_digit_bits;
+  constexpr unsigned most_passes = (Bits::width + most_digit_bits - 1) / most_digit_bits;
   std::array<std::array<std::uint32_t, std::size_t{1} << most_digit_bits>, most_passes> counts;
-  for (int pass = 0; pass < passes; ++pass) counts[pass].fill(0);
+  for (unsigned pass = 0; pass < passes; ++pass) counts[pass].fill(0);
   for (std::size_t i = 0; i < size; ++i) {
-    for (int pass = 0; pass < passes; ++pass) ++counts[pass][digit(items[i], pass)];
+    for (unsigned pass = 0; pass < passes; ++pass) ++counts[pass][digit(items[i], pass)];
   }
-  for (int pass = 0; pass < passes; ++pass) {
+  for (unsigned pass = 0; pass < passes; ++pass) {
     auto& places = counts[pass];
     std::uint32_t place = 0;
     for (auto& count : places) place += std::exchange(count, place);
