@@ -112,6 +112,9 @@ class CompressConfig(BaseModel):
         on_resume=True, ge=1, le=16)
     n_min: int = _option("Clusters", 10, "Clusters of at most this many weights join the nearest "
         "larger one.", on_resume=True, ge=0)
+    coding: Literal["entropy", "packed"] = _option("Clusters", "entropy", "Indices in the "
+        "compressed file: as many bits as their entropy, or ceil(log2 K) bits each (packed).",
+        on_resume=True)
 
     epochs: int = _option("Training", 30, "Epochs of soft quantization.", ge=1)
     batch_size: int = _option("Training", 128, "Images in a batch.", ge=1)

@@ -163,21 +163,23 @@ def finish(
     ]
     found = list(softq.clusters(config.cluster_bits).values())
     name = f"soft, {config.cluster_bits}-bit clusters"
-    networks.append(clustered_row(name, model, data, folder, layers, found))
+    networks.append(clustered_row(name, model, data, config, folder, layers, found))
 
     model.load_state_dict(soft)
     report = softq.finalize(bits=config.cluster_bits, n_min=config.n_min)
     weights["weights_final"] = snapshot(shown.parameter)
-    write_compressed(model, data, folder.compressed)
+    write_compressed(model, data, config, folder.compressed)
     refined = [unique(layer.parameter) for layer in layers]  # what has been written
-    networks.append(clustered_row("soft, refined", model, data, folder, layers, refined))
+    networks.append(clustered_row("soft, refined", model, data, config, folder, layers, refined))
 
     model.load_state_dict(pretrained)
     weights["weights_pretrained"] = snapshot(shown.parameter)
     for bits in HEQ_BITS:
         model.load_state_dict(pretrained)
         equalized = [histogram_equalize(layer.parameter.detach(), bits) for layer in layers]
-        networks.append(clustered_row(f"HEQ-{bits}", model, data, folder, layers, equalized))
+        networks.append(
+            clustered_row(f"HEQ-{bits}", model, data, config, folder, layers, equalized)
+        )
 
     speed = TrainingSpeed.of(state.metrics)
     summary = Summary(tuple(networks), report, dict(softq.excluded), speed)
@@ -231,6 +233,7 @@ def clustered_row(
     name: str,
     model: nn.Module,
     data: Dataset,
+    config: CompressConfig,
     folder: RunFolder,
     layers: Iterable[CoupledLayer],
     clusters: list[Clusters],
@@ -246,11 +249,13 @@ def clustered_row(
         bits=mean_bit_width(sizes, [found.bits for found in clusters]),
         container_bits=mean_bit_width(sizes, [found.container_bits for found in clusters]),
         entropy_bits=mean_bit_width(sizes, [found.entropy_bits for found in clusters]),
-        bytes_on_disk=written_size(folder, lambda path: write_compressed(model, data, path)),
+        bytes_on_disk=written_size(
+            folder, lambda path: write_compressed(model, data, config, path)
+        ),
     )
 
 
-def write_compressed(model: nn.Module, data: Dataset, path: Path) -> None:
+def write_compressed(model: nn.Module, data: Dataset, config: CompressConfig, path: Path) -> None:
     """The compressed file, which also keeps what images the network takes, and their normalisation.
 
     ``input`` is one of its inputs, without the batch.
@@ -261,7 +266,7 @@ def write_compressed(model: nn.Module, data: Dataset, path: Path) -> None:
         "mean": list(data.mean),
         "std": list(data.std),
     }
-    save_compressed(model, path, metadata=metadata)
+    save_compressed(model, path, coding=config.coding, metadata=metadata)
 
 
 def written_size(folder: RunFolder, write: Callable[[Path], Any]) -> int:

@@ -255,10 +255,14 @@ class Summary:
                 return row
         raise KeyError(f"no network {name!r}; there are {[row.name for row in self.networks]}")
 
+    def ratio(self, row: NetworkRow) -> float:
+        """How many times smaller the network's file is than that of the first one, in float32."""
+        return self.networks[0].bytes_on_disk / row.bytes_on_disk
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON."""
         return {
-            "networks": [asdict(row) for row in self.networks],
+            "networks": [{**asdict(row), "ratio": self.ratio(row)} for row in self.networks],
             "compression": self.layers.to_dict(),
             "excluded": dict(self.excluded),
             "training": asdict(self.training),
@@ -282,7 +286,10 @@ class Summary:
         table = Table(title="Networks", title_justify="left", box=box.SIMPLE_HEAD)
         table.add_column("network", no_wrap=True)
         table.add_column("test accuracy", justify="right", no_wrap=True)
-        for heading in ("bits (log2 K)", "container bits", "entropy bits", "bytes on disk"):
+        for heading in (
+            *("bits (log2 K)", "container bits", "entropy bits", "bytes on disk"),
+            "× smaller",
+        ):
             table.add_column(heading, justify="right", no_wrap=True)
         for row in self.networks:
             table.add_row(
@@ -292,6 +299,7 @@ class Summary:
                 _bits(row.container_bits),
                 _bits(row.entropy_bits),
                 f"{row.bytes_on_disk:,}",
+                f"{self.ratio(row):.2f}",
             )
         return table
 

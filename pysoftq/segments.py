@@ -39,13 +39,29 @@ def segment_bounds(shape: Sequence[int], granularity: str) -> Tensor:
     Raises:
         ValueError: the granularity is none.
     """
-    check_granularity(granularity)
-    slices, length = (shape[0], math.prod(shape[1:])) if shape else (1, 1)
+    slices, length, group = _slices(shape, granularity)
     size = slices * length
     if granularity == "layer":
         return torch.tensor([0, size])
     if size == 0:
         return torch.zeros(1, dtype=torch.int64)
-    group = length if granularity == "channel" else int(granularity.removeprefix("group:"))
-    starts = torch.arange(0, slices * length, length)[:, None] + torch.arange(0, length, group)
+    starts = torch.arange(0, size, length)[:, None] + torch.arange(0, length, group)
     return torch.cat([starts.reshape(-1), torch.tensor([size])])
+
+
+def segment_count(shape: Sequence[int], granularity: str) -> int:
+    """The number G of segments that `segment_bounds` gives, without making them.
+
+    Raises:
+        ValueError: the granularity is none.
+    """
+    slices, length, group = _slices(shape, granularity)
+    return 1 if granularity == "layer" else slices * -(-length // group) if length else 0
+
+
+def _slices(shape: Sequence[int], granularity: str) -> tuple[int, int, int]:
+    """Slices along dimension 0, weights of a slice, weights of a segment at most."""
+    check_granularity(granularity)
+    slices, length = (shape[0], math.prod(shape[1:])) if shape else (1, 1)
+    whole = granularity in ("layer", "channel")
+    return slices, length, length if whole else int(granularity.removeprefix("group:"))

@@ -91,7 +91,7 @@ def small_network() -> nn.Module:
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     path = tmp_path / "net.safetensors"
-    save_compressed(small_network(), path, metadata={"h": 0.1})
+    save_compressed(small_network(), path, coding="packed", metadata={"h": 0.1})
     return path
 
 
@@ -136,14 +136,17 @@ def test_any_tensor_comes_back_bit_equal(
     )
     theta = values[torch.tensor(picks, dtype=torch.int64)].reshape(shape)
     model = Holder(weight=theta)
-    save_compressed(model, path)
+    coding = data.draw(st.sampled_from(["packed", "entropy"]))
+    granularity = data.draw(st.sampled_from(["layer", "channel", "group:1", "group:4"]))
+    save_compressed(model, path, coding=coding, granularity=granularity)
     assert_same(load_compressed(path, model.blank()), model)
     info = inspect_compressed(path)
     assert len(info.layers) == (len(shape) >= 2)
     for layer in info.layers:
         assert (layer.name, layer.N) == ("weight", count)
-        assert unique(theta).K == layer.K
-        assert layer.entropy_bits == unique(theta).entropy_bits
+        if layer.granularity == "layer":
+            assert unique(theta).K == layer.K
+            assert layer.entropy_bits == unique(theta).entropy_bits
     assert info.bytes_float32 == 4 * count
 
 
@@ -157,7 +160,7 @@ def test_codebook_and_packed_indices(tmp_path: Path, dtype: torch.dtype, levels:
     theta = codebook[order].reshape(4, -1)
     distinct = theta.unique().numel()
     path = tmp_path / "a.safetensors"
-    save_compressed(Holder(weight=theta), path)
+    save_compressed(Holder(weight=theta), path, coding="packed")
     stored = safetensors.torch.load_file(path)
     assert stored["codebook/weight"].tolist() == theta.unique().tolist()
     bits = math.ceil(math.log2(distinct))
@@ -393,10 +396,16 @@ def reshape(*shape: object) -> Callable[[dict[str, Any]], object]:
     return lambda header: header["weights"].__setitem__("0.weight", list(shape))
 
 
+def grain(granularity: object) -> Callable[[dict[str, Any]], object]:
+    return lambda header: header["granularity"].update({"0.weight": granularity})
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda header: header.update(format_version=2), "has format version 2; .* version 1"),
+        (lambda header: header.update(format_version=3), "version 3; .* reads versions 1 and 2"),
+        (lambda header: header.update(format_version=True), "version True; .* versions 1 and 2"),
+        (lambda header: header.update(format_version="2"), "version '2'; .* versions 1 and 2"),
         (lambda header: header.pop("format_version"), "malformed"),
         (lambda header: header.pop("weights"), "malformed"),
         (lambda header: header.pop("ties"), "malformed"),
@@ -412,7 +421,15 @@ def reshape(*shape: object) -> Callable[[dict[str, Any]], object]:
         (lambda header: header["ties"].update(new="nowhere"), "inconsistent"),
         (lambda header: header["ties"].update(new=["0.bias"]), "malformed"),
         (reshape(4, 2, 3, 4), r"indices/0\.weight is .* of the wrong size"),
-        (reshape(2**40, 2**40), r"indices/0\.weight is .* of the wrong size"),
+        (reshape(2**19, 2**19), r"indices/0\.weight is .* of the wrong size"),
+        (reshape(2**19, 2**20), r"0\.weight has 549755813888 weights; a tensor may have 274877906"),
+        (reshape(10**5, 10**10), r"0\.weight has 1000000000000000 weights"),
+        (reshape(*[2**62] * 5), r"0\.weight has \d+ weights; a tensor may have"),
+        (lambda header: header.pop("granularity"), "malformed"),
+        (lambda header: header.update(granularity={"none": "channel"}), "none has a granularity"),
+        (grain("channel"), r"sizes/0\.weight"),
+        (grain("row"), "'layer', 'channel' or 'group:N'"),
+        (grain(7), "'layer', 'channel' or 'group:N'"),
         (reshape(1, 3), r"3 weights of 0\.weight cannot have 4 clusters"),
         (reshape(0, 3), r"0 weights of 0\.weight cannot have 4 clusters"),
         (reshape(-4, -18), "-4 is not a length"),
@@ -454,6 +471,7 @@ def test_a_header_nested_without_end_is_refused(saved: Path) -> None:
         (lambda t: t["indices/0.weight"].fill_(0), "is not used"),
         (lambda t: t["indices/3.weight"].fill_(255), "is not in its codebook"),
         (lambda t: t.pop("indices/0.weight"), "malformed"),
+        (lambda t: t.update({"coded/0.weight": t.pop("indices/0.weight")}), "a count exceeds"),
         (lambda t: t.update({"codebook/0.weight": torch.zeros(0)}), "cannot have 0 clusters"),
         (lambda t: t.update({"codebook/0.weight": torch.zeros(4).int()}), "is not a weight"),
         (lambda t: t.update({"codebook/0.weight": torch.zeros(2, 2)}), "of the wrong size"),
@@ -469,7 +487,7 @@ def test_inconsistent_tensors_are_refused_and_the_model_kept(
     model = small_network()
     with torch.no_grad():
         model[3].weight.copy_(torch.arange(80).reshape(20, 4) % 5)  # 3 bits, 5 of 8 used
-    save_compressed(model, path)
+    save_compressed(model, path, coding="packed")
     rewrite(path, tensors=change)
     target = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 20))
     before = {name: tensor.clone() for name, tensor in target.state_dict().items()}
@@ -484,10 +502,15 @@ def test_inconsistent_tensors_are_refused_and_the_model_kept(
 def test_a_constant_layer_of_any_claimed_size_costs_no_memory(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     save_compressed(Holder(weight=torch.ones(3, 3)), path)
-    rewrite(path, header=lambda header: header["weights"].update(weight=[2**40, 2**40]))
-    assert inspect_compressed(path).layers[0].N == 2**80
+    rewrite(path, header=lambda header: header["weights"].update(weight=[2**14, 2**10]))
+    assert inspect_compressed(path).layers[0].N == 2**24
     with pytest.raises(ArtifactError, match="weight has shape"):
         load_compressed(path, Holder(weight=torch.ones(3, 3)))
+    for shape in ([2**19, 2**19], [10**5, 10**10], [2**62] * 9):
+        rewrite(path, header=lambda header, shape=shape: header["weights"].update(weight=shape))
+        for read in (inspect_compressed, load_state_dict):
+            with pytest.raises(ArtifactError, match=r"than is believable|a tensor may have"):
+                read(path)
 
 
 def test_the_shape_of_a_raw_weight_is_checked(tmp_path: Path) -> None:

@@ -153,6 +153,14 @@ def test_compressed_file_is_the_refined_network(finished: Path, digits: Dataset)
     path = finished / "compressed.safetensors"
     row = rows(finished)["soft, refined"]
     assert path.stat().st_size == row["bytes_on_disk"]
+    float32 = (finished / "pretrained.safetensors").stat().st_size
+    assert row["ratio"] == float32 / path.stat().st_size
+    info = inspect_compressed(path)
+    assert {layer.coding for layer in info.layers} >= {"entropy"}
+    assert info.bytes_on_disk == row["bytes_on_disk"]
+    told = (row["bits"], row["container_bits"], row["entropy_bits"])
+    found = (info.mean_bits, info.container_bits, info.entropy_bits)
+    assert told == pytest.approx(found, rel=1e-12)
     model = load_compressed(path)
     assert evaluate(model, digits, digits.test)[1] == row["accuracy"]
     assert inspect_compressed(path).metadata == {
@@ -560,7 +568,7 @@ def test_baselines_are_of_the_pretrained_network(tmp_path: Path, digits: Dataset
 @pytest.mark.usefixtures("no_figures")
 def test_cluster_options_reach_every_output(tmp_path: Path, options: list[str]) -> None:
     run = tmp_path / "run"
-    chosen = ["--epochs", "1", "--cluster-bits", "5", "--n-min", "30"]
+    chosen = ["--epochs", "1", "--cluster-bits", "5", "--n-min", "30", "--coding", "packed"]
     assert call("--debug", "compress", *options, *chosen, "--out", str(run)) == 0
     info = inspect_compressed(run / "compressed.safetensors")
     compression = report(run)["compression"]
@@ -568,6 +576,7 @@ def test_cluster_options_reach_every_output(tmp_path: Path, options: list[str]) 
     soft = coupled_weights(load_file(run / "soft.safetensors"))
     assert list(soft) == list(table)
     stored = {layer.name: layer for layer in info.layers}
+    assert {layer.coding for layer in info.layers} == {"packed"}
     for name, theta in soft.items():
         found = identify(theta, 5)
         refined = refine(found, 30)

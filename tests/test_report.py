@@ -56,6 +56,7 @@ def test_summary_is_plain_json_and_finds_its_rows(report: CompressionReport) -> 
     content = json.loads(json.dumps(summary.to_dict()))
     assert content["networks"][1]["accuracy"] == 0.5
     assert content["networks"][0]["bits"] is None
+    assert [row["ratio"] for row in content["networks"]] == [1.0, 4000 / 700]
     assert content["compression"]["mean_bits"] == pytest.approx(1.5)
     assert content["compression"]["layers"][1]["note"] == "not refined: small"
     assert content["training"]["images_per_second"] == 1500
@@ -78,7 +79,7 @@ def test_tables_show_every_row(report: CompressionReport) -> None:
     mean = next(line for line in lines if line.split()[:1] == ["mean"])
     assert mean.split() == ["mean", "400", "2.500", "1.500", "0.750"]
     heq = next(line for line in lines if "HEQ-4" in line)
-    assert heq.split() == ["HEQ-4", "50.00", "%", "4.000", "4.000", "3.900", "700"]
+    assert heq.split() == ["HEQ-4", "50.00", "%", "4.000", "4.000", "3.900", "700", "5.71"]
     assert any("pretrained" in line and "32 (float)" in line for line in lines)
     remarks = summary.remarks()
     assert "linear: not refined: small" in remarks

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pysoftq.segments import check_granularity, segment_bounds
+from pysoftq.segments import check_granularity, segment_bounds, segment_count
 
 
 @pytest.mark.parametrize("text", ["layer", "channel", "group:1", "group:128"])
@@ -52,6 +52,7 @@ def test_bounds(shape: tuple[int, ...], granularity: str, bounds: list[int]) -> 
     found = segment_bounds(shape, granularity)
     assert found.dtype == torch.int64
     assert found.tolist() == bounds
+    assert segment_count(shape, granularity) == len(bounds) - 1
 
 
 @given(st.lists(st.integers(1, 7), min_size=1, max_size=4), st.integers(1, 60))
@@ -61,3 +62,8 @@ def test_groups_are_what_splitting_each_slice_gives(shape: list[int], group: int
     found = [list(range(a, b)) for a, b in pairwise(bounds)]
     wanted = [part.tolist() for row in positions for part in row.reshape(-1).split(group)]
     assert found == wanted
+    assert segment_count(shape, f"group:{group}") == len(wanted)
+
+
+def test_counting_segments_takes_no_memory() -> None:
+    assert segment_count((2**60, 2**60), "group:2") == 2**119

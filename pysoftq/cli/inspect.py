@@ -20,7 +20,7 @@ from pysoftq.cli.tables import print_table
 def inspect(file: Path, as_json: bool) -> None:
     """Show what is in the compressed FILE: its layers, their clusters and bit-widths, its size.
 
-    The file is checked in full; one that is altered, cut short or foreign is refused.
+    The file is checked; one that is altered, cut short or foreign is refused.
     """
     info = inspect_compressed(file)
     if as_json:
@@ -31,10 +31,18 @@ def inspect(file: Path, as_json: bool) -> None:
 
 
 def layer_table(info: ArtifactInfo, title: str) -> Table:
-    """One row for each weight tensor, then the means of Eq. 8."""
+    """One row for each weight tensor, then the means of Eq. 8.
+
+    The bytes of a layer are those of its codebooks and indices. A column tells the granularity
+    where not all layers have a single codebook.
+    """
     table = Table(title=Text(title), box=box.SIMPLE_HEAD)
     table.add_column("layer", no_wrap=True)
-    for heading in ("N", "K", "bits (log2 K)", "container bits", "entropy bits"):
+    segmented = any(layer.granularity != "layer" for layer in info.layers)
+    for heading in (
+        *("N", "K", "bits (log2 K)", "container bits", "entropy bits", "bytes", "coding"),
+        *(["granularity"] if segmented else []),
+    ):
         table.add_column(heading, justify="right", no_wrap=True)
     for layer in info.layers:
         table.add_row(
@@ -44,19 +52,23 @@ def layer_table(info: ArtifactInfo, title: str) -> Table:
             f"{layer.bits:.3f}",
             str(layer.container_bits),
             f"{layer.entropy_bits:.3f}",
+            f"{layer.bytes_on_disk:,}",
+            layer.coding,
+            *([layer.granularity] if segmented else []),
         )
     table.add_section()
     means = (info.mean_bits, info.container_bits, info.entropy_bits)
-    weights = sum(layer.N for layer in info.layers)
-    table.add_row("mean", f"{weights:,}", "", *(f"{mean:.3f}" for mean in means))
+    weights, taken = (
+        sum(getattr(layer, name) for layer in info.layers) for name in ("N", "bytes_on_disk")
+    )
+    table.add_row("all", f"{weights:,}", "", *(f"{mean:.3f}" for mean in means), f"{taken:,}")
     return table
 
 
 def size_line(info: ArtifactInfo) -> str:
     """Bytes on disk against float32, and the model that the file can rebuild."""
-    ratio = info.bytes_float32 / info.bytes_on_disk
     model = "not stored" if info.model is None else json.dumps(info.model)
     return (
         f"{info.bytes_on_disk:,} bytes on disk, {info.bytes_float32:,} in float32 "
-        f"({ratio:.2f} times smaller); model: {model}"
+        f"({info.ratio:.2f} times smaller); format version {info.format_version}; model: {model}"
     )

@@ -1,0 +1,158 @@
+"""Writing a compressed file: each tensor in the smallest of its forms."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any, Literal, get_args
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from pysoftq import entropy_coding
+from pysoftq.artifact.format import (
+    DIGEST,
+    FORMAT_VERSION,
+    HEADER_START,
+    MAX_INDEX_BITS,
+    MAX_WEIGHTS,
+    NO_DIGEST,
+    Record,
+    check_storable,
+    digest,
+    identity,
+    unbelievable,
+)
+from pysoftq.atomic import atomic_write
+from pysoftq.clusters import Clusters, unique
+from pysoftq.packing import pack, pack_varints
+from pysoftq.segments import check_granularity, segment_bounds
+
+Coding = Literal["packed", "entropy"]
+Entries = dict[str, Tensor]
+
+
+def save_compressed(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    coding: Coding = "entropy",
+    granularity: str = "layer",
+    metadata: Mapping[str, Any] | None = None,
+) -> None:
+    """Write all parameters and buffers of `model` to `path`, atomically and without loss.
+
+    Each tensor takes the smallest of the forms allowed: as it is; with one codebook, or with one
+    for each segment of `granularity` (`pysoftq.segments`); with indices of ceil(log2 K) bits, or,
+    where `coding` is "entropy", of as many bits as their entropy.
+
+    `model.pysoftq_spec`, if there, is stored so that the model can be rebuilt; `metadata` is
+    any JSON object to keep with it. Equal models give equal files.
+
+    Raises:
+        ValueError: `coding` or `granularity` is unknown.
+        TypeError: an entry of the state dict is not a plain tensor of a supported dtype, or
+            `metadata` is not JSON.
+        OSError: the file cannot be written.
+    """
+    if coding not in get_args(Coding):
+        raise ValueError(f"coding must be one of {', '.join(get_args(Coding))}, not {coding!r}")
+    check_granularity(granularity)
+    records: list[Record] = []
+    ties: dict[str, str] = {}
+    stored: Entries = {}
+    owners: dict[object, str] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        check_storable(name, tensor)
+        if tensor.is_meta:
+            raise TypeError(f"{name} is on the meta device; want a dense tensor with data")
+        owner = owners.setdefault(identity(tensor), name)
+        if owner == name:
+            # A copy, since safetensors refuses tensors that overlap in memory.
+            copy = tensor.detach().to("cpu", copy=True).contiguous()
+            record, entries = _smallest(name, copy, coding, granularity)
+            records.append(record)
+            stored |= entries
+        else:
+            ties[name] = owner
+    description = {
+        "sha256": NO_DIGEST,
+        "format_version": FORMAT_VERSION,
+        "model": getattr(model, "pysoftq_spec", None),
+        "weights": {record.name: record.shape for record in records if record.is_weight},
+        "granularity": {
+            record.name: record.granularity for record in records if record.granularity != "layer"
+        },
+        "ties": ties,
+        "metadata": dict(metadata or {}),
+    }
+    try:
+        header = json.dumps(description, allow_nan=False, separators=(",", ":"))
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"metadata and model specification must be plain JSON: {error}") from error
+    data = bytearray(safetensors.torch.save(stored, {"pysoftq": header}))
+    if not data.startswith(HEADER_START, 8):
+        raise RuntimeError("the installed safetensors writes its header in an unknown way")
+    if unbelievable(records, len(data)):
+        raise ValueError(
+            f"a file of {len(data)} bytes for {sum(r.size for r in records)} weights "
+            "would be refused: they are almost all the same"
+        )
+    data[DIGEST] = digest(data).encode()
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def _smallest(
+    name: str, tensor: Tensor, coding: Coding, granularity: str
+) -> tuple[Record, Entries]:
+    """The first of the smallest forms of one contiguous CPU tensor."""
+    forms = _forms(name, tensor, coding, granularity)
+    return min(forms, key=lambda form: sum(entry.nbytes for entry in form[1].values()))
+
+
+def _forms(
+    name: str, tensor: Tensor, coding: Coding, granularity: str
+) -> Iterator[tuple[Record, Entries]]:
+    raw = Record(name, tuple(tensor.shape), tensor.dtype)
+    yield raw, {f"raw/{name}": tensor}
+    if not raw.is_weight or not 0 < raw.size <= MAX_WEIGHTS or not tensor.isfinite().all():
+        return
+    distinct = unique(tensor)
+    for part in dict.fromkeys(("layer", granularity)):
+        sizes, clusters = _by_segment(distinct, segment_bounds(raw.shape, part))
+        record = replace(raw, coding="packed", granularity=part, sizes=sizes)
+        if clusters.codebook.nbytes < tensor.nbytes and record.container_bits <= MAX_INDEX_BITS:
+            yield from _clustered(record, clusters, coding)
+
+
+def _clustered(
+    record: Record, clusters: Clusters, coding: Coding
+) -> Iterator[tuple[Record, Entries]]:
+    name, bits = record.name, record.container_bits
+    entries = {f"codebook/{name}": clusters.codebook}
+    if record.granularity != "layer":
+        entries[f"sizes/{name}"] = pack_varints(record.sizes)
+    yield record, entries | ({f"indices/{name}": pack(clusters.indices, bits)} if bits else {})
+    if coding == "entropy" and 0 < bits <= entropy_coding.MAX_BITS:
+        coded = entropy_coding.encode(
+            clusters.indices, clusters.counts, record.sizes, record.bounds
+        )
+        yield replace(record, coding="entropy"), entries | {f"coded/{name}": coded}
+
+
+def _by_segment(distinct: Clusters, bounds: Tensor) -> tuple[Tensor, Clusters]:
+    """Clusters of each segment, and all of them in a row, each index within its segment."""
+    K, segments = distinct.K, len(bounds) - 1
+    if segments == 1:
+        return torch.tensor([K]), distinct
+    owner = torch.repeat_interleave(torch.arange(segments), bounds.diff())
+    used, indices, counts = torch.unique(
+        owner * K + distinct.indices, return_inverse=True, return_counts=True
+    )
+    sizes = torch.bincount(used // K, minlength=segments)
+    first = sizes.cumsum(0) - sizes
+    return sizes, Clusters(distinct.codebook[used % K], indices - first[owner], counts)
