@@ -217,6 +217,14 @@ def _parse_override(text: str) -> tuple[str, dict[str, str]]:
     return pattern, {name.strip(): number for name, _, number in pairs}
 
 
+def override_texts(override: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Overrides as the command line gives them, in an order that no sorting of keys can change."""
+    return [
+        f"{pattern}:{','.join(f'{name}={number!r}' for name, number in values.items())}"
+        for pattern, values in override.items()
+    ]
+
+
 def make_config(*layers: Mapping[str, Any]) -> CompressConfig:
     """Options from several sources, a later one winning; the data set's defaults come first.
 
@@ -310,9 +318,7 @@ def command_line(config: CompressConfig) -> str:
         if isinstance(value, bool):
             words.append(f"--{flag}" if value else f"--no-{flag}")
         elif isinstance(value, dict):
-            for pattern, own in value.items():
-                text = ",".join(f"{key}={number!r}" for key, number in own.items())
-                words += [f"--{flag}", f"{pattern}:{text}"]
+            words += [word for text in override_texts(value) for word in (f"--{flag}", text)]
         elif isinstance(value, list) and all(isinstance(part, str) for part in value):
             words += [word for part in value for word in (f"--{flag}", part)]
         elif isinstance(value, list):

@@ -313,7 +313,7 @@ class SoftQuantizer:
             "fraction": self.fraction,
             "seed": self.seed,
             "step": self.step,
-            "override": {pattern: dict(values) for pattern, values in self.override.items()},
+            "override": [[pattern, dict(values)] for pattern, values in self.override.items()],
             "layers": [layer.record() for layer in self.layers],
             "excluded": dict(self.excluded),
         }
@@ -328,7 +328,7 @@ class SoftQuantizer:
         """
         if self._handles:
             raise RuntimeError("attached to an optimizer: load the state before attach()")
-        state = {"override": {}, **state}  # older ones have none
+        state = {"override": [], **state}  # older ones have none
         if missing := sorted(set(self.state_dict()) - set(state)):
             raise ValueError(f"the state lacks {', '.join(missing)}")
         parameters = dict(self.model.named_parameters())
@@ -350,7 +350,7 @@ class SoftQuantizer:
         fft = check_method(state["method"], METHODS)
         bins, seed = check_bins(state["bins"]), check_seed(state["seed"])
         step = check_seed(state["step"], name="step")
-        override = check_override(state["override"])
+        override = check_override(dict(state["override"]))
         self._fraction = check_fraction(state["fraction"])
         self._fft, self._bins, self.seed, self._step = fft, bins, seed, step
         self.h, self.w, self.alpha, self.override = h, w, alpha, override

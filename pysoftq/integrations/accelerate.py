@@ -1,0 +1,67 @@
+"""Soft quantization in a loop of your own with Hugging Face's accelerate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from pysoftq import clustering
+from pysoftq.clustering import ClusteringConfig
+from pysoftq.coupling import SoftQuantizer
+from pysoftq.integrations._training import torch_optimizer
+
+try:
+    from accelerate import Accelerator
+except ImportError as error:
+    raise ImportError(
+        "pysoftq.integrations.accelerate wants accelerate: pip install 'pysoftq[accelerate]'"
+    ) from error
+
+
+def prepare(
+    accelerator: Accelerator, model: nn.Module, config: ClusteringConfig, *optimizers: Any
+) -> SoftQuantizer:
+    """Couple the weights of a model at each step of its optimizers, all prepared by accelerate.
+
+    The state of the coupling is saved and loaded by ``accelerator.save_state`` and ``load_state``;
+    a loop that goes on from there does so bit for bit. Works with gradient accumulation, mixed
+    precision and DDP.
+
+    Example::
+
+        model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+        softq = prepare(accelerator, model, config, optimizer)
+        for epoch in range(epochs):
+            softq.fraction = config.fraction(epoch, epochs)
+            …  # your loop, unchanged
+        print(finalize(softq, config))
+
+    Raises:
+        ValueError: as `pysoftq.prepare` and `SoftQuantizer.attach`; sharded models are refused.
+        TypeError: an optimizer is none of torch, as with DeepSpeed.
+    """
+    torch_optimizers = tuple(map(torch_optimizer, optimizers))
+    softq = clustering.prepare(model, config)
+    softq.attach(*torch_optimizers)
+    accelerator.register_for_checkpointing(_Checkpointed(softq, torch_optimizers))
+    return softq
+
+
+class _Checkpointed:
+    """The coupling as accelerate saves and loads it: attached in both cases."""
+
+    def __init__(self, softq: SoftQuantizer, optimizers: tuple[Optimizer, ...]) -> None:
+        self._softq = softq
+        self._optimizers = optimizers
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._softq.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._softq.detach()
+        try:
+            self._softq.load_state_dict(state)
+        finally:
+            self._softq.attach(*self._optimizers)

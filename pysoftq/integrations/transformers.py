@@ -1,0 +1,72 @@
+"""Soft quantization as a callback of Hugging Face's Trainer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from pysoftq.config import override_texts
+from pysoftq.integrations._training import CoupledTraining
+
+try:
+    from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+    from transformers.trainer_callback import ExportableState
+except ImportError as error:
+    raise ImportError(
+        "pysoftq.integrations.transformers wants transformers and accelerate: "
+        "pip install 'pysoftq[transformers]'"
+    ) from error
+
+
+class SoftQuantizationCallback(CoupledTraining, TrainerCallback, ExportableState):
+    """Couples the weights of the model that a Trainer trains.
+
+    Its state is a part of each checkpoint's ``trainer_state.json``:
+    ``train(resume_from_checkpoint=…)`` goes on bit for bit. Works with gradient accumulation,
+    mixed precision and DDP; sharded training is refused.
+
+    Example::
+
+        callback = SoftQuantizationCallback(ClusteringConfig(h=0.1, w=0.5))
+        Trainer(model, args, train_dataset=data, callbacks=[callback]).train()
+        print(callback.report)
+    """
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        model: nn.Module,
+        optimizer: Any,
+        **others: Any,
+    ) -> None:
+        """Measure the layers, or go on from a checkpoint that has been loaded."""
+        name = type(self).__name__
+        saved = state.stateful_callbacks.get(name) if state.global_step else None
+        coupling = saved["attributes"]["coupling"] if saved else None
+        self._begin(model, [optimizer], state.max_steps, coupling)
+        state.stateful_callbacks[name] = self.state()  # the Trainer keeps up what is there
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
+    ) -> None:
+        """The share of the weights in the histogram."""
+        self._follow(state.global_step)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
+    ) -> None:
+        """Write the clusters, if asked for."""
+        self._end()
+
+    def state(self) -> dict[str, Any]:
+        """For the Trainer's checkpoint, as plain JSON, whose keys the Trainer sorts."""
+        config = {**self.config.to_dict(), "override": override_texts(self.config.override)}
+        coupling = None if self.softq is None else self.softq.state_dict()
+        return {
+            "args": {"config": config, "finalize": self.finalize},
+            "attributes": {"coupling": coupling},
+        }

@@ -1,0 +1,386 @@
+"""The coupling in the loops of other libraries: the weights are those of the plain loop."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from pysoftq import ClusteringConfig, SoftQuantizer, finalize, prepare, validate_clustering
+
+# Other libraries warn of each other; what pysoftq warns of stays an error.
+pytestmark = pytest.mark.filterwarnings("ignore", "error:::pysoftq")
+
+BATCH, ACCUMULATE, CLIP, EPOCHS = 32, 2, 0.5, 3
+CONFIG = ClusteringConfig(
+    h=0.3, w=0.5, fraction_start=0.3, override={"net.2*": {"w": 0.3}, "net*": {"h": 0.2}}, n_min=2
+)
+
+
+class Digits(nn.Module):
+    """A classifier that takes what either trainer gives, and tells its loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+
+    def forward(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        logits = self.net(images)
+        return {"loss": F.cross_entropy(logits, labels), "logits": logits}
+
+
+class Rows(Dataset[dict[str, torch.Tensor]]):
+    """Each image with its label, by name."""
+
+    def __init__(self, data: TensorDataset) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        images, labels = self.data[index]
+        return {"images": images, "labels": labels}
+
+
+@pytest.fixture(scope="module")
+def data() -> TensorDataset:
+    digits = load_digits()
+    images = torch.tensor(digits.data[:512] / 16, dtype=torch.float32)
+    return TensorDataset(images, torch.tensor(digits.target[:512]))
+
+
+@pytest.fixture
+def model() -> Digits:
+    torch.manual_seed(0)
+    return Digits()
+
+
+def make_optimizer(model: nn.Module) -> torch.optim.SGD:
+    return torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+
+
+def batches(data: TensorDataset) -> Iterator[tuple[list[torch.Tensor], bool]]:
+    """Batches in order, and whether the optimizer steps after this one."""
+    for number, batch in enumerate(DataLoader(data, BATCH), 1):
+        yield batch, number % ACCUMULATE == 0
+
+
+@pytest.fixture
+def plain(model: Digits, data: TensorDataset) -> Digits:
+    """Trained by the plain loop, with gradient accumulation and clipping, before the clusters."""
+    model = copy.deepcopy(model)
+    softq, optimizer = prepare(model, CONFIG), make_optimizer(model)
+    total, step = EPOCHS * len(data) // (BATCH * ACCUMULATE), 0
+    for _ in range(EPOCHS):
+        for (images, labels), steps in batches(data):
+            softq.fraction = CONFIG.fraction(step, total)
+            (model(images, labels)["loss"] / ACCUMULATE).backward()
+            if steps:
+                nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+                softq.add_force_()
+                optimizer.step()
+                optimizer.zero_grad()
+                step += 1
+    assert step == softq.step == total
+    return model
+
+
+def clustered(model: nn.Module, pretrained: nn.Module) -> nn.Module:
+    """What `finalize` makes of trained weights, whose scales are those of the pretrained ones."""
+    model = copy.deepcopy(model)
+    softq = prepare(model, CONFIG)
+    softq.load_state_dict(prepare(pretrained, CONFIG).state_dict())
+    finalize(softq, CONFIG)
+    return model
+
+
+def assert_same(a: nn.Module, b: nn.Module) -> None:
+    for (name, x), y in zip(a.state_dict().items(), b.state_dict().values(), strict=True):
+        assert torch.equal(x, y), name
+
+
+def test_the_coupling_matters(model: Digits, plain: Digits) -> None:
+    """What is compared below would differ without it."""
+    assert not torch.equal(plain.net[0].weight, model.net[0].weight)
+    assert prepare(plain, CONFIG).clusters()["net.2.weight"].K < 90
+
+
+# --- Lightning ---
+
+
+@pytest.fixture
+def lightning(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setenv("SLURM_JOB_NAME", "bash")  # no cluster is looked for
+    return pytest.importorskip("lightning.pytorch")
+
+
+def lightning_trainer(lightning: Any, folder: Path, **options: Any) -> Any:
+    return lightning.Trainer(
+        accelerator="cpu",
+        accumulate_grad_batches=ACCUMULATE,
+        gradient_clip_val=CLIP,
+        default_root_dir=folder,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **{"max_epochs": EPOCHS, "enable_checkpointing": False, **options},
+    )
+
+
+def lightning_module(lightning: Any, model: Digits) -> Any:
+    class Module(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = model.net
+
+        def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
+            images, labels = batch
+            return F.cross_entropy(self.net(images), labels)
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return make_optimizer(self)
+
+    return Module()
+
+
+def test_lightning_trains_as_the_plain_loop(
+    lightning: Any, model: Digits, plain: Digits, data: TensorDataset, tmp_path: Path
+) -> None:
+    from pysoftq.integrations.lightning import SoftQuantizationCallback
+
+    pretrained, module = copy.deepcopy(model), lightning_module(lightning, model)
+    callback = SoftQuantizationCallback(CONFIG, finalize=False)
+    trainer = lightning_trainer(lightning, tmp_path, callbacks=[callback])
+    trainer.fit(module, DataLoader(data, BATCH))
+    assert_same(module, plain)
+    assert callback.softq.step == trainer.global_step
+    assert callback.report is None
+
+    again = lightning_module(lightning, pretrained)
+    expected = clustered(plain, pretrained)
+    callback = SoftQuantizationCallback(CONFIG.to_dict())
+    trainer = lightning_trainer(lightning, tmp_path, callbacks=[callback])
+    trainer.fit(again, DataLoader(data, BATCH))
+    assert_same(again, expected)
+    validate_clustering(again, callback.report)
+
+
+def test_lightning_resumes_from_its_own_checkpoint(
+    lightning: Any, model: Digits, plain: Digits, data: TensorDataset, tmp_path: Path
+) -> None:
+    from pysoftq.integrations.lightning import SoftQuantizationCallback
+
+    pretrained, other = copy.deepcopy(model), lightning_module(lightning, Digits())
+    expected = clustered(plain, pretrained)
+    saving = lightning.callbacks.ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
+    callbacks = [SoftQuantizationCallback(CONFIG), saving]
+    trainer = lightning_trainer(lightning, tmp_path, callbacks=callbacks, enable_checkpointing=True)
+    trainer.fit(lightning_module(lightning, model), DataLoader(data, BATCH))
+
+    callback = SoftQuantizationCallback(CONFIG)
+    trainer = lightning_trainer(lightning, tmp_path, callbacks=[callback])
+    trainer.fit(other, DataLoader(data, BATCH), ckpt_path=tmp_path / "epoch=0.ckpt")
+    assert_same(other, expected)
+    assert callback.softq.step == trainer.global_step == EPOCHS * 8
+
+
+def test_lightning_says_where_the_end_is_not_known(
+    lightning: Any, model: Digits, data: TensorDataset, tmp_path: Path
+) -> None:
+    from pysoftq.integrations.lightning import SoftQuantizationCallback
+
+    module = lightning_module(lightning, model)
+    callback = SoftQuantizationCallback(CONFIG)
+    trainer = lightning_trainer(lightning, tmp_path, max_epochs=-1, callbacks=[callback])
+    with pytest.raises(ValueError, match="the number of steps is not known"):
+        trainer.fit(module, DataLoader(data, BATCH))
+
+
+def test_lightning_leaves_the_optimizer_alone_after_a_failure(
+    lightning: Any, model: Digits, data: TensorDataset, tmp_path: Path
+) -> None:
+    from pysoftq.integrations.lightning import SoftQuantizationCallback
+
+    class Failing(lightning.Callback):
+        def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+            raise RuntimeError("out of luck")
+
+    module = lightning_module(lightning, model)
+    callback = SoftQuantizationCallback(CONFIG)
+    trainer = lightning_trainer(lightning, tmp_path, callbacks=[callback, Failing()])
+    with pytest.raises(RuntimeError, match="out of luck"):
+        trainer.fit(module, DataLoader(data, BATCH))
+    assert callback.report is None
+    (optimizer,) = trainer.optimizers
+    callback.softq.attach(optimizer)  # would be refused if it still were
+
+
+# --- transformers ---
+
+
+def make_trainer(model: Digits, data: TensorDataset, folder: Path, **options: Any) -> Any:
+    transformers = pytest.importorskip("transformers")
+
+    class InOrder(transformers.Trainer):
+        def _get_train_sampler(self, *args: Any) -> torch.utils.data.Sampler[int]:
+            return torch.utils.data.SequentialSampler(data)
+
+    callbacks = options.pop("callbacks")
+    arguments = transformers.TrainingArguments(
+        folder,
+        per_device_train_batch_size=BATCH,
+        gradient_accumulation_steps=ACCUMULATE,
+        max_grad_norm=CLIP,
+        num_train_epochs=EPOCHS,
+        lr_scheduler_type="constant",
+        save_strategy="epoch",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+        **options,
+    )
+    return InOrder(
+        model,
+        arguments,
+        train_dataset=Rows(data),
+        optimizers=(make_optimizer(model), None),
+        callbacks=callbacks,
+    )
+
+
+def test_transformers_trains_as_the_plain_loop(
+    model: Digits, plain: Digits, data: TensorDataset, tmp_path: Path
+) -> None:
+    from pysoftq.integrations.transformers import SoftQuantizationCallback
+
+    callback = SoftQuantizationCallback(CONFIG, finalize=False)
+    trainer = make_trainer(model, data, tmp_path, callbacks=[callback])
+    trainer.train()
+    assert_same(model, plain)
+    assert callback.softq.step == trainer.state.global_step == EPOCHS * 8
+
+
+@pytest.mark.parametrize("restore", [False, True])
+def test_transformers_resumes_from_its_own_checkpoint(
+    model: Digits, plain: Digits, data: TensorDataset, tmp_path: Path, restore: bool
+) -> None:
+    from pysoftq.integrations.transformers import SoftQuantizationCallback
+
+    expected = clustered(plain, model)
+    callback = SoftQuantizationCallback(CONFIG)
+    make_trainer(model, data, tmp_path, callbacks=[callback]).train()
+    assert_same(model, expected)
+    validate_clustering(model, callback.report)
+
+    other = Digits()
+    # Where the Trainer restores callbacks, it makes its own from what the checkpoint says.
+    callback = SoftQuantizationCallback(ClusteringConfig() if restore else CONFIG)
+    trainer = make_trainer(
+        other,
+        data,
+        tmp_path,
+        callbacks=[callback],
+        restore_callback_states_from_checkpoint=restore,
+    )
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
+    assert_same(other, expected)
+    assert (callback.report is None) == restore
+
+
+def test_transformers_may_join_a_training_that_goes_on(
+    model: Digits, data: TensorDataset, tmp_path: Path
+) -> None:
+    from pysoftq.integrations.transformers import SoftQuantizationCallback
+
+    make_trainer(model, data, tmp_path, callbacks=[]).train()
+    callback = SoftQuantizationCallback(CONFIG)
+    trainer = make_trainer(model, data, tmp_path, callbacks=[callback])
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
+    assert callback.softq.step == 16
+    validate_clustering(model, callback.report)
+
+
+# --- accelerate ---
+
+
+def test_accelerate_trains_as_the_plain_loop_and_resumes(
+    model: Digits, plain: Digits, data: TensorDataset, tmp_path: Path
+) -> None:
+    accelerate = pytest.importorskip("accelerate")
+    from pysoftq.integrations.accelerate import prepare
+
+    def train(model: Digits, start: int, stop: int) -> tuple[nn.Module, SoftQuantizer]:
+        accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=ACCUMULATE)
+        wrapped, optimizer, loader = accelerator.prepare(
+            model, make_optimizer(model), DataLoader(data, BATCH)
+        )
+        softq = prepare(accelerator, wrapped, CONFIG, optimizer)
+        if start:
+            accelerator.load_state(str(tmp_path / "state"))
+        total = EPOCHS * len(loader) // ACCUMULATE
+        for _ in range(start, stop):
+            for images, labels in loader:
+                with accelerator.accumulate(wrapped):
+                    softq.fraction = CONFIG.fraction(softq.step, total)
+                    accelerator.backward(wrapped(images, labels)["loss"])
+                    if accelerator.sync_gradients:
+                        accelerator.clip_grad_norm_(wrapped.parameters(), CLIP)
+                    optimizer.step()
+                    optimizer.zero_grad()
+        accelerator.save_state(str(tmp_path / "state"))
+        return accelerator.unwrap_model(wrapped), softq
+
+    train(model, 0, 1)
+    found, softq = train(Digits(), 1, EPOCHS)
+    assert_same(found, plain)
+    assert softq.step == EPOCHS * 8
+    report = finalize(softq, CONFIG)
+    validate_clustering(found, report)
+
+
+# --- all ---
+
+
+def test_optimizers_that_are_none_of_torch_are_refused(model: Digits) -> None:
+    accelerate = pytest.importorskip("accelerate")
+    from pysoftq.integrations.accelerate import prepare
+
+    accelerator = accelerate.Accelerator(cpu=True)
+    with pytest.raises(TypeError, match="weights that a dict updates; want an optimizer of torch"):
+        prepare(accelerator, model, CONFIG, {})
+
+
+@pytest.mark.parametrize(
+    ("name", "library"),
+    [("lightning", "lightning"), ("transformers", "transformers"), ("accelerate", "accelerate")],
+)
+def test_a_missing_library_is_named_with_its_extra(
+    name: str, library: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = f"pysoftq.integrations.{name}"
+    for loaded in [module, *(x for x in sys.modules if x.split(".")[0] == library)]:
+        monkeypatch.delitem(sys.modules, loaded, raising=False)
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(ImportError, match=rf"pip install 'pysoftq\[{name}\]'"):
+        importlib.import_module(module)
+
+
+def test_pysoftq_imports_none_of_them() -> None:
+    code = (
+        "import sys, pysoftq, pysoftq.integrations; pysoftq.ClusteringConfig\n"
+        "print(sorted({'lightning', 'transformers', 'accelerate'} & set(sys.modules)))\n"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "[]\n"
