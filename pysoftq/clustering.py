@@ -41,6 +41,8 @@ class ClusteringConfig:
             match a layer, the first decides alone.
         cluster_bits: clusters are found in 2**cluster_bits equal bins.
         n_min: clusters of at most so many weights join the nearest larger one.
+        refine: "count" by n_min, "levels" or "entropy" by squared error against bits.
+        bit_price: of a bit for these; see `SoftQuantizer.finalize`.
 
     Raises:
         ConfigError: an option has a wrong value; a ValueError that names it.
@@ -59,6 +61,8 @@ class ClusteringConfig:
     override: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     cluster_bits: int = 7
     n_min: int = 10
+    refine: str = "count"
+    bit_price: float = 0.01
 
     def __post_init__(self) -> None:
         checked = make_config(asdict(self))
@@ -144,7 +148,7 @@ def finalize(softq: SoftQuantizer, config: ClusteringConfig) -> CompressionRepor
         ValueError: as `validate_clustering`.
     """
     softq.detach()
-    report = softq.finalize(config.cluster_bits, config.n_min)
+    report = softq.finalize(config.cluster_bits, config.n_min, config.refine, config.bit_price)
     validate_clustering(softq.model, report)
     return report
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import nn
@@ -14,6 +13,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from pysoftq.clusters import Clusters
 from pysoftq.config import CompressConfig
 from pysoftq.data import Dataset, batch_count
+from pysoftq.interrupt import Interrupted, StopRequest
 from pysoftq.training import Tally, make_step
 
 
@@ -74,7 +74,12 @@ class Codebooks:
         ]
 
     def attach(self, optimizer: Optimizer) -> None:
-        """Sum gradients before each step of the optimizer, and write the weights after it."""
+        """Sum gradients before each step of the optimizer, and write the weights after it.
+
+        Gradients that the weights have now are forgotten.
+        """
+        for weights in self._weights.values():
+            weights.grad = None
         optimizer.register_step_pre_hook(lambda *_: self.sum_gradients())
         optimizer.register_step_post_hook(lambda *_: self.write())
 
@@ -118,19 +123,21 @@ def train_codebooks(
     lr: float = 1e-3,
     rest: bool = True,
     first_epoch: int = 0,
-    after_step: Callable[[int], Any] | None = None,
+    message: Callable[[str], None] | None = None,
+    stop: StopRequest | None = None,
 ) -> dict[str, Clusters]:
     """Train the codebooks of ``clusters`` on the training images, each weight in its cluster.
 
     Adam, whose steps are alike for clusters of one weight and of thousands; its learning rate
     falls from ``lr`` to 0 along a cosine. ``rest`` trains biases and normalisation too.
     ``config`` gives seed, batch size, augmentation and speed; the order of the images is that of
-    its epochs from ``first_epoch`` on. ``after_step`` is told how many steps are done, and may
-    raise to stop. The model is left with the trained values, in evaluation mode.
+    its epochs from ``first_epoch`` on. ``message`` is told of each epoch. The model is left with
+    the trained values, in evaluation mode.
 
     Returns the clusters with the trained values.
 
-    Raises ValueError for clusters that do not fit the model and for a loss that is not finite.
+    Raises ValueError for clusters that do not fit the model and for a loss that is not finite,
+    Interrupted where ``stop`` is asked for.
     """
     codebooks = Codebooks(model, clusters)
     if epochs < 1 or not lr > 0:
@@ -140,7 +147,7 @@ def train_codebooks(
     steps = epochs * batch_count(len(data.train), config.batch_size)
     schedule = CosineAnnealingLR(optimizer, steps)
     step = make_step(model, optimizer, config, config.batch_size)
-    tally, done = Tally(), 0
+    tally = Tally()
     model.train()
     for epoch in range(first_epoch, first_epoch + epochs):
         for images, labels in data.batches(
@@ -148,10 +155,12 @@ def train_codebooks(
         ):
             tally.add(*step(images, labels), len(labels))
             schedule.step()
-            done += 1
-            if after_step is not None:
-                after_step(done)
-        if not all(math.isfinite(loss) for loss, _, _ in tally.read()):
-            raise ValueError(f"the loss is not finite while codebooks are trained: lr {lr:g}")
+            if stop is not None and stop.asked:
+                raise Interrupted
+        mean = sum(loss * size for loss, _, size in tally.read()) / len(data.train)
+        if not math.isfinite(mean):
+            raise ValueError(f"the loss is {mean} while codebooks are trained: lr {lr:g}")
+        if message is not None:
+            message(f"codebooks: epoch {epoch - first_epoch + 1} of {epochs}, loss {mean:.4f}")
     model.eval()
     return codebooks.clusters()

@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic.fields import FieldInfo
 
 from pysoftq.atomic import atomic_write
@@ -36,6 +43,15 @@ DATASET_DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }
 
+
+# Where a recipe departs from the defaults, those of the data set included; measured in
+# docs/recipe.md. All of it may be applied to a finished run.
+RECIPES: dict[str, dict[str, Any]] = {
+    "paper": {"refine": "count", "codebook_epochs": 0},
+    "best": {"refine": "levels", "codebook_epochs": 3},
+}
+
+MAX_MERGED_BITS = 11
 
 # A set with a place after the colon is read from a folder.
 DATASETS = ("digits", "cifar10", "cifar100", "imagefolder:DIR")
@@ -116,6 +132,18 @@ class CompressConfig(BaseModel):
         "compressed file: as many bits as their entropy, or ceil(log2 K) bits each (packed).",
         on_resume=True)
 
+    refine: Literal["count", "levels", "entropy"] = _option("Clusters", "count", "By n_min "
+        "(count), or merge neighbours where that costs less squared error than the bits that it "
+        "saves are worth, of plain indices (levels) or of an entropy coder (entropy).",
+        on_resume=True)
+    bit_price: float = _option("Clusters", 0.01, "Worth of a bit for one weight, in units of the "
+        "weights' mean variance, where refine is levels or entropy.", on_resume=True, ge=0)
+    codebook_epochs: int = _option("Clusters", 0, "Epochs in which the clusters' values, biases "
+        "and normalisation are trained after refinement, each weight in its cluster.",
+        on_resume=True, ge=0)
+    codebook_lr: float = _option("Clusters", 0.001, "Highest learning rate of these (Adam, falling "
+        "to 0).", on_resume=True, gt=0)
+
     epochs: int = _option("Training", 30, "Epochs of soft quantization.", ge=1)
     batch_size: int = _option("Training", 128, "Images in a batch.", ge=1)
     lr: float = _option("Training", 0.001, "Learning rate of SGD.", gt=0)
@@ -137,6 +165,8 @@ class CompressConfig(BaseModel):
     graph: Literal["auto", "on", "off"] = _option("Speed", "auto", "A training step as one CUDA "
         "graph; auto: on a GPU.", on_resume=True)
 
+    recipe: Literal["paper", "best"] = _option("Run", "paper", "The paper's refinement, or the "
+        "one found best (docs/recipe.md): refine levels and trained codebooks.", on_resume=True)
     seed: int = _option("Run", 0, "Seed of every random number.", ge=0, lt=2**31)
     threads: int | None = _option("Run", None, "Threads on the CPU; all cores by default.",
         on_resume=True, ge=1, le=1024)
@@ -153,6 +183,13 @@ class CompressConfig(BaseModel):
         if (f"{kind}:DIR" if folder else name) not in DATASETS:
             raise ValueError(f"wanted one of {', '.join(DATASETS)}")
         return name
+
+    @field_validator("refine")
+    @classmethod
+    def _few_bins(cls, rule: str, info: ValidationInfo) -> str:
+        if rule != "count" and info.data.get("cluster_bits", 0) > MAX_MERGED_BITS:
+            raise ValueError(f"clusters are merged in 2^{MAX_MERGED_BITS} bins at most")
+        return rule
 
     @field_validator("device")
     @classmethod
@@ -228,11 +265,13 @@ def override_texts(override: Mapping[str, Mapping[str, float]]) -> list[str]:
 def make_config(*layers: Mapping[str, Any]) -> CompressConfig:
     """Options from several sources, a later one winning; the data set's defaults come first.
 
+    A source that names a recipe brings in what belongs to it, its own other options winning.
+
     Raises ConfigError naming each option that is unknown or has a wrong value.
     """
     given: dict[str, Any] = {}
     for layer in layers:
-        given.update(layer)
+        given |= {**recipe_options(layer), **layer}
     return _validated({**dataset_defaults(given), **given})
 
 
@@ -240,6 +279,12 @@ def dataset_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
     """Where the defaults of the chosen data set depart from those of the paper."""
     dataset = given.get("dataset", CompressConfig.model_fields["dataset"].default)
     return dict(DATASET_DEFAULTS.get(dataset, {})) if isinstance(dataset, str) else {}
+
+
+def recipe_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What the recipe named in these options stands for; empty where none is."""
+    name = given.get("recipe")
+    return dict(RECIPES.get(name, {})) if isinstance(name, str) else {}
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
@@ -307,10 +352,13 @@ def command_line(config: CompressConfig) -> str:
     An option that is None where the default is not cannot be written as a flag, and is left out.
     """
     values = config.model_dump(mode="json")
-    defaults = make_config({"dataset": config.dataset}).model_dump(mode="json")
+    chosen = {"dataset": config.dataset, "recipe": config.recipe}
+    defaults = make_config(chosen).model_dump(mode="json")
     words = ["pysoftq", "compress"]
     if config.dataset != CompressConfig.model_fields["dataset"].default:
         words += ["--dataset", config.dataset]
+    if config.recipe != CompressConfig.model_fields["recipe"].default:
+        words += ["--recipe", config.recipe]
     for name, value in values.items():
         flag = name.replace("_", "-")
         if value == defaults[name] or value is None:

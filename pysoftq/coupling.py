@@ -17,10 +17,12 @@ from pysoftq.clusters import Clusters, identify, refine
 from pysoftq.density import DEFAULT_BINS
 from pysoftq.devices import DeviceGroup, MovedError, group_by_device
 from pysoftq.inventory import take_inventory
+from pysoftq.merging import Rate, merge
 from pysoftq.potential import METHODS, mean_field_energy
 from pysoftq.report import CompressionReport, LayerReport, TensorReport
 from pysoftq.selection import check_override, first_match, match_override, select, unwrapped
 
+RULES = ("count", "levels", "entropy")  # of refinement
 MAX_ALPHA = 10  # beyond that, h_l is 0 or inf for layers of any size
 
 
@@ -269,25 +271,53 @@ class SoftQuantizer:
             return found
         return {name: refine(clusters, n_min) for name, clusters in found.items()}
 
-    def finalize(self, bits: int = 7, n_min: int = 10) -> CompressionReport:
+    def refine(
+        self,
+        clusters: Mapping[str, Clusters],
+        n_min: int = 10,
+        rule: str = "count",
+        price: float = 0.01,
+    ) -> dict[str, Clusters]:
+        """Fewer clusters of each layer; the arguments are those of `finalize`."""
+        if rule not in RULES:
+            raise ValueError(f"rule is {rule!r}; want one of {', '.join(RULES)}")
+        if rule == "count":
+            return {name: refine(found, n_min) for name, found in clusters.items()}
+        squares = math.fsum(layer.size * layer.sigma**2 for layer in self.layers)
+        unit = squares / sum(layer.size for layer in self.layers)
+        rate: Rate = "entropy" if rule == "entropy" else "levels"
+        return {name: merge(found, price * unit, rate) for name, found in clusters.items()}
+
+    def finalize(
+        self, bits: int = 7, n_min: int = 10, rule: str = "count", price: float = 0.01
+    ) -> CompressionReport:
         """Write the refined clusters' values into the model (Table I, steps 3 and 4).
 
         Args:
             bits: clusters are the occupied ones of 2**bits equal bins of each layer.
-            n_min: clusters of at most so many weights join the nearest larger one.
+            n_min: clusters of at most so many weights join the nearest larger one, by the rule
+                "count", which is the paper's.
+            rule: "levels" and "entropy" merge neighbouring clusters instead, wherever that costs
+                less squared error than the bits are worth: those of plain indices, log2 K for each
+                weight, or those of an entropy coder (`pysoftq.merging`).
+            price: of a bit, for these; in units of the weights' mean variance when measured.
 
         Returns:
             The table of layers, with clusters and bit-widths before and after refinement.
+
+        Raises:
+            ValueError: a value is out of range.
         """
         before = self.clusters(bits)
-        after = {name: refine(clusters, n_min) for name, clusters in before.items()}
+        after = self.refine(before, n_min, rule, price)
         with torch.no_grad():
             for layer in self.layers:
                 parameter = layer.parameter
                 parameter.copy_(after[layer.name].weights(parameter.shape))
         return CompressionReport(
             tuple(
-                _row(layer, before[layer.name], after[layer.name], n_min) for layer in self.layers
+                _row(layer, before[layer.name], after[layer.name], n_min if rule == "count" else 0)
+                for layer in self.layers
             ),
             self.tensors(),
         )

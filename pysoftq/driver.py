@@ -20,6 +20,7 @@ from pysoftq.baselines import histogram_equalize
 from pysoftq.checkpoint import RunState, load_checkpoint
 from pysoftq.clustering import ClusteringConfig, prepare
 from pysoftq.clusters import Clusters, mean_bit_width, unique
+from pysoftq.codebook import train_codebooks
 from pysoftq.config import (
     CompressConfig,
     ConfigError,
@@ -127,7 +128,7 @@ def run(
         finetune(model, optimizer, softq, data, config, folder, state, observer, stop)
 
     observer.message("comparing the networks")
-    summary = finish(model, softq, data, config, folder, state, pretrained)
+    summary = finish(model, softq, data, config, folder, state, pretrained, observer)
     if figures:
         draw(folder)
     return summary
@@ -149,6 +150,7 @@ def finish(
     folder: RunFolder,
     state: RunState,
     pretrained: dict[str, Tensor],
+    observer: RunObserver,
 ) -> Summary:
     """Clusters, comparison with the baselines, and the files that a finished run leaves."""
     soft = cpu_state(model)
@@ -166,7 +168,12 @@ def finish(
     networks.append(clustered_row(name, model, data, config, folder, layers, found))
 
     model.load_state_dict(soft)
-    report = softq.finalize(bits=config.cluster_bits, n_min=config.n_min)
+    report = softq.finalize(config.cluster_bits, config.n_min, config.refine, config.bit_price)
+    if config.codebook_epochs:
+        merged = {layer.name: unique(layer.parameter) for layer in layers}
+        name = "soft, refined, before training"
+        networks.append(clustered_row(name, model, data, folder, layers, list(merged.values())))
+        train_refined(model, merged, data, config, observer)
     weights["weights_final"] = snapshot(shown.parameter)
     write_compressed(model, data, config, folder.compressed)
     refined = [unique(layer.parameter) for layer in layers]  # what has been written
@@ -186,6 +193,33 @@ def finish(
     write_records(folder, state, shown, softq.layers[-1], config, weights)
     write_report(folder, summary, config, state)
     return summary
+
+
+def train_refined(
+    model: nn.Module,
+    clusters: dict[str, Clusters],
+    data: Dataset,
+    config: CompressConfig,
+    observer: RunObserver,
+) -> None:
+    """Train the codebooks of the refined clusters; a run that is stopped here repeats this part.
+
+    Raises Interrupted after SIGINT or SIGTERM.
+    """
+    epochs = config.codebook_epochs
+    observer.message(f"training the codebooks: {epochs} epochs after those {config.epochs}")
+    with stop_on_signals() as stop:
+        train_codebooks(
+            model,
+            clusters,
+            data,
+            config,
+            epochs=epochs,
+            lr=config.codebook_lr,
+            first_epoch=config.epochs,
+            message=observer.message,
+            stop=stop,
+        )
 
 
 def load_pretrained(

@@ -13,7 +13,7 @@ from torch import nn
 
 from pysoftq.checkpoint import RunState, save_checkpoint
 from pysoftq.clustering import ClusteringConfig
-from pysoftq.clusters import mean_bit_width, refine
+from pysoftq.clusters import mean_bit_width
 from pysoftq.config import CompressConfig
 from pysoftq.coupling import SoftQuantizer
 from pysoftq.data import Dataset, Images, batch_count
@@ -209,11 +209,13 @@ def epoch_metrics(
 def cluster_metrics(softq: SoftQuantizer, config: CompressConfig) -> dict[str, Any]:
     """Mean bit-widths if the run ended now, and the clusters of each layer before refinement."""
     found = softq.clusters(config.cluster_bits)
-    refined = [refine(clusters, config.n_min) for clusters in found.values()]
+    refined = softq.refine(found, config.n_min, config.refine, config.bit_price)
     sizes = [layer.size for layer in softq.layers]
     return {
         "mean_bits": mean_bit_width(sizes, [clusters.bits for clusters in found.values()]),
-        "mean_bits_refined": mean_bit_width(sizes, [clusters.bits for clusters in refined]),
+        "mean_bits_refined": mean_bit_width(
+            sizes, [clusters.bits for clusters in refined.values()]
+        ),
         "clusters": {name: clusters.K for name, clusters in found.items()},
     }
 

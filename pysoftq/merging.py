@@ -74,7 +74,7 @@ def _errors_of_runs(counts: Floats, values: Floats) -> Floats:
     spread = second[ends] - second[starts]
     errors[starts, ends] = spread - (first[ends] - first[starts]) ** 2 / (n[ends] - n[starts])
     errors[np.arange(n.size - 1), np.arange(1, n.size)] = 0.0  # alone, a cluster stays as it is
-    return np.maximum(errors, 0.0)
+    return np.asarray(np.maximum(errors, 0.0))
 
 
 def _cheapest_by_levels(errors: Floats, counts: Floats, worth: float) -> Ends:
