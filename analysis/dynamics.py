@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pysoftq.density import Density
+from pysoftq.tasks import TASKS
 
 FloatArray = NDArray[np.float32] | NDArray[np.float64]
 
@@ -25,8 +26,9 @@ _RECORDS = (
 )
 _METRICS = (
     *("epoch", "step", "task_loss", "coupling_energy"),
-    *("test_accuracy", "mean_bits", "mean_bits_refined"),
+    *("mean_bits", "mean_bits_refined"),
 )
+_MERITS = tuple(f"test_{task.merit}" for task in TASKS.values())
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,9 @@ class WeightRecords:
 class LossCurves:
     """Losses and what else is told after each epoch, (E,); epoch 0 is the pretrained state.
 
-    ``steps`` are those done by then, ``bits`` and ``bits_refined`` the mean bit-widths if the run
-    ended there, ``clusters`` those of each layer before refinement.
+    ``steps`` are those done by then, ``merit`` is the task's figure of merit in the test, ``bits``
+    and ``bits_refined`` are the mean bit-widths if the run ended there, ``clusters`` those of each
+    layer before refinement.
     """
 
     epochs: NDArray[np.int64]
@@ -75,7 +78,7 @@ class LossCurves:
     task: NDArray[np.float64]
     coupling: NDArray[np.float64]
     """L_C of Eq. 6, summed over the layers with their strengths."""
-    test_accuracy: NDArray[np.float64]
+    merit: NDArray[np.float64]
     bits: NDArray[np.float64]
     bits_refined: NDArray[np.float64]
     clusters: dict[str, NDArray[np.int64]]
@@ -165,10 +168,11 @@ def read_losses(path: str | Path) -> LossCurves:
             # A resumed run may have written an epoch twice: the later line holds.
             rows[int(row["epoch"])] = {
                 **{key: float(row[key]) for key in _METRICS},
+                "merit": _merit(row),
                 "clusters": {str(name): int(count) for name, count in row["clusters"].items()},
             }
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            wanted = ", ".join((*_METRICS, "clusters"))
+            wanted = ", ".join((*_METRICS, " or ".join(_MERITS), "clusters"))
             raise ValueError(
                 f"{path}, line {number}: wanted a JSON object with {wanted} ({error!r})"
             ) from error
@@ -183,11 +187,17 @@ def read_losses(path: str | Path) -> LossCurves:
         steps=np.array([row["step"] for row in ordered], dtype=np.int64),
         task=np.array([row["task_loss"] for row in ordered]),
         coupling=np.array([row["coupling_energy"] for row in ordered]),
-        test_accuracy=np.array([row["test_accuracy"] for row in ordered]),
+        merit=np.array([row["merit"] for row in ordered]),
         bits=np.array([row["mean_bits"] for row in ordered]),
         bits_refined=np.array([row["mean_bits_refined"] for row in ordered]),
         clusters={name: np.array([row["clusters"][name] for row in ordered]) for name in layers},
     )
+
+
+def _merit(row: dict[str, Any]) -> float:
+    """The test's figure of merit, whichever the task of the run has; KeyError where none is."""
+    name = next((name for name in _MERITS if name in row), _MERITS[0])
+    return float(row[name])
 
 
 def _existing(path: str | Path) -> Path:

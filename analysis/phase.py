@@ -9,6 +9,7 @@ import numpy as np
 
 from pysoftq.sweep.grid import Run
 from pysoftq.sweep.ledger import Row
+from pysoftq.tasks import CLASSIFICATION, TASKS, Task
 
 REFERENCE_BITS = 4  # of the HEQ that the maps are centred on
 
@@ -63,7 +64,11 @@ class Point:
 
 @dataclass(frozen=True)
 class PhaseStudy:
-    """The points of a sweep's grid that have a finished run, in the order of (h, w)."""
+    """The points of a sweep's grid that have a finished run, in the order of (h, w).
+
+    ``task`` is the name of what the networks are trained for, ``pretrained`` the figure of merit
+    that all began with.
+    """
 
     name: str
     runs: int
@@ -71,7 +76,13 @@ class PhaseStudy:
     w: tuple[float, ...]
     points: tuple[Point, ...]
     baselines: tuple[Baseline, ...]
-    pretrained_accuracy: float
+    pretrained: float
+    task: str = CLASSIFICATION.name
+
+    @property
+    def measure(self) -> Task:
+        """The task itself, which says what degradations are counted in."""
+        return TASKS[self.task]
 
     @property
     def reference(self) -> Baseline:
@@ -94,6 +105,7 @@ def study_phase(name: str, rows: Sequence[Row]) -> PhaseStudy:
     if not rows:
         raise ValueError(f"{name}: no run of the sweep is finished yet")
     first = rows[0].result
+    task = TASKS[first.get("task", CLASSIFICATION.name)]
     baselines = tuple(
         Baseline(int(bits), found["degradation"]) for bits, found in sorted(first["heq"].items())
     )
@@ -122,7 +134,8 @@ def study_phase(name: str, rows: Sequence[Row]) -> PhaseStudy:
         w=tuple(sorted({point.w for point in points})),
         points=tuple(points),
         baselines=baselines,
-        pretrained_accuracy=first["pretrained_accuracy"],
+        pretrained=first[f"pretrained_{task.merit}"],
+        task=task.name,
     )
 
 

@@ -12,8 +12,9 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from pysoftq.clusters import Clusters
 from pysoftq.config import CompressConfig
-from pysoftq.data import Dataset, batch_count
+from pysoftq.data import batch_count
 from pysoftq.interrupt import Interrupted, StopRequest
+from pysoftq.tasks import Data
 from pysoftq.training import Tally, make_step
 
 
@@ -116,7 +117,7 @@ class Codebooks:
 def train_codebooks(
     model: nn.Module,
     clusters: Mapping[str, Clusters],
-    data: Dataset,
+    data: Data,
     config: CompressConfig,
     *,
     epochs: int,
@@ -126,11 +127,11 @@ def train_codebooks(
     message: Callable[[str], None] | None = None,
     stop: StopRequest | None = None,
 ) -> dict[str, Clusters]:
-    """Train the codebooks of ``clusters`` on the training images, each weight in its cluster.
+    """Train the codebooks of ``clusters`` on the training data, each weight in its cluster.
 
     Adam, whose steps are alike for clusters of one weight and of thousands; its learning rate
     falls from ``lr`` to 0 along a cosine. ``rest`` trains biases and normalisation too.
-    ``config`` gives seed, batch size, augmentation and speed; the order of the images is that of
+    ``config`` gives seed, batch size, augmentation and speed; the order of the examples is that of
     its epochs from ``first_epoch`` on. ``message`` is told of each epoch. The model is left with
     the trained values, in evaluation mode.
 
@@ -150,10 +151,10 @@ def train_codebooks(
     tally = Tally()
     model.train()
     for epoch in range(first_epoch, first_epoch + epochs):
-        for images, labels in data.batches(
+        for inputs, targets in data.batches(
             config.seed, epoch, config.batch_size, augment=config.augment
         ):
-            tally.add(*step(images, labels), len(labels))
+            tally.add(*step(inputs, targets), len(targets))
             schedule.step()
             if stop is not None and stop.asked:
                 raise Interrupted

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from pysoftq.config import DATASETS, CompressConfig
 from pysoftq.imagefolder import read_image_folder
+from pysoftq.tasks import CLASSIFICATION, Task
 
 # The usual normalisation of colour photographs (ImageNet's), for pixels in [0, 1].
 PHOTO_MEAN = (0.485, 0.456, 0.406)
@@ -61,6 +63,25 @@ class Dataset:
     std: tuple[float, ...]
     shift: int
     flip: bool
+
+    @property
+    def task(self) -> Task:
+        """Images are classified."""
+        return CLASSIFICATION
+
+    @property
+    def model_shape(self) -> dict[str, Any]:
+        """Classes and channels, as a network for these images has them."""
+        return {"num_classes": len(self.classes), "in_channels": self.in_channels}
+
+    def metadata(self) -> dict[str, Any]:
+        """What images a network takes, and their normalisation; an input is without the batch."""
+        height, width, channels = self.train.pixels.shape[1:]
+        return {
+            "input": {"shape": [channels, height, width], "dtype": "float32"},
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
 
     @property
     def in_channels(self) -> int:

@@ -30,7 +30,7 @@ from pysoftq.config import (
     write_config,
 )
 from pysoftq.coupling import CoupledLayer, SoftQuantizer
-from pysoftq.data import Dataset, read_data
+from pysoftq.data import read_data
 from pysoftq.finetune import Observer, evaluate, finetune
 from pysoftq.interrupt import stop_on_signals
 from pysoftq.models import build_model
@@ -38,6 +38,7 @@ from pysoftq.pretrain import pretrain_or_reuse
 from pysoftq.recording import figure_layer, snapshot
 from pysoftq.report import NetworkRow, Summary, TrainingSpeed
 from pysoftq.runfolder import RunFolder, open_run
+from pysoftq.tasks import Data
 from pysoftq.threads import set_num_threads
 from pysoftq.training import make_optimizer, own_stream
 from pysoftq.weights import cpu_state, load_weights, restore, save_state
@@ -51,7 +52,7 @@ class RunObserver(Observer, Protocol):
     def message(self, text: str) -> None:
         """One line of news."""
 
-    def on_start(self, config: CompressConfig, data: Dataset, state: RunState) -> None:
+    def on_start(self, config: CompressConfig, data: Data, state: RunState) -> None:
         """Before the first step of this process."""
 
 
@@ -61,7 +62,7 @@ def compress(
     observer: RunObserver,
     *,
     resume: bool = False,
-    data: Dataset | None = None,
+    data: Data | None = None,
     figures: bool = True,
 ) -> Summary:
     """Run ``config`` in the folder ``path``, or go on with the run that is there.
@@ -102,7 +103,7 @@ def run(
     device: torch.device,
     observer: RunObserver,
     *,
-    data: Dataset | None = None,
+    data: Data | None = None,
     figures: bool = True,
 ) -> Summary:
     """All of a run that is still to do, in its locked folder."""
@@ -134,9 +135,9 @@ def run(
     return summary
 
 
-def make_model(config: CompressConfig, data: Dataset, device: torch.device) -> nn.Module:
+def make_model(config: CompressConfig, data: Data, device: torch.device) -> nn.Module:
     """The untrained network for ``data``, on the device."""
-    model = build_model(config.model, len(data.classes), data.in_channels)
+    model = build_model(config.model, **data.model_shape)
     layout = memory_format(config, device)
     model.to(device, memory_format=layout)  # type: ignore[call-overload]
     return model
@@ -145,7 +146,7 @@ def make_model(config: CompressConfig, data: Dataset, device: torch.device) -> n
 def finish(
     model: nn.Module,
     softq: SoftQuantizer,
-    data: Dataset,
+    data: Data,
     config: CompressConfig,
     folder: RunFolder,
     state: RunState,
@@ -172,7 +173,8 @@ def finish(
     if config.codebook_epochs:
         merged = {layer.name: unique(layer.parameter) for layer in layers}
         name = "soft, refined, before training"
-        networks.append(clustered_row(name, model, data, folder, layers, list(merged.values())))
+        before = list(merged.values())
+        networks.append(clustered_row(name, model, data, config, folder, layers, before))
         train_refined(model, merged, data, config, observer)
     weights["weights_final"] = snapshot(shown.parameter)
     write_compressed(model, data, config, folder.compressed)
@@ -189,7 +191,7 @@ def finish(
         )
 
     speed = TrainingSpeed.of(state.metrics)
-    summary = Summary(tuple(networks), report, dict(softq.excluded), speed)
+    summary = Summary(tuple(networks), report, dict(softq.excluded), speed, data.task.name)
     write_records(folder, state, shown, softq.layers[-1], config, weights)
     write_report(folder, summary, config, state)
     return summary
@@ -198,7 +200,7 @@ def finish(
 def train_refined(
     model: nn.Module,
     clusters: dict[str, Clusters],
-    data: Dataset,
+    data: Data,
     config: CompressConfig,
     observer: RunObserver,
 ) -> None:
@@ -224,7 +226,7 @@ def train_refined(
 
 def load_pretrained(
     model: nn.Module,
-    data: Dataset,
+    data: Data,
     config: CompressConfig,
     folder: RunFolder,
     observer: RunObserver,
@@ -254,19 +256,19 @@ def refuse_changes(config: CompressConfig, folder: RunFolder) -> None:
 
 
 def float_row(
-    name: str, model: nn.Module, data: Dataset, folder: RunFolder, state: dict[str, Tensor]
+    name: str, model: nn.Module, data: Data, folder: RunFolder, state: dict[str, Tensor]
 ) -> NetworkRow:
     """A network in float32."""
     model.load_state_dict(state)
-    accuracy = evaluate(model, data, data.test)[1]
+    loss, accuracy = evaluate(model, data, data.test)
     size = written_size(folder, lambda path: path.write_bytes(save(cpu_state(model))))
-    return NetworkRow(name, accuracy, None, None, None, size)
+    return NetworkRow(name, accuracy, None, None, None, size, loss)
 
 
 def clustered_row(
     name: str,
     model: nn.Module,
-    data: Dataset,
+    data: Data,
     config: CompressConfig,
     folder: RunFolder,
     layers: Iterable[CoupledLayer],
@@ -277,30 +279,23 @@ def clustered_row(
         with torch.no_grad():
             layer.parameter.copy_(found.weights(layer.parameter.shape))
     sizes = [found.size for found in clusters]
+    loss, accuracy = evaluate(model, data, data.test)
     return NetworkRow(
         name,
-        accuracy=evaluate(model, data, data.test)[1],
+        accuracy=accuracy,
         bits=mean_bit_width(sizes, [found.bits for found in clusters]),
         container_bits=mean_bit_width(sizes, [found.container_bits for found in clusters]),
         entropy_bits=mean_bit_width(sizes, [found.entropy_bits for found in clusters]),
         bytes_on_disk=written_size(
             folder, lambda path: write_compressed(model, data, config, path)
         ),
+        loss=loss,
     )
 
 
-def write_compressed(model: nn.Module, data: Dataset, config: CompressConfig, path: Path) -> None:
-    """The compressed file, which also keeps what images the network takes, and their normalisation.
-
-    ``input`` is one of its inputs, without the batch.
-    """
-    height, width, channels = data.train.pixels.shape[1:]
-    metadata = {
-        "input": {"shape": [channels, height, width], "dtype": "float32"},
-        "mean": list(data.mean),
-        "std": list(data.std),
-    }
-    save_compressed(model, path, coding=config.coding, metadata=metadata)
+def write_compressed(model: nn.Module, data: Data, config: CompressConfig, path: Path) -> None:
+    """The compressed file, which also keeps what the network takes as its input."""
+    save_compressed(model, path, coding=config.coding, metadata=data.metadata())
 
 
 def written_size(folder: RunFolder, write: Callable[[Path], Any]) -> int:

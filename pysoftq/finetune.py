@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from pysoftq.checkpoint import RunState, save_checkpoint
@@ -16,10 +15,11 @@ from pysoftq.clustering import ClusteringConfig
 from pysoftq.clusters import mean_bit_width
 from pysoftq.config import CompressConfig
 from pysoftq.coupling import SoftQuantizer
-from pysoftq.data import Dataset, Images, batch_count
+from pysoftq.data import batch_count
 from pysoftq.interrupt import Interrupted, StopRequest
 from pysoftq.recording import Recording, snapshot
 from pysoftq.runfolder import RunFolder
+from pysoftq.tasks import Data, Half, cross_entropy, hits, logits_of
 from pysoftq.training import Tally, make_step
 
 # Devices whose results can be read after each step, as nothing has to be waited for.
@@ -44,7 +44,7 @@ def finetune(
     model: nn.Module,
     optimizer: torch.optim.SGD,
     softq: SoftQuantizer,
-    data: Dataset,
+    data: Data,
     config: CompressConfig,
     folder: RunFolder,
     state: RunState,
@@ -62,7 +62,7 @@ def finetune(
     """
     fingerprint = data.fingerprint()
     batches = batch_count(len(data.train), config.batch_size)
-    synchronous = data.train.labels.device.type in SYNCHRONOUS
+    synchronous = next(model.parameters()).device.type in SYNCHRONOUS
     recording = Recording(softq, config.epochs, batches)
     step = make_step(model, optimizer, config, config.batch_size, softq)
     tally = Tally()
@@ -87,12 +87,12 @@ def finetune(
         softq.fraction = fraction(epoch, config)
         model.train()
         clock = time.perf_counter()
-        for images, labels in data.batches(
+        for inputs, targets in data.batches(
             config.seed, epoch, config.batch_size, start=state.batch, augment=config.augment
         ):
             recording.note(state)
-            loss, hits = step(images, labels)  # forward, backward, the coupling's force, SGD
-            tally.add(loss, hits, len(labels))
+            loss, right = step(inputs, targets)  # forward, backward, the coupling's force, SGD
+            tally.add(loss, right, targets.numel())
             state.step += 1
             state.batch += 1
             observer.on_step(state)
@@ -127,14 +127,14 @@ def finetune(
 
 def add_steps(state: RunState, steps: Sequence[tuple[float, int, int]]) -> None:
     """Add losses, hits and sizes of the last steps; raises NonFiniteLossError."""
-    for number, (loss, hits, size) in enumerate(steps, state.step - len(steps)):
+    for number, (loss, right, size) in enumerate(steps, state.step - len(steps)):
         if not math.isfinite(loss):
             raise NonFiniteLossError(
                 f"the task loss is {loss} at step {number} (epoch {state.epoch + 1}): "
                 "a lower lr or h may help; the last checkpoint is kept"
             )
         state.loss_sum += loss * size
-        state.correct += hits
+        state.correct += right
         state.seen += size
 
 
@@ -144,35 +144,39 @@ def fraction(epoch: int, config: CompressConfig) -> float:
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, data: Dataset, images: Images) -> tuple[float, float]:
-    """Mean cross-entropy and accuracy, both over all images, in evaluation mode."""
+def evaluate(model: nn.Module, data: Data, half: Half) -> tuple[float, float]:
+    """Mean cross-entropy and accuracy, both over all predictions, in evaluation mode."""
     model.eval()
-    loss_sum = torch.zeros((), device=images.labels.device)
-    correct = torch.zeros((), device=images.labels.device, dtype=torch.int64)
-    for batch, labels in data.ordered(images):
-        logits = model(batch)
-        loss_sum += F.cross_entropy(logits, labels, reduction="sum")
-        correct += (logits.argmax(1) == labels).sum()
-    return loss_sum.item() / len(images), correct.item() / len(images)
+    device = next(model.parameters()).device
+    loss_sum = torch.zeros((), device=device)
+    correct = torch.zeros((), device=device, dtype=torch.int64)
+    count = 0
+    for inputs, targets in data.ordered(half):
+        logits = logits_of(model(inputs))
+        loss_sum += cross_entropy(logits, targets, "sum")
+        correct += hits(logits, targets)
+        count += targets.numel()
+    return loss_sum.item() / count, correct.item() / count
 
 
 def first_metrics(
-    model: nn.Module, softq: SoftQuantizer, data: Dataset, config: CompressConfig
+    model: nn.Module, softq: SoftQuantizer, data: Data, config: CompressConfig
 ) -> dict[str, Any]:
     """The pretrained state, as epoch 0: here alone the training loss is that of evaluation mode."""
+    task = data.task
     loss, accuracy = evaluate(model, data, data.train)
     return {
         "epoch": 0,
         "step": 0,
         "task_loss": loss,
         "coupling_energy": softq.energy().total,
-        "train_accuracy": accuracy,
-        "test_accuracy": evaluate(model, data, data.test)[1],
+        f"train_{task.merit}": task.merit_of(loss, accuracy),
+        f"test_{task.merit}": task.merit_of(*evaluate(model, data, data.test)),
         "fraction": fraction(0, config),
         "learning_rate": config.lr,
         **cluster_metrics(softq, config),
         "seconds": 0.0,
-        "images_per_second": None,
+        f"{task.samples}_per_second": None,
         "coupling_share": None,
     }
 
@@ -181,27 +185,29 @@ def epoch_metrics(
     model: nn.Module,
     optimizer: torch.optim.SGD,
     softq: SoftQuantizer,
-    data: Dataset,
+    data: Data,
     config: CompressConfig,
     state: RunState,
 ) -> dict[str, Any]:
-    """The line of an epoch: loss and accuracy in training are means over its own batches.
+    """The line of an epoch: loss and merit in training are means over its own batches.
 
     ``coupling_share`` is the force's part of the time, None where a CUDA graph hides it.
     """
+    task = data.task
+    loss, accuracy = state.loss_sum / state.seen, state.correct / state.seen
     share = None if state.force_seconds is None else state.force_seconds / state.seconds
     return {
         "epoch": state.epoch + 1,
         "step": state.step,
-        "task_loss": state.loss_sum / state.seen,
+        "task_loss": loss,
         "coupling_energy": softq.energy().total,
-        "train_accuracy": state.correct / state.seen,
-        "test_accuracy": evaluate(model, data, data.test)[1],
+        f"train_{task.merit}": task.merit_of(loss, accuracy),
+        f"test_{task.merit}": task.merit_of(*evaluate(model, data, data.test)),
         "fraction": softq.fraction,
         "learning_rate": optimizer.param_groups[0]["lr"],
         **cluster_metrics(softq, config),
         "seconds": state.seconds,
-        "images_per_second": state.seen / state.seconds,
+        f"{task.samples}_per_second": state.seen / state.seconds,
         "coupling_share": share,
     }
 

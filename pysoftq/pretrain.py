@@ -24,8 +24,9 @@ from pysoftq.checkpoint import (
     write_sealed,
 )
 from pysoftq.config import CompressConfig, ConfigError
-from pysoftq.data import Dataset, batch_count
+from pysoftq.data import batch_count
 from pysoftq.interrupt import Interrupted, StopRequest
+from pysoftq.tasks import Data
 from pysoftq.training import Tally, make_optimizer, make_step
 from pysoftq.weights import cpu_state, load_weights, restore, save_state
 
@@ -35,7 +36,7 @@ RECIPE = 1
 
 def pretrain_or_reuse(
     model: nn.Module,
-    data: Dataset,
+    data: Data,
     config: CompressConfig,
     checkpoint: Path,
     message: Callable[[str], None],
@@ -89,7 +90,7 @@ def may_write(folder: Path, message: Callable[[str], None]) -> bool:
 
 def pretrain(
     model: nn.Module,
-    data: Dataset,
+    data: Data,
     config: CompressConfig,
     checkpoint: Path,
     key: str,
@@ -140,13 +141,13 @@ def pretrain(
     step, tally = make_step(model, optimizer, config, config.pretrain_batch_size), Tally()
     model.train()
     for epoch in range(place["epoch"], config.pretrain_epochs):
-        for batch, (images, labels) in enumerate(
+        for batch, (inputs, targets) in enumerate(
             data.batches(
                 config.seed, epoch, config.pretrain_batch_size, start=start, augment=config.augment
             ),
             start + 1,
         ):
-            tally.add(*step(images, labels), len(labels))
+            tally.add(*step(inputs, targets), len(targets))
             schedule.step()
             if batch == batches:
                 break
@@ -166,11 +167,11 @@ def pretrain(
 
 
 def sum_of_losses(tally: Tally) -> float:
-    """Sum over the images of the steps since the last reading."""
+    """Sum over the examples of the steps since the last reading."""
     return sum(loss * size for loss, _, size in tally.read())
 
 
-def cache_key(data: Dataset, config: CompressConfig) -> str:
+def cache_key(data: Data, config: CompressConfig) -> str:
     """A hash of everything that determines the pretrained weights."""
     determining = {
         "recipe": RECIPE,

@@ -23,6 +23,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from pysoftq.tasks import CLASSIFICATION, TASKS, Task
+
 
 @dataclass(frozen=True)
 class LayerReport:
@@ -194,7 +196,11 @@ class CompressionReport:
 
 @dataclass(frozen=True)
 class NetworkRow:
-    """One network of the summary; bits are means over the coupled weights, None where float32."""
+    """One network of the summary; bits are means over the coupled weights, None where float32.
+
+    ``accuracy`` is the share of right predictions in the test data, of images or of the next
+    tokens, and ``loss`` their mean cross-entropy in nats, None in reports of earlier versions.
+    """
 
     name: str
     accuracy: float
@@ -202,18 +208,26 @@ class NetworkRow:
     container_bits: float | None
     entropy_bits: float | None
     bytes_on_disk: int
+    loss: float | None = None
 
 
 @dataclass(frozen=True)
 class TrainingSpeed:
     """How fast the network was trained, over all epochs.
 
-    ``coupling_share`` is the force's part of the time, None where a CUDA graph hid it.
+    A rate is None where the task counts something else. ``coupling_share`` is the force's part of
+    the time, None where a CUDA graph hid it.
     """
 
     seconds: float
     images_per_second: float | None
     coupling_share: float | None
+    tokens_per_second: float | None = None
+
+    def rates(self) -> dict[str, float]:
+        """What was counted, and how many of it in a second."""
+        rates = {"images": self.images_per_second, "tokens": self.tokens_per_second}
+        return {samples: rate for samples, rate in rates.items() if rate is not None}
 
     @classmethod
     def of(cls, epochs: Sequence[Mapping[str, Any]]) -> TrainingSpeed:
@@ -228,13 +242,18 @@ class TrainingSpeed:
             weighted = (time * value for time, value in zip(seconds, values, strict=True))
             return float(sum(weighted) / sum(seconds))
 
-        return cls(sum(seconds), mean("images_per_second"), mean("coupling_share"))
+        return cls(
+            sum(seconds),
+            mean("images_per_second"),
+            mean("coupling_share"),
+            mean("tokens_per_second"),
+        )
 
     def __str__(self) -> str:
         """One line."""
         text = f"trained for {self.seconds:,.1f} s"
-        if self.images_per_second is not None:
-            text += f", {self.images_per_second:,.0f} images/s"
+        for samples, rate in self.rates().items():
+            text += f", {rate:,.0f} {samples}/s"
         if self.coupling_share is not None:
             text += f"; the coupling took {100 * self.coupling_share:.2f} % of the time"
         return text
@@ -242,12 +261,26 @@ class TrainingSpeed:
 
 @dataclass(frozen=True)
 class Summary:
-    """The end of a run: every network compared, and the table of layers."""
+    """The end of a run: every network compared, and the table of layers.
+
+    ``task`` is the name of the `pysoftq.tasks.Task` that says what is the figure of merit.
+    """
 
     networks: tuple[NetworkRow, ...]
     layers: CompressionReport
     excluded: dict[str, str]
     training: TrainingSpeed
+    task: str = CLASSIFICATION.name
+
+    @property
+    def measure(self) -> Task:
+        """The task itself."""
+        return TASKS[self.task]
+
+    def merit(self, row: NetworkRow) -> float:
+        """The figure of merit of a network: its accuracy, or its perplexity."""
+        loss = math.nan if row.loss is None else row.loss
+        return self.measure.merit_of(loss, row.accuracy)
 
     def __getitem__(self, name: str) -> NetworkRow:
         for row in self.networks:
@@ -262,7 +295,11 @@ class Summary:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON."""
         return {
-            "networks": [{**asdict(row), "ratio": self.ratio(row)} for row in self.networks],
+            "task": self.task,
+            "networks": [
+                {**asdict(row), self.measure.merit: self.merit(row), "ratio": self.ratio(row)}
+                for row in self.networks
+            ],
             "compression": self.layers.to_dict(),
             "excluded": dict(self.excluded),
             "training": asdict(self.training),
@@ -282,10 +319,10 @@ class Summary:
             raise ValueError(f"{path}: not the report of a finished run ({error})") from error
 
     def table(self) -> Table:
-        """Table of networks for the terminal; accuracies in percent."""
+        """Table of networks for the terminal, with the task's figure of merit."""
         table = Table(title="Networks", title_justify="left", box=box.SIMPLE_HEAD)
         table.add_column("network", no_wrap=True)
-        table.add_column("test accuracy", justify="right", no_wrap=True)
+        table.add_column(f"test {self.measure.merit}", justify="right", no_wrap=True)
         for heading in (
             *("bits (log2 K)", "container bits", "entropy bits", "bytes on disk"),
             "× smaller",
@@ -294,7 +331,7 @@ class Summary:
         for row in self.networks:
             table.add_row(
                 row.name,
-                f"{100 * row.accuracy:.2f} %",
+                self.measure.shown(self.merit(row)),
                 _bits(row.bits),
                 _bits(row.container_bits),
                 _bits(row.entropy_bits),

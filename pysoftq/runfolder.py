@@ -18,11 +18,14 @@ SCALARS = (
     "coupling_energy",
     "train_accuracy",
     "test_accuracy",
+    "train_perplexity",
+    "test_perplexity",
     "fraction",
     "learning_rate",
     "mean_bits",
     "mean_bits_refined",
     "images_per_second",
+    "tokens_per_second",
     "coupling_share",
 )
 

@@ -12,13 +12,13 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from pysoftq.backends import has_cuda
 from pysoftq.config import CompressConfig
 from pysoftq.coupling import SoftQuantizer
+from pysoftq.tasks import cross_entropy, hits, logits_of
 
 
 class TrainingStep:
@@ -47,25 +47,25 @@ class TrainingStep:
         self._amp = config.amp == "bf16"
         self._fresh_gradients = True
 
-    def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Train on images (B, C, H, W) and labels (B,).
+    def __call__(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Train on inputs (B, …) and the class (B,) of each, or those (B, T) at its places.
 
-        Returns the task loss and the number of images classified rightly, left on the device.
+        Returns the task loss and the number of right predictions, left on the device.
         """
         self.optimizer.zero_grad(set_to_none=self._fresh_gradients)
-        results = self.backward(images, labels)
+        results = self.backward(inputs, targets)
         self.update()
         return results
 
-    def backward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Add the gradients of the task loss of a batch; returns what a step returns."""
         # A batch of another size, the last of an epoch, would have to be compiled for itself.
-        forward = self._forward if len(labels) == self.batch_size else self.model
+        forward = self._forward if len(targets) == self.batch_size else self.model
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._amp):
-            logits = forward(images)
-        loss = F.cross_entropy(logits.float(), labels)
+            logits = logits_of(forward(inputs))
+        loss = cross_entropy(logits.float(), targets)
         loss.backward()
-        return loss.detach(), (logits.argmax(1) == labels).sum()
+        return loss.detach(), hits(logits, targets)
 
     def update(self) -> None:
         """Add the force to the gradients (Table I, step 2) and let the optimizer step."""
@@ -100,17 +100,17 @@ class GraphedStep(TrainingStep):
         self._whole = softq if has_cuda() else None
         self._replay: Callable[[], None] | None = None
 
-    def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Train on a batch, as TrainingStep does."""
-        if len(labels) != self.batch_size:
-            return super().__call__(images, labels)
+        if len(targets) != self.batch_size:
+            return super().__call__(inputs, targets)
         if self._to_warm_up:
             self._to_warm_up -= 1
-            return super().__call__(images, labels)
+            return super().__call__(inputs, targets)
         if self._replay is None:
-            self._replay = self._record(images, labels)
-        self._images.copy_(images)
-        self._labels.copy_(labels)
+            self._replay = self._record(inputs, targets)
+        self._inputs.copy_(inputs)
+        self._targets.copy_(targets)
         self._replay()
         if self._whole is not None:
             self._whole.advance()
@@ -119,16 +119,16 @@ class GraphedStep(TrainingStep):
             self.update()
         return self._loss.clone(), self._hits.clone()
 
-    def _record(self, images: Tensor, labels: Tensor) -> Callable[[], None]:
+    def _record(self, inputs: Tensor, targets: Tensor) -> Callable[[], None]:
         """Record a step on static copies of a batch; it has not been done then."""
-        self._images, self._labels = images.clone(), labels.clone()
+        self._inputs, self._targets = inputs.clone(), targets.clone()
         # Gradients made while the graph is recorded are overwritten by each replay. From now on
         # they stay where they are: the steps that run without the graph only add to them.
         self.optimizer.zero_grad(set_to_none=True)
         self._fresh_gradients = False
 
         def work() -> None:
-            self._loss, self._hits = self.backward(self._images, self._labels)
+            self._loss, self._hits = self.backward(self._inputs, self._targets)
             if self._whole is not None:
                 self._whole.add_force_()
                 self.optimizer.step()
@@ -195,7 +195,7 @@ class Tally:
         self._sizes: list[int] = []
 
     def add(self, loss: Tensor, hits: Tensor, size: int) -> None:
-        """Keep what a step on ``size`` images returned."""
+        """Keep what a step with ``size`` predictions returned."""
         self._losses.append(loss)
         self._hits.append(hits)
         self._sizes.append(size)

@@ -25,7 +25,7 @@ def test_read_run_returns_what_was_written(tmp_path: Path, values: dict) -> None
     assert run.losses.task.tolist() == [row["task_loss"] for row in metrics()]
     assert run.losses.coupling.tolist() == [row["coupling_energy"] for row in metrics()]
     assert run.losses.steps.tolist() == [row["step"] for row in metrics()]
-    assert run.losses.test_accuracy.tolist() == [row["test_accuracy"] for row in metrics()]
+    assert run.losses.merit.tolist() == [row["test_accuracy"] for row in metrics()]
     assert run.losses.bits.tolist() == [row["mean_bits"] for row in metrics()]
     assert run.losses.bits_refined.tolist() == [row["mean_bits_refined"] for row in metrics()]
     for layer, counts in run.losses.clusters.items():

@@ -14,7 +14,6 @@ from pysoftq.analysis.phase import Outcome, PhaseStudy, Point, Statistic
 
 from .style import BLACK, GREY, PAGE, SMALL, TEXT, VERMILLION, letter, style
 
-_DEGRADATION = "accuracy degradation / points"
 _BITS = r"mean bits $\bar{b}$"
 _OUTLINED = "outlined: better than 4-bit HEQ in both"
 _MISSING = "#D9D9D9"
@@ -62,6 +61,10 @@ def draw_variation(study: PhaseStudy) -> Figure:
     return figure
 
 
+def _degradation(study: PhaseStudy) -> str:
+    return f"{study.measure.merit} degradation / {study.measure.lost}"
+
+
 def _title(study: PhaseStudy) -> str:
     seeds = sorted({point.seeds for point in study.points})
     count = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
@@ -90,7 +93,7 @@ def _draw_maps(
     heq = study.reference
     _draw_map(
         *(figure, left, study, degradation),
-        *(_centred(degradation, heq.degradation), "RdBu_r", _DEGRADATION),
+        *(_centred(degradation, heq.degradation), "RdBu_r", _degradation(study)),
     )
     _draw_map(figure, right, study, bits, _centred(bits, heq.bits), "RdBu_r", _BITS)
     for axis in (left, right):
@@ -186,7 +189,7 @@ def _draw_scatter(
     axis.set_yscale("symlog", linthresh=1.0)
     axis.axhline(0, color=GREY, linewidth=0.5, linestyle=":")
     axis.set_xlabel(_BITS)
-    axis.set_ylabel(_DEGRADATION)
+    axis.set_ylabel(_degradation(study))
     axis.legend(fontsize=SMALL, frameon=False)
     bar = figure.colorbar(colours, ax=axis)
     bar.ax.tick_params(labelsize=SMALL, width=0.6, length=3)

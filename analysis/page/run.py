@@ -21,6 +21,7 @@ from pysoftq.config import CompressConfig, command_line, make_config, read_confi
 from pysoftq.potential import potential
 from pysoftq.report import CompressionReport, NetworkRow, Summary, abridged, distinct_values
 from pysoftq.runfolder import RunFolder
+from pysoftq.tasks import Task
 
 from .charts import Axis, Chart, Point, Series, Tick
 from .parts import Card, Picture, Table, narrow, wide
@@ -53,7 +54,7 @@ def run_page(path: str | Path) -> str:
         cards=_cards(summary),
         comparison=_comparison(summary),
         networks=_networks(summary),
-        training=_training(run.losses),
+        training=_training(run.losses, summary.measure),
         layers=_layers(summary),
         notes=_notes(summary),
         coverage=_coverage(summary.layers),
@@ -71,14 +72,14 @@ def run_page(path: str | Path) -> str:
 
 def _cards(summary: Summary) -> list[Card]:
     before, after = summary["pretrained"], summary[REFINED]
-    speed = summary.training.images_per_second
-    share = summary.training.coupling_share
-    drop = 100 * (before.accuracy - after.accuracy)
+    task, share = summary.measure, summary.training.coupling_share
+    first, last = summary.merit(before), summary.merit(after)
+    lost = task.degradation(first, last)
     cards = [
         Card(
-            "Test accuracy",
-            f"{100 * after.accuracy:.2f} %",
-            f"{drop:.2f} points below {100 * before.accuracy:.2f} % of the pretrained network",
+            f"Test {task.merit}",
+            task.shown(last),
+            f"{lost:.2f} {task.lost} lost of {task.shown(first)} of the pretrained network",
         ),
         Card(
             "Bits per weight",
@@ -93,9 +94,9 @@ def _cards(summary: Summary) -> list[Card]:
             f"{before.bytes_on_disk / 1000:,.1f} kB",
         ),
     ]
-    if speed is not None:
+    for samples, speed in summary.training.rates().items():
         note = "in training" if share is None else f"the coupling took {100 * share:.1f} % of it"
-        cards.append(Card("Images per second", f"{speed:,.0f}", note))
+        cards.append(Card(f"{samples.capitalize()} per second", f"{speed:,.0f}", note))
     return cards
 
 
@@ -103,12 +104,14 @@ def _comparison(summary: Summary) -> Chart:
     soft = [row for row in summary.networks if row.bits and row.name.startswith("soft")]
     heq = [row for row in summary.networks if row.bits and row.name.startswith("HEQ")]
 
+    task = summary.measure
+
     def series(name: str, rows: Sequence[NetworkRow], colour: int, line: bool) -> Series:
         points = [
             Point(
                 row.bits or 0.0,
-                100 * row.accuracy,
-                f"{row.name}\naccuracy {100 * row.accuracy:.2f} %\n{row.bits:.3f} bits, "
+                task.plotted(summary.merit(row)),
+                f"{row.name}\n{task.merit} {task.shown(summary.merit(row))}\n{row.bits:.3f} bits, "
                 f"entropy {row.entropy_bits:.3f}\n{row.bytes_on_disk:,} bytes",
             )
             for row in rows
@@ -116,9 +119,9 @@ def _comparison(summary: Summary) -> Chart:
         return Series(name, points, colour=colour, line=line)
 
     return Chart(
-        "Accuracy against bits",
+        f"{task.merit.capitalize()} against bits",
         Axis("bits per weight"),
-        Axis("test accuracy / %"),
+        Axis(f"test {task.axis}"),
         [
             series("soft quantization", soft, 0, False),
             series("histogram-equalized", heq, 1, True),
@@ -130,7 +133,7 @@ def _networks(summary: Summary) -> Table:
     rows = [
         [
             row.name,
-            f"{100 * row.accuracy:.2f} %",
+            summary.measure.shown(summary.merit(row)),
             "32" if row.bits is None else f"{row.bits:.3f}",
             "–" if row.entropy_bits is None else f"{row.entropy_bits:.3f}",
             f"{row.bytes_on_disk:,}",
@@ -138,11 +141,12 @@ def _networks(summary: Summary) -> Table:
         for row in summary.networks
     ]
     names = [row.name for row in summary.networks]
-    headings = ("Network", "Accuracy", "Bits", "Entropy", "Bytes")
+    headings = ("Network", summary.measure.merit.capitalize(), "Bits", "Entropy", "Bytes")
     return Table(headings, rows, marked=(names.index(REFINED),))
 
 
-def _training(losses: LossCurves) -> list[Chart]:
+def _training(losses: LossCurves, task: Task) -> list[Chart]:
+    merits = np.array([task.plotted(merit) for merit in losses.merit])
     epoch = Axis("epoch", low=0, high=max(int(losses.epochs[-1]), 1))
 
     def curve(
@@ -164,10 +168,10 @@ def _training(losses: LossCurves) -> list[Chart]:
         Chart("Task loss", epoch, Axis("L_task"), [curve("task loss", losses.task, colour=1)]),
         Chart("Compression loss", epoch, Axis("L_C"), [curve("compression loss", losses.coupling)]),
         Chart(
-            "Test accuracy",
+            f"Test {task.merit}",
             epoch,
-            Axis("test accuracy / %"),
-            [curve("test accuracy / %", 100 * losses.test_accuracy, colour=2)],
+            Axis(f"test {task.axis}"),
+            [curve(f"test {task.axis}", merits, colour=2)],
         ),
         Chart("Bits per weight", epoch, Axis("mean bits"), bits),
         Chart(

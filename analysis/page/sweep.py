@@ -21,7 +21,8 @@ _CELL = 9  # radius of a point of a phase diagram
 
 def sweep_page(study: PhaseStudy, spec: SweepSpec) -> str:
     """The report of a sweep as HTML; points without a finished run are left out."""
-    texts = {point: _told(point, spec) for point in study.points}
+    lost = study.measure.lost
+    texts = {point: _told(point, spec, lost) for point in study.points}
     base = spec.base()
     beat = [number for number, point in enumerate(study.points) if point.beats]
     return render(
@@ -61,18 +62,18 @@ def sweep_page(study: PhaseStudy, spec: SweepSpec) -> str:
 
 
 def _cards(study: PhaseStudy) -> list[Card]:
-    reference = study.reference
+    reference, lost = study.reference, study.measure.lost
     better = [point for point in study.points if point.beats]
     flattest = min(study.points, key=lambda point: point.refined.degradation.mean)
     cards = [
         Card(
             "Better than 4-bit HEQ",
             f"{len(better)} of {len(study.points)} points",
-            f"in accuracy and bits; HEQ-4 loses {reference.degradation:.2f} points",
+            f"in {study.measure.merit} and bits; HEQ-4 loses {reference.degradation:.2f} {lost}",
         ),
         Card(
             "Least degradation",
-            f"{flattest.refined.degradation.mean:.2f} points",
+            f"{flattest.refined.degradation.mean:.2f} {lost}",
             f"at {flattest.refined.bits.mean:.2f} bits: h = {flattest.h:g}, w = {flattest.w:g}",
         ),
     ]
@@ -89,9 +90,10 @@ def _front(study: PhaseStudy, texts: dict[GridPoint, str]) -> Chart:
     def place(point: GridPoint) -> Point:
         return Point(point.refined.bits.mean, point.refined.degradation.mean, texts[point])
 
+    lost = study.measure.lost
     front = sorted((place(p) for p in study.points if p.pareto), key=lambda point: point.x)
     heq = [
-        Point(one.bits, one.degradation, f"HEQ-{one.bits}\n{one.degradation:.2f} points")
+        Point(one.bits, one.degradation, f"HEQ-{one.bits}\n{one.degradation:.2f} {lost} lost")
         for one in study.baselines
         if one.bits in (3, 4, 5)
     ]
@@ -101,7 +103,7 @@ def _front(study: PhaseStudy, texts: dict[GridPoint, str]) -> Chart:
         shade = number / max(len(study.w) - 1, 1)
         series.append(Series(f"w = {w:g}", points, shade=shade, line=False, radius=5))
     series.append(Series("HEQ", heq, colour=1, line=False, radius=6))
-    return Chart("Degradation against bits", Axis("mean bits"), Axis("points lost"), series)
+    return Chart("Degradation against bits", Axis("mean bits"), Axis(f"{lost} lost"), series)
 
 
 def _map(
@@ -126,11 +128,11 @@ def _map(
     return Chart(title, Axis("h", log=min(study.h) > 0), Axis("w"), series, legend=False)
 
 
-def _told(point: GridPoint, spec: SweepSpec) -> str:
+def _told(point: GridPoint, spec: SweepSpec, lost: str) -> str:
     better = " (better than HEQ-4)" if point.beats else ""
     return (
         f"h {point.h:g}, w {point.w:g}, {point.seeds} seeds{better}\n"
-        f"{_mean(point.refined.degradation)} points lost, {_mean(point.refined.bits)} bits\n"
+        f"{_mean(point.refined.degradation)} {lost} lost, {_mean(point.refined.bits)} bits\n"
         f"{_command(point, spec)}"
     )
 

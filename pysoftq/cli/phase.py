@@ -54,7 +54,7 @@ def phase(sweep: Path, storage: str | None, out: Path | None, as_json: bool) -> 
         click.echo(json.dumps(summary(study)))
     else:
         heq = ", ".join(f"HEQ-{one.bits} {one.degradation:.2f}" for one in study.baselines)
-        click.echo(f"{study.name}: {study.runs} runs; accuracy degradation in points: {heq}")
+        click.echo(f"{study.name}: {study.runs} runs; degradation in {study.measure.lost}: {heq}")
         print_table(point_table(study))
     click.echo(told, err=as_json)
 

@@ -14,7 +14,11 @@ from pysoftq.cli.phase import read_study, storage_option, sweep_argument, told
 @click.command("pick")
 @sweep_argument
 @storage_option
-@click.option("--max-drop", type=float, help="Largest loss of accuracy, in percentage points.")
+@click.option(
+    "--max-drop",
+    type=float,
+    help="Largest degradation: percentage points of accuracy, or percent of perplexity.",
+)
 @click.option("--bits", type=float, help="Largest mean number of bits.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON in place of text.")
 def pick(
@@ -22,8 +26,8 @@ def pick(
 ) -> None:
     """Name the h and w of SWEEP to use, and the compressed file of its best run there.
 
-    With --max-drop, those with the fewest bits; with --bits, those with the highest accuracy. Means
-    over the seeds decide between points.
+    With --max-drop, those with the fewest bits; with --bits, those with the least degradation.
+    Means over the seeds decide between points.
     """
     if (max_drop is None) == (bits is None):
         raise click.UsageError("give either --max-drop or --bits")
@@ -34,6 +38,7 @@ def pick(
     study, rows = read_study(sweep, storage)
     chosen = choose(study, rows, drop=max_drop, bits=bits)
     point, folder = chosen.point, SweepFolder(sweep)
+    lost = study.measure.lost
     run = RunFolder(folder.run(chosen.run))
     command = f"pysoftq compress --config {shlex.quote(str(run.config))} --out RUN"
     if as_json:
@@ -52,9 +57,9 @@ def pick(
         click.echo(json.dumps(content))
         return
     click.echo(
-        f"h {point.h:g}, w {point.w:g}: degradation {told(point.refined.degradation)} points, "
+        f"h {point.h:g}, w {point.w:g}: degradation {told(point.refined.degradation)} {lost}, "
         f"{told(point.refined.bits)} bits ({point.seeds} seeds)"
     )
-    click.echo(f"seed {chosen.run.seed}: {chosen.degradation:.3f} points, {chosen.bits:.3f} bits")
+    click.echo(f"seed {chosen.run.seed}: {chosen.degradation:.3f} {lost}, {chosen.bits:.3f} bits")
     click.echo(str(run.compressed))
     click.echo(f"the same again: {command}")

@@ -16,7 +16,8 @@ from rich.progress import (
 
 from pysoftq.checkpoint import RunState
 from pysoftq.config import CompressConfig
-from pysoftq.data import Dataset, batch_count
+from pysoftq.data import batch_count
+from pysoftq.tasks import CLASSIFICATION, Data, Task
 
 if TYPE_CHECKING:
     from pysoftq.sweep.ledger import Status
@@ -34,6 +35,7 @@ class TerminalObserver:
         self._energy = 0.0
         self._bits = 0.0
         self._rate = 0.0
+        self._task: Task = CLASSIFICATION
         self._total = 0
         self._every = 1
         self._start = (0.0, 0)
@@ -42,8 +44,9 @@ class TerminalObserver:
         """Print one line."""
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    def on_start(self, config: CompressConfig, data: Dataset, state: RunState) -> None:
+    def on_start(self, config: CompressConfig, data: Data, state: RunState) -> None:
         """Begin to count the steps."""
+        self._task = data.task
         self._total = config.epochs * batch_count(len(data.train), config.batch_size)
         self._start = (time.monotonic(), state.step)
         self._every = max(1, config.epochs // LINES)
@@ -58,12 +61,12 @@ class TerminalObserver:
             MofNCompleteColumn(),
             TextColumn("loss {task.fields[loss]:.3f}  L_C {task.fields[energy]:.4g}"),
             TextColumn("{task.fields[bits]:.2f} bits"),
-            TextColumn("{task.fields[rate]:,.0f} images/s"),
+            TextColumn("{task.fields[rate]:,.0f} " + f"{self._task.samples}/s"),
             TimeRemainingColumn(),
             TextColumn("left"),
             console=self.console,
         )
-        self._task = self._bar.add_task(
+        self._steps = self._bar.add_task(
             "steps",
             total=self._total,
             completed=state.step,
@@ -82,7 +85,7 @@ class TerminalObserver:
             self._loss = state.loss_sum / state.seen
             self._rate = state.seen / state.seconds
         self._bar.update(
-            self._task,
+            self._steps,
             completed=state.step,
             loss=self._loss,
             energy=self._energy,
@@ -98,18 +101,22 @@ class TerminalObserver:
             self.close()
         if metrics["epoch"] % self._every and not ended:
             return
+        merit = self._task.shown(metrics[f"test_{self._task.merit}"])
         self.message(
             f"epoch {metrics['epoch']:3d}  loss {metrics['task_loss']:.4f}  "
-            f"L_C {self._energy:.4g}  test {100 * metrics['test_accuracy']:.2f} %  "
+            f"L_C {self._energy:.4g}  test {merit}  "
             f"bits {self._bits:.3f} (refined {metrics['mean_bits_refined']:.3f})  "
-            f"{_rate(metrics)}{self._time_left(metrics['step'])}"
+            f"{self._shown_rate()}{self._time_left(metrics['step'])}"
         )
 
     def _note(self, metrics: dict[str, Any]) -> None:
         self._loss = metrics["task_loss"]
         self._energy = metrics["coupling_energy"]
         self._bits = metrics["mean_bits"]
-        self._rate = metrics.get("images_per_second") or 0.0
+        self._rate = metrics.get(f"{self._task.samples}_per_second") or 0.0
+
+    def _shown_rate(self) -> str:
+        return f"{self._rate:,.0f} {self._task.samples}/s  " if self._rate else ""
 
     def _time_left(self, step: int) -> str:
         return _time_left(*self._start, step, self._total)
@@ -166,8 +173,3 @@ def _time_left(begin: float, first: int, done: int, total: int) -> str:
     seconds = round((time.monotonic() - begin) / (done - first) * (total - done))
     minutes, seconds = divmod(seconds, 60)
     return f"{minutes}:{seconds:02d} left"
-
-
-def _rate(metrics: dict[str, Any]) -> str:
-    rate = metrics["images_per_second"]
-    return "" if rate is None else f"{rate:,.0f} images/s  "

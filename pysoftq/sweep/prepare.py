@@ -14,7 +14,7 @@ import torch
 
 from pysoftq.checkpoint import RunState
 from pysoftq.config import CompressConfig
-from pysoftq.data import Dataset, read_data
+from pysoftq.data import read_data
 from pysoftq.driver import (
     HEQ_BITS,
     RunObserver,
@@ -26,6 +26,7 @@ from pysoftq.driver import (
 )
 from pysoftq.report import NetworkRow, Summary
 from pysoftq.runfolder import BusyError, RunFolder, open_run
+from pysoftq.tasks import Data
 from pysoftq.training import own_stream
 
 Result = TypeVar("Result")
@@ -39,7 +40,7 @@ class Silent:
     def message(self, text: str) -> None:
         """Nothing."""
 
-    def on_start(self, config: CompressConfig, data: Dataset, state: RunState) -> None:
+    def on_start(self, config: CompressConfig, data: Data, state: RunState) -> None:
         """Nothing."""
 
     def on_step(self, state: RunState) -> None:
@@ -93,19 +94,19 @@ def compress_run(config: CompressConfig, folder: Path) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=1)
-def _shared_data(config: CompressConfig) -> Dataset:
+def _shared_data(config: CompressConfig) -> Data:
     """The data of all runs that differ in h, w and seed only (the split has a seed of its own)."""
     return read_data(config)
 
 
 def row(summary: Summary, config: CompressConfig) -> dict[str, Any]:
-    """What the ledger keeps of a run; degradations are in percentage points."""
-    pretrained = summary["pretrained"].accuracy
+    """What the ledger keeps of a run; degradations are in the unit of the task."""
+    task, pretrained = summary.measure, summary.merit(summary["pretrained"])
 
     def network(name: str) -> dict[str, Any]:
         found: NetworkRow = summary[name]
         return {
-            "degradation": 100 * (pretrained - found.accuracy),
+            "degradation": task.degradation(pretrained, summary.merit(found)),
             "bits": found.bits,
             "entropy_bits": found.entropy_bits,
             "bytes": found.bytes_on_disk,
@@ -115,6 +116,7 @@ def row(summary: Summary, config: CompressConfig) -> dict[str, Any]:
         **network("soft, refined"),
         "before": network(f"soft, {config.cluster_bits}-bit clusters"),
         "heq": {str(bits): network(f"HEQ-{bits}") for bits in HEQ_BITS},
-        "pretrained_accuracy": pretrained,
+        "task": task.name,
+        f"pretrained_{task.merit}": pretrained,
         "seconds": summary.training.seconds,
     }

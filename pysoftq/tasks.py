@@ -1,0 +1,170 @@
+"""What a network is trained for, and by which figure of merit it is told how well.
+
+A network of either task predicts one of several classes: that of an image, or the next token at
+each place of a text. The loss is the cross-entropy of these predictions, a mean over them; what
+differs is what is counted, and the figure of merit. A data set knows the task it is for.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any, ClassVar, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from typing_extensions import Self
+
+
+class Task(ABC):
+    """How networks for one kind of data are measured, and how that is written.
+
+    Attributes:
+        name: as reports keep it.
+        samples: what is predicted and counted.
+        merit: name of the figure of merit, also in metrics and reports.
+        axis: label of the figure of merit in a plot.
+        lost: what a degradation is counted in.
+    """
+
+    name: ClassVar[str]
+    samples: ClassVar[str]
+    merit: ClassVar[str]
+    axis: ClassVar[str]
+    lost: ClassVar[str]
+
+    @abstractmethod
+    def merit_of(self, loss: float, accuracy: float) -> float:
+        """The figure of merit of a network with this mean loss and share of right predictions."""
+
+    @abstractmethod
+    def plotted(self, merit: float) -> float:
+        """A figure of merit in the unit of ``axis``."""
+
+    @abstractmethod
+    def shown(self, merit: float) -> str:
+        """A figure of merit as text."""
+
+    @abstractmethod
+    def degradation(self, before: float, after: float) -> float:
+        """How much worse the second figure of merit is than the first, above 0 where it is."""
+
+
+class Classification(Task):
+    """The class of an image; degradations are in percentage points of accuracy."""
+
+    name = "classification"
+    samples = "images"
+    merit = "accuracy"
+    axis = "accuracy / %"
+    lost = "points"
+
+    def merit_of(self, loss: float, accuracy: float) -> float:  # noqa: ARG002
+        """Share of the images that are classified rightly."""
+        return accuracy
+
+    def plotted(self, merit: float) -> float:
+        """In percent."""
+        return 100 * merit
+
+    def shown(self, merit: float) -> str:
+        """In percent."""
+        return f"{100 * merit:.2f} %"
+
+    def degradation(self, before: float, after: float) -> float:
+        """In percentage points."""
+        return 100 * (before - after)
+
+
+class LanguageModelling(Task):
+    """The next token of a text; degradations are increases of the perplexity in percent."""
+
+    name = "language modelling"
+    samples = "tokens"
+    merit = "perplexity"
+    axis = "perplexity"
+    lost = "% of perplexity"
+
+    def merit_of(self, loss: float, accuracy: float) -> float:  # noqa: ARG002
+        """The exponential of the loss in nats for each token; of 700 nats, where it is more."""
+        return math.exp(min(loss, 700.0))  # beyond, there is no such float, nor any sense
+
+    def plotted(self, merit: float) -> float:
+        """As it is."""
+        return merit
+
+    def shown(self, merit: float) -> str:
+        """With four digits."""
+        return f"{merit:.4g}" if merit < 1e4 else f"{merit:.2e}"
+
+    def degradation(self, before: float, after: float) -> float:
+        """In percent of the perplexity before."""
+        return 100 * (after / before - 1)
+
+
+CLASSIFICATION, LANGUAGE_MODELLING = Classification(), LanguageModelling()
+TASKS: dict[str, Task] = {task.name: task for task in (CLASSIFICATION, LANGUAGE_MODELLING)}
+
+
+class Half(Protocol):
+    """Training or test data on a device; its length is the number of examples."""
+
+    def __len__(self) -> int: ...
+
+
+class Data(Protocol):
+    """A data set on a device: `pysoftq.data.Dataset` holds images."""
+
+    @property
+    def task(self) -> Task:
+        """What networks for these data are trained for."""
+
+    @property
+    def train(self) -> Half:
+        """What is trained on."""
+
+    @property
+    def test(self) -> Half:
+        """What is tested on."""
+
+    @property
+    def model_shape(self) -> dict[str, Any]:
+        """What `pysoftq.models.build_model` has to know of the data, by the argument's name."""
+
+    def metadata(self) -> dict[str, Any]:
+        """What the compressed file tells of the network's inputs, plain JSON."""
+
+    def fingerprint(self) -> str:
+        """A hash of everything that batches are made from."""
+
+    def to(self, device: torch.device) -> Self:
+        """The same data on ``device``."""
+
+    def batches(
+        self, seed: int, epoch: int, batch_size: int, *, start: int = 0, augment: bool = True
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Inputs (B, …) and targets (B,) or (B, T) of one epoch, from batch ``start`` on.
+
+        Pure functions of (seed, epoch, batch). The last batch may be smaller.
+        """
+
+    def ordered(self, half: Any) -> Iterator[tuple[Tensor, Tensor]]:
+        """All inputs and targets of ``train`` or ``test``, as stored."""
+
+
+def logits_of(output: Any) -> Tensor:
+    """The logits (B, …, classes) in what a model returned: itself, or its ``logits``."""
+    logits: Tensor = output if isinstance(output, Tensor) else output.logits
+    return logits
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
+    """Cross-entropy in nats of logits (B, …, classes) and targets (B, …), over all predictions."""
+    return F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction=reduction)
+
+
+def hits(logits: Tensor, targets: Tensor) -> Tensor:
+    """Number of right predictions, left on the device."""
+    return (logits.argmax(-1) == targets).sum()
