@@ -24,14 +24,15 @@ from postgres import postgres_server
 
 from pysoftq.cli.phase import phase
 from pysoftq.cli.pick import pick
-from pysoftq.cli.sweep import sweep
-from pysoftq.config import ConfigError
+from pysoftq.cli.progress import SweepProgress
+from pysoftq.cli.sweep import executor, sweep
+from pysoftq.config import ConfigError, make_config
 from pysoftq.models import build_model
 from pysoftq.sweep import ledger as ledger_module
 from pysoftq.sweep.folder import SweepFolder
 from pysoftq.sweep.grid import QUICK, Run, make_spec, parse_axis, saved_spec
-from pysoftq.sweep.ledger import Ledger, LostClaimError, Worker, database_url
-from pysoftq.sweep.local import run_local, share_processors
+from pysoftq.sweep.ledger import Ledger, LostClaimError, Status, Worker, database_url
+from pysoftq.sweep.local import run_local, share_devices, share_processors
 from pysoftq.sweep.worker import Job
 
 Storage = Callable[[Path], str]
@@ -89,6 +90,15 @@ def test_an_axis_that_is_none_is_named(text: Any) -> None:
         parse_axis("w", text)
 
 
+def test_an_axis_that_is_none_is_told_what_is_wanted() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_axis("w", "lin:0:1")
+    assert str(caught.value) == (
+        "option 'w': wanted numbers as 0.1,0.3, or N ≥ 2 of them as lin:A:B:N or, with A and B "
+        "above 0, log:A:B:N; given 'lin:0:1'"
+    )
+
+
 @given(st.lists(st.floats(1e-6, 10), min_size=1, max_size=8, unique=True))
 def test_values_stay_what_they_are(values: list[float]) -> None:
     text = ",".join(map(repr, values))
@@ -134,9 +144,69 @@ def test_processors_are_never_oversubscribed(monkeypatch: pytest.MonkeyPatch) ->
     assert share_processors(None, 3) == (2, 3)
     assert share_processors(3, None) == (3, 2)
     assert share_processors(4, 2) == (4, 2)
+    assert share_processors(None, None, gpus=2) == (2, 4)
+    assert share_processors(None, 3, gpus=4) == (2, 3)
     for workers, threads in ((4, 3), (12, None), (None, 9)):
         with pytest.raises(ConfigError, match="the 8 processors"):
             share_processors(workers, threads)
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "devices"),
+    [
+        ("auto", 3, ["cuda:0", "cuda:1", "cuda:2"]),
+        ("auto", 0, ["auto"]),
+        ("cuda:1", 3, ["cuda:1"]),
+        ("cpu", 3, ["cpu"]),
+    ],
+)
+def test_workers_take_all_cuda_devices_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch, device: str, gpus: int, devices: list[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    assert share_devices(device) == devices
+    _, execute = executor({}, make_config({"device": device}))
+    workers = len(devices) if "cuda" in devices[0] else 8
+    assert execute.keywords == {"workers": workers, "devices": devices}
+    _, execute = executor({"workers": 4}, make_config({"device": device}))
+    assert execute.keywords == {"workers": 4, "devices": devices}
+
+
+def test_workers_share_devices_in_turn_and_keep_theirs_when_replaced(tmp_path: Path) -> None:
+    storage = f"sqlite:///{tmp_path / 'sweep.db'}"
+    job = make_job(tmp_path, storage, sweep_tasks.together, h="0.1,0.2,2", w="0.5", seeds=1)
+    assert run_local(job, 3, ["cuda:0", "cuda:1"], lambda _: None).done == 3
+    notes = sorted(path.read_text().split() for path in tmp_path.rglob("devices"))
+    twice = next(devices for devices in notes if len(devices) == 2)
+    assert twice[0] == twice[1]
+    assert sorted(devices[0] for devices in notes) == ["cuda:0", "cuda:0", "cuda:1"]
+
+
+def test_without_a_terminal_lines_tell_when_runs_begin_and_end(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    progress = SweepProgress()
+    looks = [(0, 0), (0, 0), (0, 2), (0, 2), (1, 1), (1, 2), (2, 1), (3, 0), (3, 0)]
+    for done, running in looks:
+        progress.update(Status(3, done, running, 0, 3 - done - running))
+    progress.close()
+    told = [
+        line.partition(",  ")[0].split(" failed")[0]
+        for line in capsys.readouterr().out.splitlines()
+    ]
+    assert told == [
+        "0 of 3 runs, 0 running, 0",
+        "0 of 3 runs, 2 running, 0",
+        "1 of 3 runs, 1 running, 0",
+        "1 of 3 runs, 2 running, 0",
+        "2 of 3 runs, 1 running, 0",
+        "3 of 3 runs, 0 running, 0",
+    ]
+    for done in range(301):  # of a long one only some
+        progress.update(Status(300, done, min(2, 300 - done), 0, max(0, 298 - done)))
+    assert 25 <= len(capsys.readouterr().out.splitlines()) <= 35
 
 
 @pytest.mark.parametrize(
@@ -254,7 +324,7 @@ def test_workers_killed_at_random(tmp_path: Path, storage: str) -> None:
     killer = threading.Thread(target=kill)
     killer.start()
     try:
-        status = run_local(job, 3, lambda _: None)
+        status = run_local(job, 3, ["cpu"], lambda _: None)
     finally:
         ended.set()
         killer.join()
@@ -271,13 +341,13 @@ def test_workers_killed_at_random(tmp_path: Path, storage: str) -> None:
 def test_a_killed_sweep_goes_on(tmp_path: Path, storage: str) -> None:
     job = make_job(tmp_path, storage, sweep_tasks.slow)
     context = multiprocessing.get_context("spawn")
-    parent = context.Process(target=run_local, args=(job, 2, print))
+    parent = context.Process(target=run_local, args=(job, 2, ["cpu"], print))
     parent.start()
     while not lines(job, "ended"):
         time.sleep(0.05)
     parent.kill()
     parent.join()
-    status = run_local(job, 2, lambda _: None)
+    status = run_local(job, 2, ["cpu"], lambda _: None)
     assert (status.done, status.failed) == (8, 0)
     assert [row.run for row in job.ledger().rows()] == sorted(job.spec.runs())
 
@@ -285,7 +355,7 @@ def test_a_killed_sweep_goes_on(tmp_path: Path, storage: str) -> None:
 def test_a_run_that_fails_keeps_its_error(tmp_path: Path) -> None:
     storage = f"sqlite:///{tmp_path / 'sweep.db'}"
     job = make_job(tmp_path, storage, sweep_tasks.failing, h="0.1,2", w="0.5", seeds=1)
-    status = run_local(job, 1, lambda _: None)
+    status = run_local(job, 1, ["cpu"], lambda _: None)
     assert (status.done, status.failed) == (1, 1)
     ((run, error),) = job.ledger().errors().items()
     assert run.h == 2
@@ -293,13 +363,13 @@ def test_a_run_that_fails_keeps_its_error(tmp_path: Path) -> None:
     assert lines(job, "started")[run.name] == 1
     (tmp_path / "mended").touch()
     assert job.ledger().retry_failed() == 1
-    assert run_local(job, 1, lambda _: None).done == 2
+    assert run_local(job, 1, ["cpu"], lambda _: None).done == 2
 
 
 def test_a_run_that_kills_its_workers_is_tried_three_times(tmp_path: Path) -> None:
     storage = f"sqlite:///{tmp_path / 'sweep.db'}"
     job = make_job(tmp_path, storage, sweep_tasks.deadly, h="0.1,2", w="0.5", seeds=1)
-    status = run_local(job, 1, lambda _: None)
+    status = run_local(job, 1, ["cpu"], lambda _: None)
     assert (status.done, status.failed) == (1, 1)
     ((run, error),) = job.ledger().errors().items()
     assert "died, 3 times" in error

@@ -143,7 +143,7 @@ class SweepProgress:
         )
         self._task = self._bar.add_task("runs", state="")
         self._start: tuple[float, int] | None = None
-        self._told = -1
+        self._told = (-1, 0)  # runs that had ended, runs at once
 
     def close(self) -> None:
         """Leave the terminal as it was."""
@@ -158,10 +158,12 @@ class SweepProgress:
         left = _time_left(*self._start, ended, status.total)
         state = f"{status.running} running, {status.failed} failed  {left}".rstrip()
         self._bar.update(self._task, total=status.total, completed=ended, state=state)
-        # A line for each run, but of a long sweep only some.
-        due = ended - self._told >= max(1, status.total // LINES) or not status.open
-        if not self.console.is_terminal and ended != self._told and due:
-            self._told = ended
+        # A line when runs begin and end, but of a long sweep only some.
+        before, running = self._told
+        due = ended - before >= max(1, status.total // LINES) or status.running > running
+        last = not status.open and ended != before
+        if not self.console.is_terminal and (due or last):
+            self._told = (ended, status.running)
             text = f"{ended} of {status.total} runs, {state}"
             self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 

@@ -15,7 +15,7 @@ import click
 
 from pysoftq.cli import INTERRUPTED
 from pysoftq.cli.options import ConfigOption, GroupedCommand, config_options, given_options
-from pysoftq.config import ConfigError, read_mapping
+from pysoftq.config import CompressConfig, ConfigError, read_mapping
 
 if TYPE_CHECKING:
     from pysoftq.sweep.folder import SweepFolder
@@ -71,7 +71,8 @@ def _option(*flags: str, group: str = "Sweep", **settings: Any) -> Callable[[Any
     "--workers",
     group="Where it runs",
     type=click.IntRange(1),
-    help="Runs at once; the processors are divided between them.  [default: one for each]",
+    help="Runs at once; the processors are divided between them, and with --device auto all CUDA "
+    "devices, one by one in turn.  [default: one for each CUDA device, else for each processor]",
 )
 @_option(
     "--executor",
@@ -152,7 +153,7 @@ def _sweep(
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     spec = make_spec(given)
     observer, progress = TerminalObserver(), SweepProgress()
-    threads, execute = _executor(where, spec.base().threads)
+    threads, execute = executor(where, spec.base())
     if folder.exists:
         spec.refuse_changes(folder.spec().options)
     folder.write(spec, where)
@@ -181,17 +182,19 @@ def _sweep(
         sys.exit(1)
 
 
-def _executor(where: dict[str, Any], threads: int | None) -> tuple[int, Callable[..., Status]]:
+def executor(where: dict[str, Any], base: CompressConfig) -> tuple[int, partial[Status]]:
     """Threads of a run, and what does all runs of a job."""
     from pysoftq.sweep.cluster import run_on_ray
-    from pysoftq.sweep.local import run_local, share_processors
+    from pysoftq.sweep.local import run_local, share_devices, share_processors
 
     if where.get("executor") == "ray":
-        own = threads or max(1, int(where.get("cpus", 1)))
+        own = base.threads or max(1, int(where.get("cpus", 1)))
         cpus, gpus = where.get("cpus", float(own)), where.get("gpus", 0.0)
         return own, partial(run_on_ray, workers=where.get("workers"), cpus=cpus, gpus=gpus)
-    workers, own = share_processors(where.get("workers"), threads)
-    return own, partial(run_local, workers=workers)
+    devices = share_devices(base.device)
+    gpus = sum(device.startswith("cuda") for device in devices)
+    workers, own = share_processors(where.get("workers"), base.threads, gpus)
+    return own, partial(run_local, workers=workers, devices=devices)
 
 
 def print_status(ledger: Ledger, as_json: bool) -> None:

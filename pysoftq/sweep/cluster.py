@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from pysoftq.sweep.ledger import Status
-from pysoftq.sweep.local import POLL_SECONDS, Progress
+from pysoftq.sweep.local import POLL_SECONDS, Progress, look
 from pysoftq.sweep.worker import Job, registered, work
 
 _QUEUE = 1000  # tasks that Ray is given at once
@@ -34,12 +34,7 @@ def run_on_ray(
     ledger = job.ledger()
     tasks: list[Any] = []
     try:
-        while True:
-            ledger.tend()
-            status = ledger.status()
-            progress(status)
-            if not status.open:
-                return status
+        while (status := look(ledger, progress)).open:
             # A task claims a run only when it begins.
             room = min(workers or _QUEUE, status.open) - len(tasks)
             tasks += [task.remote(job) for _ in range(min(room, status.waiting))]
@@ -49,6 +44,7 @@ def run_on_ray(
             ended, tasks = ray.wait(tasks, num_returns=len(tasks), timeout=POLL_SECONDS)
             for one in ended:
                 _check(ray, one)
+        return status
     finally:
         for one in tasks:
             ray.cancel(one)

@@ -110,10 +110,10 @@ def parse_axis(name: str, given: Any) -> tuple[float, ...]:
     """
     try:
         values = _values(given)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError):
         raise ConfigError(
-            f"option {name!r}: wanted numbers as 0.1,0.3 or log:A:B:N or lin:A:B:N, "
-            f"given {given!r} ({error})"
+            f"option {name!r}: wanted numbers as 0.1,0.3, or N ≥ 2 of them as lin:A:B:N or, with A "
+            f"and B above 0, log:A:B:N; given {given!r}"
         ) from None
     if not all(math.isfinite(value) for value in values):
         raise ConfigError(f"option {name!r}: wanted finite numbers, given {given!r}")

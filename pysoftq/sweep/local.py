@@ -8,12 +8,15 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from multiprocessing.process import BaseProcess
 
+import torch
+
 from pysoftq.config import ConfigError
-from pysoftq.sweep.ledger import Status
+from pysoftq.sweep.ledger import Ledger, Status
 from pysoftq.sweep.worker import Job, registered, work
 
 POLL_SECONDS = 1.0
@@ -21,15 +24,16 @@ POLL_SECONDS = 1.0
 Progress = Callable[[Status], None]
 
 
-def share_processors(workers: int | None, threads: int | None) -> tuple[int, int]:
+def share_processors(workers: int | None, threads: int | None, gpus: int = 0) -> tuple[int, int]:
     """Workers and threads of each, so that together they are no more than the processors.
 
-    As many workers as possible where the number is not given, as many threads for each likewise.
-    Raises ConfigError where that cannot be.
+    As many workers as possible where the number is not given, on ``gpus`` one for each, and as many
+    threads for each. Raises ConfigError where that cannot be.
     """
     processors = len(os.sched_getaffinity(0)) if os.name == "posix" else os.cpu_count() or 1
     if workers is None:
         workers = max(1, processors // (threads or 1))
+        workers = min(workers, gpus or workers)
     if threads is None:
         threads = max(1, processors // workers)
     if workers * threads > processors:
@@ -39,34 +43,47 @@ def share_processors(workers: int | None, threads: int | None) -> tuple[int, int
     return workers, threads
 
 
-def run_local(job: Job, workers: int, progress: Progress) -> Status:
+def share_devices(device: str) -> list[str]:
+    """The devices that workers take in turn: for ``auto`` all of CUDA, where there are any."""
+    gpus = torch.cuda.device_count() if device == "auto" and torch.cuda.is_available() else 0
+    return [f"cuda:{index}" for index in range(gpus)] or [device]
+
+
+def run_local(job: Job, workers: int, devices: Sequence[str], progress: Progress) -> Status:
     """Start ``workers`` processes, replace those that are killed, until no run is open.
 
+    The i-th of them runs on the i-th of the ``devices``, which begin again where they are fewer.
     Runs that another machine has claimed are waited for. Raises RuntimeError where a worker itself
     fails (the database is out of reach, for one), KeyboardInterrupt once all workers have stopped.
     """
     context = multiprocessing.get_context("spawn")
-    processes: list[BaseProcess] = []
+    processes: dict[int, BaseProcess] = {}  # by place, which decides on the device
     ledger = job.ledger()
     try:
-        while True:
-            ledger.tend()
-            status = ledger.status()
-            progress(status)
-            if not status.open:
-                return status
-            _check(processes)
-            processes = [process for process in processes if process.is_alive()]
-            for _ in range(min(workers - len(processes), status.waiting)):
-                processes.append(context.Process(target=_serve, args=(job,)))
+        while (status := look(ledger, progress)).open:
+            _check(processes.values())
+            processes = {place: one for place, one in processes.items() if one.is_alive()}
+            free = [place for place in range(workers) if place not in processes]
+            for place in free[: status.waiting]:
+                own = replace(job, device=devices[place % len(devices)])
+                processes[place] = context.Process(target=_serve, args=(own,))
                 with _environment(job.threads):
-                    processes[-1].start()
-            _wait(processes)
+                    processes[place].start()
+            _wait(processes.values())
+        return status
     finally:
-        for process in processes:
+        for process in processes.values():
             process.terminate()
-        for process in processes:
+        for process in processes.values():
             process.join()
+
+
+def look(ledger: Ledger, progress: Progress) -> Status:
+    """Give up workers that have died; tell how far the sweep is."""
+    ledger.tend()
+    status = ledger.status()
+    progress(status)
+    return status
 
 
 @contextmanager
@@ -85,7 +102,7 @@ def _environment(threads: int) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _wait(processes: list[BaseProcess]) -> None:
+def _wait(processes: Collection[BaseProcess]) -> None:
     """Until a process ends, or for the time of a poll."""
     if processes:
         multiprocessing.connection.wait([p.sentinel for p in processes], timeout=POLL_SECONDS)
@@ -93,7 +110,7 @@ def _wait(processes: list[BaseProcess]) -> None:
         time.sleep(POLL_SECONDS)
 
 
-def _check(processes: list[BaseProcess]) -> None:
+def _check(processes: Collection[BaseProcess]) -> None:
     # A negative code is a signal: the run is tried again. A positive one would only come again.
     if any((process.exitcode or 0) > 0 for process in processes):
         raise RuntimeError("a worker of the sweep has failed; its error is above")

@@ -35,6 +35,7 @@ class Job:
     weights: Path
     threads: int
     task: Task
+    device: str | None = None  # None: as the options of the runs say
 
     def ledger(self) -> Ledger:
         """The database, opened."""
@@ -42,7 +43,10 @@ class Job:
 
     def config(self, claim: Claim) -> CompressConfig:
         """The options of a run."""
-        return self.spec.config(claim.run, weights=self.weights, threads=self.threads)
+        here = {"weights": self.weights, "threads": self.threads}
+        if self.device is not None:
+            here["device"] = self.device
+        return self.spec.config(claim.run, **here)
 
 
 @contextmanager
