@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -41,6 +42,48 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
             raise _naming(path, error) from error
         raise
     if os.name == "posix":  # elsewhere a folder cannot be opened
+        _sync(target.parent, os.O_RDONLY)
+
+
+@contextmanager
+def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a new empty folder next to `path`; on success it takes the place of `path`.
+
+    A folder that is there is moved aside, replaced and then removed: for a moment there is none
+    of that name. On an error inside the block the new folder is removed and `path` is untouched;
+    after a forced kill a hidden folder `.NAME.*` may stay behind.
+
+    Raises:
+        FileNotFoundError: the folder that `path` is to be in does not exist.
+        NotADirectoryError: `path` is a file.
+        OSError: the folder cannot be written.
+    """
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_dir():
+        raise NotADirectoryError(f"{path} is a file; want the name of a folder")
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {path}: there is no folder {target.parent}")
+    temporary, aside = (
+        target.with_name(f".{target.stem}.{secrets.token_hex(6)}{target.suffix}") for _ in range(2)
+    )
+    try:
+        temporary.mkdir()
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                _sync(file, os.O_RDWR)
+        if target.exists():
+            target.rename(aside)
+        temporary.rename(target)
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if aside.exists():
+            aside.rename(target)
+        if isinstance(error, OSError) and error.filename in (None, str(temporary), temporary):
+            raise _naming(path, error) from error
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+    if os.name == "posix":
         _sync(target.parent, os.O_RDONLY)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pysoftq.atomic import atomic_write
+from pysoftq.atomic import atomic_folder, atomic_write
 
 KILLED_WRITER = """
 import os, signal, sys
@@ -130,3 +130,85 @@ def test_missing_folder_and_folder_as_target(tmp_path: Path) -> None:
         pass
     with pytest.raises(IsADirectoryError, match="is a folder"), atomic_write(tmp_path):
         pass
+
+
+KILLED_FOLDER = """
+import os, signal, sys
+from pysoftq.atomic import atomic_folder
+with atomic_folder(sys.argv[1]) as temporary:
+    (temporary / "part").write_text("new")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_new_folder_and_replacement(tmp_path: Path) -> None:
+    target = tmp_path / "a.package"
+    for content in ("one", "two"):
+        with atomic_folder(target) as temporary:
+            (temporary / content).mkdir()
+            (temporary / content / "part").write_text(content)
+            assert temporary.suffix == ".package"
+            assert target.exists() == (content == "two")
+        assert [entry.name for entry in target.iterdir()] == [content]
+        assert (target / content / "part").read_text() == content
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_an_old_folder_is_whole_after_an_error(tmp_path: Path) -> None:
+    target = tmp_path / "a.package"
+    target.mkdir()
+    (target / "part").write_text("old")
+
+    def fail() -> None:
+        with atomic_folder(target) as temporary:
+            (temporary / "part").write_text("new")
+            raise KeyError("boom")
+
+    with pytest.raises(KeyError, match="boom"):
+        fail()
+    assert (target / "part").read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_an_old_folder_comes_back_if_the_new_one_cannot_take_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "a.package"
+    target.mkdir()
+    (target / "part").write_text("old")
+    rename = Path.rename
+    calls = []
+
+    def failing(self: Path, to: Path) -> Path:
+        calls.append(to)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        return rename(self, to)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(OSError, match="No space left") as caught, atomic_folder(target):
+        pass
+    assert caught.value.filename == str(target)
+    assert (target / "part").read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_killed_writer_of_a_folder_leaves_the_old_one(tmp_path: Path) -> None:
+    target = tmp_path / "a.package"
+    target.mkdir()
+    (target / "part").write_text("old")
+    command = [sys.executable, "-c", KILLED_FOLDER, str(target)]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    assert (target / "part").read_text() == "old"
+
+
+def test_a_folder_goes_neither_into_a_file_nor_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(NotADirectoryError, match="is a file"), atomic_folder(tmp_path / "file"):
+        pass
+    with (
+        pytest.raises(FileNotFoundError, match="no folder"),
+        atomic_folder(tmp_path / "none" / "a"),
+    ):
+        pass
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]

@@ -17,6 +17,7 @@ COMMANDS = {
     "compress": "Compress a network by soft quantization.",
     "dynamics": "How the weights of a run condensed into clusters (Figs. 1, 2E, 2F).",
     "energy": "Interaction energy of each layer of a weight file.",
+    "export": "A compressed file as ONNX, for Core ML, or as a plain state dict.",
     "flatness": "How flat the landscape is towards the quantized networks (Fig. 3).",
     "inspect": "Show what is in a compressed file.",
     "meanfield": "How many bins the mean field wants.",

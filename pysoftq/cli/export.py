@@ -1,0 +1,153 @@
+"""``pysoftq export``: a compressed file in the formats of others."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from torch import nn
+
+from pysoftq.cli.tables import print_table
+
+EXAMPLES = """\b
+Examples:
+  pysoftq export runs/1/compressed.safetensors --onnx net.onnx
+  pysoftq export net.safetensors --onnx net.onnx --coreml net.mlpackage
+  pysoftq export net.safetensors --state-dict dense.pt
+  pysoftq export net.safetensors --onnx net.onnx --model nets:make_net --input-shape 3,32,32
+"""
+
+_OUT = click.Path(path_type=Path)
+
+
+def shape(
+    context: click.Context, parameter: click.Parameter, value: str | None
+) -> list[int] | None:
+    """Whole numbers from a comma-separated list."""
+    del context, parameter
+    if value is None:
+        return None
+    try:
+        lengths = [int(part) for part in value.split(",")]
+    except ValueError:
+        lengths = [0]
+    if min(lengths) < 1:
+        raise click.BadParameter(f"{value!r} is no list of lengths such as 3,32,32")
+    return lengths
+
+
+@click.command("export", epilog=EXAMPLES)
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--onnx",
+    metavar="OUT.onnx",
+    type=_OUT,
+    help="ONNX with indices and codebooks, from which the file's first nodes rebuild the weights "
+    "(extra onnx).",
+)
+@click.option(
+    "--coreml",
+    metavar="OUT.mlpackage",
+    type=_OUT,
+    help="Core ML package with palettes, for iOS 18, macOS 15 and later; one input at a time "
+    "(extra coreml).",
+)
+@click.option(
+    "--state-dict",
+    metavar="OUT.safetensors|OUT.pt",
+    type=_OUT,
+    help="Plain state dict, every weight in full: for anything that reads PyTorch's weights.",
+)
+@click.option(
+    "--input-shape",
+    metavar="C,H,W",
+    callback=shape,
+    help="Shape of one input, without the batch.  [default: as in FILE]",
+)
+@click.option(
+    "--input-dtype",
+    type=click.Choice(["float32", "int64"]),
+    default="float32",
+    show_default=True,
+    help="Goes with --input-shape: int64 for a network that takes tokens.",
+)
+@click.option(
+    "--model",
+    metavar="MODULE:FUNCTION",
+    help="What builds the network, where FILE does not say: a function without arguments (or a "
+    "class), imported from here or from what is installed.",
+)
+@click.option("--force", is_flag=True, help="Replace what is there.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+def export(
+    file: Path,
+    onnx: Path | None,
+    coreml: Path | None,
+    state_dict: Path | None,
+    input_shape: list[int] | None,
+    input_dtype: str,
+    model: str | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Write the compressed FILE in other formats: one or more of --onnx, --coreml, --state-dict.
+
+    The clusters are kept where the format can hold them: a table tells for each weight what it
+    became. Values are the same, bit by bit, but in Core ML, which computes in float16.
+    """
+    from pysoftq.artifact import inspect_compressed, load_compressed
+    from pysoftq.export import to_coreml, to_onnx, to_state_dict
+    from pysoftq.export.target import Format, check_target
+
+    if onnx is None and coreml is None and state_dict is None:
+        raise click.UsageError("say what to write: --onnx, --coreml or --state-dict")
+    wanted: dict[Format, Path | None] = {"onnx": onnx, "coreml": coreml, "state_dict": state_dict}
+    for kind, path in wanted.items():
+        if path is not None:
+            check_target(path, kind, force)
+    network = file if model is None else load_compressed(file, build(model))
+    metadata = inspect_compressed(file).metadata
+    if input_shape is not None:
+        metadata["input"] = {"shape": input_shape, "dtype": input_dtype}
+    reports = []
+    if onnx is not None:
+        reports.append(to_onnx(network, onnx, metadata=metadata, overwrite=force))
+    if coreml is not None:
+        reports.append(to_coreml(network, coreml, metadata=metadata, overwrite=force))
+    if state_dict is not None:
+        reports.append(to_state_dict(network, state_dict, overwrite=force))
+    if as_json:
+        click.echo(json.dumps([report.to_dict() for report in reports]))
+        return
+    for report in reports:
+        print_table(report.table())
+        click.echo(f"written: {report.path} ({report.bytes_on_disk:,} bytes)")
+
+
+def build(name: str) -> nn.Module:
+    """What MODULE:FUNCTION returns; the working folder is searched for modules first.
+
+    Raises BadParameter where it cannot be found, or gives no network.
+    """
+    module_name, _, function_name = name.partition(":")
+    if not module_name or not function_name:
+        raise _bad_model(f"{name!r} is not of the form MODULE:FUNCTION, such as nets:make_net")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        function: Any = getattr(importlib.import_module(module_name), function_name)
+    except (ImportError, AttributeError) as error:
+        raise _bad_model(f"cannot find {name!r}: {error}") from error
+    finally:
+        sys.path.pop(0)
+    model = function()
+    if not isinstance(model, nn.Module):
+        raise _bad_model(f"{name!r} gives a {type(model).__name__}; want a network")
+    return model
+
+
+def _bad_model(message: str) -> click.BadParameter:
+    return click.BadParameter(message, param_hint="--model")

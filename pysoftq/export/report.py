@@ -1,0 +1,79 @@
+"""What an export did with each weight tensor."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from pysoftq.clusters import unique
+from pysoftq.export.codes import Codes, Weight
+
+Form = Literal["codebook", "codebook per channel", "dense", "absent"]
+
+
+@dataclass(frozen=True)
+class ExportedTensor:
+    """One floating tensor with two or more dimensions, and how it was written.
+
+    names: in the state dict; several where tensors are tied.
+    N, K: weights, and distinct values among them.
+    form: "codebook" (indices into one), "codebook per channel" (one for each slice along dim 0),
+        "dense" (as it is), "absent" (the network does not use it).
+    bits: stored bits per weight: of an index, or of a dense value.
+    reason: why it has no codebook; empty where it has.
+    """
+
+    names: tuple[str, ...]
+    N: int
+    K: int
+    form: Form
+    bits: float
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """A written file: where, its bytes, and its floating tensors with two or more dimensions."""
+
+    path: str
+    bytes_on_disk: int
+    tensors: tuple[ExportedTensor, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return asdict(self)
+
+    def table(self) -> Table:
+        """One row for each tensor."""
+        table = Table(title=Text(self.path), box=box.SIMPLE_HEAD)
+        table.add_column("tensor", no_wrap=True)
+        for heading in ("N", "K", "bits"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column("written as", no_wrap=True)
+        for row in self.tensors:
+            form = f"{row.form}: {row.reason}" if row.reason else row.form
+            name = Text(" = ".join(row.names))
+            table.add_row(name, f"{row.N:,}", f"{row.K:,}", f"{row.bits:.3g}", form)
+        return table
+
+
+def clustered_row(weight: Weight, codes: Codes, bits: float) -> ExportedTensor:
+    """The row of a tensor written as indices of `bits` into codebooks."""
+    form: Form = "codebook" if codes.S == 1 else "codebook per channel"
+    return ExportedTensor(weight.names, weight.tensor.numel(), _distinct(weight), form, bits)
+
+
+def dense_row(weight: Weight, reason: str, form: Form = "dense") -> ExportedTensor:
+    """The row of a tensor without a codebook."""
+    bits = 8.0 * weight.tensor.itemsize if form == "dense" else 0.0
+    return ExportedTensor(
+        weight.names, weight.tensor.numel(), _distinct(weight), form, bits, reason
+    )
+
+
+def _distinct(weight: Weight) -> int:
+    return unique(weight.tensor).K
