@@ -14,12 +14,14 @@ class Scalar(enum.Enum):
 class Coupling:
     def __init__(
         self,
-        sizes: list[int],
         scalars: list[Scalar],
+        indices: list[int],
+        layers: list[int],
+        begins: list[int],
+        sizes: list[int],
+        bins: list[int],
         widths: list[float],
         strengths: list[float],
-        indices: list[int],
-        bins: int,
         fft: bool,
     ) -> None: ...
     def add_force(

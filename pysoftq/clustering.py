@@ -32,6 +32,7 @@ class ClusteringConfig:
         alpha: exponent of the strength.
         bins: number of bins of each layer's histogram.
         method: "scan" or "fft".
+        granularity: "layer", "channel" or "group:N"; see `SoftQuantizer`.
         fraction_start: share of the weights in the histogram at first; see `fraction`.
         fraction_ramp: share of the training over which it rises to 1.
         seed: of the draws for the histogram.
@@ -53,6 +54,7 @@ class ClusteringConfig:
     alpha: float = 0.66
     bins: int = 2**14
     method: str = "scan"
+    granularity: str = "layer"
     fraction_start: float = 0.3
     fraction_ramp: float = 0.5
     seed: int = 0
@@ -135,6 +137,7 @@ def prepare(model: nn.Module, config: ClusteringConfig) -> SoftQuantizer:
         bins=config.bins,
         method=config.method,
         seed=config.seed,
+        granularity=config.granularity,
         include=config.include or None,
         exclude=config.exclude or None,
         override=config.override,

@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from pysoftq.clusters import Clusters
+from pysoftq.clusters import Clusters, unique
 from pysoftq.config import CompressConfig
 from pysoftq.data import batch_count
 from pysoftq.interrupt import Interrupted, StopRequest
@@ -55,6 +55,7 @@ class Codebooks:
         self._indices = {
             name: found.indices.to(parameters[name].device) for name, found in clusters.items()
         }
+        self._bounds = {name: found.bounds for name, found in clusters.items()}
         self.values = {
             name: nn.Parameter(found.codebook.to(parameters[name]).clone())
             for name, found in clusters.items()
@@ -105,13 +106,15 @@ class Codebooks:
             weights.copy_(value[self._indices[name]].reshape(weights.shape))
 
     def clusters(self) -> dict[str, Clusters]:
-        """The clusters with their present values, ascending; those of equal value become one."""
+        """The clusters with their present values, ascending; those of equal value become one.
+
+        Segments keep codebooks of their own.
+        """
         return {name: self._sorted(name) for name in self.values}
 
     def _sorted(self, name: str) -> Clusters:
-        codebook, order = torch.unique(self.values[name].detach() + 0.0, return_inverse=True)
-        indices = order[self._indices[name]]
-        return Clusters(codebook, indices, torch.bincount(indices, minlength=codebook.numel()))
+        weights = self.values[name].detach() + 0.0  # one zero, not two
+        return unique(weights[self._indices[name]], self._bounds[name])
 
 
 def train_codebooks(

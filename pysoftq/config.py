@@ -24,6 +24,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from pysoftq.atomic import atomic_write
+from pysoftq.segments import check_granularity
 
 # 18,824 weights and 23 steps in an epoch: a stronger coupling, or the clusters would not collapse
 # in time; a narrower one, for 4-bit HEQ's bit-width is met with more clusters than w = 0.5 leaves;
@@ -112,6 +113,9 @@ class CompressConfig(BaseModel):
         le=2**24)
     method: Literal["scan", "fft"] = _option("Soft quantization", "scan", "Potential by prefix "
         "sums, exact in integers (scan), or by the paper's convolution (fft).")
+    granularity: str = _option("Soft quantization", "layer", "What is coupled with itself alone "
+        "and has a codebook: layer, channel (each slice of a weight along its first dimension) or "
+        "group:N (each N weights of such a slice).", metavar="NAME")
     fraction_start: float = _option("Soft quantization", 0.3, "Share of the weights in the "
         "histogram in the first epoch.", gt=0, le=1)
     fraction_ramp: float = _option("Soft quantization", 0.5, "Share of the epochs over which the "
@@ -183,6 +187,13 @@ class CompressConfig(BaseModel):
         if (f"{kind}:DIR" if folder else name) not in DATASETS:
             raise ValueError(f"wanted one of {', '.join(DATASETS)}")
         return name
+
+    @field_validator("granularity")
+    @classmethod
+    def _known_granularity(cls, text: str, info: ValidationInfo) -> str:
+        if check_granularity(text) != "layer" and info.data.get("method") == "fft":
+            raise ValueError("channels and groups want method scan; fft is for whole layers")
+        return text
 
     @field_validator("refine")
     @classmethod

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pysoftq._arrays import check_bins, check_fraction, check_method, check_seed
+from pysoftq.backends.plain import segment_energy
 from pysoftq.clusters import Clusters, identify, refine
 from pysoftq.density import DEFAULT_BINS
 from pysoftq.devices import DeviceGroup, MovedError, group_by_device
@@ -20,6 +21,8 @@ from pysoftq.inventory import take_inventory
 from pysoftq.merging import Rate, merge
 from pysoftq.potential import METHODS, mean_field_energy
 from pysoftq.report import CompressionReport, LayerReport, TensorReport
+from pysoftq.segment_table import Segments
+from pysoftq.segments import check_granularity, segment_bounds
 from pysoftq.selection import check_override, first_match, match_override, select, unwrapped
 
 RULES = ("count", "levels", "entropy")  # of refinement
@@ -37,6 +40,8 @@ class CoupledLayer:
         width: range w_l = w · sigma_l, in units of the weights.
         strength: h_l = h · N_l^(-alpha).
         parameter: the weights themselves.
+        segments: those that each interact with themselves alone, None where the layer is one; with
+            them, sigma, width and strength are their means, weighted with their sizes.
     """
 
     name: str
@@ -45,12 +50,14 @@ class CoupledLayer:
     width: float
     strength: float
     parameter: nn.Parameter
+    segments: Segments | None = None
 
     FIELDS: ClassVar = ("name", "size", "sigma", "width", "strength")
 
     def record(self) -> dict[str, Any]:
-        """All but the weights, as plain values."""
-        return {field: getattr(self, field) for field in self.FIELDS}
+        """All but the weights as plain values; with segments, the scales of each as tensors."""
+        record: dict[str, Any] = {field: getattr(self, field) for field in self.FIELDS}
+        return record if self.segments is None else {**record, **self.segments.record()}
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,10 @@ class SoftQuantizer:
     count once; frozen parameters are left out, and a parameter without a gradient is skipped for
     the step. Constant layers and single weights cannot be coupled: a warning names them.
 
+    With `granularity`, channels or groups of weights take the place of layers: each segment s has
+    its own sigma_s, width w · sigma_s, strength h · N_s^(-alpha) and histogram, whose bins are
+    in proportion to its weights, and interacts with itself alone.
+
     The force is computed where the weights are, and a model may move between devices at any time.
     A step on the CPU refuses weights that are not finite with a ValueError. Elsewhere a step never
     waits: it leaves out the force, and `check()` tells.
@@ -88,6 +99,8 @@ class SoftQuantizer:
         method: "scan", exact window sums, or "fft", the convolution of the paper.
         fraction: share of the weights drawn into the histogram, in (0, 1]; may be set at any time.
         seed: of these draws; they depend on (seed, step, layer, position in memory) alone.
+        granularity: what interacts with itself alone: "layer", "channel" (each slice of a weight
+            along dimension 0) or "group:N" (each N consecutive weights within such a slice).
         include: shell-style patterns of parameter names to couple; None takes all weights.
         exclude: patterns to leave out, stronger than include.
         override: h, w or both for the layers that a pattern matches, `{"fc.*": {"w": 0.3}}`; of
@@ -115,6 +128,7 @@ class SoftQuantizer:
         method: str = "scan",
         fraction: float = 1.0,
         seed: int = 0,
+        granularity: str = "layer",
         include: str | Iterable[str] | None = None,
         exclude: str | Iterable[str] | None = None,
         override: Mapping[str, Mapping[str, float]] | None = None,
@@ -123,6 +137,7 @@ class SoftQuantizer:
         self.override = check_override(override)
         self._bins = check_bins(bins)
         self._fft = check_method(method, METHODS)
+        self._granularity = _granularity(granularity, self._fft)
         self._fraction = check_fraction(fraction)
         self.seed = check_seed(seed)
         self._step = 0
@@ -133,15 +148,15 @@ class SoftQuantizer:
         scales = self._layer_scales(chosen)
         layers = []
         for name, parameter in chosen.items():
-            sigma = _spread(name, parameter)
-            if sigma > 0:
-                h_layer, w_layer = scales[name]
-                size = parameter.numel()
-                strength = h_layer * size**-self.alpha
-                layers.append(CoupledLayer(name, size, sigma, w_layer * sigma, strength, parameter))
+            layer = _measure(name, parameter, granularity, *scales[name], self.alpha)
+            if layer is None:
+                reason = _degeneracy(parameter, granularity)
+                self.excluded[name] = f"degenerate: {reason}"
+                warnings.warn(f"layer '{name}' is not coupled: {reason}", stacklevel=2)
                 continue
-            self.excluded[name] = f"degenerate: {_degeneracy(parameter)}"
-            warnings.warn(f"layer '{name}' is not coupled: {_degeneracy(parameter)}", stacklevel=2)
+            layers.append(layer)
+            if left_out := _left_out(layer):
+                warnings.warn(f"layer '{name}': {left_out}", stacklevel=2)
         self._couple(layers)
         if not self.layers:
             raise ValueError(f"the model has no weight to couple; left out: {self.excluded}")
@@ -155,6 +170,11 @@ class SoftQuantizer:
     def method(self) -> str:
         """How the potential is computed, "scan" or "fft"."""
         return METHODS[self._fft]
+
+    @property
+    def granularity(self) -> str:
+        """What interacts with itself alone: "layer", "channel" or "group:N"."""
+        return self._granularity
 
     @property
     def fraction(self) -> float:
@@ -258,15 +278,20 @@ class SoftQuantizer:
 
     def energy(self) -> CouplingEnergy:
         """Compression loss L_C = sum_l h_l sum_i V(theta_i), self terms left out (Eq. 6)."""
-        energies = {
-            layer.name: layer.strength * mean_field_energy(layer.parameter, layer.width, self.bins)
-            for layer in self.layers
-        }
+        energies = {layer.name: _energy(layer, self.bins) for layer in self.layers}
         return CouplingEnergy(math.fsum(energies.values()), energies)
+
+    def bounds(self, layer: CoupledLayer) -> Tensor | None:
+        """Where the layer's segments begin and end, (G+1,); None where the layer is one."""
+        if layer.segments is None:
+            return None
+        return segment_bounds(layer.parameter.shape, self._granularity)
 
     def clusters(self, bits: int = 7, n_min: int | None = None) -> dict[str, Clusters]:
         """Clusters of each layer by binning, refined if `n_min` is given; nothing is written."""
-        found = {layer.name: identify(layer.parameter, bits) for layer in self.layers}
+        found = {
+            layer.name: identify(layer.parameter, bits, self.bounds(layer)) for layer in self.layers
+        }
         if n_min is None:
             return found
         return {name: refine(clusters, n_min) for name, clusters in found.items()}
@@ -326,15 +351,16 @@ class SoftQuantizer:
         """Every parameter and buffer of the model: coupled, excluded or degenerate, and why."""
         rules = {}
         for layer in self.layers:
-            h, w = layer.strength * layer.size**self.alpha, layer.width / layer.sigma
+            h, w = _asked_for(layer, self.alpha)
             pattern = first_match(self.override, layer.name)
             by = "" if pattern is None else f"override {pattern!r}: "
             rules[layer.name] = f"{by}h = {h:g}, w = {w:g}"
         return take_inventory(self.model, rules, self.excluded)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to continue bit for bit, as plain values."""
+        """Everything needed to continue bit for bit: plain values, and tensors for segments."""
         return {
+            "granularity": self.granularity,
             "h": self.h,
             "w": self.w,
             "alpha": self.alpha,
@@ -358,13 +384,16 @@ class SoftQuantizer:
         """
         if self._handles:
             raise RuntimeError("attached to an optimizer: load the state before attach()")
-        state = {"override": [], **state}  # older ones have none
+        state = {"granularity": "layer", "override": [], **state}  # older ones have neither
         if missing := sorted(set(self.state_dict()) - set(state)):
             raise ValueError(f"the state lacks {', '.join(missing)}")
+        fft = check_method(state["method"], METHODS)
+        granularity = _granularity(state["granularity"], fft)
+        fields = {*CoupledLayer.FIELDS, *(() if granularity == "layer" else Segments.FIELDS)}
         parameters = dict(self.model.named_parameters())
         layers = []
         for record in state["layers"]:
-            if set(record) != set(CoupledLayer.FIELDS):
+            if set(record) != fields:
                 raise ValueError(f"a layer of the state has {sorted(record)}")
             parameter = parameters.get(record["name"])
             if parameter is None or parameter.numel() != record["size"]:
@@ -373,16 +402,16 @@ class SoftQuantizer:
                     f"the state has layer '{record['name']}' of {record['size']} weights; "
                     f"the model has {found}"
                 )
-            layers.append(CoupledLayer(**record, parameter=parameter))
+            layers.append(_restored(record, parameter, granularity))
         if not layers:
             raise ValueError("the state has no layer")
         h, w, alpha = _scales(state["h"], state["w"], state["alpha"])
-        fft = check_method(state["method"], METHODS)
         bins, seed = check_bins(state["bins"]), check_seed(state["seed"])
         step = check_seed(state["step"], name="step")
         override = check_override(dict(state["override"]))
         self._fraction = check_fraction(state["fraction"])
         self._fft, self._bins, self.seed, self._step = fft, bins, seed, step
+        self._granularity = granularity
         self.h, self.w, self.alpha, self.override = h, w, alpha, override
         self.excluded = dict(state["excluded"])
         self._couple(layers)
@@ -470,32 +499,96 @@ def _scales(h: float, w: float, alpha: float) -> tuple[float, float, float]:
     return float(h), float(w), float(alpha)
 
 
-def _spread(name: str, parameter: nn.Parameter) -> float:
-    """Population standard deviation sigma_l; 0 for a layer that cannot be coupled."""
+def _granularity(text: str, fft: bool) -> str:
+    if check_granularity(text) != "layer" and fft:
+        raise ValueError(
+            f"granularity {text!r} wants method 'scan': 'fft' is the paper's way, for whole layers"
+        )
+    return text
+
+
+def _measure(
+    name: str, parameter: nn.Parameter, granularity: str, h: float, w: float, alpha: float
+) -> CoupledLayer | None:
+    """The layer with its scales; None if nothing of it can be coupled."""
     weights = parameter.detach().cpu().double()
+    size = weights.numel()
     bad = int((~torch.isfinite(weights)).sum())
     if bad:
-        raise ValueError(
-            f"layer '{name}': {bad} of {weights.numel()} weights are not finite (NaN or inf)"
-        )
-    if weights.numel() < 2 or weights.min() == weights.max():
-        return 0.0
-    return float(weights.std(correction=0))
+        raise ValueError(f"layer '{name}': {bad} of {size} weights are not finite (NaN or inf)")
+    if granularity != "layer":
+        segments = Segments.measure(weights, granularity, h, w, alpha)
+        if not len(segments.number):
+            return None
+        return _segmented(name, parameter, segments)
+    if size < 2 or weights.min() == weights.max():
+        return None
+    sigma = float(weights.std(correction=0))
+    return CoupledLayer(name, size, sigma, w * sigma, h * size**-alpha, parameter)
 
 
-def _degeneracy(parameter: nn.Parameter) -> str:
+def _segmented(name: str, parameter: nn.Parameter, segments: Segments) -> CoupledLayer:
+    mean = segments.mean
+    sigma, width, strength = mean(segments.sigma), mean(segments.width), mean(segments.strength)
+    return CoupledLayer(name, parameter.numel(), sigma, width, strength, parameter, segments)
+
+
+def _restored(record: dict[str, Any], parameter: nn.Parameter, granularity: str) -> CoupledLayer:
+    if granularity == "layer":
+        return CoupledLayer(**record, parameter=parameter)
+    segments = Segments.restore(record, parameter.shape, granularity)
+    return _segmented(record["name"], parameter, segments)
+
+
+def _asked_for(layer: CoupledLayer, alpha: float) -> tuple[float, float]:
+    """The h and w that gave the layer's scales."""
+    w, segments = layer.width / layer.sigma, layer.segments
+    if segments is None:
+        return layer.strength * layer.size**alpha, w
+    return float(segments.strength[0]) * int(segments.size[0]) ** alpha, w
+
+
+def _energy(layer: CoupledLayer, bins: int) -> float:
+    if layer.segments is None:
+        return layer.strength * mean_field_energy(layer.parameter, layer.width, bins)
+    return segment_energy(layer, bins)
+
+
+def _degeneracy(parameter: nn.Parameter, granularity: str) -> str:
     size = parameter.numel()
-    return f"all {size} weights are equal" if size > 1 else f"it has {size or 'no'} weight"
+    if size < 2:
+        return f"it has {size or 'no'} weight"
+    where = "" if granularity == "layer" else f" of each segment ({granularity})"
+    return f"all {size} weights{where} are equal"
+
+
+def _left_out(layer: CoupledLayer) -> str:
+    """What of the layer is not coupled, in words."""
+    if layer.segments is None or not layer.segments.degenerate:
+        return ""
+    return (
+        f"{layer.segments.degenerate} of {layer.segments.total} segments are not coupled: "
+        "their weights are equal, or only one"
+    )
 
 
 def _row(layer: CoupledLayer, before: Clusters, after: Clusters, n_min: int) -> LayerReport:
-    refined = bool((before.counts > n_min).any())
+    notes = [_left_out(layer)]
+    if not (before.counts > n_min).any():
+        notes.append(f"not refined: no cluster has more than {n_min} weights")
     return LayerReport(
-        **layer.record(),
+        layer.name,
+        layer.size,
+        layer.sigma,
+        layer.width,
+        layer.strength,
         clusters_before=before.K,
         bits_before=before.bits,
         clusters=after.K,
         bits=after.bits,
         entropy_bits=after.entropy_bits,
-        note="" if refined else f"not refined: no cluster has more than {n_min} weights",
+        note="; ".join(filter(None, notes)),
+        segments=after.segments,
+        degenerate_segments=0 if layer.segments is None else layer.segments.degenerate,
+        codebook_bytes=after.codebook_bytes,
     )

@@ -50,11 +50,12 @@ class DeviceGroup:
                 )
         device = layers[0].parameter.device
         self.coupling = backends.on_device(device).Coupling(layers, indices, bins, fft)
-        self._names = [layer.name for layer in layers]
         self._thetas = [layer.parameter for layer in layers]
+        self._layers = tuple(layers)
+        self._orders = [_order(layer) for layer in layers]
         self._rows = [
-            (layer.parameter, layer.size, layer.parameter.dtype, _is_channels_last(layer.parameter))
-            for layer in layers
+            (layer.parameter, layer.size, layer.parameter.dtype, order is torch.channels_last)
+            for layer, order in zip(layers, self._orders, strict=True)
         ]
         self._device = layers[0].parameter.get_device()
 
@@ -93,15 +94,16 @@ class DeviceGroup:
                         continue
                 elif theta.is_contiguous() and gradient.is_contiguous():
                     continue
-            if _is_channels_last(theta) is not last:
+            if _order(self._layers[place]) is not self._orders[place]:
                 raise MovedError
             self._stage(batch, place)
         return batch
 
     @torch.no_grad()
     def _stage(self, batch: Batch, place: int) -> None:
-        """Put copies into the batch that are side by side, both in the weights' order."""
-        name, theta, gradient = self._names[place], batch.thetas[place], batch.gradients[place]
+        """Put copies into the batch that are side by side, both in the layer's order."""
+        name, theta = self._layers[place].name, batch.thetas[place]
+        gradient = batch.gradients[place]
         assert gradient is not None
         size = self._rows[place][1]
         if not size == theta.numel() == gradient.numel():
@@ -114,7 +116,9 @@ class DeviceGroup:
                 f"layer '{name}' has a gradient of layout {gradient.layout}; want a dense one "
                 "(for an embedding: sparse=False), or leave the layer out with exclude="
             )
-        weights = torch.empty_like(theta, requires_grad=False).copy_(theta)
+        weights = torch.empty_like(
+            theta, requires_grad=False, memory_format=self._orders[place]
+        ).copy_(theta)
         buffer = torch.empty_like(weights).copy_(gradient)
         batch.copies.append((gradient, buffer))
         batch.thetas[place], batch.gradients[place] = weights, buffer
@@ -135,6 +139,20 @@ def group_by_device(
         DeviceGroup([layers[index] for index in members], members, bins, fft)
         for _, members in sorted(devices.items(), key=lambda item: item[0].type != "cpu")
     ]
+
+
+def _order(layer: CoupledLayer) -> torch.memory_format:
+    """The order in memory in which a backend walks through the layer.
+
+    Where each segment is to be one piece: that of the indices, unless segments are whole slices,
+    which are one piece in channels-last memory too.
+    """
+    theta, segments = layer.parameter, layer.segments
+    if not _is_channels_last(theta):
+        return torch.preserve_format if segments is None else torch.contiguous_format
+    if segments is None or bool((segments.size * len(theta) == layer.size).all()):
+        return torch.channels_last
+    return torch.contiguous_format
 
 
 def _is_channels_last(theta: Tensor) -> bool:

@@ -171,14 +171,15 @@ def finish(
     model.load_state_dict(soft)
     report = softq.finalize(config.cluster_bits, config.n_min, config.refine, config.bit_price)
     if config.codebook_epochs:
-        merged = {layer.name: unique(layer.parameter) for layer in layers}
+        merged = {layer.name: unique(layer.parameter, softq.bounds(layer)) for layer in layers}
         name = "soft, refined, before training"
         before = list(merged.values())
         networks.append(clustered_row(name, model, data, config, folder, layers, before))
         train_refined(model, merged, data, config, observer)
     weights["weights_final"] = snapshot(shown.parameter)
     write_compressed(model, data, config, folder.compressed)
-    refined = [unique(layer.parameter) for layer in layers]  # what has been written
+    # What has been written.
+    refined = [unique(layer.parameter, softq.bounds(layer)) for layer in layers]
     networks.append(clustered_row("soft, refined", model, data, config, folder, layers, refined))
 
     model.load_state_dict(pretrained)
@@ -286,6 +287,7 @@ def clustered_row(
         bits=mean_bit_width(sizes, [found.bits for found in clusters]),
         container_bits=mean_bit_width(sizes, [found.container_bits for found in clusters]),
         entropy_bits=mean_bit_width(sizes, [found.entropy_bits for found in clusters]),
+        codebook_bytes=sum(found.codebook_bytes for found in clusters),
         bytes_on_disk=written_size(
             folder, lambda path: write_compressed(model, data, config, path)
         ),
@@ -295,7 +297,13 @@ def clustered_row(
 
 def write_compressed(model: nn.Module, data: Data, config: CompressConfig, path: Path) -> None:
     """The compressed file, which also keeps what the network takes as its input."""
-    save_compressed(model, path, coding=config.coding, metadata=data.metadata())
+    save_compressed(
+        model,
+        path,
+        coding=config.coding,
+        granularity=config.granularity,
+        metadata=data.metadata(),
+    )
 
 
 def written_size(folder: RunFolder, write: Callable[[Path], Any]) -> int:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pysoftq.clusters import Clusters
+from pysoftq.clusters import Clusters, join, split
 
 Rate = Literal["levels", "entropy"]
 Floats: TypeAlias = NDArray[np.float64]
@@ -28,7 +28,8 @@ def merge(clusters: Clusters, price: float, rate: Rate = "levels") -> Clusters:
 
     A merged cluster's value is the mean of its weights; merging a and b costs the squared error
     n_a n_b / (n_a + n_b) (c_a - c_b)². Of all 2^(K - 1) results the best one is taken, on
-    a tie one of fewer clusters. Price 0 returns the clusters as they are.
+    a tie one of fewer clusters. Price 0 returns the clusters as they are. Segments are merged one
+    after the other, each in itself.
 
     Args:
         clusters: of one layer; equal bins of it (`identify`) will do.
@@ -43,6 +44,8 @@ def merge(clusters: Clusters, price: float, rate: Rate = "levels") -> Clusters:
         raise ValueError(f"price is {price}; want a finite number, 0 or more")
     if rate not in get_args(Rate):
         raise ValueError(f"rate is {rate!r}; want one of {', '.join(get_args(Rate))}")
+    if clusters.bounds is not None and clusters.segments > 0:
+        return join([merge(part, price, rate) for part in split(clusters)], clusters.bounds)
     if clusters.K > MAX_CLUSTERS:
         raise ValueError(
             f"{clusters.K} clusters are too many to merge; want at most {MAX_CLUSTERS}: "

@@ -28,7 +28,12 @@ from pysoftq.tasks import CLASSIFICATION, TASKS, Task
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One coupled layer, clusters before and after refinement (bits are per weight)."""
+    """One coupled layer, clusters before and after refinement (bits are per weight).
+
+    A layer of several segments has a codebook for each: clusters counts the values of all of them,
+    bits are means over segments, weighted with their sizes, and so are sigma, width and strength
+    over those that are coupled. ``codebook_bytes`` is what the refined values take.
+    """
 
     name: str
     size: int
@@ -41,6 +46,9 @@ class LayerReport:
     bits: float
     entropy_bits: float
     note: str = ""
+    segments: int = 1
+    degenerate_segments: int = 0
+    codebook_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -102,10 +110,20 @@ class CompressionReport:
         """Mean entropy of the refined indices, in bits per weight."""
         return self._mean(layer.entropy_bits for layer in self.layers)
 
+    @property
+    def codebook_bytes(self) -> int:
+        """What the values of all codebooks take, in the weights' dtype."""
+        return sum(layer.codebook_bytes for layer in self.layers)
+
     def _mean(self, bits: Iterable[float]) -> float:
         pairs = zip(self.layers, bits, strict=True)
         total = sum(layer.size * value for layer, value in pairs)
         return total / self.size if self.size else 0.0
+
+    @property
+    def segmented(self) -> bool:
+        """Whether layers have several segments."""
+        return any(layer.segments > 1 for layer in self.layers)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON."""
@@ -114,6 +132,7 @@ class CompressionReport:
             "mean_bits_before": self.mean_bits_before,
             "mean_bits": self.mean_bits,
             "entropy_bits": self.entropy_bits,
+            "codebook_bytes": self.codebook_bytes,
             "layers": [asdict(layer) for layer in self.layers],
             "tensors": [asdict(tensor) for tensor in self.tensors],
         }
@@ -125,6 +144,7 @@ class CompressionReport:
         for heading in (
             *("N", "sigma", "w_l", "h_l"),
             *("K before", "bits before", "K refined", "bits refined", "entropy bits"),
+            *(("segments", "codebook bytes") if self.segmented else ()),
         ):
             table.add_column(heading, justify="right", no_wrap=True)
         for layer in self.layers:
@@ -139,10 +159,13 @@ class CompressionReport:
                 str(layer.clusters),
                 f"{layer.bits:.2f}",
                 f"{layer.entropy_bits:.2f}",
+                *((f"{layer.segments:,}", f"{layer.codebook_bytes:,}") if self.segmented else ()),
             )
         table.add_section()
         before, after, entropy = self.mean_bits_before, self.mean_bits, self.entropy_bits
         means = ["", "", "", "", f"{before:.3f}", "", f"{after:.3f}", f"{entropy:.3f}"]
+        if self.segmented:
+            means += ["", f"{self.codebook_bytes:,}"]
         table.add_row("mean", f"{self.size:,}", *means)
         return table
 
@@ -200,6 +223,7 @@ class NetworkRow:
 
     ``accuracy`` is the share of right predictions in the test data, of images or of the next
     tokens, and ``loss`` their mean cross-entropy in nats, None in reports of earlier versions.
+    ``codebook_bytes`` is what the clusters' values take, as they are in memory.
     """
 
     name: str
@@ -209,6 +233,7 @@ class NetworkRow:
     entropy_bits: float | None
     bytes_on_disk: int
     loss: float | None = None
+    codebook_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -324,8 +349,8 @@ class Summary:
         table.add_column("network", no_wrap=True)
         table.add_column(f"test {self.measure.merit}", justify="right", no_wrap=True)
         for heading in (
-            *("bits (log2 K)", "container bits", "entropy bits", "bytes on disk"),
-            "× smaller",
+            *("bits (log2 K)", "container bits", "entropy bits", "codebook bytes"),
+            *("bytes on disk", "× smaller"),
         ):
             table.add_column(heading, justify="right", no_wrap=True)
         for row in self.networks:
@@ -335,6 +360,7 @@ class Summary:
                 _bits(row.bits),
                 _bits(row.container_bits),
                 _bits(row.entropy_bits),
+                f"{row.codebook_bytes:,}",
                 f"{row.bytes_on_disk:,}",
                 f"{self.ratio(row):.2f}",
             )

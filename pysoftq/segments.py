@@ -49,6 +49,11 @@ def segment_bounds(shape: Sequence[int], granularity: str) -> Tensor:
     return torch.cat([starts.reshape(-1), torch.tensor([size])])
 
 
+def segment_ids(bounds: Tensor) -> Tensor:
+    """The segment of each weight, int64 (N,)."""
+    return torch.arange(len(bounds) - 1).repeat_interleave(bounds.diff())
+
+
 def segment_count(shape: Sequence[int], granularity: str) -> int:
     """The number G of segments that `segment_bounds` gives, without making them.
 

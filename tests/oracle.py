@@ -54,3 +54,11 @@ def force_table(
     d = k[:, None] - k[None, :]
     inside = np.abs(d) * spacing < width
     return np.where(inside, np.sign(d), 0) @ counts
+
+
+def splitmix64(key: int, n: int) -> int:
+    mask = 2**64 - 1
+    z = (key + (n + 1) * 0x9E3779B97F4A7C15) & mask
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+    return z ^ (z >> 31)

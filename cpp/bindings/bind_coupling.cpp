@@ -1,5 +1,8 @@
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <numeric>
+
 #include "arrays.h"
 #include "softq/coupling.h"
 
@@ -15,16 +18,27 @@ T* address(std::uint64_t number) {
 // What stays the same from step to step; addresses and scale come with each step.
 class Coupling {
  public:
-  Coupling(const std::vector<std::size_t>& sizes, const std::vector<Scalar>& scalars,
-           const std::vector<double>& widths, const std::vector<double>& strengths,
-           const std::vector<std::uint64_t>& indices, std::int32_t bins, bool fft)
-      : bins_(bins), method_(fft ? Method::fft : Method::scan) {
-    for (const auto length : {scalars.size(), widths.size(), strengths.size(), indices.size()}) {
-      if (length != sizes.size()) throw py::value_error("the lists differ in length");
+  Coupling(const std::vector<Scalar>& scalars, const std::vector<std::uint64_t>& indices,
+           const std::vector<std::size_t>& layers, const std::vector<std::size_t>& begins,
+           const std::vector<std::size_t>& sizes, const std::vector<std::int32_t>& bins,
+           const std::vector<double>& widths, const std::vector<double>& strengths, bool fft)
+      : method_(fft ? Method::fft : Method::scan), layers_(scalars.size()) {
+    if (indices.size() != scalars.size()) throw py::value_error("the lists differ in length");
+    for (const auto length :
+         {begins.size(), sizes.size(), bins.size(), widths.size(), strengths.size()}) {
+      if (length != layers.size()) throw py::value_error("the lists differ in length");
     }
-    for (std::size_t l = 0; l < sizes.size(); ++l) {
-      layers_.push_back(
-          {nullptr, nullptr, sizes[l], scalars[l], widths[l], strengths[l], indices[l]});
+    // Largest first, as the core likes it.
+    order_.resize(layers.size());
+    std::iota(order_.begin(), order_.end(), std::size_t{0});
+    std::stable_sort(order_.begin(), order_.end(),
+                     [&](std::size_t a, std::size_t b) { return sizes[a] > sizes[b]; });
+    for (const std::size_t s : order_) {
+      const std::size_t layer = layers[s];
+      if (layer >= layers_) throw py::value_error("a segment of no layer");
+      owners_.push_back(layer);
+      segments_.push_back({nullptr, nullptr, sizes[s], scalars[layer], widths[s], strengths[s],
+                           indices[layer], bins[s], begins[s]});
     }
   }
 
@@ -33,31 +47,35 @@ class Coupling {
                                                        double scale, double fraction,
                                                        std::uint64_t seed,
                                                        std::uint64_t step) const {
-    if (thetas.size() != layers_.size() || gradients.size() != layers_.size())
+    if (thetas.size() != layers_ || gradients.size() != layers_)
       throw py::value_error("every layer wants an address, 0 for a gradient that is not there");
     const py::gil_scoped_release release;
     std::vector<Layer> active;
     std::vector<std::size_t> places;
-    active.reserve(layers_.size());
-    places.reserve(layers_.size());
-    for (std::size_t l = 0; l < layers_.size(); ++l) {
-      if (gradients[l] == 0) continue;
-      places.push_back(l);
-      Layer& layer = active.emplace_back(layers_[l]);
-      layer.theta = address<const void>(thetas[l]);
-      layer.gradient = address<void>(gradients[l]);
-      layer.strength *= scale;
+    active.reserve(segments_.size());
+    places.reserve(segments_.size());
+    for (std::size_t s = 0; s < segments_.size(); ++s) {
+      const std::size_t layer = owners_[s];
+      if (gradients[layer] == 0) continue;
+      places.push_back(order_[s]);
+      Layer& segment = active.emplace_back(segments_[s]);
+      const std::size_t offset = segment.first * size_of(segment.scalar);
+      segment.theta = address<const void>(thetas[layer] + offset);
+      segment.gradient = address<void>(gradients[layer] + offset);
+      segment.strength *= scale;
     }
     std::vector<std::pair<std::size_t, std::string>> refused;
-    for (const auto& refusal : add_force(active, {bins_, method_, fraction, seed, step}))
+    for (const auto& refusal : add_force(active, {method_, fraction, seed, step}))
       refused.emplace_back(places[refusal.layer], refusal.reason);
+    std::sort(refused.begin(), refused.end());
     return refused;
   }
 
  private:
-  std::vector<Layer> layers_;
-  std::int32_t bins_;
   Method method_;
+  std::size_t layers_;
+  std::vector<std::size_t> order_, owners_;  // of segments_: the given number, the layer
+  std::vector<Layer> segments_;
 };
 
 }  // namespace
@@ -69,15 +87,20 @@ void bind_coupling(py::module_& m) {
       .value("float16", Scalar::float16)
       .value("bfloat16", Scalar::bfloat16);
   py::class_<Coupling>(m, "Coupling")
-      .def(py::init<const std::vector<std::size_t>&, const std::vector<Scalar>&,
-                    const std::vector<double>&, const std::vector<double>&,
-                    const std::vector<std::uint64_t>&, std::int32_t, bool>(),
-           py::arg("sizes"), py::arg("scalars"), py::arg("widths"), py::arg("strengths"),
-           py::arg("indices"), py::arg("bins"), py::arg("fft"))
+      .def(py::init<const std::vector<Scalar>&, const std::vector<std::uint64_t>&,
+                    const std::vector<std::size_t>&, const std::vector<std::size_t>&,
+                    const std::vector<std::size_t>&, const std::vector<std::int32_t>&,
+                    const std::vector<double>&, const std::vector<double>&, bool>(),
+           py::arg("scalars"), py::arg("indices"), py::arg("layers"), py::arg("begins"),
+           py::arg("sizes"), py::arg("bins"), py::arg("widths"), py::arg("strengths"),
+           py::arg("fft"),
+           "Scalar type and index of each layer; of each segment its layer, where it begins there, "
+           "and its size, bins, width and strength")
       .def("add_force", &Coupling::add, py::arg("thetas"), py::arg("gradients"), py::arg("scale"),
            py::arg("fraction"), py::arg("seed"), py::arg("step"),
-           "Addresses of contiguous memory, 0 for a gradient to be skipped. [(layer, reason)] of "
-           "the layers that were refused; then no gradient has changed");
+           "Addresses of the layers, contiguous, 0 for a gradient to be skipped. [(segment, "
+           "reason)] "
+           "of the segments that were refused; then no gradient has changed");
 }
 
 }  // namespace softq::bindings

@@ -14,12 +14,11 @@ void bind_force(py::module_& m) {
           py::array_t<T> force(static_cast<py::ssize_t>(size));
           T* out = force.mutable_data();
           const Layer layer{weights, out, size, sizeof(T) == 4 ? Scalar::float32 : Scalar::float64,
-                            width,   1.0, 0};
+                            width,   1.0, 0,    bins};
           {
             const py::gil_scoped_release release;
             std::fill_n(out, size, T{0});
-            const auto refusals =
-                add_force({layer}, {bins, fft ? Method::fft : Method::scan, 1.0, 0, 0});
+            const auto refusals = add_force({layer}, {fft ? Method::fft : Method::scan, 1.0, 0, 0});
             if (!refusals.empty()) throw std::invalid_argument(refusals.front().reason);
           }
           return force;

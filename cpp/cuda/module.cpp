@@ -65,7 +65,7 @@ class CouplingOnDevice {
       : device_(place.device) {
     std::vector<Layer> all;
     for (const auto& [size, scalar, width, strength, index] : layers)
-      all.push_back({nullptr, nullptr, size, scalar_named(scalar), width, strength, index});
+      all.push_back({nullptr, nullptr, size, scalar_named(scalar), width, strength, index, bins});
     on(place,
        [&] { coupling_ = std::make_unique<Coupling>(all, bins, method_of(fft), place.stream); });
   }

@@ -250,7 +250,7 @@ void check_weights(const Weights& weights, cudaStream_t stream) {
     throw std::invalid_argument("a layer has at most 4294967295 weights, not " +
                                 std::to_string(weights.size));
   }
-  const Layers layers({{nullptr, nullptr, weights.size, weights.scalar, 0, 0, 0}}, 1, false,
+  const Layers layers({{nullptr, nullptr, weights.size, weights.scalar, 0, 0, 0, 1}}, 1, false,
                       stream);
   measure(layers.model(), layers.groups({{weights.theta, nullptr, nullptr}})[0], nullptr, stream);
   const Word nonfinite = layers.range(stream).nonfinite;

@@ -1,7 +1,6 @@
 #include "softq/coupling.h"
 
-#include <algorithm>
-#include <numeric>
+#include <mutex>
 #include <stdexcept>
 #include <variant>
 
@@ -17,13 +16,14 @@ namespace {
 
 constexpr std::size_t chunk_length = std::size_t{1} << 18;
 constexpr std::size_t narrow_size = std::size_t{1} << 16;
+constexpr std::size_t task_work = std::size_t{1} << 14;  // weights and bins
 
 using AnyBinning = std::variant<Binning<float>, Binning<double>>;
 
-AnyBinning bin(const Layer& layer, std::int32_t bins) {
+AnyBinning bin(const Layer& layer) {
   return with_storage(layer.scalar, [&]<class Storage, class T>(Storage, T) -> AnyBinning {
     const auto* theta = static_cast<const Storage*>(layer.theta);
-    return make_binning(extent<Storage, T>(theta, layer.size), layer.size, bins);
+    return make_binning(extent<Storage, T>(theta, layer.size), layer.size, layer.bins);
   });
 }
 
@@ -32,23 +32,23 @@ template <class Storage, class T>
 void force_table(const Layer& layer, const Binning<T>& binning, const CouplingStep& step,
                  T* table) {
   const auto* theta = static_cast<const Storage*>(layer.theta);
-  const Sample sample(step.fraction, step.seed, step.step, layer.index);
+  const Sample sample(step.fraction, step.seed, step.step, layer.index, layer.first);
   const double scale = layer.strength / step.fraction;
   if (step.method == Method::scan && binning.spacing > 0 && layer.size < narrow_size) {
     // A small layer's time is that of its bins: 16-bit counts stay in the first-level cache.
     thread_local Scratch<std::uint16_t> scratch;
-    const std::int64_t m = reach(layer.width, binning.spacing, step.bins);
-    Windows<std::uint16_t> windows(scratch, step.bins, m);
+    const std::int64_t m = reach(layer.width, binning.spacing, layer.bins);
+    Windows<std::uint16_t> windows(scratch, layer.bins, m);
     std::uint16_t* counts = windows.zeros();
     tally(theta, 0, layer.size, binning, sample, counts);
     const auto& set = kernels().counts<std::uint16_t>();
-    return set.force<T>()(windows.prefix(counts), step.bins, m, scale, table);
+    return set.force<T>()(windows.prefix(counts), layer.bins, m, scale, table);
   }
   thread_local Scratch<Count> scratch;
-  Count* counts = scratch.reserve(static_cast<std::size_t>(step.bins));
+  Count* counts = scratch.reserve(static_cast<std::size_t>(layer.bins));
   histogram(theta, layer.size, binning, sample, counts);
   const auto force = step.method == Method::scan ? force_scan<T> : force_fft<T>;
-  force(counts, step.bins, binning.spacing, layer.width, scale, table);
+  force(counts, layer.bins, binning.spacing, layer.width, scale, table);
 }
 
 template <class Storage, class T>
@@ -56,7 +56,7 @@ void add_layer(const Layer& layer, const Binning<T>& binning, const CouplingStep
   const auto* theta = static_cast<const Storage*>(layer.theta);
   auto* gradient = static_cast<Storage*>(layer.gradient);
   thread_local Scratch<T> scratch;
-  T* table = scratch.reserve(static_cast<std::size_t>(step.bins));
+  T* table = scratch.reserve(static_cast<std::size_t>(layer.bins));
   force_table<Storage, T>(layer, binning, step, table);
   // Other threads share in the rest of a large layer: they must see this thread's table.
   const T* shared = table;
@@ -78,34 +78,42 @@ void add_layer(const Layer& layer, const Binning<T>& binning, const CouplingStep
 }  // namespace
 
 std::vector<Refusal> add_force(const std::vector<Layer>& layers, const CouplingStep& step) {
-  // Largest first, so that the threads finish together; layers above the chunk length are
-  // themselves split, one after the other, before the rest is shared out whole.
-  std::vector<std::size_t> order(layers.size());
-  std::iota(order.begin(), order.end(), std::size_t{0});
-  std::stable_sort(order.begin(), order.end(),
-                   [&](std::size_t a, std::size_t b) { return layers[a].size > layers[b].size; });
-  const auto split = static_cast<std::size_t>(
-      std::find_if(order.begin(), order.end(),
-                   [&](std::size_t l) { return layers[l].size <= chunk_length; }) -
-      order.begin());
+  // Layers above the chunk length are themselves split between the threads, one after the other;
+  // the others are shared out whole, so many at a time that a task is worth its while.
+  std::vector<std::size_t> large, tasks;
+  std::size_t work = 0;
+  for (std::size_t l = 0; l < layers.size(); ++l) {
+    if (layers[l].size > chunk_length) {
+      large.push_back(l);
+      continue;
+    }
+    if (tasks.empty() || work >= task_work) {
+      tasks.push_back(l);
+      work = 0;
+    }
+    work += layers[l].size + static_cast<std::size_t>(layers[l].bins);
+  }
+  tasks.push_back(layers.size());
   const auto for_layers = [&](const auto& body) {
-    for (std::size_t i = 0; i < split; ++i) body(order[i]);
-    parallel_for(layers.size() - split, [&](std::size_t i) { body(order[split + i]); });
+    for (const std::size_t l : large) body(l);
+    parallel_for(tasks.size() - 1, [&](std::size_t task) {
+      for (std::size_t l = tasks[task]; l < tasks[task + 1]; ++l) {
+        if (layers[l].size <= chunk_length) body(l);
+      }
+    });
   };
 
   std::vector<AnyBinning> binnings(layers.size());
-  std::vector<std::string> reasons(layers.size());
+  std::vector<Refusal> refusals;
+  std::mutex refusing;
   for_layers([&](std::size_t l) {
     try {
-      binnings[l] = bin(layers[l], step.bins);
+      binnings[l] = bin(layers[l]);
     } catch (const std::invalid_argument& error) {
-      reasons[l] = error.what();
+      const std::lock_guard lock(refusing);
+      refusals.push_back({l, error.what()});
     }
   });
-  std::vector<Refusal> refusals;
-  for (std::size_t l = 0; l < layers.size(); ++l) {
-    if (!reasons[l].empty()) refusals.push_back({l, reasons[l]});
-  }
   if (!refusals.empty()) return refusals;
 
   for_layers([&](std::size_t l) {

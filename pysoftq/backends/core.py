@@ -27,14 +27,18 @@ class Coupling:
     def __init__(
         self, layers: Sequence[CoupledLayer], indices: Sequence[int], bins: int, fft: bool
     ) -> None:
-        self._names = [layer.name for layer in layers]
+        from pysoftq.segment_table import SegmentTable  # needs torch, the rest of this does not
+
+        self._table = table = SegmentTable.of(layers, bins)
         self._core = _core.Coupling(
-            [layer.size for layer in layers],
             [_scalar(layer) for layer in layers],
-            [layer.width for layer in layers],
-            [layer.strength for layer in layers],
             list(indices),
-            bins,
+            table.layer.tolist(),
+            table.begin.tolist(),
+            table.size.tolist(),
+            table.bins.tolist(),
+            table.width.tolist(),
+            table.strength.tolist(),
             fft,
         )
 
@@ -57,8 +61,7 @@ class Coupling:
             step,
         )
         if refused:
-            reasons = [f"layer '{self._names[layer]}': {reason}" for layer, reason in refused]
-            raise ValueError("; ".join(reasons))
+            raise ValueError(self._table.explain(refused))
 
     def set(self, scale: float, fraction: float, seed: int, step: int) -> None:
         """Do nothing: each step is told."""

@@ -12,6 +12,7 @@ namespace softq {
 
 enum class Method { scan, fft };
 
+// Weights that interact with each other: a layer, or a segment of one.
 struct Layer {
   const void* theta;
   void* gradient;
@@ -19,11 +20,12 @@ struct Layer {
   Scalar scalar;
   double width;         // w_l
   double strength;      // h_l, and any scale of the gradient
-  std::uint64_t index;  // in the model: the key of its random numbers
+  std::uint64_t index;  // of the layer in the model: the key of its random numbers
+  std::int32_t bins;
+  std::uint64_t first = 0;  // of the layer's weights, where a segment begins
 };
 
 struct CouplingStep {
-  std::int32_t bins;
   Method method;
   double fraction;  // share of the weights in the histogram, in (0, 1]
   std::uint64_t seed;
@@ -37,7 +39,8 @@ struct Refusal {
 
 // gradient += strength * dV/dtheta at each weight's bin midpoint, V from a histogram of the sample
 // scaled by 1 / fraction. When a layer is refused (weights that are not finite), no gradient of any
-// layer has been touched; the list is empty when all is well.
+// layer has been touched; the list, in no order, is empty when all is well. Layers are best given
+// largest first: then the threads finish together.
 std::vector<Refusal> add_force(const std::vector<Layer>& layers, const CouplingStep& step);
 
 }  // namespace softq

@@ -1,5 +1,6 @@
 // The random subsample of the histogram, without state: whether weight i is drawn depends only on
-// (seed, step, layer, i), hence not on the device, the thread count or what was drawn before.
+// (seed, step, layer, i), hence not on the device, the thread count or what was drawn before. Nor
+// does it on how a layer is cut into segments: i counts from its own first weight.
 #pragma once
 
 #include <cstdint>
@@ -8,9 +9,11 @@
 
 namespace softq {
 
+inline constexpr std::uint64_t golden_ratio = 0x9E3779B97F4A7C15U;  // times 2^64
+
 // SplitMix64 (Steele, Lea, Flood 2014): its n-th output is a function of (key, n).
 SOFTQ_HD std::uint64_t splitmix64(std::uint64_t key, std::uint64_t n) {
-  std::uint64_t z = key + (n + 1) * 0x9E3779B97F4A7C15U;
+  std::uint64_t z = key + (n + 1) * golden_ratio;
   z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9U;
   z = (z ^ (z >> 27)) * 0x94D049BB133111EBU;
   return z ^ (z >> 31);
@@ -22,8 +25,10 @@ struct Sample {
 
   Sample() = default;
 
-  SOFTQ_HD Sample(double fraction, std::uint64_t seed, std::uint64_t step, std::uint64_t layer)
-      : key(splitmix64(splitmix64(seed, step), layer)),
+  // Of the weights from number `first` of the layer on: keeps(0) is about that one.
+  SOFTQ_HD Sample(double fraction, std::uint64_t seed, std::uint64_t step, std::uint64_t layer,
+                  std::uint64_t first = 0)
+      : key(splitmix64(splitmix64(seed, step), layer) + first * golden_ratio),
         threshold(static_cast<std::uint64_t>(fraction * 4294967296.0)) {}
 
   SOFTQ_HD bool whole() const { return threshold >= (std::uint64_t{1} << 32); }

@@ -1,6 +1,8 @@
 // The types in which weights and gradients are stored, by name.
 #pragma once
 
+#include <cstddef>
+
 #include "softq/half.h"
 
 namespace softq {
@@ -24,6 +26,10 @@ SOFTQ_HD auto with_storage(Scalar scalar, const Body& body) {
       break;
   }
   return body(float{}, float{});
+}
+
+inline std::size_t size_of(Scalar scalar) {
+  return with_storage(scalar, []<class Storage, class T>(Storage, T) { return sizeof(Storage); });
 }
 
 }  // namespace softq
