@@ -33,6 +33,7 @@ from pysoftq.driver import written_size
 from pysoftq.finetune import evaluate
 from pysoftq.models import build_model
 from pysoftq.runfolder import open_run
+from pysoftq.segments import segment_count
 from pysoftq.weights import coupled_weights
 
 FILES = {
@@ -247,6 +248,27 @@ def test_a_killed_run_goes_on_bit_for_bit(
         file.write('{"epoch": 99}\n{"epo')
     assert call("--debug", "compress", "--resume", str(run)) == 0
     assert_same_run(run, finished)
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_run_with_groups_goes_on_bit_for_bit(tmp_path: Path, options: list[str]) -> None:
+    arguments = ["compress", *options, "--granularity", "group:50", "--epochs", "2", "--n-min", "1"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert call("--debug", *arguments, "--out", str(whole)) == 0
+    command = [sys.executable, "-c", KILLED, *arguments, "--out", str(killed)]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    assert call("--debug", "compress", "--resume", str(killed)) == 0
+    assert_same_run(killed, whole)
+    told, network = report(whole), rows(whole)["soft, refined"]
+    assert told["config"]["granularity"] == "group:50"
+    assert network["bits"] == pytest.approx(told["compression"]["mean_bits"])
+    assert network["codebook_bytes"] == told["compression"]["codebook_bytes"] > 0
+    assert network["bytes_on_disk"] == (whole / "compressed.safetensors").stat().st_size
+    for layer in told["compression"]["layers"]:
+        shape = next(
+            t["shape"] for t in told["compression"]["tensors"] if t["name"] == layer["name"]
+        )
+        assert layer["segments"] == segment_count(shape, "group:50")
 
 
 @pytest.mark.usefixtures("no_figures")

@@ -68,7 +68,7 @@ def test_summary_is_plain_json_and_finds_its_rows(report: CompressionReport) -> 
 def test_tables_show_every_row(report: CompressionReport) -> None:
     rows = (
         NetworkRow("pretrained", 0.9, None, None, None, 4000),
-        NetworkRow("HEQ-4", 0.5, 4.0, 4.0, 3.9, 700),
+        NetworkRow("HEQ-4", 0.5, 4.0, 4.0, 3.9, 700, codebook_bytes=128),
     )
     speed = TrainingSpeed(seconds=2.0, images_per_second=1500.0, coupling_share=0.0123)
     summary = Summary(rows, report, {"conv.bias": "one dimension"}, speed)
@@ -79,7 +79,7 @@ def test_tables_show_every_row(report: CompressionReport) -> None:
     mean = next(line for line in lines if line.split()[:1] == ["mean"])
     assert mean.split() == ["mean", "400", "2.500", "1.500", "0.750"]
     heq = next(line for line in lines if "HEQ-4" in line)
-    assert heq.split() == ["HEQ-4", "50.00", "%", "4.000", "4.000", "3.900", "700", "5.71"]
+    assert heq.split() == ["HEQ-4", "50.00", "%", "4.000", "4.000", "3.900", "128", "700", "5.71"]
     assert any("pretrained" in line and "32 (float)" in line for line in lines)
     remarks = summary.remarks()
     assert "linear: not refined: small" in remarks
