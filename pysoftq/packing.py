@@ -8,6 +8,8 @@ byte, whose highest bit says whether another follows.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -42,6 +44,13 @@ def pack(indices: Tensor, bits: int) -> Tensor:
 def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
     """The (count,) int32 indices that `pack` stored in at most 31 bits each; any device."""
     indices = torch.empty(count, dtype=torch.int32, device=packed.device)
+    for start, chunk in unpack_chunks(packed, bits, count):
+        indices[start : start + len(chunk)] = chunk
+    return indices
+
+
+def unpack_chunks(packed: Tensor, bits: int, count: int) -> Iterator[tuple[int, Tensor]]:
+    """The same in pieces, each with the place where it begins."""
     for start in range(0, count, _CHUNK):
         size = min(_CHUNK, count - start)
         first = start * bits // 8
@@ -53,8 +62,7 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
             for byte, shift in _places(position, bits):
                 groups[:, position] |= _shift(rows[:, byte].int(), -shift)
         groups &= 2**bits - 1
-        indices[start : start + size] = groups.view(-1)[:size]
-    return indices
+        yield start, groups.view(-1)[:size]
 
 
 def _places(position: int, bits: int) -> list[tuple[int, int]]:

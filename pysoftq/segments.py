@@ -64,6 +64,18 @@ def segment_count(shape: Sequence[int], granularity: str) -> int:
     return 1 if granularity == "layer" else slices * -(-length // group) if length else 0
 
 
+def segment_of(places: Tensor, shape: Sequence[int], granularity: str) -> Tensor:
+    """The segment that each place of the flattened tensor lies in, as `segment_bounds` counts.
+
+    Raises:
+        ValueError: the granularity is none.
+    """
+    if check_granularity(granularity) == "layer":
+        return torch.zeros_like(places)
+    _, length, group = _slices(shape, granularity)
+    return places // length * -(-length // group) + places % length // group
+
+
 def _slices(shape: Sequence[int], granularity: str) -> tuple[int, int, int]:
     """Slices along dimension 0, weights of a slice, weights of a segment at most."""
     check_granularity(granularity)

@@ -73,6 +73,11 @@ class Record:
             return 8 * self.dtype.itemsize
         return (int(self.sizes.max()) - 1).bit_length()
 
+    @property
+    def first(self) -> Tensor:
+        """(G,) int32, where the codebook of each segment begins."""
+        return (self.sizes.cumsum(0) - self.sizes).int()
+
     @cached_property
     def bounds(self) -> Tensor:
         """(G + 1,) int64, where segments begin and end."""

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
-from typing import TypeVar, overload
+import threading
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.overrides import TorchFunctionMode
 
 from pysoftq.artifact.format import ArtifactError, check_storable, identity
+from pysoftq.artifact.lazy import CompressedTensor, compress_parameter
 from pysoftq.artifact.read import File, read
 from pysoftq.models import build_model
 
@@ -16,16 +22,23 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 @overload
-def load_compressed(path: str | os.PathLike[str]) -> nn.Module: ...
+def load_compressed(path: str | os.PathLike[str], *, lazy: bool = False) -> nn.Module: ...
 @overload
-def load_compressed(path: str | os.PathLike[str], model: Model) -> Model: ...
+def load_compressed(path: str | os.PathLike[str], model: Model, *, lazy: bool = False) -> Model: ...
 
 
-def load_compressed(path: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Module:
+def load_compressed(
+    path: str | os.PathLike[str], model: nn.Module | None = None, *, lazy: bool = False
+) -> nn.Module:
     """Load a compressed file into `model`, or into a new one built from its specification.
 
     Every tensor comes back bit-equal, in the dtype that was saved. On an error `model` is as it
     was before.
+
+    With `lazy`, clustered parameters stay compressed in memory, packed, and are rebuilt whenever
+    their module uses them (`pysoftq.artifact.lazy`); the file is unpacked one tensor at a time.
+    The model comes in evaluation mode, and such a parameter can neither be trained nor set. Its
+    state dict is the ordinary one.
 
     Raises:
         ArtifactError: the file is altered, cut short, foreign or of another version, holds no
@@ -37,8 +50,14 @@ def load_compressed(path: str | os.PathLike[str], model: nn.Module | None = None
     if model is None:
         model = _rebuild(file)
     _check_fits(file, model)
-    model.load_state_dict(file.tensors())
-    return model
+    compressed = _compressed(file, model) if lazy else {}
+    tensors = file.tensors(without=compressed.keys())
+    _materialize(model, compressed.keys())
+    model.load_state_dict(tensors, strict=not lazy)
+    for name, weight in compressed.items():
+        module, _, parameter = name.rpartition(".")
+        compress_parameter(model.get_submodule(module), parameter, weight)
+    return model.eval() if lazy else model
 
 
 def load_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -54,20 +73,92 @@ def load_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 
 def _rebuild(file: File) -> nn.Module:
+    """The model of the file's specification, its parameters on the meta device."""
     if file.model is None:
         raise ArtifactError(
             f"{file.path} does not say how to build its model; "
             "give one: load_compressed(path, model)"
         )
     try:
-        with torch.random.fork_rng(devices=[]):  # loading shall not disturb the caller's stream
+        # Loading shall not disturb the caller's stream of random numbers.
+        with torch.random.fork_rng(devices=[]), _parameters_on_meta(), _Unfilled():
             model = build_model(**file.model)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise ArtifactError(f"{file.path}: its model cannot be built: {error}") from error
     dtypes = {record.name: record.dtype for record in file.records}
     for name, tensor in model.state_dict(keep_vars=True).items():
         tensor.data = tensor.data.to(dtypes.get(file.ties.get(name, name), tensor.dtype))
     return model
+
+
+@contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Parameters that this thread registers lose their values, and take no memory."""
+    thread = threading.get_ident()
+
+    def emptied(_: nn.Module, __: str, parameter: nn.Parameter | None) -> Any:
+        if parameter is None or parameter.is_meta or threading.get_ident() != thread:
+            return None
+        return nn.Parameter(parameter.data.to("meta"), parameter.requires_grad)
+
+    hook = register_module_parameter_registration_hook(emptied)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+class _Unfilled(TorchFunctionMode):
+    """Leaves out the initialization of tensors on the meta device, which does nothing slowly."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        name = getattr(func, "__name__", "")
+        in_place = name.endswith("_") and not name.endswith(("__", "requires_grad_"))
+        if in_place and args and isinstance(args[0], Tensor) and args[0].is_meta:
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
+def _materialize(model: nn.Module, without: Collection[str]) -> None:
+    """Give parameters on the meta device memory of their own, but for some names."""
+    made: dict[nn.Parameter, nn.Parameter] = {}
+    for prefix, module in model.named_modules():
+        for name, parameter in module._parameters.items():
+            path = f"{prefix}.{name}" if prefix else name
+            if parameter is not None and parameter.is_meta and path not in without:
+                if parameter not in made:
+                    data = torch.empty_like(parameter, device="cpu")
+                    made[parameter] = nn.Parameter(data, parameter.requires_grad)
+                setattr(module, name, made[parameter])
+
+
+def _compressed(file: File, model: nn.Module) -> dict[str, CompressedTensor]:
+    """The clustered parameters of a model under each of their names.
+
+    Recurrent layers are left out: they hold their parameters in a second place.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    found: dict[str, CompressedTensor] = {}
+    for record in file.records:
+        names = [record.name, *(name for name, owner in file.ties.items() if owner == record.name)]
+        parameters = []
+        for name in names:
+            module, _, parameter = name.rpartition(".")
+            if module in modules and not isinstance(modules[module], nn.RNNBase):
+                parameters.append(modules[module]._parameters.get(parameter))
+        if record.coding != "raw" and None not in parameters and len(parameters) == len(names):
+            weight = CompressedTensor(
+                record.shape,
+                record.granularity,
+                file.codebook(record).clone(),
+                file.packed(record),
+                record.container_bits,
+                record.first,
+            )
+            found |= dict.fromkeys(names, weight)
+    return found
 
 
 def _check_fits(file: File, model: nn.Module) -> None:

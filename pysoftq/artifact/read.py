@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from pysoftq.artifact.format import (
     unbelievable,
 )
 from pysoftq.clusters import total_order
-from pysoftq.packing import unpack, unpack_varints
+from pysoftq.packing import pack, unpack, unpack_varints
 from pysoftq.segments import check_granularity, segment_count
 
 
@@ -58,10 +58,12 @@ class File:
         codebook = self.codebook(record)
         return codebook.index_select(0, self.indices(record)).reshape(record.shape)
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Every tensor under each of its names."""
-        tensors = {record.name: self.tensor(record) for record in self.records}
-        return tensors | {name: tensors[owner] for name, owner in self.ties.items()}
+    def tensors(self, without: Collection[str] = ()) -> dict[str, Tensor]:
+        """Every tensor under each of its names, but for some names."""
+        wanted = [record for record in self.records if record.name not in without]
+        tensors = {record.name: self.tensor(record) for record in wanted}
+        ties = {name: owner for name, owner in self.ties.items() if name not in without}
+        return tensors | {name: tensors[owner] for name, owner in ties.items()}
 
     def codebook(self, record: Record) -> Tensor:
         """(K,) the codebooks of all segments; ArtifactError where one is wrong."""
@@ -93,11 +95,11 @@ class File:
             indices = unpack(packed, record.container_bits, record.size)
         else:
             indices = torch.zeros(record.size, dtype=torch.int32)
-        lengths = record.bounds.diff()
-        if len(lengths) > 1:
+        if len(record.sizes) > 1:
+            lengths = record.bounds.diff()
             if (indices >= record.sizes.repeat_interleave(lengths)).any():
                 raise self._wrong(record, "an index is not in its codebook")
-            indices += (record.sizes.cumsum(0) - record.sizes).int().repeat_interleave(lengths)
+            indices += record.first.repeat_interleave(lengths)
         found = torch.bincount(indices, minlength=record.K)
         if found.numel() > record.K:
             raise self._wrong(record, "an index is not in its codebook")
@@ -106,6 +108,15 @@ class File:
         if record.coding == "entropy" and not torch.equal(found, counts):
             raise self._wrong(record, "its coded indices have other counts than those stored")
         return indices
+
+    def packed(self, record: Record) -> Tensor:
+        """The indices within the segments, checked, in `container_bits` each."""
+        indices = self.indices(record)
+        if record.coding == "packed" and record.container_bits:
+            return self.stored[f"indices/{record.name}"].clone()
+        if len(record.sizes) > 1:
+            indices -= record.first.repeat_interleave(record.bounds.diff())
+        return pack(indices, record.container_bits)
 
     def _coded(self, record: Record) -> tuple[Tensor, Tensor]:
         coded = self.stored[f"coded/{record.name}"]
