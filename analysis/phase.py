@@ -178,11 +178,12 @@ def pick(
 
 def _outcome(results: Sequence[dict[str, float]]) -> Outcome:
     return Outcome(
-        *(_statistic([result[name] for result in results]) for name in ("degradation", "bits"))
+        *(statistic([result[name] for result in results]) for name in ("degradation", "bits"))
     )
 
 
-def _statistic(values: Sequence[float]) -> Statistic:
+def statistic(values: Sequence[float]) -> Statistic:
+    """Mean, standard deviation and standard error of values, of which there is at least one."""
     spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
     stderr = None if spread is None else spread / len(values) ** 0.5
     return Statistic(float(np.mean(values)), spread, stderr)

@@ -14,6 +14,7 @@ from pysoftq.cli import INTERRUPTED
 
 # command -> its line in the help; pysoftq/cli/<command>.py defines a click command of that name
 COMMANDS = {
+    "compare": "Soft quantization beside other methods: accuracy against bits.",
     "compress": "Compress a network by soft quantization.",
     "dynamics": "How the weights of a run condensed into clusters (Figs. 1, 2E, 2F).",
     "energy": "Interaction energy of each layer of a weight file.",

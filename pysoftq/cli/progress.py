@@ -17,9 +17,12 @@ from rich.progress import (
 from pysoftq.checkpoint import RunState
 from pysoftq.config import CompressConfig
 from pysoftq.data import batch_count
+from pysoftq.sweep.prepare import Silent
 from pysoftq.tasks import CLASSIFICATION, Data, Task
 
 if TYPE_CHECKING:
+    from pysoftq.analysis.comparison import Record
+    from pysoftq.analysis.contest import Progress as Contest
     from pysoftq.sweep.ledger import Status
 
 LINES = 30
@@ -168,10 +171,50 @@ class SweepProgress:
             self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
+class ComparisonProgress(Silent):
+    """A line for each network, and in a terminal a bar; how long the others may take."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.console = Console(stderr=quiet)
+        self._bar = Progress(
+            TextColumn("networks"),
+            BarColumn(bar_width=16),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[left]}"),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self._task = self._bar.add_task("networks", left="")
+        self._bar.start()
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        self._bar.stop()
+
+    def message(self, text: str) -> None:
+        """Print one line."""
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def on_record(self, record: Record, progress: Contest) -> None:
+        """Print the line of a network."""
+        seconds = progress.seconds_left
+        left = "" if not seconds else _clock(seconds)
+        self._bar.update(self._task, total=progress.total, completed=progress.done, left=left)
+        count = f"{progress.done} of {progress.total}"
+        self.message(
+            f"{count}  seed {record.seed}  {record.method} ({record.setting}): "
+            f"{100 * record.accuracy:.2f} %, {record.bits:.2f} bits, "
+            f"{record.entropy_bits:.2f} entropy bits  {left}".rstrip()
+        )
+
+
 def _time_left(begin: float, first: int, done: int, total: int) -> str:
     """From the pace since ``begin``, when ``first`` of ``total`` were done; empty where unknown."""
     if done <= first or done >= total:
         return ""
-    seconds = round((time.monotonic() - begin) / (done - first) * (total - done))
-    minutes, seconds = divmod(seconds, 60)
+    return _clock((time.monotonic() - begin) / (done - first) * (total - done))
+
+
+def _clock(left: float) -> str:
+    minutes, seconds = divmod(round(left), 60)
     return f"{minutes}:{seconds:02d} left"

@@ -1,0 +1,429 @@
+"""Making and measuring the networks of a comparison; see `comparison` for what comes of it.
+
+Each network is kept as a compressed file, each measurement in a journal: the same call again goes
+on where it was interrupted, and more seeds, parameters or methods cost only what is new.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal, Protocol, get_args
+
+import torch
+from pydantic import TypeAdapter
+from pysoftq.analysis.comparison import (
+    METHODS,
+    TRAINED,
+    ComparisonStudy,
+    Record,
+    Value,
+    summarize,
+)
+from pysoftq.analysis.journal import Journal
+from pysoftq.analysis.landscape import choose_images
+from pysoftq.analysis.phase import statistic
+from torch import Tensor
+from torch.optim.swa_utils import update_bn
+
+from pysoftq.artifact import load_compressed
+from pysoftq.baselines import ecvq, histogram_equalize, kmeans, uniform
+from pysoftq.baselines.parq import has_parq, train_parq
+from pysoftq.clustering import ClusteringConfig
+from pysoftq.clustering import prepare as prepare_coupling
+from pysoftq.clusters import Clusters, mean_bit_width, unique
+from pysoftq.codebook import train_codebooks
+from pysoftq.config import (
+    RECIPES,
+    CompressConfig,
+    ConfigError,
+    changed_options,
+    make_config,
+    read_config,
+    write_config,
+)
+from pysoftq.data import read_data
+from pysoftq.driver import (
+    RunObserver,
+    choose_device,
+    compress,
+    make_model,
+    set_threads,
+    write_compressed,
+)
+from pysoftq.finetune import evaluate
+from pysoftq.runfolder import RunFolder
+from pysoftq.selection import select
+from pysoftq.sweep.prepare import Silent, prepare
+from pysoftq.training import own_stream
+from pysoftq.weights import cpu_state, load_weights, restore
+
+Normalization = Literal["keep", "reestimate"]
+
+# To be raised whenever a key comes to mean another value: kept values are then measured anew.
+VERSION = 1
+ECVQ_K = 64  # values at most: many more than the rates of a comparison leave
+CALIBRATION_IMAGES = 10_000
+Recipe = Literal["unrefined", "paper", "best", "entropy"]
+
+
+@dataclass(frozen=True)
+class ComparisonOptions:
+    """Which networks are compared.
+
+    Attributes:
+        methods: some of METHODS.
+        seeds: how many, from that of the run's options on; a seed determines all that is random,
+            the pretraining too where no weights are given.
+        h, w: strengths and widths of soft quantization, all pairs.
+        recipes: what becomes of each softly quantized network: its clusters as they were found
+            ("unrefined"), refined as in the paper, or refined by the recipe "best", whose worth
+            of a bit is one of ``prices``; "entropy" is the same with an entropy coder's bits.
+        prices: see recipes.
+        levels: values of uniform quantization and of k-means.
+        bits: of histogram-equalized quantization and of PARQ.
+        rates: of entropy-constrained k-means, in variances of a layer for each bit; each layer has
+            its rate in proportion to its size, so that small ones are quantized finely.
+        normalization: "keep", or "reestimate" the statistics of batch normalisation for every
+            network, from at most 10,000 training images.
+        runs: folders of finished runs, from the same pretrained weights, that take part as well.
+    """
+
+    methods: tuple[str, ...] = tuple(METHODS)
+    seeds: int = 3
+    h: tuple[float, ...] = ()
+    w: tuple[float, ...] = ()
+    recipes: tuple[Recipe, ...] = get_args(Recipe)
+    prices: tuple[float, ...] = (0.003, 0.01, 0.03)
+    levels: tuple[int, ...] = (4, 6, 8, 12, 16, 32)
+    bits: tuple[int, ...] = (2, 3, 4)
+    rates: tuple[float, ...] = (0.03, 0.1, 0.2, 0.4, 0.8)
+    normalization: Normalization = "keep"
+    runs: tuple[Path, ...] = ()
+
+    def __post_init__(self) -> None:
+        if unknown := [method for method in self.methods if method not in METHODS]:
+            raise ConfigError(f"unknown method {unknown[0]!r}; there are {', '.join(METHODS)}")
+        if unknown := [recipe for recipe in self.recipes if recipe not in get_args(Recipe)]:
+            wanted = ", ".join(get_args(Recipe))
+            raise ConfigError(f"unknown recipe {unknown[0]!r}; there are {wanted}")
+        if self.seeds < 1:
+            raise ConfigError(f"seeds is {self.seeds}; want 1 or more")
+        if self.normalization not in get_args(Normalization):
+            raise ConfigError(f"normalization is {self.normalization!r}; want keep or reestimate")
+
+    def ladder(self, method: str) -> list[dict[str, Value]]:
+        """The parameters that a method is run with."""
+        if method in ("uniform", "minmax", "kmeans", "kmeans+ft"):
+            return [{"K": K} for K in self.levels]
+        if method in ("heq", "parq"):
+            return [{"bits": bits} for bits in self.bits]
+        if method in ("ecvq", "ecvq+ft"):
+            return [{"rate": rate} for rate in self.rates]
+        points: Iterable[dict[str, Value]] = ({"h": h, "w": w} for h, w in product(self.h, self.w))
+        return [variant for point in points for variant in self.variants(point)]
+
+    def variants(self, point: dict[str, Value]) -> list[dict[str, Value]]:
+        """What becomes of the network of one run of soft quantization."""
+        found: list[dict[str, Value]] = []
+        for recipe in self.recipes:
+            if recipe in ("unrefined", "paper"):
+                found.append({**point, "recipe": recipe})
+            else:
+                found += [{**point, "recipe": recipe, "price": price} for price in self.prices]
+        return found
+
+
+class Observer(RunObserver, Protocol):
+    """Is told how a comparison goes on."""
+
+    def on_record(self, record: Record, progress: Progress) -> None:
+        """After each network that was not known before."""
+
+
+@dataclass
+class Progress:
+    """How many networks are done, and how long the others may take; index 1 is of trained ones."""
+
+    waiting: list[int]
+    done: int = 0
+    seconds: list[list[float]] = field(default_factory=lambda: [[], []])
+
+    @property
+    def total(self) -> int:
+        """Networks in all."""
+        return self.done + sum(self.waiting)
+
+    def add(self, record: Record) -> None:
+        """Count a network as done."""
+        kind = int(record.method in TRAINED)
+        self.done += 1
+        self.waiting[kind] -= 1
+        self.seconds[kind].append(record.seconds)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """None while no network of a kind that is still to come has been seen."""
+        left = 0.0
+        for count, seen in zip(self.waiting, self.seconds, strict=True):
+            if count and not seen:
+                return None
+            left += count * sum(seen) / max(len(seen), 1)
+        return left
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One network of the comparison; ``run`` is the folder of a finished run that it is from."""
+
+    method: str
+    parameters: dict[str, Value]
+    seed: int
+    run: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of its file."""
+        words = [
+            f"{value}" if isinstance(value, str) else f"{name}{value!r}"
+            for name, value in self.parameters.items()
+        ]
+        return "-".join([self.method, *words])
+
+
+def study_comparison(
+    config: CompressConfig, options: ComparisonOptions, folder: Path, observer: Observer
+) -> ComparisonStudy:
+    """Make all networks of a comparison in its folder, measure them, and sum up.
+
+    Args:
+        config: of every network that is trained; its h and w are not used.
+        options: which networks.
+        folder: for networks, runs and measured values.
+        observer: is told what happens.
+
+    Raises:
+        ConfigError: the folder holds a comparison with other options, or a run of ``runs`` is not
+            finished or began with other weights.
+        Interrupted: after SIGINT or SIGTERM; a run of soft quantization goes on from there.
+    """
+    if config.granularity != "layer":
+        raise ConfigError(
+            f"option 'granularity': layers are compared, given {config.granularity!r}"
+        )
+    set_threads(config.threads)
+    _keep_options(config, folder)
+    settings = {"version": VERSION, "normalization": options.normalization}
+    journal = Journal(folder, settings)
+    skipped = {}
+    if "parq" in options.methods and not has_parq():
+        skipped["parq"] = "not installed: pip install 'pysoftq[parq]'"
+    entries = list_entries(config, options, without=skipped)
+    trained = sum(entry.method in TRAINED for entry in entries)
+    progress = Progress([len(entries) - trained, trained])
+    pretrained, records = [], []
+    with own_stream(choose_device(config)):
+        for seed in sorted({entry.seed for entry in entries}):
+            arena = Arena(config, seed, folder / f"seed-{seed}", options.normalization, observer)
+            pretrained.append(journal.get(f"{seed}/pretrained", arena.accuracy))
+            for entry in (entry for entry in entries if entry.seed == seed):
+                key = f"{seed}/{entry.name}"
+                known = key in journal
+                row = journal.get(key, partial(arena.enter, entry))
+                records.append(TypeAdapter(Record).validate_python(row))
+                progress.add(records[-1])
+                if not known:
+                    observer.on_record(records[-1], progress)
+    return ComparisonStudy(
+        name=f"{config.model}, {config.dataset}",
+        normalization=options.normalization,
+        epochs=config.epochs,
+        seeds=tuple(sorted({record.seed for record in records})),
+        pretrained=statistic([100 * accuracy for accuracy in pretrained]),
+        points=summarize(records),
+        skipped=skipped,
+    )
+
+
+def list_entries(
+    config: CompressConfig, options: ComparisonOptions, without: Mapping[str, str]
+) -> list[Entry]:
+    """All networks; what is alike for all seeds comes once, and what is not trained comes first."""
+    one_network = config.weights is not None and (
+        config.dataset != "digits" or config.split_seed is not None
+    )
+    entries: list[Entry] = []
+    methods = [method for method in METHODS if method in {*options.methods} - {*without}]
+    for seed in range(config.seed, config.seed + options.seeds):
+        for method in methods:
+            if one_network and method not in TRAINED and seed != config.seed:
+                continue
+            entries += [Entry(method, ladder, seed) for ladder in options.ladder(method)]
+    for path in options.runs:
+        entries += _of_run(path, config, options)
+    return list({(entry.seed, entry.name): entry for entry in entries}.values())
+
+
+def _of_run(path: Path, config: CompressConfig, options: ComparisonOptions) -> list[Entry]:
+    folder = RunFolder(path)
+    if not folder.report.is_file():
+        raise ConfigError(f"{path} is not the folder of a finished run: there is no report.json")
+    run = make_config(read_config(folder.config))
+    point: dict[str, Value] = {"h": run.h, "w": run.w}
+    if run.epochs != config.epochs:
+        point["epochs"] = run.epochs
+    return [Entry("soft", variant, run.seed, path) for variant in options.variants(point)]
+
+
+class Arena:
+    """The pretrained network of a seed, its data, and the networks made of it."""
+
+    def __init__(
+        self,
+        config: CompressConfig,
+        seed: int,
+        folder: Path,
+        normalization: Normalization,
+        observer: RunObserver,
+    ) -> None:
+        config = config.model_copy(update={"seed": seed})
+        weights = prepare(config, folder / "pretrained", observer)[0]
+        self.config = config.model_copy(update={"weights": weights})
+        self.folder = folder
+        device = choose_device(config)
+        self.data = read_data(config).to(device)
+        self.model = make_model(config, self.data, device)
+        restore(self.model, load_weights(weights), weights)
+        self.pretrained = cpu_state(self.model)
+        self.layers = select(self.model, config.include or None, config.exclude or None)[0]
+        sizes = [weights.numel() for weights in self.layers.values()]
+        self.typical_size = sum(size * size for size in sizes) / sum(sizes)  # of a weight's layer
+        self.calibration = None
+        if normalization == "reestimate":
+            self.calibration = choose_images(self.data.train, CALIBRATION_IMAGES, seed).to(device)
+
+    def enter(self, entry: Entry) -> dict[str, Any]:
+        """Make the network of an entry if there is none yet, and measure it; returns its record."""
+        start = time.monotonic()
+        path = self.folder / "networks" / f"{entry.name}.safetensors"
+        if not path.is_file():
+            self.model.load_state_dict(self.pretrained)
+            self._make(entry)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_compressed(self.model, self.data, self.config, path)
+        load_compressed(path, self.model)
+        found = [unique(weights) for weights in self.layers.values()]
+        sizes = [clusters.size for clusters in found]
+        record = Record(
+            entry.method,
+            entry.parameters,
+            entry.seed,
+            accuracy=self.accuracy(),
+            bits=mean_bit_width(sizes, [clusters.bits for clusters in found]),
+            entropy_bits=mean_bit_width(sizes, [clusters.entropy_bits for clusters in found]),
+            bytes_on_disk=path.stat().st_size,
+            seconds=time.monotonic() - start,
+        )
+        return asdict(record)
+
+    def accuracy(self) -> float:
+        """Of the network as it is, on the test images; statistics are re-estimated if asked for."""
+        if self.calibration is not None:
+            batches = (batch for batch, _ in self.data.ordered(self.calibration))
+            update_bn(batches, self.model, self.calibration.labels.device)
+        return evaluate(self.model, self.data, self.data.test)[1]
+
+    def _make(self, entry: Entry) -> None:
+        """Put the network of an entry into the model, which is the pretrained one."""
+        torch.manual_seed(self.config.seed)
+        if entry.method == "soft":
+            self._soften(entry)
+        elif entry.method == "parq":
+            bits = int(entry.parameters["bits"])
+            train_parq(self.model, self.layers, bits, self.data, self.config)
+        else:
+            rule, _, trained = entry.method.partition("+")
+            found = {
+                name: self._quantize(rule, weights, entry.parameters)
+                for name, weights in self.layers.items()
+            }
+            self._write(found)
+            if trained:
+                epochs, lr = self.config.epochs, self.config.lr
+                train_codebooks(self.model, found, self.data, self.config, epochs=epochs, lr=lr)
+
+    def _quantize(self, rule: str, weights: Tensor, parameters: Mapping[str, Any]) -> Clusters:
+        if rule == "heq":
+            return histogram_equalize(weights, parameters["bits"])
+        if rule == "kmeans":
+            return kmeans(weights, parameters["K"])
+        if rule == "ecvq":
+            # Bits are paid for by the weight, noise relative to the signal by the layer: with the
+            # rate in proportion to N_l, the sum of MSE_l / variance_l over the layers is least.
+            share = weights.numel() / self.typical_size
+            return ecvq(weights, ECVQ_K, parameters["rate"] * share)
+        return uniform(weights, parameters["K"], "mse" if rule == "uniform" else "minmax")
+
+    def _soften(self, entry: Entry) -> None:
+        """Softly quantize the network, or take a finished run; then the recipe, as in a run."""
+        chosen: dict[str, Any] = dict(entry.parameters)
+        config = self.config.model_copy(update={name: chosen[name] for name in ("h", "w")})
+        softq = prepare_coupling(self.model, ClusteringConfig.of(config))
+        folder = RunFolder(entry.run or self.folder / "runs" / f"h{config.h!r}-w{config.w!r}")
+        if entry.run is not None:
+            self._refuse_other_weights(folder)
+        elif not folder.report.is_file():
+            paper = config.model_copy(update={"recipe": "paper", **RECIPES["paper"]})
+            compress(
+                *(paper, folder.path, Silent()),
+                resume=folder.exists,
+                data=self.data,
+                figures=False,
+            )
+        restore(self.model, load_weights(folder.soft), folder.soft)
+        recipe, bits = chosen["recipe"], config.cluster_bits
+        if recipe in ("unrefined", "paper"):
+            softq.finalize(bits, config.n_min if recipe == "paper" else 0)
+            return
+        best = RECIPES["best"]
+        rule = "entropy" if recipe == "entropy" else best["refine"]
+        softq.finalize(bits, rule=rule, price=chosen["price"])
+        train_codebooks(
+            self.model,
+            {name: unique(weights) for name, weights in self.layers.items()},
+            self.data,
+            config,
+            epochs=best["codebook_epochs"],
+            lr=config.codebook_lr,
+            first_epoch=config.epochs,
+        )
+
+    def _refuse_other_weights(self, folder: RunFolder) -> None:
+        theirs = load_weights(folder.pretrained)
+        for name in self.layers:
+            if name not in theirs or not torch.equal(theirs[name], self.pretrained[name]):
+                raise ConfigError(f"{folder.path} began with other weights: {name} differs")
+
+    @torch.no_grad()
+    def _write(self, found: Mapping[str, Clusters]) -> None:
+        for name, weights in self.layers.items():
+            weights.copy_(found[name].weights(weights.shape))
+
+
+def _keep_options(config: CompressConfig, folder: Path) -> None:
+    """Write the options into the folder, or refuse others than those that it was begun with."""
+    kept = RunFolder(folder).config
+    if not kept.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_config(config, kept)
+        return
+    saved = make_config(read_config(kept)).model_dump(mode="json")
+    changed = changed_options(saved, config)
+    made_by = ("cluster_bits", "n_min", "codebook_lr", "coding")
+    changed += [name for name in made_by if saved[name] != getattr(config, name)]
+    if changed:
+        raise ConfigError(f"{folder} was begun with other options: {', '.join(changed)}")

@@ -1,0 +1,265 @@
+"""``pysoftq compare``: soft quantization beside other methods, from the same pretrained network."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from pysoftq.atomic import atomic_write
+from pysoftq.cli import INTERRUPTED
+from pysoftq.cli.options import ConfigOption, GroupedCommand, config_options, given_options
+from pysoftq.cli.studies import write_study
+from pysoftq.cli.tables import print_table
+from pysoftq.config import CompressConfig, ConfigError, make_config, read_config
+
+if TYPE_CHECKING:
+    from pysoftq.analysis.comparison import ComparisonStudy, Point, Rate
+    from pysoftq.analysis.contest import ComparisonOptions
+    from pysoftq.analysis.phase import Statistic
+
+EXAMPLES = """\b
+Examples:
+  pysoftq compare --out comparisons/digits
+  pysoftq compare --methods kmeans,ecvq,soft --w 0.2,0.35,0.5 --seeds 5
+  pysoftq compare --dataset cifar10 --weights resnet20.th --methods uniform,kmeans,ecvq --run runs/1
+"""
+# Widths of soft quantization where none are given, in multiples of the data set's own.
+WIDTHS = (5 / 7, 1, 10 / 7, 2)
+HEADINGS = (
+    *("method", "setting", "accuracy / %", "bits", "entropy bits", "kB"),
+    *("lead at bits", "lead at entropy bits"),
+)
+
+
+def _option(*flags: str, help: str, **settings: Any) -> Callable[[Any], Any]:  # noqa: A002
+    return click.option(*flags, cls=ConfigOption, group="Comparison", help=help, **settings)
+
+
+@click.command("compare", cls=GroupedCommand, epilog=EXAMPLES)
+@_option(
+    "--methods",
+    metavar="NAMES",
+    help="Some of uniform, minmax, heq, kmeans, ecvq, kmeans+ft, ecvq+ft, parq, soft.  "
+    "[default: all]",
+)
+@_option("--seeds", type=click.IntRange(1), help="Seeds, from --seed on.  [default: 3]")
+@_option(
+    "--h",
+    metavar="VALUES",
+    help="Strengths: 0.03,0.1 or log:A:B:N or lin:A:B:N.  [default: that of the data set]",
+)
+@_option("--w", metavar="VALUES", help="Widths, likewise.  [default: four around the data set's]")
+@_option(
+    "--recipes",
+    metavar="NAMES",
+    help="What becomes of soft quantization's networks: some of unrefined, paper, best, entropy "
+    "(best, with the bits of an entropy coder).  [default: all]",
+)
+@_option(
+    "--prices",
+    metavar="VALUES",
+    help="Worth of a bit, for best and entropy.  [default: 0.003,0.01,0.03]",
+)
+@_option(
+    "--levels",
+    metavar="VALUES",
+    help="Values of a layer, for uniform, minmax, kmeans.  [default: 4,6,8,12,16,32]",
+)
+@_option("--bits", metavar="VALUES", help="Bits, for heq and parq.  [default: 2,3,4]")
+@_option(
+    "--rates",
+    metavar="VALUES",
+    help="Variances of a layer for each bit, for ecvq.  [default: 0.03,0.1,0.2,0.4,0.8]",
+)
+@_option(
+    "--bn",
+    "normalization",
+    type=click.Choice(["keep", "reestimate"]),
+    help="Statistics of batch normalisation: as each network has them, or re-estimated for all.  "
+    "[default: keep]",
+)
+@_option(
+    "--run",
+    "runs",
+    multiple=True,
+    metavar="RUN",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="A finished run from the same weights takes part as well (repeatable).",
+)
+@_option(
+    "--config",
+    "config_file",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="Options of pysoftq compress from a YAML file; those of the command line win.",
+)
+@_option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("comparison"),
+    show_default=True,
+    help="Folder of the comparison; what it holds is gone on with.",
+)
+@_option("--json", "as_json", is_flag=True, help="Print JSON in place of the table.")
+@config_options("h", "w", "recipe", "refine", "bit_price", "codebook_epochs", "granularity")
+def compare(
+    config_file: Path | None, out: Path, as_json: bool, runs: tuple[Path, ...], **values: Any
+) -> None:
+    """Compare soft quantization with other methods: accuracy against bits and entropy bits.
+
+    Every method begins with the same pretrained network of a seed. Those that train (kmeans+ft,
+    ecvq+ft, parq, soft) do so on the same images, for the same --epochs, from the same --lr. The
+    same command again goes on where an interrupted comparison was; more seeds, methods or values
+    cost only what is new.
+    """
+    # Loaded late: torch takes seconds, and --help needs none of it.
+    from pysoftq.analysis.contest import study_comparison
+    from pysoftq.analysis.figures.comparison import draw_comparison
+    from pysoftq.cli.progress import ComparisonProgress
+    from pysoftq.interrupt import Interrupted
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    names = (
+        *("methods", "seeds", "h", "w", "recipes", "prices"),
+        *("levels", "bits", "rates", "normalization"),
+    )
+    chosen = given_options({name: values.pop(name) for name in names})
+    progress = ComparisonProgress(quiet=as_json)
+    try:
+        saved = read_config(config_file) if config_file else {}
+        config = make_config(saved, given_options(values))
+        options = _comparison_options(config, {**chosen, "runs": runs})
+        study = study_comparison(config, options, out, progress)
+    except ConfigError as error:
+        raise click.UsageError(str(error)) from error
+    except (KeyboardInterrupt, Interrupted):
+        command = shlex.join(["pysoftq", *sys.argv[1:]])
+        click.echo(f"interrupted; what is done is kept, go on with: {command}", err=True)
+        sys.exit(INTERRUPTED)
+    finally:
+        progress.close()
+    if as_json:
+        click.echo(json.dumps(summary(study)))
+    else:
+        print_summary(study)
+    told = write_study("comparison", study, {"comparison": partial(draw_comparison, study)}, out)
+    with atomic_write(out / "comparison.md") as temporary:
+        temporary.write_text(markdown(study), encoding="utf-8")
+    click.echo(f"{told}, comparison.md", err=as_json)
+
+
+def _comparison_options(config: CompressConfig, given: dict[str, Any]) -> ComparisonOptions:
+    """The networks asked for; lists of numbers are read as those of a sweep."""
+    from pysoftq.analysis.contest import ComparisonOptions
+    from pysoftq.sweep.grid import parse_axis
+
+    widths = [float(f"{config.w * factor:.2g}") for factor in WIDTHS]
+    axes = {"h": config.h, "w": widths, **given}
+    for name in ("h", "w", "prices", "rates"):
+        if name in axes:
+            axes[name] = parse_axis(name, axes[name])
+    for name in ("levels", "bits"):
+        if name in axes:
+            numbers = parse_axis(name, axes[name])
+            if any(number != int(number) for number in numbers):
+                raise ConfigError(f"option {name!r}: wanted whole numbers, given {given[name]!r}")
+            axes[name] = tuple(int(number) for number in numbers)
+    for name in ("methods", "recipes"):
+        if name in axes:
+            axes[name] = tuple(part.strip() for part in axes[name].split(","))
+    return ComparisonOptions(**axes)
+
+
+def summary(study: ComparisonStudy) -> dict[str, Any]:
+    """What ``--json`` prints."""
+    return {
+        "name": study.name,
+        "normalization": study.normalization,
+        "epochs": study.epochs,
+        "seeds": list(study.seeds),
+        "pretrained_accuracy": study.pretrained.mean,
+        "skipped": study.skipped,
+        "points": [
+            {
+                "method": point.method,
+                "parameters": point.parameters,
+                **_numbers("accuracy", point.accuracy),
+                **_numbers("bits", point.bits),
+                **_numbers("entropy_bits", point.entropy_bits),
+                **_numbers("kilobytes", point.kilobytes),
+                "lead_at_bits": study.lead(point, "bits"),
+                "lead_at_entropy_bits": study.lead(point, "entropy_bits"),
+            }
+            for point in study.points
+        ],
+    }
+
+
+def _numbers(name: str, statistic: Statistic) -> dict[str, float | None]:
+    return {name: statistic.mean, f"{name}_spread": statistic.spread}
+
+
+def print_summary(study: ComparisonStudy) -> None:
+    """The table on the terminal."""
+    table = Table(title=escape(headline(study)), title_justify="left", box=box.SIMPLE_HEAD)
+    for heading in HEADINGS:
+        left = heading in ("method", "setting")
+        table.add_column(heading, justify="left" if left else "right", no_wrap=True)
+    for row in rows(study):
+        table.add_row(*map(escape, row))
+    print_table(table)
+
+
+def markdown(study: ComparisonStudy) -> str:
+    """The table as Markdown."""
+    lines = [headline(study), "", f"| {' | '.join(HEADINGS)} |", "|---" * len(HEADINGS) + "|"]
+    return "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows(study)]) + "\n"
+
+
+def headline(study: ComparisonStudy) -> str:
+    """What is compared, in one line."""
+    seeds = f"seeds {', '.join(map(str, study.seeds))}"
+    return (
+        f"{study.name}, {seeds}: pretrained {_told(study.pretrained, 2)} %; {study.epochs} epochs "
+        f"where a method trains; statistics of normalisation: {study.normalization}; "
+        "mean ± standard deviation"
+    )
+
+
+def rows(study: ComparisonStudy) -> list[list[str]]:
+    """The cells of the table; a lead is told in percentage points."""
+    found = [
+        [
+            point.method,
+            point.setting,
+            _told(point.accuracy, 2),
+            _told(point.bits, 2),
+            _told(point.entropy_bits, 2),
+            _told(point.kilobytes, 1),
+            _lead(study, point, "bits"),
+            _lead(study, point, "entropy_bits"),
+        ]
+        for point in study.points
+    ]
+    empty = [""] * (len(HEADINGS) - 2)
+    return found + [[method, reason, *empty] for method, reason in study.skipped.items()]
+
+
+def _told(statistic: Statistic, digits: int) -> str:
+    spread = "" if not statistic.spread else f" ± {statistic.spread:.{digits}f}"
+    return f"{statistic.mean:.{digits}f}{spread}"
+
+
+def _lead(study: ComparisonStudy, point: Point, rate: Rate) -> str:
+    lead = study.lead(point, rate)
+    return "" if lead is None else f"{lead:+.2f}".replace("-", "−")
