@@ -88,7 +88,9 @@ class Segments:
         """
         bounds = segment_bounds(shape, granularity)
         total = len(bounds) - 1
-        values = [torch.as_tensor(record.get(field)).cpu() for field in cls.FIELDS]
+        values = [
+            torch.as_tensor(record.get(field), dtype=torch.float64).cpu() for field in cls.FIELDS
+        ]
         number = values[0].long()
         fits = (
             all(value.shape == number.shape and value.dim() == 1 for value in values)

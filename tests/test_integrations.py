@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import importlib
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -310,6 +312,22 @@ def test_transformers_may_join_a_training_that_goes_on(
     trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
     assert callback.softq.step == 16
     validate_clustering(model, callback.report)
+
+
+def test_transformers_keeps_the_scales_of_channels_bit_for_bit(model: Digits) -> None:
+    from pysoftq.integrations.transformers import SoftQuantizationCallback
+
+    config = replace(CONFIG, granularity="channel")
+    callback = SoftQuantizationCallback(config)
+    callback.softq = prepare(model, config)
+    saved = json.loads(json.dumps(callback.state(), sort_keys=True))  # as the Trainer does
+    assert ClusteringConfig.from_dict(saved["args"]["config"]) == config
+    restored = prepare(Digits(), config)
+    restored.load_state_dict(saved["attributes"]["coupling"])
+    for a, b in zip(callback.softq.layers, restored.layers, strict=True):
+        assert a.record().keys() == b.record().keys()
+        for key in ("number", "sigma", "width", "strength"):
+            assert torch.equal(getattr(a.segments, key), getattr(b.segments, key)), key
 
 
 # --- accelerate ---

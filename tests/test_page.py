@@ -84,7 +84,9 @@ def test_the_page_holds_the_numbers(page: Path) -> None:
         assert expected in text
     assert "All 5 tensors" in text
     for rule in ("h = 0.3, w = 0.5", "normalization", "buffer"):
-        assert text.count(f"<td>{rule}</td>") >= 2  # among the rules, and beside each tensor
+        assert (
+            text.count(f'<td class="words">{rule}</td>') >= 2
+        )  # among the rules, and beside each tensor
     assert "pysoftq compress --h 0.3 --exclude &#39;a*&#39;" in text
     assert text.count("<img") == 6
     assert page.stat().st_size < 5e6

@@ -12,12 +12,13 @@ from .render import png_source
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text; ``marked`` are the numbers of rows that stand out."""
+    """Cells as text; ``marked`` numbers the rows that stand out, ``words`` the columns of text."""
 
     headings: Sequence[str]
     rows: Sequence[Sequence[str]]
     foot: Sequence[str] = ()
     marked: tuple[int, ...] = ()
+    words: tuple[int, ...] = (0,)
 
 
 @dataclass(frozen=True)

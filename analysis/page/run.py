@@ -17,7 +17,13 @@ from pysoftq.analysis.figures import flatness as flatness_figures
 from pysoftq.analysis.flatness import FlatnessStudy
 from pysoftq.analysis.results import load_result
 
-from pysoftq.config import CompressConfig, command_line, make_config, read_config
+from pysoftq.config import (
+    CompressConfig,
+    command_line,
+    make_config,
+    override_texts,
+    read_config,
+)
 from pysoftq.potential import potential
 from pysoftq.report import CompressionReport, NetworkRow, Summary, abridged, distinct_values
 from pysoftq.runfolder import RunFolder
@@ -219,12 +225,12 @@ def _coverage(report: CompressionReport) -> Table:
         for names in [[tensor.name for tensor in members]]
     ]
     foot = ("all", "", f"{len(report.tensors)}", f"{distinct_values(report.tensors):,}", "")
-    return Table(("Status", "Rule", "Tensors", "Values", "Which"), rows, foot)
+    return Table(("Status", "Rule", "Tensors", "Values", "Which"), rows, foot, words=(0, 1, 4))
 
 
 def _tensors(report: CompressionReport) -> Table:
     rows = [[tensor.name, tensor.extent, tensor.status, tensor.rule] for tensor in report.tensors]
-    return Table(("Tensor", "Shape", "Status", "Rule"), rows)
+    return Table(("Tensor", "Shape", "Status", "Rule"), rows, words=(0, 1, 2, 3))
 
 
 def _movie(run: Run) -> dict[str, Any]:
@@ -338,10 +344,12 @@ def _options(config: CompressConfig) -> Table:
     values = config.model_dump(mode="json")
     fields = CompressConfig.model_fields
     rows = [[name, _shown(value), fields[name].description or ""] for name, value in values.items()]
-    return Table(("Option", "Value", "Meaning"), rows)
+    return Table(("Option", "Value", "Meaning"), rows, words=(0, 1, 2))
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        value = override_texts(value)
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "–"
     return "–" if value is None else str(value)

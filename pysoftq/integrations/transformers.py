@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from pysoftq.config import override_texts
 from pysoftq.integrations._training import CoupledTraining
@@ -24,7 +24,9 @@ class SoftQuantizationCallback(CoupledTraining, TrainerCallback, ExportableState
 
     Its state is a part of each checkpoint's ``trainer_state.json``:
     ``train(resume_from_checkpoint=…)`` goes on bit for bit. Works with gradient accumulation,
-    mixed precision and DDP; sharded training is refused.
+    mixed precision and DDP; sharded training is refused. Where the Trainer restores callbacks from
+    a checkpoint (``restore_callback_states_from_checkpoint``), it makes another callback from what
+    is saved there, and the report is to be found in that one.
 
     Example::
 
@@ -65,8 +67,16 @@ class SoftQuantizationCallback(CoupledTraining, TrainerCallback, ExportableState
     def state(self) -> dict[str, Any]:
         """For the Trainer's checkpoint, as plain JSON, whose keys the Trainer sorts."""
         config = {**self.config.to_dict(), "override": override_texts(self.config.override)}
-        coupling = None if self.softq is None else self.softq.state_dict()
         return {
             "args": {"config": config, "finalize": self.finalize},
-            "attributes": {"coupling": coupling},
+            "attributes": {"coupling": self.softq and _plain(self.softq.state_dict())},
         }
+
+
+def _plain(state: dict[str, Any]) -> dict[str, Any]:
+    """The state of a coupling, the scales of segments as lists; JSON keeps every bit of a float."""
+    layers = [
+        {key: x.tolist() if isinstance(x, Tensor) else x for key, x in layer.items()}
+        for layer in state["layers"]
+    ]
+    return {**state, "layers": layers}
