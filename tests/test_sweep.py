@@ -6,6 +6,8 @@ import json
 import multiprocessing
 import os
 import random
+import re
+import shlex
 import signal
 import threading
 import time
@@ -22,6 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from postgres import postgres_server
 
+from pysoftq.cli.main import cli
 from pysoftq.cli.phase import phase
 from pysoftq.cli.pick import pick
 from pysoftq.cli.progress import SweepProgress
@@ -468,6 +471,29 @@ def test_phase_and_pick_of_a_sweep(trained: Path) -> None:
     assert chosen["degradation"] == min(point["degradation"] for point in points)
     assert Path(chosen["file"]).is_file()
     assert CliRunner().invoke(pick, [str(trained)]).exit_code == 2
+
+
+def test_the_documented_chain_of_commands(trained: Path) -> None:
+    document = Path(__file__).parents[1] / "docs" / "paper.md"
+    (block,) = re.findall(r"```bash\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL)
+    first, *commands = [shlex.split(line)[1:] for line in block.splitlines()]
+    assert first == ["sweep", "--quick", "--out", "sweeps/digits"]
+    few = {"--draws": 2, "--images": 40, "--line": 3, "--plane": 3, "--curvatures": 0}
+    small = {
+        "flatness": [str(word) for option in few.items() for word in option],
+        "pick": ["--max-drop", "100"],
+    }
+    run = "runs/h0.2-w0.5-s0"
+    for name, folder, *options in commands:
+        kind = run if "/runs/" in folder else ""
+        arguments = [name, str(trained / kind), *options, *small.get(name, [])]
+        told = CliRunner().invoke(cli, arguments)
+        assert told.exit_code == 0, told.output
+    assert (trained / run / "flatness" / "flatness.json").is_file()
+    assert (trained / run / "dynamics" / "collapse.png").is_file()
+    page = (trained / "report.html").read_text(encoding="utf-8")
+    assert "of 2 points" in page
+    assert len(page) < 5e6
 
 
 def test_runs_on_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
