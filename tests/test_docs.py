@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -51,6 +52,7 @@ def test_the_site_builds_without_warnings(tmp_path: Path) -> None:
         text=True,
         check=False,
         cwd=tmp_path,
+        env={name: value for name, value in os.environ.items() if name != "MPLBACKEND"},
     )
     assert built.returncode == 0, built.stderr
     gas = (tmp_path / "site" / "gas.html").read_text(encoding="utf-8")
