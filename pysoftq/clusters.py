@@ -23,12 +23,14 @@ _INTEGER_VIEW = {
 class Clusters:
     """The clusters of one layer of N weights.
 
-    codebook: (K,) the value of each cluster, ascending, in the weights' dtype.
-    indices: (N,) int64, the cluster of each weight, in flattened layer order.
-    counts: (K,) int64, weights per cluster, all > 0.
-    bounds: (G+1,) int64 on the CPU, where segments begin and end in the flattened layer
-        (`pysoftq.segments`); None where the layer is one. Segments have clusters of their own: the
-        codebook is theirs in a row, ascending within each, and values may recur between them.
+    Attributes:
+        codebook: (K,) the value of each cluster, ascending, in the weights' dtype.
+        indices: (N,) int64, the cluster of each weight, in flattened layer order.
+        counts: (K,) int64, weights per cluster, all > 0.
+        bounds: (G+1,) int64 on the CPU, where segments begin and end in the flattened layer
+            (`pysoftq.segments`); None where the layer is one. Segments have clusters of their own:
+            the codebook is theirs in a row, ascending within each, and values may recur between
+            them.
     """
 
     codebook: Tensor

@@ -83,7 +83,8 @@ def _when_free(act: Callable[[], Result]) -> Result:
 
 def compress_run(config: CompressConfig, folder: Path) -> dict[str, Any]:
     """Do a run of a sweep, or go on with it; returns its row."""
-    data = _shared_data(config.model_copy(update={"h": 0.0, "w": 1.0, "seed": 0}))
+    shared = config.model_copy(update={"h": 0.0, "w": 1.0, "seed": 0})
+    data = _shared_data(shared.model_dump_json())
 
     def run() -> Summary:
         begun = RunFolder(folder).exists
@@ -94,9 +95,9 @@ def compress_run(config: CompressConfig, folder: Path) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=1)
-def _shared_data(config: CompressConfig) -> Data:
+def _shared_data(options: str) -> Data:
     """The data of all runs that differ in h, w and seed only (the split has a seed of its own)."""
-    return read_data(config)
+    return read_data(CompressConfig.model_validate_json(options))
 
 
 def row(summary: Summary, config: CompressConfig) -> dict[str, Any]:
