@@ -69,8 +69,8 @@ void print(const std::vector<double>& values, Scalar scalar, const char* name) {
     std::vector<double> force(bins);
     force_scan(counts.data(), bins, binning.spacing, 0.3, 1.0, force.data());
     std::vector<Storage> gradient(size, stored<Storage, T>(0.5));
-    const Layer layer{theta.data(), gradient.data(), size, scalar, 0.3, 1e-3, 3};
-    add_force({layer}, {bins, Method::scan, fraction, 1, 2});
+    const Layer layer{theta.data(), gradient.data(), size, scalar, 0.3, 1e-3, 3, bins};
+    add_force({layer}, {Method::scan, fraction, 1, 2});
     std::vector<double> potential(bins);
     potential_scan(counts.data(), bins, binning.spacing, 0.3, potential.data());
     std::printf("  %-8s %.1f counts %016" PRIx64 " V %016" PRIx64 " force %016" PRIx64
