@@ -15,6 +15,7 @@ from benchmarks import (
     bandwidth,
     density,
     force_step,
+    granularity,
     growth,
     memory,
     pairs,
@@ -27,6 +28,7 @@ from benchmarks.report import environment, markdown, write
 
 CASES: dict[str, Callable[[Options], list[Comparison]]] = {
     "force_step": force_step.run,
+    "granularity": granularity.run,
     "density": density.run,
     "potential": potential.run,
     "pairs": pairs.run,

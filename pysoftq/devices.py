@@ -49,7 +49,10 @@ class DeviceGroup:
                     f"want one of {', '.join(map(str, DTYPES))}"
                 )
         device = layers[0].parameter.device
-        self.coupling = backends.on_device(device).Coupling(layers, indices, bins, fft)
+        backend = backends.couples(
+            device, segments=any(layer.segments is not None for layer in layers)
+        )
+        self.coupling = backend.Coupling(layers, indices, bins, fft)
         self._thetas = [layer.parameter for layer in layers]
         self._layers = tuple(layers)
         self._orders = [_order(layer) for layer in layers]

@@ -35,7 +35,7 @@ from pysoftq.finetune import Observer, evaluate, finetune
 from pysoftq.interrupt import stop_on_signals
 from pysoftq.models import build_model
 from pysoftq.pretrain import pretrain_or_reuse
-from pysoftq.recording import figure_layer, snapshot
+from pysoftq.recording import Part, figure_part, followed_part, snapshot
 from pysoftq.report import NetworkRow, Summary, TrainingSpeed
 from pysoftq.runfolder import RunFolder, open_run
 from pysoftq.tasks import Data
@@ -157,8 +157,8 @@ def finish(
     soft = cpu_state(model)
     save_state(soft, folder.soft)
     layers = softq.layers
-    shown = figure_layer(softq)
-    weights = {"weights_soft": snapshot(shown.parameter)}
+    shown = figure_part(softq)
+    weights = {"weights_soft": snapshot(shown.weights())}
 
     networks = [
         float_row("pretrained", model, data, folder, pretrained),
@@ -176,14 +176,14 @@ def finish(
         before = list(merged.values())
         networks.append(clustered_row(name, model, data, config, folder, layers, before))
         train_refined(model, merged, data, config, observer)
-    weights["weights_final"] = snapshot(shown.parameter)
+    weights["weights_final"] = snapshot(shown.weights())
     write_compressed(model, data, config, folder.compressed)
     # What has been written.
     refined = [unique(layer.parameter, softq.bounds(layer)) for layer in layers]
     networks.append(clustered_row("soft, refined", model, data, config, folder, layers, refined))
 
     model.load_state_dict(pretrained)
-    weights["weights_pretrained"] = snapshot(shown.parameter)
+    weights["weights_pretrained"] = snapshot(shown.weights())
     for bits in HEQ_BITS:
         model.load_state_dict(pretrained)
         equalized = [histogram_equalize(layer.parameter.detach(), bits) for layer in layers]
@@ -193,7 +193,7 @@ def finish(
 
     speed = TrainingSpeed.of(state.metrics)
     summary = Summary(tuple(networks), report, dict(softq.excluded), speed, data.task.name)
-    write_records(folder, state, shown, softq.layers[-1], config, weights)
+    write_records(folder, state, shown, followed_part(softq), config, weights)
     write_report(folder, summary, config, state)
     return summary
 
@@ -319,8 +319,8 @@ def written_size(folder: RunFolder, write: Callable[[Path], Any]) -> int:
 def write_records(
     folder: RunFolder,
     state: RunState,
-    shown: CoupledLayer,
-    followed: CoupledLayer,
+    shown: Part,
+    followed: Part,
     config: CompressConfig,
     weights: dict[str, Tensor],
 ) -> None:

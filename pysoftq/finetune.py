@@ -110,7 +110,7 @@ def finetune(
                     raise Interrupted
 
         if epoch == 0:
-            state.early = snapshot(recording.shown)
+            state.early = snapshot(recording.shown.weights())
         if epoch + 1 == config.epochs:
             recording.finish(state)
         state.metrics.append(epoch_metrics(model, optimizer, softq, data, config, state))

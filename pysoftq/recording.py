@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -18,17 +20,19 @@ DENSITY_BINS = 512
 class Recording:
     """Trajectories of the last layer's weights, densities of the largest layer.
 
+    Of a layer with segments, the largest one stands for it.
+
     Trajectories are of up to 200 weights, evenly picked, at about 500 steps. Densities are counts
     of all weights in 512 bins between their smallest and their largest, eight times in each of the
     first ten epochs and then once an epoch. Everything is noted on the device and read later.
     """
 
     def __init__(self, softq: SoftQuantizer, epochs: int, batches: int) -> None:
-        self.shown = figure_layer(softq).parameter
-        self._followed = softq.layers[-1].parameter
-        count = min(TRAJECTORY_WEIGHTS, self._followed.numel())
-        picked = torch.linspace(0, self._followed.numel() - 1, count).long()
-        self._picked = picked.to(self._followed.device)
+        self.shown = figure_part(softq)
+        self._followed = followed_part(softq)
+        size = self._followed.size
+        picked = torch.linspace(0, size - 1, min(TRAJECTORY_WEIGHTS, size)).long()
+        self._picked = picked.to(self._followed.parameter.device)
         self._batches = batches
         self._trajectory_every = max(1, epochs * batches // TRAJECTORY_ROWS)
         self._rows: list[tuple[int, Tensor]] = []
@@ -61,11 +65,11 @@ class Recording:
         self._counts.clear()
 
     def _note_trajectory(self, step: int) -> None:
-        self._rows.append((step, self._followed.detach().flatten()[self._picked]))
+        self._rows.append((step, self._followed.weights()[self._picked]))
 
     def _note_density(self, step: int) -> None:
         # Not `pysoftq.density`, which waits for the device to tell the range.
-        theta = self.shown.detach().flatten().float()
+        theta = self.shown.weights().float()
         low, high = theta.aminmax()
         bins = ((theta - low) * (DENSITY_BINS / (high - low))).nan_to_num().long()
         counts = torch.zeros(DENSITY_BINS, dtype=torch.int32, device=theta.device)
@@ -73,11 +77,48 @@ class Recording:
         self._counts.append((step, counts, torch.stack([low, high])))
 
 
-def figure_layer(softq: SoftQuantizer) -> CoupledLayer:
-    """The layer drawn in Fig. 1: the largest, the first of equals."""
-    return max(softq.layers, key=lambda layer: layer.size)
+@dataclass(frozen=True)
+class Part:
+    """Weights that interact with each other: a layer, or one of its segments; and their scales."""
+
+    name: str
+    parameter: Tensor
+    begin: int
+    size: int
+    width: float
+    strength: float
+
+    @classmethod
+    def of(cls, layer: CoupledLayer) -> Part:
+        """The layer, or the largest of its segments, the first of equals."""
+        segments = layer.segments
+        if segments is None:
+            return cls(layer.name, layer.parameter, 0, layer.size, layer.width, layer.strength)
+        row = int(segments.size.argmax())
+        return cls(
+            f"{layer.name}, segment {int(segments.number[row])} of {segments.total}",
+            layer.parameter,
+            int(segments.begin[row]),
+            int(segments.size[row]),
+            float(segments.width[row]),
+            float(segments.strength[row]),
+        )
+
+    def weights(self) -> Tensor:
+        """(size,) as they are now, on their device."""
+        return self.parameter.detach().flatten()[self.begin : self.begin + self.size]
 
 
-def snapshot(parameter: Tensor) -> Tensor:
+def figure_part(softq: SoftQuantizer) -> Part:
+    """What Fig. 1 draws: of the largest layer, the first of equals."""
+    return Part.of(max(softq.layers, key=lambda layer: layer.size))
+
+
+def followed_part(softq: SoftQuantizer) -> Part:
+    """Where single weights are followed: in the last layer."""
+    return Part.of(softq.layers[-1])
+
+
+def snapshot(weights: Tensor) -> Tensor:
     """A flat float32 copy on the CPU."""
-    return parameter.detach().flatten().float().cpu().clone()
+    return weights.detach().flatten().float().cpu().clone()

@@ -80,9 +80,9 @@ class GraphedStep(TrainingStep):
 
     The first steps run as they are, since libraries set themselves up in them, and so do batches
     of another size. A graph holds forward and backward, and where the coupling has kernels of its
-    own (not only torch's operations) its force and the optimizer too: the whole step. What Python
-    computes is frozen in it, the learning rate with the rest; the coupling's fraction and step are
-    counted on the device.
+    own (those of CUDA, for whole layers) its force and the optimizer too: the whole step. What
+    Python computes is frozen in it, the learning rate with the rest; the coupling's fraction and
+    step are counted on the device.
     """
 
     WARM_UP = 3
@@ -97,7 +97,8 @@ class GraphedStep(TrainingStep):
     ) -> None:
         super().__init__(model, optimizer, config, batch_size, softq)
         self._to_warm_up = self.WARM_UP
-        self._whole = softq if has_cuda() else None
+        kernels = has_cuda() and softq is not None and softq.granularity == "layer"
+        self._whole = softq if kernels else None
         self._replay: Callable[[], None] | None = None
 
     def __call__(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 import pysoftq
+from pysoftq.baselines import histogram_equalize
 from pysoftq.report import NetworkRow
 
 ROOT = Path(__file__).parents[1]
@@ -21,6 +23,7 @@ sys.path.append(str(ROOT))
 from benchmarks import (  # noqa: E402
     __main__,
     digits,
+    digits_granularity,
     force_step,
     growth,
     harness,
@@ -343,3 +346,33 @@ def test_digits_table_over_seeds(
     content = json.loads((tmp_path / "digits.json").read_text())
     assert content["config"]["h"] == 0.3
     assert content["seeds"]["9"][1]["accuracy"] == 0.94
+
+
+def test_heq_of_segments_has_few_values_in_each() -> None:
+    theta = torch.randn(4, 3, 10, generator=torch.Generator().manual_seed(0))
+    found = digits_granularity.equalize(theta, "group:15", 2)
+    assert found.segments == 8
+    assert found.codebook_sizes.tolist() == [4] * 8
+    assert found.bits == pytest.approx(2)
+    part = histogram_equalize(theta[1].flatten()[15:], 2)
+    assert torch.equal(found.weights()[45:60], part.weights())
+
+
+def test_table_of_granularities_has_means_over_the_seeds() -> None:
+    def networks(bits: float, size: int) -> list[dict[str, object]]:
+        rows = (
+            NetworkRow("pretrained", 0.99, None, None, None, 80_000),
+            NetworkRow("soft, refined", 0.97, bits, 4.0, 2.5, size, codebook_bytes=500),
+        )
+        return [asdict(row) for row in rows]
+
+    runs = [
+        {"granularity": granularity, "networks": networks(bits, size)}
+        for granularity in ("layer", "channel")
+        for bits, size in ((3.0, 15_000), (3.5, 17_000))
+    ]
+    lines = digits_granularity.table(runs).splitlines()
+    assert len(lines) == 2 + 3  # the pretrained networks once
+    assert lines[2] == "| layer | pretrained | 99.0 ± 0.0 | – | – | 0.0 | 80.0 |"
+    numbers = "97.0 ± 0.0 | 3.25 ± 0.35 | 2.50 ± 0.00 | 0.5 | 16.0"
+    assert lines[4] == f"| channel | soft, refined | {numbers} |"

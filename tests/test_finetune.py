@@ -158,9 +158,9 @@ def test_eight_densities_of_a_long_epoch() -> None:
 def test_density_of_a_layer_that_has_no_range(value: float) -> None:
     training = tiny_training(options())
     recording, state = Recording(training.softq, epochs=1, batches=1), RunState()
-    torch.nn.init.constant_(recording.shown, value)
+    torch.nn.init.constant_(recording.shown.parameter, value)
     recording.finish(state)
-    assert state.densities[0].sum() == recording.shown.numel()
+    assert state.densities[0].sum() == recording.shown.size
 
 
 def test_early_snapshot_is_of_the_first_epoch(data: Dataset, tmp_path: Path) -> None:

@@ -166,6 +166,14 @@ def test_thousands_of_segments_at_once(device):
     assert torch.equal(gradient[0], gradient[7])
 
 
+def test_on_a_gpu_torch_operations_serve_segments(monkeypatch):
+    monkeypatch.setattr(backends, "has_cuda", lambda: True)
+    assert backends.couples(torch.device("cuda"), segments=True) is plain
+    assert backends.couples(torch.device("mps"), segments=True) is plain
+    for segments in (False, True):
+        assert backends.couples(torch.device("cpu"), segments=segments) is core
+
+
 @pytest.mark.parametrize(
     ("size", "bins", "found"),
     [

@@ -17,6 +17,7 @@ from torch import Tensor
 from pysoftq.backends import has_cuda
 from pysoftq.checkpoint import RunState, load_checkpoint, save_checkpoint
 from pysoftq.config import CompressConfig, make_config
+from pysoftq.coupling import SoftQuantizer
 from pysoftq.data import Dataset
 from pysoftq.finetune import finetune
 from pysoftq.interrupt import StopRequest
@@ -163,6 +164,15 @@ def test_a_graph_repeats_the_step(
     assert_same_weights(plain, training)
     assert training.softq.step == plain.softq.step == 18
     assert graphs.recorded == 1
+
+
+def test_a_graph_leaves_segments_to_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pysoftq.training.has_cuda", lambda: True)
+    training = tiny_training(options())
+    groups = SoftQuantizer(training.model, granularity="channel")
+    step = GraphedStep(training.model, training.optimizer, options(), BATCH, groups)
+    assert step._whole is None
+    assert new_step(GraphedStep, training, options())._whole is training.softq
 
 
 def test_a_graph_without_coupling(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,6 +108,19 @@ def on_device(device: torch.device) -> Backend:
     return plain
 
 
+def couples(device: torch.device, *, segments: bool) -> Backend:
+    """The backend that couples layers, or segments of layers, on a device.
+
+    CUDA's kernels take whole layers. Segments are served by torch operations there, all of one size
+    in a layer at once.
+    """
+    if not segments or device.type == "cpu":
+        return on_device(device)
+    from pysoftq.backends import plain
+
+    return plain
+
+
 @functools.cache
 def has_cuda() -> bool:
     """Whether the CUDA kernels were built and torch's "cuda" means CUDA, not ROCm."""

@@ -112,7 +112,7 @@ class Coupling:
         self, layers: Sequence[CoupledLayer], indices: Sequence[int], bins: int, fft: bool
     ) -> None:
         if any(layer.segments is not None for layer in layers):
-            raise NotImplementedError("the CUDA kernels couple whole layers: granularity 'layer'")
+            raise ValueError("the CUDA kernels couple whole layers, not segments")
         self._names = [layer.name for layer in layers]
         self._dtypes = [layer.parameter.dtype for layer in layers]
         self._device = layers[0].parameter.device
