@@ -46,7 +46,7 @@ from pysoftq.config import (
     read_config,
     write_config,
 )
-from pysoftq.data import read_data
+from pysoftq.data import Dataset, read_data
 from pysoftq.driver import (
     RunObserver,
     choose_device,
@@ -295,7 +295,10 @@ class Arena:
         self.config = config.model_copy(update={"weights": weights})
         self.folder = folder
         device = choose_device(config)
-        self.data = read_data(config).to(device)
+        data = read_data(config)
+        if not isinstance(data, Dataset):
+            raise ConfigError(f"methods are compared on images, {config.dataset} is a text")
+        self.data = data.to(device)
         self.model = make_model(config, self.data, device)
         restore(self.model, load_weights(weights), weights)
         self.pretrained = cpu_state(self.model)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from pysoftq.baselines import histogram_equalize
-from pysoftq.config import CompressConfig, make_config, read_config
+from pysoftq.config import CompressConfig, ConfigError, make_config, read_config
 from pysoftq.data import Dataset, Images, read_data
 from pysoftq.models import build_model
 from pysoftq.runfolder import RunFolder
@@ -72,7 +72,9 @@ def read_states(path: str | Path) -> RunStates:
         raise ValueError(f"{path}: not the folder of a finished run: without {', '.join(missing)}")
     config = make_config(read_config(folder.config))
     data = read_data(config)
-    model = build_model(config.model, len(data.classes), data.in_channels)
+    if not isinstance(data, Dataset):
+        raise ConfigError(f"{path}: flatness is for classifiers of images, not {data.task.name}")
+    model = build_model(config.model, **data.model_shape)
     states = []
     for file in (folder.pretrained, folder.soft):
         restore(model, load_weights(file), file)

@@ -23,9 +23,9 @@ from benchmarks.harness import Options
 from benchmarks.report import environment
 from pysoftq.checkpoint import RunState
 from pysoftq.config import CompressConfig, make_config
-from pysoftq.data import Dataset
 from pysoftq.driver import compress
 from pysoftq.report import NetworkRow
+from pysoftq.tasks import Data
 
 SEEDS = (0, 1, 2, 3, 4)
 REFINED, OPPONENT = "soft, refined", "HEQ-4"
@@ -37,7 +37,7 @@ class Quiet:
 
     def message(self, text: str) -> None: ...
 
-    def on_start(self, config: CompressConfig, data: Dataset, state: RunState) -> None: ...
+    def on_start(self, config: CompressConfig, data: Data, state: RunState) -> None: ...
 
     def on_step(self, state: RunState) -> None: ...
 

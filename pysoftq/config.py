@@ -42,7 +42,23 @@ DATASET_DEFAULTS: dict[str, dict[str, Any]] = {
         "pretrain_weight_decay": 1e-3,
         "threads": 1,  # a network this small is three times slower on two
     },
+    "pydoc": {
+        "model": "gpt",
+        "h": 0.1,
+        "w": 0.5,
+        "epochs": 8,
+        "batch_size": 16,
+        "lr": 1e-3,
+        "optimizer": "adamw",
+        "pretrain_epochs": 8,
+        "pretrain_batch_size": 16,
+        "pretrain_lr": 3e-3,
+        "pretrain_optimizer": "adamw",
+        "pretrain_weight_decay": 0.1,
+        "threads": 1,
+    },
 }
+SAME_DEFAULTS = {"text": "pydoc"}
 
 
 # Where a recipe departs from the defaults, those of the data set included; measured in
@@ -54,8 +70,13 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 MAX_MERGED_BITS = 11
 
-# A set with a place after the colon is read from a folder.
-DATASETS = ("digits", "cifar10", "cifar100", "imagefolder:DIR")
+# A set with a place after the colon is read from a folder or file.
+DATASETS = (
+    *("digits", "digits:A-B", "digits:shifted", "cifar10", "cifar100", "imagefolder:DIR"),
+    *("pydoc", "text:FILE"),
+)
+_DATASET = r"digits(:shifted|:[0-9]-[0-9])?|cifar10|cifar100|imagefolder:.+|pydoc|text:.+"
+TEXTS = ("pydoc", "text")  # for language models
 
 
 class ConfigError(ValueError):
@@ -82,8 +103,10 @@ class CompressConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     # fmt: off
-    dataset: str = _option("Data", "digits", f"{', '.join(DATASETS)} (a folder with train/ and "
-        "test/, one sub-folder for each class).", metavar="NAME")
+    dataset: str = _option("Data", "digits", f"{', '.join(DATASETS)}. A folder has train/ and "
+        "test/, one sub-folder for each class; pydoc is Python's own help, a text for language "
+        "models; digits:A-B are the digits from A to B, digits:shifted all of them, moved.",
+        metavar="NAME")
     data_root: Path = _option("Data", Path("data"), "Folder for torchvision's data sets.",
         on_resume=True, metavar="DIR")
     download: bool = _option("Data", True, "Download torchvision's data sets where missing.",
@@ -97,9 +120,11 @@ class CompressConfig(BaseModel):
     split_seed: int | None = _option("Data", None, "Seed of the split of the digits into training "
         "and test images; that of the run by default.", ge=0, lt=2**31)
     augment: bool = _option("Data", True, "Random shifts, and mirror images for photographs.")
+    context: int = _option("Data", 128, "Tokens that a language model sees at once.", ge=2)
 
     model: str = _option("Network", "resnet20", "resnet20/32/44/56/110, digits-resnet, "
-        "digits-resnet-small or a classification model of torchvision.", metavar="NAME")
+        "digits-resnet-small or a classification model of torchvision; for text gpt, or hf:DIR, a "
+        "causal language model in a Hugging Face folder.", metavar="NAME")
     weights: Path | None = _option("Network", None, "Pretrained weights (.pt, .pth, .th or "
         ".safetensors); without them the network is pretrained first.", metavar="FILE")
 
@@ -149,15 +174,22 @@ class CompressConfig(BaseModel):
         "to 0).", on_resume=True, gt=0)
 
     epochs: int = _option("Training", 30, "Epochs of soft quantization.", ge=1)
-    batch_size: int = _option("Training", 128, "Images in a batch.", ge=1)
-    lr: float = _option("Training", 0.001, "Learning rate of SGD.", gt=0)
-    momentum: float = _option("Training", 0.9, "Nesterov momentum; 0 for plain SGD.", ge=0, lt=1)
+    batch_size: int = _option("Training", 128, "Images or windows of text in a batch.", ge=1)
+    optimizer: Literal["sgd", "adamw"] = _option("Training", "sgd", "SGD with Nesterov momentum, "
+        "or AdamW.")
+    lr: float = _option("Training", 0.001, "Learning rate.", gt=0)
+    momentum: float = _option("Training", 0.9, "Nesterov momentum, 0 for plain SGD; of AdamW, the "
+        "decay of the mean gradient.", ge=0, lt=1)
     weight_decay: float = _option("Training", 0.0, "Weight decay.", ge=0)
 
+    pretrain_dataset: str | None = _option("Pretraining", None, "Data to pretrain on, as dataset, "
+        "where no weights are given; the same by default.", metavar="NAME")
     pretrain_epochs: int = _option("Pretraining", 60, "Epochs, where no weights are given.", ge=1)
-    pretrain_batch_size: int = _option("Pretraining", 64, "Images in a batch.", ge=1)
-    pretrain_lr: float = _option("Pretraining", 0.1, "Highest learning rate (one cycle, Nesterov "
-        "momentum 0.9).", gt=0)
+    pretrain_batch_size: int = _option("Pretraining", 64, "Images or windows of text in a batch.",
+        ge=1)
+    pretrain_optimizer: Literal["sgd", "adamw"] = _option("Pretraining", "sgd", "As optimizer, "
+        "with momentum 0.9.")
+    pretrain_lr: float = _option("Pretraining", 0.1, "Highest learning rate of one cycle.", gt=0)
     pretrain_weight_decay: float = _option("Pretraining", 5e-4, "Weight decay.", ge=0)
 
     amp: Literal["off", "bf16"] = _option("Speed", "off", "Both trainings in float32, or in "
@@ -180,11 +212,10 @@ class CompressConfig(BaseModel):
         "after this time within one.", on_resume=True, gt=0)
     # fmt: on
 
-    @field_validator("dataset")
+    @field_validator("dataset", "pretrain_dataset")
     @classmethod
-    def _known_dataset(cls, name: str) -> str:
-        kind, _, folder = name.partition(":")
-        if (f"{kind}:DIR" if folder else name) not in DATASETS:
+    def _known_dataset(cls, name: str | None) -> str | None:
+        if name is not None and not re.fullmatch(_DATASET, name, re.DOTALL):
             raise ValueError(f"wanted one of {', '.join(DATASETS)}")
         return name
 
@@ -289,7 +320,10 @@ def make_config(*layers: Mapping[str, Any]) -> CompressConfig:
 def dataset_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
     """Where the defaults of the chosen data set depart from those of the paper."""
     dataset = given.get("dataset", CompressConfig.model_fields["dataset"].default)
-    return dict(DATASET_DEFAULTS.get(dataset, {})) if isinstance(dataset, str) else {}
+    if not isinstance(dataset, str):
+        return {}
+    kind = dataset.partition(":")[0]
+    return dict(DATASET_DEFAULTS.get(SAME_DEFAULTS.get(kind, kind), {}))
 
 
 def recipe_options(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,15 +21,18 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pysoftq.config import DATASETS, CompressConfig
+from pysoftq.config import DATASETS, TEXTS, CompressConfig
+from pysoftq.huggingface import FolderTokenizer, is_folder_model
 from pysoftq.imagefolder import read_image_folder
-from pysoftq.tasks import CLASSIFICATION, Task
+from pysoftq.tasks import CLASSIFICATION, Data, Task
+from pysoftq.text import read_text
 
 # The usual normalisation of colour photographs (ImageNet's), for pixels in [0, 1].
 PHOTO_MEAN = (0.485, 0.456, 0.406)
 PHOTO_STD = (0.229, 0.224, 0.225)
 
 EVALUATION_BATCH = 500
+DIGITS_SHIFT = 2  # pixels, at most, that an image of digits:shifted is moved by
 
 
 @dataclass(frozen=True)
@@ -184,8 +187,15 @@ def shift_and_flip(pixels: Tensor, moves: Tensor, shift: int) -> Tensor:
     return pixels[image[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
-def read_data(config: CompressConfig) -> Dataset:
-    """The data set that the options of a run ask for; raises as ``load_dataset``."""
+def read_data(config: CompressConfig) -> Data:
+    """The data that the options of a run ask for: text for ``pydoc`` and ``text:FILE``.
+
+    Raises as ``load_dataset`` and ``read_text`` do.
+    """
+    if config.dataset.partition(":")[0] in TEXTS:
+        model = config.model
+        tokenizer = FolderTokenizer(model) if is_folder_model(model) else None
+        return read_text(config.dataset, config.context, tokenizer)
     return load_dataset(
         config.dataset,
         seed=config.seed if config.split_seed is None else config.split_seed,
@@ -195,6 +205,14 @@ def read_data(config: CompressConfig) -> Dataset:
         mean=config.mean,
         std=config.std,
     )
+
+
+def read_pretraining_data(config: CompressConfig) -> Data | None:
+    """The data to pretrain on, None where they are those of the run; raises as ``read_data``."""
+    name = config.pretrain_dataset
+    if name is None or name == config.dataset:
+        return None
+    return read_data(config.model_copy(update={"dataset": name}))
 
 
 def load_dataset(
@@ -209,16 +227,18 @@ def load_dataset(
 ) -> Dataset:
     """Load ``digits``, ``cifar10``, ``cifar100`` or ``imagefolder:DIR`` into memory.
 
-    ``seed`` fixes the split of the digits; ``data_root`` and ``download`` concern torchvision's
-    sets; ``image_size`` resizes the images of a folder; ``mean`` and ``std`` (one value, or one
-    for each channel, pixels in [0, 1]) replace the data set's own normalisation.
+    ``digits:A-B`` are the digits from A to B, still of ten classes; ``digits:shifted`` are all of
+    them, each moved at random. ``seed`` fixes the split of the digits and how they are moved;
+    ``data_root`` and ``download`` concern torchvision's sets; ``image_size`` resizes the images of
+    a folder; ``mean`` and ``std`` (one value, or one for each channel, pixels in [0, 1]) replace
+    the data set's own normalisation.
 
     Raises ValueError for an unknown name or unsuitable images, OSError for missing files,
     RuntimeError where torchvision is needed and missing.
     """
     kind, _, folder = name.partition(":")
-    if kind == "digits" and not folder:
-        data = _digits(seed)
+    if kind == "digits":
+        data = _digits(seed, folder)
     elif kind in ("cifar10", "cifar100") and not folder:
         data = _cifar(kind, Path(data_root), download)
     elif kind == "imagefolder" and folder:
@@ -240,8 +260,9 @@ def _per_channel(what: str, values: tuple[float, ...], channels: int) -> tuple[f
     return values
 
 
-def _digits(seed: int) -> Dataset:
+def _digits(seed: int, part: str) -> Dataset:
     """The 1,797 digits of scikit-learn (8×8, one channel): a fifth of each class for the test."""
+    first, last = _digits_of(part)
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -252,9 +273,16 @@ def _digits(seed: int) -> Dataset:
     train, test = train_test_split(
         np.arange(len(labels)), test_size=0.2, random_state=seed, stratify=digits.target
     )
+    train, test = (
+        half[(labels[half].numpy() >= first) & (labels[half].numpy() <= last)]
+        for half in (train, test)
+    )
+    if part == "shifted":
+        moves = draw_moves(np.random.default_rng((seed, 0)), len(pixels), DIGITS_SHIFT, flip=False)
+        pixels = shift_and_flip(pixels, torch.from_numpy(moves), DIGITS_SHIFT)
     scaled = pixels[train].double() / 255
     return Dataset(
-        name="digits",
+        name=f"digits:{part}" if part else "digits",
         train=Images(pixels[train], labels[train]),
         test=Images(pixels[test], labels[test]),
         classes=tuple(str(name) for name in digits.target_names),
@@ -263,6 +291,16 @@ def _digits(seed: int) -> Dataset:
         shift=1,
         flip=False,
     )
+
+
+def _digits_of(part: str) -> tuple[int, int]:
+    """The first and the last digit of ``A-B``, else all of them."""
+    if part in ("", "shifted"):
+        return 0, 9
+    first, dash, last = part.partition("-")
+    if not (dash and first.isdecimal() and last.isdecimal() and int(first) < int(last) <= 9):
+        raise ValueError(f"unknown data set 'digits:{part}'; wanted two digits A-B, A below B")
+    return int(first), int(last)
 
 
 def _cifar(kind: str, root: Path, download: bool) -> Dataset:

@@ -30,8 +30,9 @@ from pysoftq.config import (
     write_config,
 )
 from pysoftq.coupling import CoupledLayer, SoftQuantizer
-from pysoftq.data import read_data
+from pysoftq.data import read_data, read_pretraining_data
 from pysoftq.finetune import Observer, evaluate, finetune
+from pysoftq.huggingface import is_folder_model
 from pysoftq.interrupt import stop_on_signals
 from pysoftq.models import build_model
 from pysoftq.pretrain import pretrain_or_reuse
@@ -41,7 +42,7 @@ from pysoftq.runfolder import RunFolder, open_run
 from pysoftq.tasks import Data
 from pysoftq.threads import set_num_threads
 from pysoftq.training import make_optimizer, own_stream
-from pysoftq.weights import cpu_state, load_weights, restore, save_state
+from pysoftq.weights import cpu_state, load_weights, restore, save_state, stored_once
 
 HEQ_BITS = (5, 4, 3, 2)
 
@@ -115,7 +116,9 @@ def run(
     pretrained = load_pretrained(model, data, config, folder, observer)
 
     softq = prepare(model, ClusteringConfig.of(config))
-    optimizer = make_optimizer(model, config.lr, config.momentum, config.weight_decay)
+    optimizer = make_optimizer(
+        model, config.lr, config.momentum, config.weight_decay, config.optimizer
+    )
     torch.manual_seed(config.seed)  # the same whether or not pretraining drew numbers
     state = RunState()
     if folder.checkpoint.is_file():
@@ -234,19 +237,53 @@ def load_pretrained(
 ) -> dict[str, Tensor]:
     """Put the weights that the run began with into the model, and keep them in the folder.
 
-    They are the run's own where it has got so far, else those given, else pretrained ones.
+    They are the run's own where it has got so far, else those given or that the model brought
+    along, else pretrained ones, on other data where ``pretrain_dataset`` says so.
     """
+    brought = is_folder_model(config.model)
+    if config.pretrain_dataset is not None and brought:
+        raise ConfigError("option 'pretrain_dataset': the network comes with its weights already")
     given = folder.pretrained if folder.pretrained.is_file() else config.weights
     if given is not None:
         restore(model, load_weights(given), given)
-    else:
+    elif not brought:
+        other = read_pretraining_data(config)
+        source = data if other is None else other.to(next(model.parameters()).device)
+        learner = learner_of(model, data, source, config)
         with stop_on_signals() as stop:
-            pretrain_or_reuse(model, data, config, folder.pretraining, observer.message, stop)
+            pretrain_or_reuse(learner, source, config, folder.pretraining, observer.message, stop)
+        if learner is not model:
+            transfer(learner, model, observer.message)
     state = cpu_state(model)
     if given != folder.pretrained:
         save_state(state, folder.pretrained)
     folder.pretraining.unlink(missing_ok=True)
     return state
+
+
+def learner_of(model: nn.Module, data: Data, source: Data, config: CompressConfig) -> nn.Module:
+    """The network to pretrain on ``source``: ``model`` itself, if the classes are as many.
+
+    Raises ConfigError where inputs of ``source`` do not fit a network for ``data``.
+    """
+    shape, wanted = source.model_shape, data.model_shape
+    for name in sorted(shape.keys() | wanted.keys()):
+        if name != "num_classes" and shape.get(name) != wanted.get(name):
+            raise ConfigError(
+                f"a network for {config.dataset} cannot be pretrained on {config.pretrain_dataset}:"
+                f" {name} is {wanted.get(name)} of the one, {shape.get(name)} of the other"
+            )
+    if shape == wanted:
+        return model
+    return make_model(config, source, next(model.parameters()).device)
+
+
+def transfer(learner: nn.Module, model: nn.Module, message: Callable[[str], None]) -> None:
+    """Give ``model`` what ``learner`` has learnt; the head, of other classes, stays as it was."""
+    learnt, state = cpu_state(learner), model.state_dict()
+    head = [name for name, value in state.items() if learnt[name].shape != value.shape]
+    model.load_state_dict({**learnt, **{name: state[name] for name in head}})
+    message(f"begun anew, for other classes: {', '.join(head)}")
 
 
 def refuse_changes(config: CompressConfig, folder: RunFolder) -> None:
@@ -262,7 +299,7 @@ def float_row(
     """A network in float32."""
     model.load_state_dict(state)
     loss, accuracy = evaluate(model, data, data.test)
-    size = written_size(folder, lambda path: path.write_bytes(save(cpu_state(model))))
+    size = written_size(folder, lambda path: path.write_bytes(save(stored_once(model))))
     return NetworkRow(name, accuracy, None, None, None, size, loss)
 
 

@@ -42,7 +42,7 @@ class NonFiniteLossError(RuntimeError):
 
 def finetune(
     model: nn.Module,
-    optimizer: torch.optim.SGD,
+    optimizer: torch.optim.Optimizer,
     softq: SoftQuantizer,
     data: Data,
     config: CompressConfig,
@@ -91,7 +91,7 @@ def finetune(
             config.seed, epoch, config.batch_size, start=state.batch, augment=config.augment
         ):
             recording.note(state)
-            loss, right = step(inputs, targets)  # forward, backward, the coupling's force, SGD
+            loss, right = step(inputs, targets)  # forward, backward, force, optimizer
             tally.add(loss, right, targets.numel())
             state.step += 1
             state.batch += 1
@@ -183,7 +183,7 @@ def first_metrics(
 
 def epoch_metrics(
     model: nn.Module,
-    optimizer: torch.optim.SGD,
+    optimizer: torch.optim.Optimizer,
     softq: SoftQuantizer,
     data: Data,
     config: CompressConfig,

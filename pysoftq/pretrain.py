@@ -52,7 +52,8 @@ def pretrain_or_reuse(
     if reuse(model, path, message):
         return
     writable = may_write(path.parent, message)
-    message(f"pretraining {config.model} on {config.dataset}: {config.pretrain_epochs} epochs")
+    name = config.pretrain_dataset or config.dataset
+    message(f"pretraining {config.model} on {name}: {config.pretrain_epochs} epochs")
     pretrain(model, data, config, checkpoint, key, message, stop)
     if not writable:
         return
@@ -97,7 +98,7 @@ def pretrain(
     message: Callable[[str], None],
     stop: StopRequest,
 ) -> None:
-    """SGD with Nesterov momentum, weight decay and one cycle of the learning rate.
+    """Train with weight decay and one cycle of the learning rate, momentum 0.9.
 
     Goes on from ``checkpoint`` where there is one, bit for bit. It is written after each epoch,
     after ``checkpoint_minutes`` within one, and when ``stop`` is asked for; ``key`` says which
@@ -105,7 +106,9 @@ def pretrain(
 
     Raises Interrupted after a stop, ConfigError where the checkpoint is of other data or options.
     """
-    optimizer = make_optimizer(model, config.pretrain_lr, 0.9, config.pretrain_weight_decay)
+    optimizer = make_optimizer(
+        model, config.pretrain_lr, 0.9, config.pretrain_weight_decay, config.pretrain_optimizer
+    )
     batches = batch_count(len(data.train), config.pretrain_batch_size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer,
@@ -183,6 +186,7 @@ def cache_key(data: Data, config: CompressConfig) -> str:
         "amp": config.amp,
         "epochs": config.pretrain_epochs,
         "batch_size": config.pretrain_batch_size,
+        "optimizer": config.pretrain_optimizer,
         "lr": config.pretrain_lr,
         "weight_decay": config.pretrain_weight_decay,
     }

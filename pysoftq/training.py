@@ -1,4 +1,4 @@
-"""One step of training, on any device: forward, backward, the coupling's force, SGD.
+"""One step of training, on any device: forward, backward, the coupling's force, the optimizer.
 
 Nothing here waits for the device. What a step has to tell stays there and is read once in many
 steps, so that the host runs ahead and the device never idles.
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, Optimizer
+from torch.optim import SGD, AdamW, Optimizer
 
 from pysoftq.backends import has_cuda
 from pysoftq.config import CompressConfig
@@ -156,18 +156,34 @@ def make_step(
     return kind(model, optimizer, config, batch_size, softq)
 
 
-def make_optimizer(model: nn.Module, lr: float, momentum: float, weight_decay: float) -> SGD:
-    """SGD with Nesterov momentum, as in the paper, in as few kernels as the device allows."""
+def make_optimizer(
+    model: nn.Module, lr: float, momentum: float, weight_decay: float, kind: str = "sgd"
+) -> Optimizer:
+    """SGD with Nesterov momentum, as in the paper, or AdamW; in as few kernels as possible.
+
+    ``momentum`` is AdamW's first beta; its second one, 0.99, is that of small language models.
+    """
     device = next(model.parameters()).device.type
+    # On a CPU, torch's fused kernel starts its threads for each parameter: slower on two.
+    fused, foreach = (True if device == "cuda" else None), (True if device == "cpu" else None)
+    if kind == "adamw":
+        return AdamW(
+            model.parameters(),
+            lr=lr,
+            betas=(momentum, 0.99),
+            weight_decay=weight_decay,
+            capturable=device == "cuda",  # in a CUDA graph, its count of steps lies on the device
+            fused=fused,
+            foreach=foreach,
+        )
     return SGD(
         model.parameters(),
         lr=lr,
         momentum=momentum,
         nesterov=momentum > 0,
         weight_decay=weight_decay,
-        # On a CPU, torch's fused kernel starts its threads for each parameter: slower on two.
-        fused=True if device == "cuda" else None,
-        foreach=True if device == "cpu" else None,
+        fused=fused,
+        foreach=foreach,
     )
 
 

@@ -140,6 +140,16 @@ def cpu_state(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
+def stored_once(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict on the CPU with tied tensors once, under their first name."""
+    tensors = model.state_dict(keep_vars=True)
+    first: dict[int, str] = {}
+    for name, tensor in tensors.items():
+        first.setdefault(id(tensor), name)
+    kept = set(first.values())
+    return {name: value for name, value in cpu_state(model).items() if name in kept}
+
+
 def save_state(state: dict[str, Tensor], path: Path) -> None:
     """Write a state dict as safetensors, atomically."""
     with atomic_write(path) as temporary:
