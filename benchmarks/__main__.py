@@ -13,6 +13,7 @@ import torch
 
 from benchmarks import (
     bandwidth,
+    coding,
     density,
     force_step,
     granularity,
@@ -37,6 +38,7 @@ CASES: dict[str, Callable[[Options], list[Comparison]]] = {
     "training_step": training_step.run,
     "memory": memory.run,
     "growth": growth.run,
+    "coding": coding.run,
 }
 RESULTS = Path(__file__).parent / "results"
 

@@ -1,0 +1,146 @@
+"""The compressed file: bytes of indices against their entropy, time to decode, memory at rest."""
+
+from __future__ import annotations
+
+import multiprocessing
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks.harness import Comparison, Measure, Options, Spread, count, optional, race, require
+from pysoftq import load_compressed, save_compressed
+from pysoftq.artifact.lazy import CompressedWeights
+from pysoftq.clusters import Clusters, unique
+from pysoftq.entropy_coding import decode, encode, read_counts
+from pysoftq.packing import pack, unpack
+
+KINDS = ("soft, K = 16", "soft, K = 128", "soft, K = 1000", "uniform, K = 128", "0.1 % ones")
+
+
+def run(options: Options) -> list[Comparison]:
+    """Each kind of indices, the first at the largest size as well; a model at rest."""
+    size, large = options.choose((10**4, 10**4), (10**6, 10**6), (10**6, 10**8))
+    sizes = dict.fromkeys(KINDS, size) | {KINDS[0]: large}
+    cases = [_compare(kind, size, options) for kind, size in sizes.items()]
+    return [*cases, _at_rest(options.choose(100, 1000, 2240))]
+
+
+def indices(kind: str, size: int) -> Tensor:
+    """Indices as soft quantization leaves them (a Laplace distribution), or extreme ones."""
+    generator = np.random.default_rng(0)
+    name, _, levels = kind.partition(", K = ")
+    if not levels:
+        drawn = generator.random(size) < 1e-3
+    elif name == "uniform":
+        drawn = generator.integers(0, int(levels), size)
+    else:
+        K = int(levels)
+        drawn = np.clip(np.round(generator.laplace(K / 2, K / 25, size)), 0, K - 1)
+    return unique(torch.from_numpy(np.asarray(drawn, dtype=np.float32))).indices
+
+
+def _compare(kind: str, size: int, options: Options) -> Comparison:
+    found = indices(kind, size)
+    counts = torch.bincount(found)
+    clusters = Clusters(torch.zeros(len(counts)), found, counts)
+    bits, least = clusters.container_bits, clusters.entropy_bits * size / 8
+    sizes, bounds = torch.tensor([clusters.K]), torch.tensor([0, size])
+    start = time.perf_counter()
+    coded, packed = encode(found, counts, sizes, bounds), pack(found, bits)
+    seconds = time.perf_counter() - start
+    stream = read_counts(coded, sizes, bounds)[1]
+    require(torch.equal(decode(stream, counts, sizes, bounds), found.int()), "entropy coding")
+    require(torch.equal(unpack(packed, bits, size), found.int()), "packing")
+    contestants: dict[str, Callable[[], object]] = {
+        "entropy": lambda: decode(read_counts(coded, sizes, bounds)[1], counts, sizes, bounds),
+        "packed": lambda: unpack(packed, bits, size),
+    }
+    taken = {"entropy": coded.numel(), "packed": packed.numel()}
+    # Level 19 takes minutes for more.
+    level = 19 if size <= 10**6 else 3
+    peers, skipped = optional({f"zstandard, level {level}": lambda: _zstandard(found, level)})
+    for name, (squeezed, expand) in peers.items():
+        contestants[name], taken[name] = expand, squeezed
+    codebook = 4 * clusters.K
+    timings = race(contestants, options)
+    return Comparison(
+        key=f"coding/{count(size)}/{kind}",
+        setting=f"decoding {size:,} indices, {kind}, entropy {clusters.entropy_bits:.3f} bits",
+        timings=timings,
+        checks=("decoded indices are those coded",),
+        skipped=skipped,
+        rates={one.name: f"{size / one.seconds.median / 1e6:.3g} M/s" for one in timings},
+        extra={
+            "encoding": Measure(Spread.exactly(seconds), "s"),
+            **{
+                f"{name}, with codebook, over entropy": Measure(
+                    Spread.exactly((bytes_ + codebook) / (least + codebook)), "×"
+                )
+                for name, bytes_ in taken.items()
+            },
+        },
+    )
+
+
+def _zstandard(found: Tensor, level: int) -> tuple[int, Callable[[], object]]:
+    import zstandard
+
+    data = found.numpy().astype(np.uint8 if int(found.max()) < 256 else np.uint16).tobytes()
+    squeezed = zstandard.compress(data, level)
+    return len(squeezed), lambda: zstandard.decompress(squeezed)
+
+
+def _at_rest(width: int) -> Comparison:
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        weights, packed, held, resident = pool.apply(at_rest, (width,))
+    measures = {
+        "held by the modules": held / packed,
+        "resident, of the process": resident / packed,
+        "the same in float32": 4 * weights / packed,
+    }
+    return Comparison(
+        key=f"coding/lazy/{count(weights)}",
+        setting=f"{weights:,} weights at rest, loaded lazily; file with packed indices = 1",
+        extra={name: Measure(Spread.exactly(value), "×") for name, value in measures.items()},
+    )
+
+
+def at_rest(width: int) -> tuple[int, int, int, int]:
+    """Weights, bytes of the packed file, bytes held by the lazy modules, growth of the process."""
+    with tempfile.TemporaryDirectory() as folder:
+        path, packed = Path(folder) / "a.safetensors", Path(folder) / "packed.safetensors"
+        model = _model(width)
+        weights = 0
+        for layer in model:
+            drawn = indices(KINDS[0], width * width)
+            layer.weight = nn.Parameter(drawn.reshape(width, width) * 0.1)
+            weights += width * width
+        save_compressed(model, packed, coding="packed")
+        save_compressed(model, path)
+        del model, layer, drawn
+        with torch.device("meta"):
+            blank = _model(width)
+        before = _resident()
+        lazy = load_compressed(path, blank, lazy=True)
+        resident = _resident() - before
+        held = sum(
+            weight.nbytes
+            for module in lazy.modules()
+            if isinstance(module, CompressedWeights)
+            for weight in module._compressed.values()
+        )
+        return weights, packed.stat().st_size, held, resident
+
+
+def _model(width: int) -> nn.Sequential:
+    return nn.Sequential(*(nn.Linear(width, width, bias=False) for _ in range(5)))
+
+
+def _resident() -> int:
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * 4096
