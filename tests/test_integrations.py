@@ -198,6 +198,58 @@ def test_lightning_resumes_from_its_own_checkpoint(
     assert callback.softq.step == trainer.global_step == EPOCHS * 8
 
 
+def test_lightning_with_manual_optimization_and_two_optimizers(
+    lightning: Any, model: Digits, data: TensorDataset, tmp_path: Path
+) -> None:
+    from pysoftq.integrations.lightning import SoftQuantizationCallback
+
+    def make_optimizers(net: nn.Sequential) -> list[torch.optim.Optimizer]:
+        return [torch.optim.SGD(net[0].parameters(), 0.1), torch.optim.Adam(net[2].parameters())]
+
+    class Module(lightning.LightningModule):
+        def __init__(self, net: nn.Sequential) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+            self.net = net
+
+        def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> None:
+            first, second = self.optimizers()
+            first.zero_grad()
+            second.zero_grad()
+            self.manual_backward(F.cross_entropy(self.net(batch[0]), batch[1]))
+            first.step()
+            if batch_idx % 3 == 0:
+                second.step()
+
+        def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+            return make_optimizers(self.net)
+
+    config = replace(CONFIG, fraction_start=1.0)
+    by_hand = copy.deepcopy(model)
+    softq, (first, second) = prepare(by_hand, config), make_optimizers(by_hand.net)
+    softq.attach(first, second)
+    for number, (images, labels) in enumerate(DataLoader(data, BATCH)):
+        by_hand.zero_grad()
+        by_hand(images, labels)["loss"].backward()
+        first.step()
+        if number % 3 == 0:
+            second.step()
+
+    callback = SoftQuantizationCallback(config, finalize=False)
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        callbacks=[callback],
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(Module(model.net), DataLoader(data, BATCH))
+    assert_same(model, by_hand)
+    assert callback.softq.step == softq.step == 16 + 6
+
+
 def test_lightning_says_where_the_end_is_not_known(
     lightning: Any, model: Digits, data: TensorDataset, tmp_path: Path
 ) -> None:

@@ -19,8 +19,8 @@ class SoftQuantizationCallback(CoupledTraining, Callback):
     """Couples the weights of a LightningModule while it is fitted.
 
     Its state is a part of Lightning's checkpoints: ``fit(…, ckpt_path=…)`` goes on bit for bit.
-    Works with automatic and manual optimization, several optimizers, any precision, and DDP;
-    sharding strategies are refused.
+    Works with automatic and manual optimization and with several optimizers; strategies that shard
+    the weights are refused.
 
     Example::
 

@@ -23,10 +23,9 @@ class SoftQuantizationCallback(CoupledTraining, TrainerCallback, ExportableState
     """Couples the weights of the model that a Trainer trains.
 
     Its state is a part of each checkpoint's ``trainer_state.json``:
-    ``train(resume_from_checkpoint=…)`` goes on bit for bit. Works with gradient accumulation,
-    mixed precision and DDP; sharded training is refused. Where the Trainer restores callbacks from
-    a checkpoint (``restore_callback_states_from_checkpoint``), it makes another callback from what
-    is saved there, and the report is to be found in that one.
+    ``train(resume_from_checkpoint=…)`` goes on bit for bit. Models whose weights are sharded are
+    refused. With ``restore_callback_states_from_checkpoint``, the Trainer replaces this callback by
+    one made from what is saved there, and the report is to be found in that one.
 
     Example::
 
