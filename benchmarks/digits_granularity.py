@@ -122,7 +122,9 @@ def main(arguments: list[str] | None = None) -> int:
     chosen.output.mkdir(parents=True, exist_ok=True)
     stem = chosen.output / "digits-granularity"
     stem.with_suffix(".json").write_text(json.dumps(runs, indent=2) + "\n")
-    stem.with_suffix(".md").write_text(table(runs) + "\n")
+    seeds = ", ".join(map(str, chosen.seeds))
+    heading = f"# Layers, channels and groups on the embedded digits\n\nSeeds {seeds}.\n\n"
+    stem.with_suffix(".md").write_text(heading + table(runs) + "\n")
     print(table(runs))
     return 0
 

@@ -264,6 +264,10 @@ def test_a_run_with_groups_goes_on_bit_for_bit(tmp_path: Path, options: list[str
     assert network["bits"] == pytest.approx(told["compression"]["mean_bits"])
     assert network["codebook_bytes"] == told["compression"]["codebook_bytes"] > 0
     assert network["bytes_on_disk"] == (whole / "compressed.safetensors").stat().st_size
+    with np.load(whole / "records.npz") as records:
+        assert str(records["layer"]) == "layer3.0.conv2.weight, segment 0 of 48"
+        soft = load_file(whole / "soft.safetensors")["layer3.0.conv2.weight"].flatten()
+        np.testing.assert_array_equal(records["weights_soft"], soft[:50])
     for layer in told["compression"]["layers"]:
         shape = next(
             t["shape"] for t in told["compression"]["tensors"] if t["name"] == layer["name"]
