@@ -256,7 +256,7 @@ def rows(study: ComparisonStudy) -> list[list[str]]:
 
 
 def _told(statistic: Statistic, digits: int) -> str:
-    spread = "" if not statistic.spread else f" ± {statistic.spread:.{digits}f}"
+    spread = "" if statistic.spread is None else f" ± {statistic.spread:.{digits}f}"
     return f"{statistic.mean:.{digits}f}{spread}"
 
 
