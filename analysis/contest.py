@@ -291,6 +291,9 @@ class Arena:
         observer: RunObserver,
     ) -> None:
         config = config.model_copy(update={"seed": seed})
+        data = read_data(config)
+        if not isinstance(data, Dataset):
+            raise ConfigError(f"option 'dataset': images are wanted, given {config.dataset!r}")
         weights = prepare(config, folder / "pretrained", observer)[0]
         self.config = config.model_copy(update={"weights": weights})
         self.folder = folder
