@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from networks import LanguageModel, clustered, language_model, mixed_mlp, resnet
 from torch import Tensor, nn
 
-from pysoftq.artifact import ArtifactError, save_compressed
+from pysoftq.artifact import ArtifactError, load_compressed, save_compressed
 from pysoftq.cli.export import export
-from pysoftq.export import ExportError, to_coreml, to_onnx, to_state_dict
+from pysoftq.export import ExportError, add_coreml_buffers, to_coreml, to_onnx, to_state_dict
 from pysoftq.export.codes import channel_codes, layer_codes, smallest_codes, weights_in
 from pysoftq.export.radix import index_bits, pack_words, word_bytes, word_for
 from pysoftq.weights import load_weights
@@ -41,7 +41,8 @@ def tensors(draw: st.DrawFn) -> Tensor:
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
-    return a.dtype == b.dtype and a.view(torch.uint8).equal(b.contiguous().view(torch.uint8))
+    bits_a, bits_b = (x.reshape(-1).contiguous().view(torch.uint8) for x in (a, b))
+    return a.dtype == b.dtype and a.shape == b.shape and bits_a.equal(bits_b)
 
 
 @given(tensors())
@@ -322,6 +323,20 @@ def test_unsuitable_descriptions_of_inputs(tmp_path: Path, description: object) 
 def test_unsuitable_inputs(tmp_path: Path, inputs: Any) -> None:
     with pytest.raises(ExportError, match=r"an example input is a .*; want a tensor"):
         to_onnx(mixed_mlp(), tmp_path / "a.onnx", inputs)
+
+
+def test_a_lazy_model(compressed: Path, tmp_path: Path) -> None:
+    model = load_compressed(compressed, lazy=True)
+    for refused in (
+        lambda: to_onnx(model, tmp_path / "a.onnx", torch.zeros(1, 1, 8, 8)),
+        lambda: to_coreml(model, tmp_path / "a.mlpackage", torch.zeros(1, 1, 8, 8)),
+        lambda: add_coreml_buffers(model),
+    ):
+        with pytest.raises(ExportError, match="without lazy=True"):
+            refused()
+    to_state_dict(model, tmp_path / "a.pt")
+    state = load_weights(tmp_path / "a.pt")
+    assert all(same_bits(state[name], value) for name, value in resnet().state_dict().items())
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")

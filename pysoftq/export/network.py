@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pysoftq.artifact import inspect_compressed, load_compressed
+from pysoftq.artifact.lazy import CompressedWeights
 
 Source = nn.Module | str | os.PathLike[str]
 Inputs = Tensor | Sequence[Tensor]
@@ -42,10 +43,12 @@ def read_network(
     """The network to export, from a model or a compressed file, with `batch` examples.
 
     Raises:
-        ExportError: the shape of the inputs is not known, or the examples are none.
+        ExportError: the shape of the inputs is not known, the examples are none, or the model was
+            loaded with lazy=True.
         ArtifactError: the compressed file cannot be read, or does not say how to build its model.
     """
     if isinstance(source, nn.Module):
+        refuse_lazy(source)
         model = copy.deepcopy(source)
         known = dict(metadata or {})
     else:
@@ -54,6 +57,14 @@ def read_network(
     given = example_inputs(model, known) if inputs is None else inputs
     examples = (given,) if isinstance(given, Tensor) else tuple(given)
     return Network(model.cpu().eval(), tuple(_repeated(x, batch) for x in examples), known)
+
+
+def refuse_lazy(model: nn.Module) -> None:
+    """Raise ExportError where weights are computed from a compressed file at each use."""
+    if any(isinstance(module, CompressedWeights) for module in model.modules()):
+        raise ExportError(
+            "the model was loaded with lazy=True: export its file, or load it without lazy=True"
+        )
 
 
 def example_inputs(model: nn.Module, metadata: Mapping[str, Any]) -> Tensor:
