@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import re
 import sys
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
@@ -18,6 +19,7 @@ FlatWeights: TypeAlias = "npt.NDArray[np.float32] | npt.NDArray[np.float64] | to
 
 MAX_BINS = 2**24  # beyond that float32 cannot tell the bins apart
 MAX_COUNT = 2**31
+GRANULARITY = re.compile(r"layer|channel|group:[1-9][0-9]{0,17}")
 HOST_MEMORY = (1, 3, 11)  # DLPack's numbers for the CPU, and for what CUDA and ROCm pin there
 
 
@@ -173,6 +175,20 @@ def check_method(method: str, choices: tuple[str, str]) -> bool:
     if method not in choices:
         raise ValueError(f"method must be '{choices[0]}' or '{choices[1]}', not {method!r}")
     return method == choices[1]
+
+
+def check_granularity(text: str) -> str:
+    """Return the granularity, or raise ValueError unless it is one.
+
+    "layer" makes a tensor one segment, "channel" each of its slices along dimension 0, and
+    "group:N" each N consecutive weights within such a slice, of which the last may be fewer.
+    """
+    if not isinstance(text, str) or not GRANULARITY.fullmatch(text):
+        raise ValueError(
+            "granularity must be 'layer', 'channel' or 'group:N' with N weights, 1 or more "
+            f"(such as 'group:128'), not {text!r}"
+        )
+    return text
 
 
 def check_seed(seed: int, name: str = "seed") -> int:

@@ -23,8 +23,8 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
+from pysoftq._arrays import check_granularity
 from pysoftq.atomic import atomic_write
-from pysoftq.segments import check_granularity
 
 # 18,824 weights and 23 steps in an epoch: a stronger coupling, or the clusters would not collapse
 # in time; a narrower one, for 4-bit HEQ's bit-width is met with more clusters than w = 0.5 leaves;

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pysoftq._arrays import check_bins, check_fraction, check_method, check_seed
+from pysoftq._arrays import check_bins, check_fraction, check_granularity, check_method, check_seed
 from pysoftq.backends.plain import segment_energy
 from pysoftq.clusters import Clusters, identify, refine
 from pysoftq.density import DEFAULT_BINS
@@ -22,7 +22,7 @@ from pysoftq.merging import Rate, merge
 from pysoftq.potential import METHODS, mean_field_energy
 from pysoftq.report import CompressionReport, LayerReport, TensorReport
 from pysoftq.segment_table import Segments
-from pysoftq.segments import check_granularity, segment_bounds
+from pysoftq.segments import segment_bounds
 from pysoftq.selection import check_override, first_match, match_override, select, unwrapped
 
 RULES = ("count", "levels", "entropy")  # of refinement

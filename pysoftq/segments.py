@@ -3,27 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-_FORM = re.compile(r"layer|channel|group:[1-9][0-9]{0,17}")
-
-
-def check_granularity(text: str) -> str:
-    """Return the granularity, or raise ValueError unless it is one.
-
-    "layer" makes a tensor one segment, "channel" each of its slices along dimension 0, and
-    "group:N" each N consecutive weights within such a slice, of which the last may be fewer.
-    """
-    if not isinstance(text, str) or not _FORM.fullmatch(text):
-        raise ValueError(
-            "granularity must be 'layer', 'channel' or 'group:N' with N weights, 1 or more "
-            f"(such as 'group:128'), not {text!r}"
-        )
-    return text
+from pysoftq._arrays import check_granularity
 
 
 def segment_bounds(shape: Sequence[int], granularity: str) -> Tensor:

@@ -10,7 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pysoftq.segments import check_granularity, segment_bounds, segment_count
+from pysoftq._arrays import check_granularity
+from pysoftq.segments import segment_bounds, segment_count
 
 
 @pytest.mark.parametrize("text", ["layer", "channel", "group:1", "group:128"])

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from pysoftq import entropy_coding
+from pysoftq._arrays import check_granularity
 from pysoftq.artifact.format import (
     DIGEST,
     DTYPES,
@@ -31,7 +32,7 @@ from pysoftq.artifact.format import (
 )
 from pysoftq.clusters import total_order
 from pysoftq.packing import pack, unpack, unpack_varints
-from pysoftq.segments import check_granularity, segment_count
+from pysoftq.segments import segment_count
 
 
 @dataclass(frozen=True)

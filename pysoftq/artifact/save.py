@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pysoftq import entropy_coding
+from pysoftq._arrays import check_granularity
 from pysoftq.artifact.format import (
     DIGEST,
     FORMAT_VERSION,
@@ -29,7 +30,7 @@ from pysoftq.artifact.format import (
 from pysoftq.atomic import atomic_write
 from pysoftq.clusters import Clusters, unique
 from pysoftq.packing import pack, pack_varints
-from pysoftq.segments import check_granularity, segment_bounds
+from pysoftq.segments import segment_bounds
 
 Coding = Literal["packed", "entropy"]
 Entries = dict[str, Tensor]
