@@ -205,8 +205,8 @@ std::uint64_t blocks_at_once(std::int32_t bins) {
 
 BinnedRange density(const Weights& weights, std::int32_t bins, double fraction, std::uint64_t seed,
                     std::int64_t* counts, cudaStream_t stream) {
-  const Layers layers({{nullptr, nullptr, weights.size, weights.scalar, 0, 0, 0, bins}}, bins, false,
-                      stream);
+  const Layers layers({{nullptr, nullptr, weights.size, weights.scalar, 0, 0, 0, bins}}, bins,
+                      false, stream);
   const auto groups = layers.groups({{weights.theta, nullptr, nullptr}});
   const Control control{1, fraction, seed, 0, {}};
   measure(layers.model(), groups[0], &control, stream);
