@@ -52,11 +52,15 @@ def to_coreml(
     The package is an ML program for iOS 18, macOS 15 and later, with a batch of one; for another
     target, `add_coreml_buffers` and coremltools' own `convert`.
 
-    inputs: examples of the network's positional inputs, the batch first; not needed where
-        `metadata["input"]` tells their shape, as in the files of `pysoftq compress`.
-    precision: what Core ML computes with, and palettes are rounded to.
-    metadata: plain JSON, kept in the package under `pysoftq`; by default that of the compressed
-        file.
+    Args:
+        source: a model, or a compressed file.
+        path: of the package to write, which ends in .mlpackage.
+        inputs: examples of the network's positional inputs, the batch first; not needed where
+            `metadata["input"]` tells their shape, as in the files of `pysoftq compress`.
+        precision: what Core ML computes with, and palettes are rounded to.
+        metadata: plain JSON, kept in the package under `pysoftq`; by default that of the compressed
+            file.
+        overwrite: replace a package that is there.
 
     Raises:
         ExportError: PyTorch or coremltools cannot convert the network, or the shape of its inputs

@@ -47,10 +47,15 @@ def to_onnx(
 ) -> ExportReport:
     """Write a model, or what a compressed file holds, as ONNX with indices and codebooks.
 
-    inputs: examples of the network's positional inputs, the batch first, which may have any size
-        in the file; not needed where `metadata["input"]` tells their shape, as in the files of
-        `pysoftq compress`.
-    metadata: plain JSON, kept in the file under `pysoftq`; by default that of the compressed file.
+    Args:
+        source: a model, or a compressed file.
+        path: of the file to write, which ends in .onnx.
+        inputs: examples of the network's positional inputs, the batch first, which may have any
+            size in the file; not needed where `metadata["input"]` tells their shape, as in the
+            files of `pysoftq compress`.
+        metadata: plain JSON, kept in the file under `pysoftq`; by default that of the compressed
+            file.
+        overwrite: replace a file that is there.
 
     The weights' values are those of the model, bit by bit. One whose codebook and indices would
     take more bytes than itself stays dense.
