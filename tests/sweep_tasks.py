@@ -40,6 +40,11 @@ def failing(config: CompressConfig, folder: Path) -> dict[str, Any]:
     return {"degradation": config.h, "bits": config.w}
 
 
+def threads(config: CompressConfig, folder: Path) -> dict[str, Any]:
+    """What OpenMP is told in the process of a run."""
+    return {"degradation": 0.0, "bits": 1.0, "threads": os.environ["OMP_NUM_THREADS"]}
+
+
 def together(config: CompressConfig, folder: Path) -> dict[str, Any]:
     """Three runs that wait for each other and note their devices; one dies at its first try."""
     folder.mkdir(parents=True, exist_ok=True)

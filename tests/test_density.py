@@ -44,6 +44,11 @@ def test_counts_on_hostile_arrays(theta, bins):
     np.testing.assert_array_equal(rho.counts, counts_of(theta, bins))
 
 
+def test_more_weights_in_a_bin_than_16_bits_count():
+    theta = np.r_[-1.0, np.zeros(200_000), 1.0]
+    np.testing.assert_array_equal(density(theta, 3).counts, [1, 200_000, 1])
+
+
 def test_same_counts_for_any_threads_and_instructions():
     before_threads, before_level = pysoftq.get_num_threads(), _core.simd_level()
     try:

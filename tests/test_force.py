@@ -57,6 +57,23 @@ def test_table_is_the_force_on_the_bins(method, fraction):
         )
 
 
+@pytest.mark.parametrize("size", [2**16 - 1, 2**16, 100_000])
+def test_more_weights_in_a_window_than_16_bits_count(size):
+    theta = np.resize(THETA, size)
+    rho = density(theta, 64)
+    table = oracle.force_table(rho.counts, rho.spacing, 100.0)
+    assert -table.min() > 2**16 - 100
+    values = force(theta, 100.0, 64)
+    np.testing.assert_array_equal(values, table[oracle.bin_index(theta, 64)])
+
+
+def test_bins_at_the_edge_of_the_well_exert_no_force():
+    counts = np.array([1, 0, 5, 0, 0, 3])
+    rho = pysoftq.Density(counts, 0.0, 1.5, 0.25, 9)
+    np.testing.assert_array_equal(force_table(rho, 0.5), [0, -4, 0, 5, -3, 0])
+    np.testing.assert_array_equal(force_table(rho, 0.500001), [-5, -4, 1, 2, 2, 0])
+
+
 def test_a_table_of_bad_counts_is_refused():
     def table(counts, spacing=0.1):
         return force_table(pysoftq.Density(counts, 0.0, 1.0, spacing, 3), 0.5)

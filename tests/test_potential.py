@@ -47,6 +47,15 @@ def test_default_bins_agree():
     np.testing.assert_allclose(fft, scan, atol=1e-11 * np.abs(scan).max())
 
 
+def test_moments_beyond_32_bits():
+    counts = np.zeros(2**14, dtype=np.int64)
+    counts[[0, -1]] = 2**24, 1
+    rho = Density(counts, 0.0, 1.0, 2.0**-14, 2**24 + 1)
+    distance = np.arange(2**14) / 2**14
+    expected = 2.0**24 * (distance - 2) + (distance[::-1] - 2)
+    np.testing.assert_allclose(potential(rho, 2.0), expected, rtol=1e-14)
+
+
 def test_all_weights_in_one_point():
     rho = density(np.full(50, 2.0), 16)
     for method in ("scan", "fft"):

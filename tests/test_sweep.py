@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -237,6 +238,8 @@ def test_stages_of_a_run(tmp_path: Path, storage: str) -> None:
     assert {first.run.w, second.run.w} == {0.3, 0.5}
     assert ledger.claim(worker) is None
     assert ledger.status().running == 2
+    with pytest.raises(ValueError, match="wanted finite numbers"):
+        ledger.finish(first, {"degradation": math.nan, "bits": 3.5})
     ledger.finish(first, {"degradation": 0.5, "bits": 3.5, "more": [1]})
     ledger.give_back(second)
     assert ledger.status().to_dict() == {**stage, "done": 1, "waiting": 1}
@@ -257,6 +260,47 @@ def test_stages_of_a_run(tmp_path: Path, storage: str) -> None:
     assert ledger.retry_failed() == 1
     assert ledger.status().to_dict() == {**stage, "done": 1, "waiting": 1}
     worker.close()
+
+
+def test_a_worker_killed_while_it_claims_leaves_the_run_to_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = f"sqlite:///{tmp_path / 'sweep.db'}"
+    job = make_job(tmp_path, storage, sweep_tasks.quick, h="0.1", w="0.5", seeds=1)
+    worker = Worker(tmp_path / "workers", "me")
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    ledger = job.ledger()
+    with monkeypatch.context() as patch:
+        patch.setattr("optuna.Trial.set_user_attr", killed)
+        with pytest.raises(KeyboardInterrupt):
+            ledger.claim(worker)
+    assert ledger.claim(worker) is not None
+    assert ledger.claim(worker) is None
+    worker.close()
+
+
+def test_a_run_that_is_given_back_is_never_given_up(tmp_path: Path) -> None:
+    storage = f"sqlite:///{tmp_path / 'sweep.db'}"
+    job = make_job(tmp_path, storage, sweep_tasks.quick, h="0.1", w="0.5", seeds=1)
+    ledger, worker = job.ledger(), Worker(tmp_path / "workers", "me")
+    for _ in range(ledger_module.TRIES + 1):
+        claim = ledger.claim(worker)
+        assert claim is not None
+        ledger.give_back(claim)
+        assert ledger.status().waiting == 1
+    worker.close()
+
+
+def test_workers_are_told_their_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = f"sqlite:///{tmp_path / 'sweep.db'}"
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    job = make_job(tmp_path, storage, sweep_tasks.threads, h="0.1", w="0.5", seeds=1)
+    assert run_local(job, 1, ["cpu"], lambda _: None).done == 1
+    assert job.ledger().rows()[0].result["threads"] == "1"
+    assert os.environ["OMP_NUM_THREADS"] == "7"
 
 
 def test_a_longer_grid_adds_runs_and_other_options_are_refused(tmp_path: Path) -> None:
