@@ -30,14 +30,14 @@ from pysoftq.cli.phase import phase
 from pysoftq.cli.pick import pick
 from pysoftq.cli.progress import SweepProgress
 from pysoftq.cli.sweep import executor, sweep
-from pysoftq.config import ConfigError, make_config
+from pysoftq.config import CompressConfig, ConfigError, make_config
 from pysoftq.models import build_model
 from pysoftq.sweep import ledger as ledger_module
 from pysoftq.sweep.folder import SweepFolder
 from pysoftq.sweep.grid import QUICK, Run, make_spec, parse_axis, saved_spec
 from pysoftq.sweep.ledger import Ledger, LostClaimError, Status, Worker, database_url
 from pysoftq.sweep.local import run_local, share_devices, share_processors
-from pysoftq.sweep.worker import Job
+from pysoftq.sweep.worker import Job, work
 
 Storage = Callable[[Path], str]
 
@@ -291,6 +291,42 @@ def test_a_run_that_is_given_back_is_never_given_up(tmp_path: Path) -> None:
         assert claim is not None
         ledger.give_back(claim)
         assert ledger.status().waiting == 1
+    worker.close()
+
+
+def test_an_interrupted_run_waits_for_the_next_worker(tmp_path: Path) -> None:
+    def interrupted(config: CompressConfig, folder: Path) -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+    storage = f"sqlite:///{tmp_path / 'sweep.db'}"
+    job = make_job(tmp_path, storage, interrupted, h="0.1", w="0.5", seeds=1)
+    ledger, worker = job.ledger(), Worker(tmp_path / "workers", "me")
+    with pytest.raises(KeyboardInterrupt):
+        work(job, ledger, worker)
+    assert ledger.status().waiting == 1
+    worker.close()
+
+
+def test_a_worker_that_was_given_up_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = f"sqlite:///{tmp_path / 'sweep.db'}"
+    ended = []
+
+    def given_up(config: CompressConfig, folder: Path) -> dict[str, Any]:
+        Ledger(storage, tmp_path.name, tmp_path / "workers", patience=0).tend()
+        time.sleep(5)
+        ended.append(config)
+        return {"degradation": 0.0, "bits": 1.0}
+
+    monkeypatch.setattr("pysoftq.sweep.worker.BEAT_SECONDS", 0.05)
+    job = make_job(tmp_path, storage, given_up, h="0.1", w="0.5", seeds=1)
+    worker = Worker(tmp_path / "other machine", "it")
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        assert work(job, job.ledger(), worker)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert not ended
+    assert job.ledger().status().waiting == 1
     worker.close()
 
 
