@@ -18,7 +18,13 @@ from rich.table import Table
 
 from pysoftq.atomic import atomic_write
 from pysoftq.cli import INTERRUPTED
-from pysoftq.cli.options import ConfigOption, GroupedCommand, config_options, given_options
+from pysoftq.cli.options import (
+    ConfigOption,
+    GroupedCommand,
+    config_file_option,
+    config_options,
+    given_options,
+)
 from pysoftq.cli.studies import write_study
 from pysoftq.cli.tables import print_table
 from pysoftq.config import CompressConfig, ConfigError, make_config, read_config
@@ -83,8 +89,7 @@ def _option(*flags: str, help: str, **settings: Any) -> Callable[[Any], Any]:  #
     help="Variances of a layer for each bit, for ecvq.  [default: 0.03,0.1,0.2,0.4,0.8]",
 )
 @_option(
-    "--bn",
-    "normalization",
+    "--normalization",
     type=click.Choice(["keep", "reestimate"]),
     help="Statistics of batch normalisation: as each network has them, or re-estimated for all.  "
     "[default: keep]",
@@ -97,12 +102,7 @@ def _option(*flags: str, help: str, **settings: Any) -> Callable[[Any], Any]:  #
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="A finished run from the same weights takes part as well (repeatable).",
 )
-@_option(
-    "--config",
-    "config_file",
-    type=click.Path(path_type=Path, dir_okay=False, exists=True),
-    help="Options of pysoftq compress from a YAML file; those of the command line win.",
-)
+@config_file_option("Comparison", "Options of pysoftq compress")
 @_option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),

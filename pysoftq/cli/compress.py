@@ -12,7 +12,13 @@ from typing import Any
 import click
 
 from pysoftq.cli import INTERRUPTED
-from pysoftq.cli.options import ConfigOption, GroupedCommand, config_options, given_options
+from pysoftq.cli.options import (
+    ConfigOption,
+    GroupedCommand,
+    config_file_option,
+    config_options,
+    given_options,
+)
 from pysoftq.cli.tables import print_table
 from pysoftq.config import (
     CompressConfig,
@@ -50,14 +56,7 @@ def _folder(ctx: click.Context, parameter: click.Parameter, given: str | None) -
     callback=_folder,
     help="Folder of the run.  [default: runs/1, runs/2, …]",
 )
-@click.option(
-    "--config",
-    "config_file",
-    cls=ConfigOption,
-    group="Run",
-    type=click.Path(path_type=Path, dir_okay=False, exists=True),
-    help="Options from a YAML file; those of the command line win.",
-)
+@config_file_option("Run", "Options")
 @click.option(
     "--resume",
     cls=ConfigOption,

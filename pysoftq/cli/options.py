@@ -51,6 +51,18 @@ def config_options(*without: str) -> Callable[[Function], Function]:
     return add
 
 
+def config_file_option(group: str, what: str) -> Callable[[Function], Function]:
+    """``--config``, an existing YAML file, handed on as ``config_file``."""
+    return click.option(
+        "--config",
+        "config_file",
+        cls=ConfigOption,
+        group=group,
+        type=click.Path(path_type=Path, dir_okay=False, exists=True),
+        help=f"{what} from a YAML file; those of the command line win.",
+    )
+
+
 def given_options(values: dict[str, Any]) -> dict[str, Any]:
     """The options that were set on the command line."""
     return {name: value for name, value in values.items() if value is not None and value != ()}

@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pysoftq.cli import INTERRUPTED
-from pysoftq.cli.options import ConfigOption, GroupedCommand, config_options, given_options
+from pysoftq.cli.options import (
+    ConfigOption,
+    GroupedCommand,
+    config_file_option,
+    config_options,
+    given_options,
+)
 from pysoftq.config import CompressConfig, ConfigError, read_mapping
 
 if TYPE_CHECKING:
@@ -39,12 +45,7 @@ def _option(*flags: str, group: str = "Sweep", **settings: Any) -> Callable[[Any
 @_option("--w", metavar="VALUES", help="Widths, likewise.")
 @_option("--seeds", type=click.IntRange(1), help="Seeds of each point.  [default: 3]")
 @_option("--quick", is_flag=True, help="5 × 5 points and 3 seeds on the digits, in minutes.")
-@_option(
-    "--config",
-    "config_file",
-    type=click.Path(path_type=Path, dir_okay=False, exists=True),
-    help="All of these from a YAML file; those of the command line win.",
-)
+@config_file_option("Sweep", "All of these")
 @_option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
