@@ -432,7 +432,8 @@ def _explain(problem: Any) -> str:
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         return f"unknown option {key!r}"
-    return f"option {key!r}: {problem['msg']}, given {problem['input']!r}"
+    message = problem["msg"].removeprefix("Value error, ")  # of our own validators
+    return f"option {key!r}: {message}, given {problem['input']!r}"
 
 
 def changed_options(saved: Mapping[str, Any], config: CompressConfig) -> list[str]:

@@ -231,3 +231,9 @@ def test_command_line_gives_the_same_options(
     result = CliRunner().invoke(compress, words[2:])
     assert result.exit_code == 0, result.output
     assert found == [config]
+
+
+def test_an_error_of_a_validator_is_told_in_its_own_words() -> None:
+    with pytest.raises(ConfigError) as error:
+        make_config({"granularity": "row"})
+    assert str(error.value).startswith("option 'granularity': granularity must be")
