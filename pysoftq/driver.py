@@ -72,8 +72,9 @@ def compress(
     what ``read_data`` gives, for one who has it already.
 
     Raises ConfigError where the folder holds a run and ``resume`` is not set (or the other way
-    round) and where the run to resume had other options, Interrupted after SIGINT or SIGTERM
-    during pretraining or training, with a checkpoint written.
+    round), or files that a run would take for its own, and where the run to resume had other
+    options; Interrupted after SIGINT or SIGTERM during pretraining or training, with a checkpoint
+    written.
     """
     device = choose_device(config)
     with open_run(path) as folder:
@@ -83,18 +84,19 @@ def compress(
             raise ConfigError(f"{path} holds no run to resume")
         if resume:
             refuse_changes(config, folder)
+        elif folder.files:
+            names = ", ".join(file.name for file in folder.files)
+            raise ConfigError(f"{path} holds {names}, but no run: choose another folder")
         set_threads(config.threads)
         torch.manual_seed(config.seed)
         if not resume:
-            for leftover in (folder.pretraining, folder.pretrained):
-                leftover.unlink(missing_ok=True)
             write_config(config, folder.config)  # from now on there is a run to resume
         try:
             with own_stream(device):
                 return run(config, folder, device, observer, data=data, figures=figures)
         except Exception:
             if not resume and not folder.begun:
-                folder.config.unlink()  # the folder is free for another try
+                folder.clear()
             raise
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from torch.utils.tensorboard import SummaryWriter
 
@@ -28,6 +29,9 @@ SCALARS = (
     "tokens_per_second",
     "coupling_share",
 )
+
+
+_TRIES = 100
 
 
 class BusyError(RuntimeError):
@@ -63,6 +67,25 @@ class RunFolder:
     def begun(self) -> bool:
         """Whether the run has got so far that going on with it saves work."""
         return self.checkpoint.is_file() or self.pretraining.is_file()
+
+    @property
+    def files(self) -> list[Path]:
+        """What there is of the files and folders that a run makes, the lock aside."""
+        made = (
+            *(self.config, self.metrics, self.events, self.checkpoint, self.pretraining),
+            *(self.pretrained, self.soft, self.compressed, self.report, self.report_text),
+            *(self.records, self.figures),
+        )
+        return [path for path in made if os.path.lexists(path)]
+
+    def clear(self) -> None:
+        """Remove the files of a run that has not begun: the folder is free for another try."""
+        self.close()
+        for path in reversed(self.files):  # the configuration last: until then it can be resumed
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
     def write_metrics(self, lines: Sequence[dict[str, Any]]) -> None:
         """Replace metrics.jsonl and the TensorBoard events by these epochs."""
@@ -105,16 +128,43 @@ def _json_line(line: dict[str, Any]) -> str:
 def open_run(path: Path) -> Iterator[RunFolder]:
     """Make the folder, and hold its lock: one process at a time works on a run.
 
-    The lock goes with the process, however that ends. Raises BusyError where another holds it.
+    The lock goes with the process, however that ends. Where there is no run at the end of the
+    block, the lock's file is removed, and so are the folders that were made here and are empty.
+    Raises BusyError where another process holds the lock.
     """
-    path.mkdir(parents=True, exist_ok=True)
     folder = RunFolder(path)
-    with folder.lock.open("w") as file:
-        _lock(file.fileno(), path)
+    file, made = _hold(folder.lock)
+    with file:
         try:
             yield folder
         finally:
             folder.close()
+            if not folder.exists:
+                with suppress(OSError):  # not empty, or not to be written to any more
+                    folder.lock.unlink()
+                    for empty in sorted(made, reverse=True):
+                        empty.rmdir()
+
+
+def _hold(lock: Path) -> tuple[TextIO, set[Path]]:
+    """The lock's file, made and locked, and the folders that were made for it.
+
+    Begins again where another process removes them meanwhile.
+    """
+    made: set[Path] = set()
+    for _ in range(_TRIES):
+        with suppress(FileNotFoundError), ExitStack() as stack:
+            for folder in reversed(lock.parents):
+                with suppress(FileExistsError):
+                    if not folder.exists():
+                        folder.mkdir()
+                        made.add(folder)
+            file = stack.enter_context(lock.open("w"))
+            _lock(file.fileno(), lock.parent)
+            if os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+                stack.pop_all()
+                return file, made
+    raise FileNotFoundError(f"the folder {lock.parent} cannot be made")
 
 
 def _lock(descriptor: int, path: Path) -> None:

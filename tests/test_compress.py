@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +37,7 @@ from pysoftq.driver import compress as run_compress
 from pysoftq.driver import written_size
 from pysoftq.finetune import evaluate
 from pysoftq.models import build_model
-from pysoftq.runfolder import open_run
+from pysoftq.runfolder import BusyError, open_run
 from pysoftq.segments import segment_count
 from pysoftq.weights import coupled_weights
 
@@ -465,12 +470,58 @@ def test_report_tells_the_speed(finished: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_figures")
-def test_a_run_that_could_not_begin_may_be_begun_again(
-    tmp_path: Path, options: list[str], weights: Path
+def test_a_run_that_could_not_begin_leaves_no_folder(
+    tmp_path: Path, options: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = str(tmp_path / "run")
-    assert call("compress", *options, "--weights", "nowhere.pt", "--out", run) == 1
-    assert call("compress", *options, "--epochs", "1", "--out", run) == 0
+    monkeypatch.chdir(tmp_path)
+    Path("mine").mkdir()
+    refusals = (["--weights", "nowhere.pt"], ["--exclude", "nothing*"], ["--device", "cuda:99"])
+    for refusal in refusals:
+        for place in ([], ["--out", "a/new/folder"], ["--out", "mine"]):
+            assert call("compress", *options, *refusal, *place) in (1, 2)
+            assert [path.name for path in tmp_path.rglob("*")] == ["mine"]
+    assert call("compress", *options, "--epochs", "1", "--out", "mine") == 0
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_run_that_fails_before_its_first_checkpoint_leaves_no_folder(
+    tmp_path: Path, options: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        assert (run / "tensorboard").is_dir()
+        raise OSError("disk full")
+
+    run = tmp_path / "run"
+    monkeypatch.setattr("pysoftq.finetune.save_checkpoint", fail)
+    assert call("compress", *options, "--out", str(run)) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_of_others_are_neither_taken_nor_removed(
+    tmp_path: Path, options: list[str], weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "pretrained.safetensors"
+    shutil.copyfile(weights, mine)
+    assert call("compress", *options, "--weights", str(mine), "--out", str(tmp_path)) == 2
+    assert f"{tmp_path} holds pretrained.safetensors, but no run" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [mine]
+
+
+def test_one_holds_the_folder_while_others_give_it_up(tmp_path: Path) -> None:
+    """The lock's file comes and goes with its folder; it never locks two out of one folder."""
+    path, inside = tmp_path / "a" / "run", threading.Lock()
+
+    def work() -> None:
+        for _ in range(300):
+            with suppress(BusyError), open_run(path):
+                assert inside.acquire(blocking=False)
+                time.sleep(0)
+                inside.release()
+
+    with ThreadPoolExecutor(4) as pool:
+        for future in [pool.submit(work) for _ in range(4)]:
+            future.result()
+    assert list(tmp_path.rglob(".lock")) == []
 
 
 class Interrupter:
@@ -659,15 +710,17 @@ def test_command_line_wins_over_the_file(
 
 
 def test_numbers_of_runs_that_never_began_are_used_again(
-    tmp_path: Path, options: list[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("runs/1").mkdir(parents=True)
-    Path("runs/1/notes.txt").touch()
-    for _ in range(2):
-        assert call("compress", *options, "--weights", "nowhere.pt") == 1
-        assert {path.name for path in Path("runs").iterdir()} == {"1", "2"}
-    assert [path.name for path in Path("runs/2").iterdir()] == [".lock"]
+    for name in ("1/notes.txt", "2/.lock"):
+        file = Path("runs") / name
+        file.parent.mkdir(parents=True)
+        file.touch()
+    taken: list[Path] = []
+    monkeypatch.setattr("pysoftq.cli.compress._run", lambda _, path, **__: taken.append(path))
+    assert call("compress") == 0
+    assert taken == [Path("runs/2")]
 
 
 def test_a_failed_measurement_leaves_no_file(tmp_path: Path) -> None:
@@ -675,9 +728,10 @@ def test_a_failed_measurement_leaves_no_file(tmp_path: Path) -> None:
         path.write_bytes(b"half")
         raise OSError("disk full")
 
-    with open_run(tmp_path) as folder, pytest.raises(OSError, match="disk full"):
-        written_size(folder, fail)
-    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    with open_run(tmp_path) as folder:
+        with pytest.raises(OSError, match="disk full"):
+            written_size(folder, fail)
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
 def test_metrics_refuse_what_is_not_json(tmp_path: Path) -> None:
