@@ -73,23 +73,17 @@ def test_version(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert __version__ in capsys.readouterr().out
 
 
-LIGHT = ("compress", "scaling", "meanfield", "flatness", "dynamics")
-
-
 def test_help_does_not_load_torch() -> None:
     script = """
 import sys
 from click.testing import CliRunner
-from pysoftq.cli.main import cli
-result = CliRunner().invoke(cli, sys.argv[1:])
-assert result.exit_code == 0, result.output
-print("torch" in sys.modules)
+from pysoftq.cli.main import COMMANDS, cli
+for arguments in ([], *([command] for command in COMMANDS)):
+    result = CliRunner().invoke(cli, [*arguments, "--help"])
+    assert result.exit_code == 0, result.output
+    assert "torch" not in sys.modules, arguments
 """
-    for arguments in (["--help"], *([command, "--help"] for command in LIGHT)):
-        found = subprocess.run(
-            [sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True
-        )
-        assert found.stdout.strip() == "False"
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 @pytest.mark.parametrize("command", cli_main.COMMANDS)

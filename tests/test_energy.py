@@ -134,7 +134,7 @@ def test_a_layer_that_cannot_be_reckoned_with_is_named(
     def refuse(name: str, theta: torch.Tensor) -> float:
         raise NotImplementedError("not for this kind of number")  # as torch does for some dtypes
 
-    monkeypatch.setattr("pysoftq.cli.energy.standard_deviation", refuse)
+    monkeypatch.setattr("pysoftq.analysis.scaling.standard_deviation", refuse)
     torch.save({"fc": torch.ones(2, 4).half()}, tmp_path / "w.pt")
     error = invoke(tmp_path / "w.pt", "--width", 1).exception
     assert isinstance(error, ValueError)

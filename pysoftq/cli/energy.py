@@ -7,19 +7,22 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import numpy as np
 from rich import box
 from rich.table import Table
-from torch import Tensor
 
-from pysoftq.analysis.scaling import ScalingFit, fit_scaling, standard_deviation
 from pysoftq.cli.studies import positive
 from pysoftq.cli.tables import print_table
 from pysoftq.pairs import pair_energy
 from pysoftq.potential import mean_field_energy
-from pysoftq.weights import coupled_weights, load_weights
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pysoftq.analysis.scaling import ScalingFit
 
 _HEADINGS = (
     *("layer", "N", "σ", "w_l = w·σ", "E exact", "E mean field", "with self"),
@@ -71,6 +74,9 @@ def energy(weights: Path, width: float, bins: int, as_json: bool) -> None:
     without and with the weights' energy in their own well. Below the table: how the exact energy
     grows with layer size.
     """
+    # Loaded late: torch takes seconds, and --help needs none of it.
+    from pysoftq.weights import coupled_weights, load_weights
+
     layers = coupled_weights(load_weights(weights))
     if not layers:
         raise ValueError(f"{weights}: no weight with two or more dimensions")
@@ -98,6 +104,8 @@ def measure_layer(name: str, theta: Tensor, width: float, bins: int) -> LayerEne
 
 
 def _measured(name: str, theta: Tensor, width: float, bins: int) -> LayerEnergy:
+    from pysoftq.analysis.scaling import standard_deviation
+
     sigma = standard_deviation(name, theta)
     row = LayerEnergy(name, theta.numel(), sigma, width * sigma)
     if sigma == 0:
@@ -123,6 +131,8 @@ def _measured(name: str, theta: Tensor, width: float, bins: int) -> LayerEnergy:
 
 def scaling_of(rows: Sequence[LayerEnergy]) -> ScalingFit | None:
     """Fit of log |E| against log N; None if fewer than three layers or one size can be fitted."""
+    from pysoftq.analysis.scaling import fit_scaling
+
     fitted = [(row.N, row.exact) for row in rows if row.exact]
     if len(fitted) < 3 or len({size for size, _ in fitted}) < 2:
         return None

@@ -6,12 +6,14 @@ import importlib
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from torch import nn
 
 from pysoftq.cli.tables import print_table
+
+if TYPE_CHECKING:
+    from torch import nn
 
 EXAMPLES = """\b
 Examples:
@@ -99,6 +101,7 @@ def export(
     The clusters are kept where the format can hold them: a table tells for each weight what it
     became. Values are the same, bit by bit, but in Core ML, which computes in float16.
     """
+    # Loaded late: torch takes seconds, and --help needs none of it.
     from pysoftq.artifact import inspect_compressed, load_compressed
     from pysoftq.export import to_coreml, to_onnx, to_state_dict
     from pysoftq.export.target import Format, check_target
@@ -133,6 +136,8 @@ def build(name: str) -> nn.Module:
 
     Raises BadParameter where it cannot be found, or gives no network.
     """
+    from torch import nn
+
     module_name, _, function_name = name.partition(":")
     if not module_name or not function_name:
         raise _bad_model(f"{name!r} is not of the form MODULE:FUNCTION, such as nets:make_net")

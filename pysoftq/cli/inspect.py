@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from pysoftq.artifact import ArtifactInfo, inspect_compressed
 from pysoftq.cli.tables import print_table
+
+if TYPE_CHECKING:
+    from pysoftq.artifact import ArtifactInfo
 
 
 @click.command("inspect")
@@ -22,6 +25,9 @@ def inspect(file: Path, as_json: bool) -> None:
 
     The file is checked; one that is altered, cut short or foreign is refused.
     """
+    # Loaded late: torch takes seconds, and --help needs none of it.
+    from pysoftq.artifact import inspect_compressed
+
     info = inspect_compressed(file)
     if as_json:
         click.echo(json.dumps(info.to_dict()))
