@@ -26,10 +26,13 @@ METHODS = {
     "kmeans+ft": "k-means, codebook trained",
     "ecvq+ft": "entropy-constr., trained",
     "parq": "PARQ (torchao)",
+    "uncoupled": "recipe best, h = 0",
     "soft": "soft quantization",
 }
-TRAINED = ("kmeans+ft", "ecvq+ft", "parq", "soft")
+TRAINED = ("kmeans+ft", "ecvq+ft", "parq", "uncoupled", "soft")
 OURS = "soft"
+# What the recipe does without the coupling that it is made for: part of it, and no opponent.
+ABLATION = "uncoupled"
 
 
 @dataclass(frozen=True)
@@ -107,16 +110,17 @@ class ComparisonStudy:
 
     @property
     def opponents(self) -> list[Point]:
-        """All points but those of soft quantization."""
-        return [point for point in self.points if point.method != OURS]
+        """All points but those of soft quantization and of its recipe without coupling."""
+        return [point for point in self.points if point.method not in (OURS, ABLATION)]
 
     def lead(self, point: Point, rate: Rate) -> float | None:
-        """Accuracy above what all methods but its own reach at its bits, in percentage points.
+        """Accuracy above what the other methods reach at its bits, in percentage points.
 
         That is the Pareto front of their means, its points joined by straight lines, since one may
         quantize some layers as the one network and some as the other; None below its first point.
         """
-        others = [other for other in self.points if other.method != point.method]
+        own = {point.method, ABLATION} | ({OURS} if point.method == ABLATION else set())
+        others = [other for other in self.points if other.method not in own]
         line = front(others, rate)
         x = [other.rate(rate) for other in line]
         if not x or point.rate(rate) < x[0]:

@@ -17,7 +17,9 @@ from typing import Any, Literal, Protocol, get_args
 import torch
 from pydantic import TypeAdapter
 from pysoftq.analysis.comparison import (
+    ABLATION,
     METHODS,
+    OURS,
     TRAINED,
     ComparisonStudy,
     Record,
@@ -53,6 +55,7 @@ from pysoftq.driver import (
     compress,
     make_model,
     set_threads,
+    train_refined,
     write_compressed,
 )
 from pysoftq.finetune import evaluate
@@ -68,7 +71,7 @@ Normalization = Literal["keep", "reestimate"]
 VERSION = 1
 ECVQ_K = 64  # values at most: many more than the rates of a comparison leave
 CALIBRATION_IMAGES = 10_000
-Recipe = Literal["unrefined", "paper", "best", "entropy"]
+Recipe = Literal["unrefined", "paper", "best"]
 
 
 @dataclass(frozen=True)
@@ -81,8 +84,8 @@ class ComparisonOptions:
             the pretraining too where no weights are given.
         h, w: strengths and widths of soft quantization, all pairs.
         recipes: what becomes of each softly quantized network: its clusters as they were found
-            ("unrefined"), refined as in the paper, or refined by the recipe "best", whose worth
-            of a bit is one of ``prices``; "entropy" is the same with an entropy coder's bits.
+            ("unrefined"), refined as in the paper, or by the recipe "best", whose worth of a bit is
+            one of ``prices``, and whose training is ``codebook_epochs`` longer.
         prices: see recipes.
         levels: values of uniform quantization and of k-means.
         bits: of histogram-equalized quantization and of PARQ.
@@ -98,7 +101,7 @@ class ComparisonOptions:
     h: tuple[float, ...] = ()
     w: tuple[float, ...] = ()
     recipes: tuple[Recipe, ...] = get_args(Recipe)
-    prices: tuple[float, ...] = (0.003, 0.01, 0.03)
+    prices: tuple[float, ...] = (0.01, 0.03, 0.1)
     levels: tuple[int, ...] = (4, 6, 8, 12, 16, 32)
     bits: tuple[int, ...] = (2, 3, 4)
     rates: tuple[float, ...] = (0.03, 0.1, 0.2, 0.4, 0.8)
@@ -124,6 +127,8 @@ class ComparisonOptions:
             return [{"bits": bits} for bits in self.bits]
         if method in ("ecvq", "ecvq+ft"):
             return [{"rate": rate} for rate in self.rates]
+        if method == ABLATION:
+            return [{"price": price} for price in self.prices]
         points: Iterable[dict[str, Value]] = ({"h": h, "w": w} for h, w in product(self.h, self.w))
         return [variant for point in points for variant in self.variants(point)]
 
@@ -241,7 +246,7 @@ def study_comparison(
     return ComparisonStudy(
         name=f"{config.model}, {config.dataset}",
         normalization=options.normalization,
-        epochs=config.epochs,
+        epochs=total_epochs(config),
         seeds=tuple(sorted({record.seed for record in records})),
         pretrained=statistic([100 * accuracy for accuracy in pretrained]),
         points=summarize(records),
@@ -346,11 +351,12 @@ class Arena:
     def _make(self, entry: Entry) -> None:
         """Put the network of an entry into the model, which is the pretrained one."""
         torch.manual_seed(self.config.seed)
-        if entry.method == "soft":
+        if entry.method in (OURS, ABLATION):
             self._soften(entry)
         elif entry.method == "parq":
             bits = int(entry.parameters["bits"])
-            train_parq(self.model, self.layers, bits, self.data, self.config)
+            config = self.config.model_copy(update={"epochs": total_epochs(self.config)})
+            train_parq(self.model, self.layers, bits, self.data, config)
         else:
             rule, _, trained = entry.method.partition("+")
             found = {
@@ -359,7 +365,7 @@ class Arena:
             }
             self._write(found)
             if trained:
-                epochs, lr = self.config.epochs, self.config.lr
+                epochs, lr = total_epochs(self.config), self.config.codebook_lr
                 train_codebooks(self.model, found, self.data, self.config, epochs=epochs, lr=lr)
 
     def _quantize(self, rule: str, weights: Tensor, parameters: Mapping[str, Any]) -> Clusters:
@@ -376,7 +382,8 @@ class Arena:
 
     def _soften(self, entry: Entry) -> None:
         """Softly quantize the network, or take a finished run; then the recipe, as in a run."""
-        chosen: dict[str, Any] = dict(entry.parameters)
+        uncoupled = {"h": 0.0, "w": self.config.w, "recipe": "best"}
+        chosen: dict[str, Any] = {**uncoupled, **entry.parameters}
         config = self.config.model_copy(update={name: chosen[name] for name in ("h", "w")})
         softq = prepare_coupling(self.model, ClusteringConfig.of(config))
         folder = RunFolder(entry.run or self.folder / "runs" / f"h{config.h!r}-w{config.w!r}")
@@ -395,18 +402,13 @@ class Arena:
         if recipe in ("unrefined", "paper"):
             softq.finalize(bits, config.n_min if recipe == "paper" else 0)
             return
-        best = RECIPES["best"]
-        rule = "entropy" if recipe == "entropy" else best["refine"]
-        softq.finalize(bits, rule=rule, price=chosen["price"])
-        train_codebooks(
-            self.model,
-            {name: unique(weights) for name, weights in self.layers.items()},
-            self.data,
-            config,
-            epochs=best["codebook_epochs"],
-            lr=config.codebook_lr,
-            first_epoch=config.epochs,
-        )
+        chosen = {"refine": RECIPES["best"]["refine"], "bit_price": chosen["price"]}
+        config = config.model_copy(update=chosen)
+        soft = cpu_state(self.model)
+        softq.finalize(bits, rule=config.refine, price=config.bit_price)
+        found = {name: unique(weights) for name, weights in self.layers.items()}
+        if config.codebook_epochs:
+            train_refined(self.model, softq, found, soft, self.data, config)
 
     def _refuse_other_weights(self, folder: RunFolder) -> None:
         theirs = load_weights(folder.pretrained)
@@ -420,6 +422,11 @@ class Arena:
             weights.copy_(found[name].weights(weights.shape))
 
 
+def total_epochs(config: CompressConfig) -> int:
+    """Of every network that is trained: those of soft quantization and of its codebooks."""
+    return config.epochs + config.codebook_epochs
+
+
 def _keep_options(config: CompressConfig, folder: Path) -> None:
     """Write the options into the folder, or refuse others than those that it was begun with."""
     kept = RunFolder(folder).config
@@ -429,7 +436,7 @@ def _keep_options(config: CompressConfig, folder: Path) -> None:
         return
     saved = make_config(read_config(kept)).model_dump(mode="json")
     changed = changed_options(saved, config)
-    made_by = ("cluster_bits", "n_min", "codebook_lr", "coding")
+    made_by = ("cluster_bits", "n_min", "codebook_epochs", "codebook_lr", "weights_lr", "coding")
     changed += [name for name in made_by if saved[name] != getattr(config, name)]
     if changed:
         raise ConfigError(f"{folder} was begun with other options: {', '.join(changed)}")

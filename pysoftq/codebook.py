@@ -1,4 +1,4 @@
-"""Codebooks as what is trained, while every weight stays in its cluster."""
+"""Codebooks as what is trained; each weight stays in its cluster, or may move to another one."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import math
 from collections.abc import Callable, Mapping
 
 import torch
-from torch import nn
-from torch.optim import Adam, Optimizer
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
+from pysoftq.assignment import Assignment
 from pysoftq.clusters import Clusters, unique
 from pysoftq.config import CompressConfig
 from pysoftq.data import batch_count
@@ -29,18 +30,41 @@ class Codebooks:
         optimizer = torch.optim.Adam([*codebooks.parameters(), *codebooks.rest()])
         codebooks.attach(optimizer)
 
+    Given the ``weights`` that the clusters were found in, these train too, and may move from one
+    cluster to another: the gradient at a weight's value passes straight through to the weight
+    (Bengio, Léonard and Courville, arXiv:1308.3432), and after each step it goes to the cluster of
+    the least squared error plus ``price`` times the length of the code word, -log2 of the
+    cluster's share. An optimizer of their own suits them, that steps before the values are written:
+
+        codebooks = Codebooks(model, clusters, weights, price=1e-5)
+        sgd = torch.optim.SGD(codebooks.weights(), lr=0.01, momentum=0.9)
+        optimizer.register_step_post_hook(lambda *_: sgd.step())
+        codebooks.attach(optimizer)
+
     Args:
         model: any module.
-        clusters: by parameter name; K and the cluster of each weight never change.
+        clusters: by parameter name; K never rises.
+        weights: by the same names, of the parameters' shapes; None keeps each weight in its
+            cluster.
+        price: of a bit for one weight, in units of the weights squared, 0 or more: 0 sends each
+            weight to the nearest value.
 
     Raises:
-        ValueError: no clusters, a name that is no parameter of the model, or clusters of another
-            number of weights.
+        ValueError: no clusters, a name that is no parameter of the model, clusters or weights of
+            another number, weights that are not finite, or a price below 0.
     """
 
-    def __init__(self, model: nn.Module, clusters: Mapping[str, Clusters]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        clusters: Mapping[str, Clusters],
+        weights: Mapping[str, Tensor] | None = None,
+        price: float = 0.0,
+    ) -> None:
         if not clusters:
             raise ValueError("there are no clusters, so no codebook to train")
+        if not (math.isfinite(price) and price >= 0):
+            raise ValueError(f"price is {price}; want a finite number, 0 or more")
         parameters = dict(model.named_parameters())
         for name, found in clusters.items():
             if name not in parameters:
@@ -51,7 +75,7 @@ class Codebooks:
                     f"its clusters {found.size}"
                 )
         self._model = model
-        self._weights = {name: parameters[name] for name in clusters}
+        self._quantized = {name: parameters[name] for name in clusters}
         self._indices = {
             name: found.indices.to(parameters[name].device) for name, found in clusters.items()
         }
@@ -60,27 +84,40 @@ class Codebooks:
             name: nn.Parameter(found.codebook.to(parameters[name]).clone())
             for name, found in clusters.items()
         }
+        self._price = price
+        self._moving: dict[str, _Moving] = {}
+        if weights is not None:
+            if missing := clusters.keys() - weights.keys():
+                raise ValueError(f"no weights of '{min(missing)}', which has clusters")
+            self._moving = {
+                name: _Moving(name, weights[name], found, parameters[name].device)
+                for name, found in clusters.items()
+            }
         self.write()
 
     def parameters(self) -> list[nn.Parameter]:
         """The codebooks (K,), one for each tensor."""
         return list(self.values.values())
 
+    def weights(self) -> list[nn.Parameter]:
+        """The weights (N,) that may move."""
+        return [moving.weights for moving in self._moving.values()]
+
     def rest(self) -> list[nn.Parameter]:
         """The model's other parameters that are trained: biases, normalisation."""
-        clustered = {id(weights) for weights in self._weights.values()}
+        quantized = {id(weights) for weights in self._quantized.values()}
         return [
             parameter
             for parameter in self._model.parameters()
-            if parameter.requires_grad and id(parameter) not in clustered
+            if parameter.requires_grad and id(parameter) not in quantized
         ]
 
     def attach(self, optimizer: Optimizer) -> None:
-        """Sum gradients before each step of the optimizer, and write the weights after it.
+        """Sum gradients before each step of the optimizer; assign and write the weights after it.
 
         Gradients that the weights have now are forgotten.
         """
-        for weights in self._weights.values():
+        for weights in self._quantized.values():
             weights.grad = None
         optimizer.register_step_pre_hook(lambda *_: self.sum_gradients())
         optimizer.register_step_post_hook(lambda *_: self.write())
@@ -89,20 +126,27 @@ class Codebooks:
     def sum_gradients(self) -> None:
         """Turn the gradients of the weights into those of the codebooks; clears the former."""
         for name, value in self.values.items():
-            gradient = self._weights[name].grad
+            gradient = self._quantized[name].grad
             if gradient is None:
                 value.grad = None
-                continue
-            value.grad = torch.zeros_like(value).index_add_(
-                0, self._indices[name], gradient.reshape(-1)
-            )
-            gradient.zero_()  # in place: a CUDA graph writes there again
+            else:
+                value.grad = torch.zeros_like(value).index_add_(
+                    0, self._indices[name], gradient.reshape(-1)
+                )
+            if name in self._moving:
+                self._moving[name].take(gradient)
+            if gradient is not None:
+                gradient.zero_()  # in place: a CUDA graph writes there again
 
     @torch.no_grad()
     def write(self) -> None:
-        """Put each weight's value into the model."""
+        """Assign the weights that may move, and put each weight's value into the model."""
         for name, value in self.values.items():
-            weights = self._weights[name]
+            if name in self._moving:
+                self._indices[name] = self._moving[name].assign(
+                    value, self._indices[name], self._price
+                )
+            weights = self._quantized[name]
             weights.copy_(value[self._indices[name]].reshape(weights.shape))
 
     def clusters(self) -> dict[str, Clusters]:
@@ -117,6 +161,33 @@ class Codebooks:
         return unique(weights[self._indices[name]], self._bounds[name])
 
 
+class _Moving:
+    """The weights of one tensor that train, and the clusters that they go to."""
+
+    def __init__(
+        self, name: str, weights: Tensor, clusters: Clusters, device: torch.device
+    ) -> None:
+        if weights.numel() != clusters.size:
+            raise ValueError(
+                f"layer '{name}': {weights.numel()} weights for clusters of {clusters.size}"
+            )
+        if not weights.isfinite().all():
+            raise ValueError(f"layer '{name}' has weights that are NaN or infinite")
+        # A copy, in float32 even where the model's own are coarser than the steps.
+        flat = weights.detach().reshape(-1).to(device, torch.float32, copy=True)
+        self.weights = nn.Parameter(flat)
+        self._assignment = Assignment(clusters, device)
+
+    def take(self, gradient: Tensor | None) -> None:
+        """The gradient at the weights' values becomes that of the weights."""
+        copied = None if gradient is None else gradient.reshape(-1).to(torch.float32, copy=True)
+        self.weights.grad = copied
+
+    def assign(self, values: Tensor, indices: Tensor, price: float) -> Tensor:
+        """The clusters (N,) of the weights as they are now."""
+        return self._assignment(self.weights, values.float(), indices, price)
+
+
 def train_codebooks(
     model: nn.Module,
     clusters: Mapping[str, Clusters],
@@ -126,30 +197,41 @@ def train_codebooks(
     epochs: int,
     lr: float = 1e-3,
     rest: bool = True,
+    weights: Mapping[str, Tensor] | None = None,
+    weights_lr: float = 1e-2,
+    price: float = 0.0,
     first_epoch: int = 0,
     message: Callable[[str], None] | None = None,
     stop: StopRequest | None = None,
 ) -> dict[str, Clusters]:
-    """Train the codebooks of ``clusters`` on the training data, each weight in its cluster.
+    """Train the codebooks of ``clusters`` on the training data.
 
     Adam, whose steps are alike for clusters of one weight and of thousands; its learning rate
-    falls from ``lr`` to 0 along a cosine. ``rest`` trains biases and normalisation too.
-    ``config`` gives seed, batch size, augmentation and speed; the order of the examples is that of
-    its epochs from ``first_epoch`` on. ``message`` is told of each epoch. The model is left with
-    the trained values, in evaluation mode.
+    falls from ``lr`` to 0 along a cosine. ``rest`` trains biases and normalisation too. Each weight
+    stays in its cluster, unless ``weights`` are given: see ``Codebooks`` for these and ``price``.
+    SGD trains them, by which a weight of little gradient stays where it is; its learning rate falls
+    from ``weights_lr`` likewise. ``config`` gives momentum, seed, batch size, augmentation and
+    speed; the order of the examples is that of its epochs from ``first_epoch`` on. ``message`` is
+    told of each epoch. The model is left with the trained values, in evaluation mode.
 
     Returns the clusters with the trained values.
 
     Raises ValueError for clusters that do not fit the model and for a loss that is not finite,
     Interrupted where ``stop`` is asked for.
     """
-    codebooks = Codebooks(model, clusters)
+    codebooks = Codebooks(model, clusters, weights, price)
     if epochs < 1 or not lr > 0:
         raise ValueError(f"epochs is {epochs} and lr {lr}; want 1 or more, and above 0")
+    if weights is not None and not weights_lr > 0:
+        raise ValueError(f"weights_lr is {weights_lr}; want it above 0")
     optimizer = Adam([*codebooks.parameters(), *(codebooks.rest() if rest else ())], lr=lr)
-    codebooks.attach(optimizer)
     steps = epochs * batch_count(len(data.train), config.batch_size)
-    schedule = CosineAnnealingLR(optimizer, steps)
+    schedules = [CosineAnnealingLR(optimizer, steps)]
+    if moving := codebooks.weights():
+        sgd = SGD(moving, lr=weights_lr, momentum=config.momentum, nesterov=config.momentum > 0)
+        optimizer.register_step_post_hook(lambda *_: sgd.step())
+        schedules.append(CosineAnnealingLR(sgd, steps))
+    codebooks.attach(optimizer)
     step = make_step(model, optimizer, config, config.batch_size)
     tally = Tally()
     model.train()
@@ -158,7 +240,8 @@ def train_codebooks(
             config.seed, epoch, config.batch_size, augment=config.augment
         ):
             tally.add(*step(inputs, targets), len(targets))
-            schedule.step()
+            for schedule in schedules:
+                schedule.step()
             if stop is not None and stop.asked:
                 raise Interrupted
         mean = sum(loss * size for loss, _, size in tally.read()) / len(data.train)

@@ -64,8 +64,8 @@ SAME_DEFAULTS = {"text": "pydoc"}
 # Where a recipe departs from the defaults, those of the data set included; measured in
 # docs/recipe.md. All of it may be applied to a finished run.
 RECIPES: dict[str, dict[str, Any]] = {
-    "paper": {"refine": "count", "codebook_epochs": 0},
-    "best": {"refine": "levels", "codebook_epochs": 3},
+    "paper": {"refine": "count", "codebook_epochs": 0, "weights_lr": 0.0},
+    "best": {"refine": "levels", "codebook_epochs": 5, "weights_lr": 0.01},
 }
 
 MAX_MERGED_BITS = 11
@@ -172,12 +172,17 @@ class CompressConfig(BaseModel):
         on_resume=True, ge=0)
     codebook_lr: float = _option("Clusters", 0.001, "Highest learning rate of these (Adam, falling "
         "to 0).", on_resume=True, gt=0)
+    weights_lr: float = _option("Clusters", 0.0, "Highest learning rate of the weights in these "
+        "epochs (SGD, falling to 0), by which they move to other clusters; 0 keeps each in its "
+        "own.", on_resume=True, ge=0)
 
     epochs: int = _option("Training", 30, "Epochs of soft quantization.", ge=1)
     batch_size: int = _option("Training", 128, "Images or windows of text in a batch.", ge=1)
     optimizer: Literal["sgd", "adamw"] = _option("Training", "sgd", "SGD with Nesterov momentum, "
         "or AdamW.")
     lr: float = _option("Training", 0.001, "Learning rate.", gt=0)
+    lr_schedule: Literal["constant", "cosine"] = _option("Training", "constant", "Learning rate "
+        "throughout (constant), or falling to 0 along a cosine.")
     momentum: float = _option("Training", 0.9, "Nesterov momentum, 0 for plain SGD; of AdamW, the "
         "decay of the mean gradient.", ge=0, lt=1)
     weight_decay: float = _option("Training", 0.0, "Weight decay.", ge=0)

@@ -281,6 +281,12 @@ class SoftQuantizer:
         energies = {layer.name: _energy(layer, self.bins) for layer in self.layers}
         return CouplingEnergy(math.fsum(energies.values()), energies)
 
+    @property
+    def mean_variance(self) -> float:
+        """Mean of the layers' variances when measured, by their weights: the unit of prices."""
+        squares = math.fsum(layer.size * layer.sigma**2 for layer in self.layers)
+        return squares / sum(layer.size for layer in self.layers)
+
     def bounds(self, layer: CoupledLayer) -> Tensor | None:
         """Where the layer's segments begin and end, (G+1,); None where the layer is one."""
         if layer.segments is None:
@@ -308,10 +314,9 @@ class SoftQuantizer:
             raise ValueError(f"rule is {rule!r}; want one of {', '.join(RULES)}")
         if rule == "count":
             return {name: refine(found, n_min) for name, found in clusters.items()}
-        squares = math.fsum(layer.size * layer.sigma**2 for layer in self.layers)
-        unit = squares / sum(layer.size for layer in self.layers)
         rate: Rate = "entropy" if rule == "entropy" else "levels"
-        return {name: merge(found, price * unit, rate) for name, found in clusters.items()}
+        worth = price * self.mean_variance
+        return {name: merge(found, worth, rate) for name, found in clusters.items()}
 
     def finalize(
         self, bits: int = 7, n_min: int = 10, rule: str = "count", price: float = 0.01

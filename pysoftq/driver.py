@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -180,12 +180,17 @@ def finish(
         name = "soft, refined, before training"
         before = list(merged.values())
         networks.append(clustered_row(name, model, data, config, folder, layers, before))
-        train_refined(model, merged, data, config, observer)
+        observer.message(
+            f"training the codebooks: {config.codebook_epochs} epochs after those {config.epochs}"
+        )
+        train_refined(model, softq, merged, soft, data, config, observer.message)
     weights["weights_final"] = snapshot(shown.weights())
     write_compressed(model, data, config, folder.compressed)
     # What has been written.
-    refined = [unique(layer.parameter, softq.bounds(layer)) for layer in layers]
-    networks.append(clustered_row("soft, refined", model, data, config, folder, layers, refined))
+    refined = {layer.name: unique(layer.parameter, softq.bounds(layer)) for layer in layers}
+    found = list(refined.values())
+    networks.append(clustered_row("soft, refined", model, data, config, folder, layers, found))
+    report = report.with_clusters(refined)
 
     model.load_state_dict(pretrained)
     weights["weights_pretrained"] = snapshot(shown.weights())
@@ -205,27 +210,32 @@ def finish(
 
 def train_refined(
     model: nn.Module,
+    softq: SoftQuantizer,
     clusters: dict[str, Clusters],
+    soft: Mapping[str, Tensor],
     data: Data,
     config: CompressConfig,
-    observer: RunObserver,
+    message: Callable[[str], None] | None = None,
 ) -> None:
-    """Train the codebooks of the refined clusters; a run that is stopped here repeats this part.
+    """Train the codebooks of the refined clusters, and the ``soft`` weights where they may move.
 
-    Raises Interrupted after SIGINT or SIGTERM.
+    A run that is stopped here repeats this part. Raises Interrupted after SIGINT or SIGTERM.
     """
-    epochs = config.codebook_epochs
-    observer.message(f"training the codebooks: {epochs} epochs after those {config.epochs}")
+    coded = config.coding == "entropy" and config.refine != "count"
+    price = config.bit_price * softq.mean_variance if coded else 0.0
     with stop_on_signals() as stop:
         train_codebooks(
             model,
             clusters,
             data,
             config,
-            epochs=epochs,
+            epochs=config.codebook_epochs,
             lr=config.codebook_lr,
+            weights={name: soft[name] for name in clusters} if config.weights_lr else None,
+            weights_lr=config.weights_lr,
+            price=price,
             first_epoch=config.epochs,
-            message=observer.message,
+            message=message,
             stop=stop,
         )
 

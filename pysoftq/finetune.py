@@ -20,7 +20,7 @@ from pysoftq.interrupt import Interrupted, StopRequest
 from pysoftq.recording import Recording, snapshot
 from pysoftq.runfolder import RunFolder
 from pysoftq.tasks import Data, Half, cross_entropy, hits, logits_of
-from pysoftq.training import Tally, make_step
+from pysoftq.training import Tally, make_step, set_lr
 
 # Devices whose results can be read after each step, as nothing has to be waited for.
 SYNCHRONOUS = ("cpu",)
@@ -91,6 +91,7 @@ def finetune(
             config.seed, epoch, config.batch_size, start=state.batch, augment=config.augment
         ):
             recording.note(state)
+            set_lr(optimizer, config, state.step / (config.epochs * batches))
             loss, right = step(inputs, targets)  # forward, backward, force, optimizer
             tally.add(loss, right, targets.numel())
             state.step += 1

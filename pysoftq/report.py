@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from pysoftq.clusters import Clusters
 from pysoftq.tasks import CLASSIFICATION, TASKS, Task
 
 
@@ -114,6 +115,20 @@ class CompressionReport:
     def codebook_bytes(self) -> int:
         """What the values of all codebooks take, in the weights' dtype."""
         return sum(layer.codebook_bytes for layer in self.layers)
+
+    def with_clusters(self, found: Mapping[str, Clusters]) -> CompressionReport:
+        """The same table with other clusters after refinement, by the layers' names."""
+        rows = [
+            replace(
+                row,
+                clusters=found[row.name].K,
+                bits=found[row.name].bits,
+                entropy_bits=found[row.name].entropy_bits,
+                codebook_bytes=found[row.name].codebook_bytes,
+            )
+            for row in self.layers
+        ]
+        return replace(self, layers=tuple(rows))
 
     def _mean(self, bits: Iterable[float]) -> float:
         pairs = zip(self.layers, bits, strict=True)

@@ -6,6 +6,7 @@ steps, so that the host runs ahead and the device never idles.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -98,7 +99,8 @@ class GraphedStep(TrainingStep):
         super().__init__(model, optimizer, config, batch_size, softq)
         self._to_warm_up = self.WARM_UP
         kernels = has_cuda() and softq is not None and softq.granularity == "layer"
-        self._whole = softq if kernels else None
+        # A recorded optimizer would not see its learning rate fall.
+        self._whole = softq if kernels and config.lr_schedule == "constant" else None
         self._replay: Callable[[], None] | None = None
 
     def __call__(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -185,6 +187,13 @@ def make_optimizer(
         fused=fused,
         foreach=foreach,
     )
+
+
+def set_lr(optimizer: Optimizer, config: CompressConfig, done: float) -> None:
+    """Give an optimizer its learning rate where ``done`` (0 to 1) of the steps are behind it."""
+    factor = (1 + math.cos(math.pi * done)) / 2 if config.lr_schedule == "cosine" else 1.0
+    for group in optimizer.param_groups:
+        group["lr"] = config.lr * factor
 
 
 def record_graph(work: Callable[[], None]) -> Callable[[], None]:

@@ -17,6 +17,7 @@ from pysoftq.config import CompressConfig, make_config
 from pysoftq.data import Dataset
 from pysoftq.interrupt import Interrupted, StopRequest
 from pysoftq.models import build_model
+from pysoftq.segments import segment_bounds
 from pysoftq.weights import coupled_weights
 
 
@@ -35,6 +36,10 @@ def found_in(model: nn.Module, bits: int = 3) -> dict[str, Clusters]:
     return {
         name: identify(value, bits) for name, value in coupled_weights(model.state_dict()).items()
     }
+
+
+def pretrained_weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in coupled_weights(model.state_dict()).items()}
 
 
 def options(**given: object) -> CompressConfig:
@@ -106,13 +111,24 @@ def test_values_that_cross_are_sorted_and_equal_ones_merged() -> None:
 def test_a_layer_without_gradient_keeps_its_values() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     clusters = {name: unique(value) for name, value in coupled_weights(model.state_dict()).items()}
-    codebooks = Codebooks(model, clusters)
+    weights = pretrained_weights(model)
+    codebooks = Codebooks(model, clusters, weights)
+    sgd = torch.optim.SGD(codebooks.weights(), lr=0.1)
     optimizer = torch.optim.Adam(codebooks.parameters(), lr=0.1)
+    optimizer.register_step_post_hook(lambda *_: sgd.step())
     codebooks.attach(optimizer)
-    before = model[1].weight.detach().clone()
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    before = [
+        codebooks.values["1.weight"].detach().clone(),
+        codebooks.weights()[1].detach().clone(),
+    ]
+    optimizer.zero_grad()
+    model.zero_grad()
     model[0](torch.ones(1, 3)).sum().backward()
     optimizer.step()
-    assert torch.equal(model[1].weight, before)
+    assert torch.equal(codebooks.values["1.weight"], before[0])
+    assert torch.equal(codebooks.weights()[1], before[1])
     assert not torch.equal(codebooks.values["0.weight"], clusters["0.weight"].codebook)
 
 
@@ -176,6 +192,88 @@ def test_a_stop_is_heard_after_a_step(model: nn.Module, data: Dataset) -> None:
         train_codebooks(model, found_in(model), data, options(), epochs=1, stop=stop)
 
 
+def test_gradients_pass_straight_through(model: nn.Module, data: Dataset) -> None:
+    images, labels = batch(data)
+    weights = pretrained_weights(model)
+    clusters = found_in(model)
+    codebooks = Codebooks(model, clusters, weights)
+    F.cross_entropy(model(images), labels).backward()
+    wanted = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}  # type: ignore[union-attr]
+    codebooks.sum_gradients()
+    for name, moving in zip(clusters, codebooks.weights(), strict=True):
+        assert torch.equal(moving.grad, wanted[name].reshape(-1))
+        assert torch.equal(moving, weights[name].reshape(-1))
+        assert not model.get_parameter(name).grad.any()  # type: ignore[union-attr]
+
+
+def test_a_weight_moves_when_it_has_passed_the_middle() -> None:
+    model = nn.Linear(4, 1, bias=False)
+    weights = torch.tensor([[-1.0, -0.9, 0.9, 1.0]])
+    clusters = {"weight": identify(weights, 1)}
+    codebooks = Codebooks(model, clusters, {"weight": weights})
+    sgd = torch.optim.SGD(codebooks.weights(), lr=1.0)
+    optimizer = torch.optim.SGD(codebooks.parameters(), lr=1e-6)
+    optimizer.register_step_post_hook(lambda *_: sgd.step())
+    codebooks.attach(optimizer)
+    (model.weight * torch.tensor([[-0.5, -0.96, 0.0, 0.0]])).sum().backward()
+    optimizer.step()
+    found = codebooks.clusters()["weight"]
+    assert found.indices.tolist() == [0, 1, 1, 1]  # -0.5 and 0.06, values -0.95 and 0.95
+    assert torch.equal(model.weight, found.weights((1, 4)))
+    torch.testing.assert_close(
+        codebooks.weights()[0].detach(), torch.tensor([-0.5, 0.06, 0.9, 1.0])
+    )
+
+
+@pytest.mark.parametrize("granularity", ["layer", "channel", "group:7"])
+def test_moving_weights_lower_the_loss_and_a_price_the_entropy(
+    model: nn.Module, data: Dataset, granularity: str
+) -> None:
+    state = copy.deepcopy(model.state_dict())
+    weights = pretrained_weights(model)
+    bounds = {
+        name: None if granularity == "layer" else segment_bounds(value.shape, granularity)
+        for name, value in weights.items()
+    }
+    clusters = {name: identify(value, 3, bounds[name]) for name, value in weights.items()}
+    entropies, losses = [], []
+    for price in (0.0, 5e-3):
+        model.load_state_dict(state)
+        trained = train_codebooks(
+            *(model, clusters, data, options()), epochs=3, weights=weights, price=price
+        )
+        for name, value in pretrained_weights(model).items():
+            assert torch.equal(value, trained[name].weights(value.shape))
+            assert trained[name].K <= clusters[name].K
+            assert (trained[name].codebook_sizes <= clusters[name].codebook_sizes).all()
+        entropies.append(sum(found.size * found.entropy_bits for found in trained.values()))
+        with torch.no_grad():
+            losses.append(float(F.cross_entropy(model(batch(data)[0]), batch(data)[1])))
+    model.load_state_dict(state)
+    fixed = Codebooks(model, clusters)
+    with torch.no_grad():
+        before = float(F.cross_entropy(model.eval()(batch(data)[0]), batch(data)[1]))
+    assert max(losses) < before
+    assert entropies[1] < 0.9 * entropies[0]
+    assert entropies[0] != sum(c.size * c.entropy_bits for c in fixed.clusters().values())
+
+
+def test_half_precision_weights_move_by_small_steps() -> None:
+    model = nn.Linear(2, 1, bias=False, dtype=torch.bfloat16)
+    weights = torch.tensor([[1.0, 3.0]], dtype=torch.bfloat16)
+    codebooks = Codebooks(model, {"weight": unique(weights)}, {"weight": weights})
+    sgd = torch.optim.SGD(codebooks.weights(), lr=1e-3)
+    optimizer = torch.optim.SGD(codebooks.parameters(), lr=0.0)
+    optimizer.register_step_post_hook(lambda *_: sgd.step())
+    codebooks.attach(optimizer)
+    for _ in range(1100):  # each far below what bfloat16 tells apart at 1
+        optimizer.zero_grad()
+        (-model.weight[0, 0]).backward()
+        optimizer.step()
+    assert model.weight.tolist() == [[3.0, 3.0]]
+    assert model.weight.dtype == torch.bfloat16
+
+
 def test_refusals(model: nn.Module, data: Dataset) -> None:
     clusters = found_in(model)
     with pytest.raises(ValueError, match="no codebook to train"):
@@ -184,6 +282,19 @@ def test_refusals(model: nn.Module, data: Dataset) -> None:
         Codebooks(model, {"conv9": clusters["conv1.weight"]})
     with pytest.raises(ValueError, match=r"'linear\.weight' has 160 weights, its clusters 36"):
         Codebooks(model, {"linear.weight": clusters["conv1.weight"]})
+    weights = pretrained_weights(model)
+    with pytest.raises(ValueError, match="price is -1"):
+        Codebooks(model, clusters, weights, price=-1.0)
+    with pytest.raises(ValueError, match=r"no weights of 'conv1\.weight'"):
+        Codebooks(model, clusters, {})
+    with pytest.raises(ValueError, match=r"'conv1\.weight': 5 weights for clusters of 36"):
+        Codebooks(model, clusters, {**weights, "conv1.weight": torch.ones(5)})
+    with pytest.raises(ValueError, match=r"'conv1\.weight' has weights that are NaN"):
+        Codebooks(model, clusters, {**weights, "conv1.weight": torch.full((36,), torch.nan)})
+    with pytest.raises(ValueError, match="weights_lr is 0"):
+        train_codebooks(
+            *(model, clusters, data, options()), epochs=1, weights=weights, weights_lr=0.0
+        )
     with pytest.raises(ValueError, match="epochs is 0"):
         train_codebooks(model, clusters, data, options(), epochs=0)
     with pytest.raises(ValueError, match="lr nan"):

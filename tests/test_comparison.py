@@ -27,16 +27,20 @@ from tiny import tiny_digits, tiny_training
 from torch.optim.swa_utils import update_bn
 
 from pysoftq.baselines import ecvq
+from pysoftq.baselines.parq import has_parq
 from pysoftq.cli.compare import compare, markdown
-from pysoftq.config import CompressConfig, ConfigError, make_config
+from pysoftq.config import CompressConfig, ConfigError, make_config, read_config
+from pysoftq.data import Dataset
 from pysoftq.finetune import evaluate
 from pysoftq.models import build_model
 from pysoftq.sweep.prepare import Silent
-from pysoftq.weights import cpu_state, save_state
+from pysoftq.weights import cpu_state, load_weights, save_state
 
 OPTIONS: dict[str, Any] = {
     "model": "digits-resnet-small",
+    "recipe": "best",
     "epochs": 2,
+    "codebook_epochs": 1,
     "batch_size": 40,
     "lr": 0.01,
     "split_seed": 0,
@@ -44,11 +48,11 @@ OPTIONS: dict[str, Any] = {
     "threads": 1,
 }
 SMALL = ComparisonOptions(
-    methods=("uniform", "kmeans", "ecvq", "kmeans+ft", "soft"),
+    methods=("uniform", "kmeans", "ecvq", "kmeans+ft", "uncoupled", "soft"),
     seeds=2,
     h=(0.2,),
     w=(0.5,),
-    recipes=("paper", "entropy"),
+    recipes=("paper", "best"),
     prices=(0.02,),
     levels=(4,),
     rates=(0.1,),
@@ -127,7 +131,10 @@ def test_records_are_what_the_files_hold(config: CompressConfig, folder: Path) -
     trained = {
         f"seed-{seed}/{name}"
         for seed in (0, 1)
-        for name in ("kmeans+ft-K4", "soft-h0.2-w0.5-paper", "soft-h0.2-w0.5-entropy-price0.02")
+        for name in (
+            *("kmeans+ft-K4", "uncoupled-price0.02"),
+            *("soft-h0.2-w0.5-paper", "soft-h0.2-w0.5-best-price0.02"),
+        )
     }
     assert set(files) == untrained | trained
     for point in study.points:
@@ -177,6 +184,42 @@ def test_training_keeps_the_clusters_and_helps(folder: Path, config: CompressCon
     assert evaluate(after, data, data.train)[0] < evaluate(before, data, data.train)[0]
 
 
+def test_all_that_are_trained_see_as_many_epochs(config: CompressConfig, tmp_path: Path) -> None:
+    methods = ("kmeans+ft", *(("parq",) if has_parq() else ()), "uncoupled", "soft")
+    options = ComparisonOptions(
+        **{**vars(SMALL), "methods": methods, "seeds": 1, "bits": (2,), "recipes": ("best",)}
+    )
+    epochs: list[int] = []
+
+    class Counting(Log):
+        def on_record(self, record: Record, progress: contest.Progress) -> None:
+            assert len(epochs) == 3, record.method
+            epochs.clear()
+
+    def counted(self: Dataset, seed: int, epoch: int, batch_size: int, **options: Any) -> Any:
+        epochs.append(epoch)
+        return batches(self, seed, epoch, batch_size, **options)
+
+    batches = Dataset.batches
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Dataset, "batches", counted)
+        study = study_comparison(config, options, tmp_path, Counting())
+    assert study.epochs == 3
+    assert len(study.points) == len(methods)
+
+
+def test_without_coupling_the_recipe_is_the_same(config: CompressConfig, folder: Path) -> None:
+    (run,) = (folder / "seed-0" / "runs").glob("h0.0-*")
+    assert make_config(read_config(run / "config.yaml")).h == 0
+    coupled = load_weights(folder / "seed-0" / "runs" / "h0.2-w0.5" / "soft.safetensors")
+    free = load_weights(run / "soft.safetensors")
+    assert not torch.equal(coupled["linear.weight"], free["linear.weight"])
+    study = study_comparison(config, SMALL, folder, Log())
+    (point,) = study.of("uncoupled")
+    assert point.bits.mean < 7
+    assert point not in study.opponents
+
+
 def test_re_estimated_statistics(folder: Path, config: CompressConfig) -> None:
     """Measured on the networks that are there; none is made anew."""
     options = ComparisonOptions(**{**vars(SMALL), "normalization": "reestimate"})
@@ -204,7 +247,7 @@ def test_an_interrupted_comparison_goes_on(
     rest = Log()
     study = study_comparison(config, SMALL, tmp_path, rest)
     names = [(record.seed, record.method, record.setting) for record in seen + rest.records]
-    assert len(names) == len(set(names)) == 9
+    assert len(names) == len(set(names)) == 11
     assert study.points == whole.points
     assert rest.left[-1] == 0.0
 
@@ -243,7 +286,7 @@ def test_a_finished_run_takes_part(config: CompressConfig, folder: Path, tmp_pat
     records = [json.loads(line) for line in lines]
     assert [row["key"] for row in records[1:] if "soft" in row["key"]] == [
         "1/soft-h0.2-w0.5-paper",
-        "1/soft-h0.2-w0.5-entropy-price0.02",
+        "1/soft-h0.2-w0.5-best-price0.02",
     ]
 
 
@@ -350,6 +393,14 @@ def test_leads() -> None:
     (ours,) = study.of("ecvq")
     assert study.lead(ours, "bits") == pytest.approx(85 - 99)
     assert made_up([("soft", 80.0, 3.0)]).lead(study.of("soft")[0], "bits") is None
+
+
+def test_the_ablation_leads_nobody_and_is_measured_like_soft() -> None:
+    study = made_up([("kmeans", 60.0, 2.0), ("uncoupled", 90.0, 2.0), ("soft", 80.0, 2.0)])
+    (kmeans, uncoupled, soft) = study.points
+    assert study.lead(soft, "bits") == pytest.approx(20.0)
+    assert study.lead(uncoupled, "bits") == pytest.approx(30.0)
+    assert study.lead(kmeans, "bits") == pytest.approx(-20.0)
 
 
 def test_a_study_is_read_back(tmp_path: Path) -> None:

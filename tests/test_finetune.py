@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from tiny import Recorder, Training, tiny_digits, tiny_training
+from torch.optim.lr_scheduler import LambdaLR
 
 from pysoftq.checkpoint import KEYS, RunState, read_sealed
 from pysoftq.config import CompressConfig, make_config
@@ -59,15 +61,23 @@ def run(
     return state, observer
 
 
-@pytest.mark.parametrize("h", [0.0, 0.05])
-def test_training_equals_a_plain_loop(data: Dataset, tmp_path: Path, h: float) -> None:
-    config = options(h=h)
+@pytest.mark.parametrize(
+    ("h", "schedule"), [(0.0, "constant"), (0.05, "constant"), (0.05, "cosine")]
+)
+def test_training_equals_a_plain_loop(
+    data: Dataset, tmp_path: Path, h: float, schedule: str
+) -> None:
+    config = options(h=h, lr_schedule=schedule)
     training = tiny_training(config)
     state, observer = run(training, data, config, tmp_path / "run")
 
     plain = tiny_training(config)
     optimizer = torch.optim.SGD(plain.model.parameters(), lr=0.01, momentum=0.9, nesterov=True)
     plain.softq.attach(optimizer)
+    cosine = LambdaLR(
+        optimizer,
+        lambda step: (1 + math.cos(math.pi * step / 10)) / 2 if schedule == "cosine" else 1.0,
+    )
     losses = []
     for epoch in range(2):
         plain.model.train()
@@ -78,6 +88,7 @@ def test_training_equals_a_plain_loop(data: Dataset, tmp_path: Path, h: float) -
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            cosine.step()
             losses[-1] += loss.item() * len(labels)
     assert [line["task_loss"] for line in observer.epochs[1:]] == [loss / 160 for loss in losses]
     assert observer.steps == list(range(1, 11))

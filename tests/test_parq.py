@@ -9,8 +9,9 @@ import torch
 from tiny import tiny_digits, tiny_training
 
 from pysoftq.baselines.parq import has_parq, train_parq
-from pysoftq.config import make_config
+from pysoftq.config import CompressConfig, make_config
 from pysoftq.finetune import evaluate
+from pysoftq.training import set_lr
 
 pytestmark = pytest.mark.skipif(not has_parq(), reason="torchao is not installed")
 
@@ -46,6 +47,23 @@ def test_the_same_seed_gives_the_same_network() -> None:
         found.append(train_parq(model, weights, 3, tiny_digits(), config)["linear.weight"])
     assert torch.equal(found[0].weights(), found[1].weights())
     assert found[0].K == 8
+
+
+def test_the_learning_rate_follows_the_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = []
+
+    def note(optimizer: torch.optim.Optimizer, config: CompressConfig, done: float) -> None:
+        set_lr(optimizer, config, done)
+        told.append((done, optimizer.param_groups[0]["lr"]))
+
+    monkeypatch.setattr("pysoftq.baselines.parq.set_lr", note)
+    config = make_config({"epochs": 2, "batch_size": 80, "lr": 0.1, "lr_schedule": "cosine"})
+    model = tiny_training(config).model
+    train_parq(model, {"linear.weight": model.linear.weight}, 2, tiny_digits(), config)
+    assert [done for done, _ in told] == [0.0, 0.25, 0.5, 0.75]
+    assert [lr for _, lr in told] == pytest.approx(
+        [0.05 * (1 + math.cos(math.pi * done)) for done, _ in told]
+    )
 
 
 def test_errors() -> None:

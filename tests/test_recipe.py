@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -10,13 +11,14 @@ import pytest
 import torch
 from tiny import Recorder, tiny_digits, tiny_training
 
+from pysoftq import driver
 from pysoftq.artifact import load_compressed
 from pysoftq.clustering import ClusteringConfig, finalize, prepare
 from pysoftq.clusters import identify, refine
 from pysoftq.config import RECIPES, CompressConfig, ConfigError, command_line, make_config
 from pysoftq.coupling import SoftQuantizer
 from pysoftq.data import Dataset
-from pysoftq.driver import compress
+from pysoftq.driver import compress, train_refined
 from pysoftq.finetune import evaluate
 from pysoftq.interrupt import Interrupted
 from pysoftq.merging import merge
@@ -68,10 +70,12 @@ def test_the_file_is_that_of_the_recipe(finished: Path, data: Dataset) -> None:
     names = [row.name for row in summary.networks]
     assert names[:5] == ["pretrained", "soft", "soft, 7-bit clusters", TRAINED, "soft, refined"]
     before, after = summary[TRAINED], summary["soft, refined"]
-    assert (before.bits, before.entropy_bits) == (after.bits, after.entropy_bits)
-    assert after.bits == pytest.approx(summary.layers.mean_bits)
     assert after.bits is not None
-    assert 0 < after.bits < summary.layers.mean_bits_before
+    assert before.bits is not None
+    assert 0 < after.bits <= before.bits < summary.layers.mean_bits_before
+    assert after.entropy_bits != before.entropy_bits  # weights have moved
+    assert after.bits == pytest.approx(summary.layers.mean_bits)
+    assert after.entropy_bits == pytest.approx(summary.layers.entropy_bits)
 
     model = load_compressed(finished / "compressed.safetensors")
     assert isinstance(model, torch.nn.Module)
@@ -81,6 +85,39 @@ def test_the_file_is_that_of_the_recipe(finished: Path, data: Dataset) -> None:
     assert evaluate(model, data, data.train)[0] < evaluate(soft, data, data.train)[0]
     for layer in summary.layers.layers:
         assert model.get_parameter(layer.name).unique().numel() == layer.clusters
+
+
+def test_weights_stay_in_their_clusters_without_a_rate(
+    config: CompressConfig, data: Dataset, finished: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "run"
+    shutil.copytree(finished, path)
+    before = Summary.read(path / "report.json")[TRAINED]
+    fixed = config.model_copy(update={"weights_lr": 0.0})
+    after = run(fixed, path, data, resume=True)["soft, refined"]
+    assert (after.bits, after.entropy_bits) == (before.bits, before.entropy_bits)
+    assert after.accuracy != before.accuracy
+
+
+@pytest.mark.parametrize(
+    ("coding", "refine", "counts"),
+    [("entropy", "levels", True), ("packed", "levels", False), ("entropy", "count", False)],
+)
+def test_bits_count_where_the_file_is_entropy_coded(
+    coding: str,
+    refine: str,
+    counts: bool,
+    config: CompressConfig,
+    data: Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    training = tiny_training(config)
+    prices = []
+    monkeypatch.setattr(driver, "train_codebooks", lambda *_, price, **__: prices.append(price))
+    chosen = config.model_copy(update={"coding": coding, "refine": refine})
+    found = training.softq.clusters()
+    train_refined(training.model, training.softq, found, training.model.state_dict(), data, chosen)
+    assert prices == [config.bit_price * training.softq.mean_variance if counts else 0.0]
 
 
 def test_a_paper_run_is_refined_anew(

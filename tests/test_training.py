@@ -175,6 +175,12 @@ def test_a_graph_leaves_segments_to_python(monkeypatch: pytest.MonkeyPatch) -> N
     assert new_step(GraphedStep, training, options())._whole is training.softq
 
 
+def test_a_graph_leaves_a_falling_rate_to_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pysoftq.training.has_cuda", lambda: True)
+    training = tiny_training(options())
+    assert new_step(GraphedStep, training, options(lr_schedule="cosine"))._whole is None
+
+
 def test_a_graph_without_coupling(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     plain, training = tiny_training(options(h=0)), tiny_training(options())
     Replays(training, monkeypatch)

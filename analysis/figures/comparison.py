@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from numpy.typing import NDArray
 from pysoftq.analysis.comparison import (
+    ABLATION,
     METHODS,
     OURS,
     TRAINED,
@@ -46,6 +47,7 @@ _LOOKS = {
     "ecvq": (GREEN, "^"),
     "ecvq+ft": (GREEN, "^"),
     "parq": (PURPLE, "P"),
+    ABLATION: (VERMILLION, "x"),
     OURS: (VERMILLION, "*"),
 }
 _RATES: dict[Rate, str] = {

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pysoftq.clusters import Clusters, unique
 from pysoftq.config import CompressConfig
 from pysoftq.data import Dataset, batch_count
-from pysoftq.training import Tally, make_step
+from pysoftq.training import Tally, make_step, set_lr
 
 HARD_SHARE = 0.05  # of the steps, the last: on the grid, as in PARQ's own example for CIFAR-10
 
@@ -56,11 +56,14 @@ def train_parq(
     )
     tally = Tally()
     model.train()
+    done = 0
     for epoch in range(config.epochs):
         for images, labels in data.batches(
             config.seed, epoch, config.batch_size, augment=config.augment
         ):
+            set_lr(optimizer, config, done / steps)
             tally.add(*step(images, labels), len(labels))
+            done += 1
         if not all(math.isfinite(loss) for loss, _, _ in tally.read()):
             raise ValueError(f"the loss is not finite in epoch {epoch + 1} of PARQ: lower the lr")
     model.eval()

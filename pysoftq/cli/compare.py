@@ -56,7 +56,7 @@ def _option(*flags: str, help: str, **settings: Any) -> Callable[[Any], Any]:  #
 @_option(
     "--methods",
     metavar="NAMES",
-    help="Some of uniform, minmax, heq, kmeans, ecvq, kmeans+ft, ecvq+ft, parq, soft.  "
+    help="Some of uniform, minmax, heq, kmeans, ecvq, kmeans+ft, ecvq+ft, parq, uncoupled, soft.  "
     "[default: all]",
 )
 @_option("--seeds", type=click.IntRange(1), help="Seeds, from --seed on.  [default: 3]")
@@ -69,13 +69,13 @@ def _option(*flags: str, help: str, **settings: Any) -> Callable[[Any], Any]:  #
 @_option(
     "--recipes",
     metavar="NAMES",
-    help="What becomes of soft quantization's networks: some of unrefined, paper, best, entropy "
-    "(best, with the bits of an entropy coder).  [default: all]",
+    help="What becomes of soft quantization's networks: some of unrefined, paper, best.  "
+    "[default: all]",
 )
 @_option(
     "--prices",
     metavar="VALUES",
-    help="Worth of a bit, for best and entropy.  [default: 0.003,0.01,0.03]",
+    help="Worth of a bit, for best.  [default: 0.01,0.03,0.1]",
 )
 @_option(
     "--levels",
@@ -111,14 +111,15 @@ def _option(*flags: str, help: str, **settings: Any) -> Callable[[Any], Any]:  #
     help="Folder of the comparison; what it holds is gone on with.",
 )
 @_option("--json", "as_json", is_flag=True, help="Print JSON in place of the table.")
-@config_options("h", "w", "recipe", "refine", "bit_price", "codebook_epochs", "granularity")
+@config_options("h", "w", "recipe", "refine", "bit_price", "granularity")
 def compare(
     config_file: Path | None, out: Path, as_json: bool, runs: tuple[Path, ...], **values: Any
 ) -> None:
     """Compare soft quantization with other methods: accuracy against bits and entropy bits.
 
-    Every method begins with the same pretrained network of a seed. Those that train (kmeans+ft,
-    ecvq+ft, parq, soft) do so on the same images, for the same --epochs, from the same --lr. The
+    Every method begins with the same pretrained network of a seed. Those that train do so on the
+    same images for as long: soft for --epochs, and by the recipe best for --codebook-epochs more;
+    parq for both together from the same --lr; kmeans+ft and ecvq+ft from --codebook-lr. The
     same command again goes on where an interrupted comparison was; more seeds, methods or values
     cost only what is new.
     """
@@ -137,7 +138,7 @@ def compare(
     progress = ComparisonProgress(quiet=as_json)
     try:
         saved = read_config(config_file) if config_file else {}
-        config = make_config(saved, given_options(values))
+        config = make_config(saved, {"recipe": "best"}, given_options(values))
         options = _comparison_options(config, {**chosen, "runs": runs})
         study = study_comparison(config, options, out, progress)
     except ConfigError as error:
