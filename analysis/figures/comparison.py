@@ -47,7 +47,7 @@ _LOOKS = {
     "ecvq": (GREEN, "^"),
     "ecvq+ft": (GREEN, "^"),
     "parq": (PURPLE, "P"),
-    ABLATION: (VERMILLION, "x"),
+    ABLATION: (VERMILLION, "X"),
     OURS: (VERMILLION, "*"),
 }
 _RATES: dict[Rate, str] = {
