@@ -33,10 +33,10 @@ class Codebooks:
     Given the ``weights`` that the clusters were found in, these train too, and may move from one
     cluster to another: the gradient at a weight's value passes straight through to the weight
     (Bengio, Léonard and Courville, arXiv:1308.3432), and after each step it goes to the cluster of
-    the least squared error plus ``price`` times the length of the code word, -log2 of the
+    the least squared error plus its price times the length of the code word, -log2 of the
     cluster's share. An optimizer of their own suits them, that steps before the values are written:
 
-        codebooks = Codebooks(model, clusters, weights, price=1e-5)
+        codebooks = Codebooks(model, clusters, weights, softq.prices(0.1))
         sgd = torch.optim.SGD(codebooks.weights(), lr=0.01, momentum=0.9)
         optimizer.register_step_post_hook(lambda *_: sgd.step())
         codebooks.attach(optimizer)
@@ -46,12 +46,12 @@ class Codebooks:
         clusters: by parameter name; K never rises.
         weights: by the same names, of the parameters' shapes; None keeps each weight in its
             cluster.
-        price: of a bit for one weight, in units of the weights squared, 0 or more: 0 sends each
-            weight to the nearest value.
+        prices: by the same names, of a bit for one weight, in units of the weights squared, 0 or
+            more; a weight without a price goes to the nearest value.
 
     Raises:
         ValueError: no clusters, a name that is no parameter of the model, clusters or weights of
-            another number, weights that are not finite, or a price below 0.
+            another number, weights that are not finite, or a price that is negative.
     """
 
     def __init__(
@@ -59,12 +59,10 @@ class Codebooks:
         model: nn.Module,
         clusters: Mapping[str, Clusters],
         weights: Mapping[str, Tensor] | None = None,
-        price: float = 0.0,
+        prices: Mapping[str, float] | None = None,
     ) -> None:
         if not clusters:
             raise ValueError("there are no clusters, so no codebook to train")
-        if not (math.isfinite(price) and price >= 0):
-            raise ValueError(f"price is {price}; want a finite number, 0 or more")
         parameters = dict(model.named_parameters())
         for name, found in clusters.items():
             if name not in parameters:
@@ -84,13 +82,18 @@ class Codebooks:
             name: nn.Parameter(found.codebook.to(parameters[name]).clone())
             for name, found in clusters.items()
         }
-        self._price = price
         self._moving: dict[str, _Moving] = {}
         if weights is not None:
             if missing := clusters.keys() - weights.keys():
                 raise ValueError(f"no weights of '{min(missing)}', which has clusters")
             self._moving = {
-                name: _Moving(name, weights[name], found, parameters[name].device)
+                name: _Moving(
+                    name,
+                    weights[name],
+                    found,
+                    (prices or {}).get(name, 0.0),
+                    parameters[name].device,
+                )
                 for name, found in clusters.items()
             }
         self.write()
@@ -143,9 +146,7 @@ class Codebooks:
         """Assign the weights that may move, and put each weight's value into the model."""
         for name, value in self.values.items():
             if name in self._moving:
-                self._indices[name] = self._moving[name].assign(
-                    value, self._indices[name], self._price
-                )
+                self._indices[name] = self._moving[name].assign(value, self._indices[name])
             weights = self._quantized[name]
             weights.copy_(value[self._indices[name]].reshape(weights.shape))
 
@@ -165,7 +166,12 @@ class _Moving:
     """The weights of one tensor that train, and the clusters that they go to."""
 
     def __init__(
-        self, name: str, weights: Tensor, clusters: Clusters, device: torch.device
+        self,
+        name: str,
+        weights: Tensor,
+        clusters: Clusters,
+        price: float,
+        device: torch.device,
     ) -> None:
         if weights.numel() != clusters.size:
             raise ValueError(
@@ -173,6 +179,9 @@ class _Moving:
             )
         if not weights.isfinite().all():
             raise ValueError(f"layer '{name}' has weights that are NaN or infinite")
+        if not (math.isfinite(price) and price >= 0):
+            raise ValueError(f"the price of layer '{name}' is {price}; want 0 or more")
+        self._price = price
         # A copy, in float32 even where the model's own are coarser than the steps.
         flat = weights.detach().reshape(-1).to(device, torch.float32, copy=True)
         self.weights = nn.Parameter(flat)
@@ -183,9 +192,9 @@ class _Moving:
         copied = None if gradient is None else gradient.reshape(-1).to(torch.float32, copy=True)
         self.weights.grad = copied
 
-    def assign(self, values: Tensor, indices: Tensor, price: float) -> Tensor:
+    def assign(self, values: Tensor, indices: Tensor) -> Tensor:
         """The clusters (N,) of the weights as they are now."""
-        return self._assignment(self.weights, values.float(), indices, price)
+        return self._assignment(self.weights, values.float(), indices, self._price)
 
 
 def train_codebooks(
@@ -199,7 +208,7 @@ def train_codebooks(
     rest: bool = True,
     weights: Mapping[str, Tensor] | None = None,
     weights_lr: float = 1e-2,
-    price: float = 0.0,
+    prices: Mapping[str, float] | None = None,
     first_epoch: int = 0,
     message: Callable[[str], None] | None = None,
     stop: StopRequest | None = None,
@@ -208,7 +217,7 @@ def train_codebooks(
 
     Adam, whose steps are alike for clusters of one weight and of thousands; its learning rate
     falls from ``lr`` to 0 along a cosine. ``rest`` trains biases and normalisation too. Each weight
-    stays in its cluster, unless ``weights`` are given: see ``Codebooks`` for these and ``price``.
+    stays in its cluster, unless ``weights`` are given: see ``Codebooks`` for these and ``prices``.
     SGD trains them, by which a weight of little gradient stays where it is; its learning rate falls
     from ``weights_lr`` likewise. ``config`` gives momentum, seed, batch size, augmentation and
     speed; the order of the examples is that of its epochs from ``first_epoch`` on. ``message`` is
@@ -219,7 +228,7 @@ def train_codebooks(
     Raises ValueError for clusters that do not fit the model and for a loss that is not finite,
     Interrupted where ``stop`` is asked for.
     """
-    codebooks = Codebooks(model, clusters, weights, price)
+    codebooks = Codebooks(model, clusters, weights, prices)
     if epochs < 1 or not lr > 0:
         raise ValueError(f"epochs is {epochs} and lr {lr}; want 1 or more, and above 0")
     if weights is not None and not weights_lr > 0:

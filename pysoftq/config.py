@@ -165,8 +165,9 @@ class CompressConfig(BaseModel):
         "(count), or merge neighbours where that costs less squared error than the bits that it "
         "saves are worth, of plain indices (levels) or of an entropy coder (entropy).",
         on_resume=True)
-    bit_price: float = _option("Clusters", 0.01, "Worth of a bit for one weight, in units of the "
-        "weights' mean variance, where refine is levels or entropy.", on_resume=True, ge=0)
+    bit_price: float = _option("Clusters", 0.01, "Worth of a bit for one weight, in variances "
+        "of its layer, where refine is levels or entropy; more in large layers.", on_resume=True,
+        ge=0)
     codebook_epochs: int = _option("Clusters", 0, "Epochs in which the clusters' values, biases "
         "and normalisation are trained after refinement, each weight in its cluster.",
         on_resume=True, ge=0)

@@ -281,11 +281,19 @@ class SoftQuantizer:
         energies = {layer.name: _energy(layer, self.bins) for layer in self.layers}
         return CouplingEnergy(math.fsum(energies.values()), energies)
 
-    @property
-    def mean_variance(self) -> float:
-        """Mean of the layers' variances when measured, by their weights: the unit of prices."""
-        squares = math.fsum(layer.size * layer.sigma**2 for layer in self.layers)
-        return squares / sum(layer.size for layer in self.layers)
+    def prices(self, price: float) -> dict[str, float]:
+        """What a bit for one weight is worth in each layer, in its weights squared.
+
+        In proportion to sigma_l² N_l, and `price` sigma_l² for the layer that a weight lies in on
+        average. So the sum over the layers of noise to signal, MSE_l / sigma_l², is the least that
+        as many bits allow.
+        """
+        size = sum(layer.size for layer in self.layers)
+        typical = sum(layer.size**2 for layer in self.layers) / max(size, 1)
+        return {
+            layer.name: price * layer.sigma**2 * layer.size / typical if layer.size else 0.0
+            for layer in self.layers
+        }
 
     def bounds(self, layer: CoupledLayer) -> Tensor | None:
         """Where the layer's segments begin and end, (G+1,); None where the layer is one."""
@@ -315,8 +323,8 @@ class SoftQuantizer:
         if rule == "count":
             return {name: refine(found, n_min) for name, found in clusters.items()}
         rate: Rate = "entropy" if rule == "entropy" else "levels"
-        worth = price * self.mean_variance
-        return {name: merge(found, worth, rate) for name, found in clusters.items()}
+        prices = self.prices(price)
+        return {name: merge(found, prices[name], rate) for name, found in clusters.items()}
 
     def finalize(
         self, bits: int = 7, n_min: int = 10, rule: str = "count", price: float = 0.01
@@ -330,7 +338,7 @@ class SoftQuantizer:
             rule: "levels" and "entropy" merge neighbouring clusters instead, wherever that costs
                 less squared error than the bits are worth: those of plain indices, log2 K for each
                 weight, or those of an entropy coder (`pysoftq.merging`).
-            price: of a bit, for these; in units of the weights' mean variance when measured.
+            price: of a bit, for these; in variances of a layer when measured (`prices`).
 
         Returns:
             The table of layers, with clusters and bit-widths before and after refinement.

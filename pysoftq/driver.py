@@ -222,7 +222,7 @@ def train_refined(
     A run that is stopped here repeats this part. Raises Interrupted after SIGINT or SIGTERM.
     """
     coded = config.coding == "entropy" and config.refine != "count"
-    price = config.bit_price * softq.mean_variance if coded else 0.0
+    prices = softq.prices(config.bit_price if coded else 0.0)
     with stop_on_signals() as stop:
         train_codebooks(
             model,
@@ -233,7 +233,7 @@ def train_refined(
             lr=config.codebook_lr,
             weights={name: soft[name] for name in clusters} if config.weights_lr else None,
             weights_lr=config.weights_lr,
-            price=price,
+            prices=prices,
             first_epoch=config.epochs,
             message=message,
             stop=stop,

@@ -240,7 +240,10 @@ def test_moving_weights_lower_the_loss_and_a_price_the_entropy(
     for price in (0.0, 5e-3):
         model.load_state_dict(state)
         trained = train_codebooks(
-            *(model, clusters, data, options()), epochs=3, weights=weights, price=price
+            *(model, clusters, data, options()),
+            epochs=3,
+            weights=weights,
+            prices=dict.fromkeys(clusters, price),
         )
         for name, value in pretrained_weights(model).items():
             assert torch.equal(value, trained[name].weights(value.shape))
@@ -283,8 +286,8 @@ def test_refusals(model: nn.Module, data: Dataset) -> None:
     with pytest.raises(ValueError, match=r"'linear\.weight' has 160 weights, its clusters 36"):
         Codebooks(model, {"linear.weight": clusters["conv1.weight"]})
     weights = pretrained_weights(model)
-    with pytest.raises(ValueError, match="price is -1"):
-        Codebooks(model, clusters, weights, price=-1.0)
+    with pytest.raises(ValueError, match=r"price of layer 'conv1\.weight' is -1"):
+        Codebooks(model, clusters, weights, {"conv1.weight": -1.0})
     with pytest.raises(ValueError, match=r"no weights of 'conv1\.weight'"):
         Codebooks(model, clusters, {})
     with pytest.raises(ValueError, match=r"'conv1\.weight': 5 weights for clusters of 36"):

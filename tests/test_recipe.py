@@ -112,12 +112,12 @@ def test_bits_count_where_the_file_is_entropy_coded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     training = tiny_training(config)
-    prices = []
-    monkeypatch.setattr(driver, "train_codebooks", lambda *_, price, **__: prices.append(price))
+    told = []
+    monkeypatch.setattr(driver, "train_codebooks", lambda *_, prices, **__: told.append(prices))
     chosen = config.model_copy(update={"coding": coding, "refine": refine})
     found = training.softq.clusters()
     train_refined(training.model, training.softq, found, training.model.state_dict(), data, chosen)
-    assert prices == [config.bit_price * training.softq.mean_variance if counts else 0.0]
+    assert told == [training.softq.prices(config.bit_price if counts else 0.0)]
 
 
 def test_a_paper_run_is_refined_anew(
@@ -155,16 +155,17 @@ def test_a_run_stopped_among_the_codebooks_goes_on(
 
 
 @pytest.mark.parametrize("rule", ["levels", "entropy"])
-def test_one_price_for_all_layers(rule: str) -> None:
+def test_one_price_of_noise_to_signal_for_all_layers(rule: str) -> None:
     softq = tiny_training(make_config({"h": 0.01})).softq
-    sizes = torch.tensor([float(layer.size) for layer in softq.layers])
-    variances = torch.tensor([layer.sigma**2 for layer in softq.layers])
-    unit = float((sizes * variances).sum() / sizes.sum())
+    sizes = torch.tensor([float(layer.size) for layer in softq.layers]).double()
+    typical = float((sizes * sizes).sum() / sizes.sum())
     found = softq.clusters()
     refined = softq.refine(found, rule=rule, price=0.02)
-    for name, clusters in found.items():
-        wanted = merge(clusters, 0.02 * unit, rule)  # type: ignore[arg-type]
-        assert torch.equal(refined[name].counts, wanted.counts)
+    for layer in softq.layers:
+        price = 0.02 * float(layer.parameter.detach().var(correction=0)) * layer.size / typical
+        wanted = merge(found[layer.name], price, rule)  # type: ignore[arg-type]
+        assert torch.equal(refined[layer.name].counts, wanted.counts)
+        assert softq.prices(0.02)[layer.name] == pytest.approx(price, rel=1e-5)
     report = softq.finalize(rule=rule, price=0.02)
     assert [layer.clusters for layer in report.layers] == [c.K for c in refined.values()]
     assert not any(layer.note for layer in report.layers)
