@@ -12,11 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pysoftq import inspect_compressed, load_state_dict, save_compressed
+from pysoftq import save_compressed
 from pysoftq.artifact import ArtifactError
+from pysoftq.artifact.inspect import describe
+from pysoftq.artifact.load import compressed
+from pysoftq.artifact.read import check
+from pysoftq.clusters import total_order
 
 Choose = Callable[[int], int]  # a number from 0 to n - 1
 
+FIXTURES = Path(__file__).parent / "fixtures"
+OLD_FILES = [FIXTURES / f"version-1-{name}.safetensors" for name in ("network", "tensors")]
 DIGEST = slice(50, 114)  # docs/format.md
 VALUES: tuple[Any, ...] = (
     *(-1, 0, 1, 2, 3, 7, 8, 255, 2**20, 2**31, 2**32, 2**38, 2**40, 10**15, 2**63, 2**64, 10**30),
@@ -36,7 +42,7 @@ class Tensors(nn.Module):
 
 
 def good_files() -> list[bytes]:
-    """Small files of every coding and granularity."""
+    """Small files of every coding and granularity, and those of old versions."""
     steps = torch.arange(200.0).square().remainder(37).sqrt().round()
     model = Tensors(
         two=steps.reshape(20, 10).gt(5).float(),
@@ -54,7 +60,7 @@ def good_files() -> list[bytes]:
                 path = Path(folder) / "a.safetensors"
                 save_compressed(model, path, coding=coding, granularity=granularity)
                 files.append(path.read_bytes())
-    return files
+    return files + [path.read_bytes() for path in OLD_FILES]
 
 
 def forge(data: bytes, choose: Choose) -> bytes:
@@ -64,7 +70,7 @@ def forge(data: bytes, choose: Choose) -> bytes:
     about = json.loads(header["__metadata__"]["pysoftq"])
     payload = bytearray(data[8 + length :])
     for _ in range(1 + choose(3)):
-        kind = choose(4)
+        kind = choose(5)
         if kind == 0:
             change(about, choose)
         elif kind == 1:
@@ -74,6 +80,8 @@ def forge(data: bytes, choose: Choose) -> bytes:
         elif kind == 3:
             place = choose(len(payload) + 1)
             payload[place : place + choose(5)] = bytes(choose(256) for _ in range(choose(5)))
+        elif kind == 4:
+            resize(header, payload, choose)
     return assemble(header, about, bytes(payload))
 
 
@@ -98,6 +106,28 @@ def change(tree: Any, choose: Choose) -> None:
         tree[key] = tree[keys[choose(len(keys))]]
 
 
+def resize(header: dict[str, Any], payload: bytearray, choose: Choose) -> None:
+    """Replace some bytes of an entry by more or fewer, and let the header say so."""
+    lines = []
+    for entry in header.values():
+        match entry:
+            case {"data_offsets": [int(begin), int(end)], "shape": [int()]}:
+                if 0 <= begin <= end <= len(payload):
+                    lines.append(entry)
+    if lines:
+        entry = lines[choose(len(lines))]
+        begin, end = entry["data_offsets"]
+        place = begin + choose(end - begin + 1)
+        stop = min(place + choose(5), end)
+        added = bytes(choose(256) for _ in range(choose(5)))
+        payload[place:stop] = added
+        growth = len(added) - (stop - place)
+        entry["shape"] = [entry["shape"][0] + growth]
+        for other in lines:
+            other["data_offsets"] = [x + growth * (x >= end) for x in other["data_offsets"]]
+        entry["data_offsets"] = [begin, end + growth]
+
+
 def assemble(header: dict[str, Any], about: Any, payload: bytes) -> bytes:
     """The file of a header, a description and data, with its checksum."""
     if isinstance(about, dict):
@@ -105,22 +135,30 @@ def assemble(header: dict[str, Any], about: Any, payload: bytes) -> bytes:
     rest = {name: entry for name, entry in header.items() if name != "__metadata__"}
     metadata = {"pysoftq": json.dumps(about, separators=(",", ":"))}
     text = json.dumps({"__metadata__": metadata, **rest}, separators=(",", ":")).encode()
-    data = len(text).to_bytes(8, "little") + text + payload
+    return seal(len(text).to_bytes(8, "little") + text + payload)
+
+
+def seal(data: bytes) -> bytes:
+    """The same bytes with the checksum of a file where it belongs."""
     digest = hashlib.sha256(data[: DIGEST.start] + b"0" * 64 + data[DIGEST.stop :]).hexdigest()
     return data[: DIGEST.start] + digest.encode() + data[DIGEST.stop :]
 
 
-def read_or_refuse(path: Path) -> bool:
+def read_or_refuse(data: bytes) -> bool:
     """Read a file in every way; False where it was refused, anything but ArtifactError is raised.
 
     What inspection refuses, loading must refuse as well.
     """
     try:
-        info = inspect_compressed(path)
+        file = check("forged", data)
+    except ArtifactError:
+        return False
+    try:
+        info = describe(file)
     except ArtifactError:
         info = None
     try:
-        tensors = load_state_dict(path)
+        tensors = file.tensors()
     except ArtifactError:
         return False
     assert info is not None
@@ -130,4 +168,8 @@ def read_or_refuse(path: Path) -> bool:
         if layer.coding != "raw":
             assert tensor.isfinite().all()
             assert tensor.unique().numel() <= layer.K
+    for record in file.records:
+        if record.coding != "raw":
+            lazy = compressed(file, record)
+            assert torch.equal(total_order(lazy.tensor()), total_order(tensors[record.name]))
     return True

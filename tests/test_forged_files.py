@@ -42,21 +42,15 @@ for path in sys.argv[1:]:
 
 
 @given(st.data())
-def test_forged_files_are_read_or_refused(
-    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
-) -> None:
-    path = tmp_path_factory.getbasetemp() / "forged.safetensors"
+def test_forged_files_are_read_or_refused(data: st.DataObject) -> None:
     good = data.draw(st.sampled_from(FILES))
-    path.write_bytes(forge(good, lambda n: data.draw(st.integers(0, n - 1))))
-    read_or_refuse(path)
+    read_or_refuse(forge(good, lambda n: data.draw(st.integers(0, n - 1))))
 
 
 @pytest.mark.parametrize("good", FILES)
-def test_what_is_not_changed_is_read(tmp_path: Path, good: bytes) -> None:
-    path = tmp_path / "good.safetensors"
-    header, about, payload = parts(good)
-    path.write_bytes(assemble(header, about, payload))
-    assert read_or_refuse(path)
+def test_what_is_not_changed_is_read(good: bytes) -> None:
+    assert read_or_refuse(good)
+    assert read_or_refuse(assemble(*parts(good)))
 
 
 def parts(data: bytes) -> tuple[dict[str, Any], dict[str, Any], bytes]:

@@ -72,7 +72,11 @@ def inspect_compressed(path: str | os.PathLike[str]) -> ArtifactInfo:
         ArtifactError: the file is altered, cut short, foreign or of another version.
         OSError: the file cannot be read.
     """
-    file = read(path)
+    return describe(read(path))
+
+
+def describe(file: File) -> ArtifactInfo:
+    """The same for a file that has been read."""
     layers = [_layer_info(file, record) for record in file.records if record.is_weight]
     sizes = [layer.N for layer in layers]
     bytes_float32 = sum(

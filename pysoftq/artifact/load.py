@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 
-from pysoftq.artifact.format import ArtifactError, check_storable, identity
+from pysoftq.artifact.format import ArtifactError, Record, check_storable, identity
 from pysoftq.artifact.lazy import CompressedTensor, compress_parameter
 from pysoftq.artifact.read import File, read
 from pysoftq.models import build_model
@@ -50,11 +50,11 @@ def load_compressed(
     if model is None:
         model = _rebuild(file)
     _check_fits(file, model)
-    compressed = _compressed(file, model) if lazy else {}
-    tensors = file.tensors(without=compressed.keys())
-    _materialize(model, compressed.keys())
+    lazily = _compressed(file, model) if lazy else {}
+    tensors = file.tensors(without=lazily.keys())
+    _materialize(model, lazily.keys())
     model.load_state_dict(tensors, strict=not lazy)
-    for name, weight in compressed.items():
+    for name, weight in lazily.items():
         module, _, parameter = name.rpartition(".")
         compress_parameter(model.get_submodule(module), parameter, weight)
     return model.eval() if lazy else model
@@ -149,16 +149,24 @@ def _compressed(file: File, model: nn.Module) -> dict[str, CompressedTensor]:
             if module in modules and not isinstance(modules[module], nn.RNNBase):
                 parameters.append(modules[module]._parameters.get(parameter))
         if record.coding != "raw" and None not in parameters and len(parameters) == len(names):
-            weight = CompressedTensor(
-                record.shape,
-                record.granularity,
-                file.codebook(record).clone(),
-                file.packed(record),
-                record.container_bits,
-                record.first,
-            )
-            found |= dict.fromkeys(names, weight)
+            found |= dict.fromkeys(names, compressed(file, record))
     return found
+
+
+def compressed(file: File, record: Record) -> CompressedTensor:
+    """A clustered tensor of a file, unpacked only when it is used.
+
+    Raises:
+        ArtifactError: its codebook or indices are wrong.
+    """
+    return CompressedTensor(
+        record.shape,
+        record.granularity,
+        file.codebook(record).clone(),
+        file.packed(record),
+        record.container_bits,
+        record.first,
+    )
 
 
 def _check_fits(file: File, model: nn.Module) -> None:

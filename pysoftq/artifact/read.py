@@ -140,13 +140,18 @@ def read(path: str | os.PathLike[str]) -> File:
     with Path(path).open("rb") as stream:
         start = stream.read(8 + len(HEADER_START))
         data = start + stream.read() if start[8:] == HEADER_START else b""
-    if not data:
+    return check(os.fspath(path), data)
+
+
+def check(path: str, data: bytes) -> File:
+    """The same for the bytes of a file, its name being that of error messages."""
+    if data[8 : DIGEST.start] != HEADER_START:
         raise ArtifactError(f"{path} is not a compressed file of pysoftq, or is cut short")
     if data[DIGEST] != digest(data).encode():
         raise ArtifactError(f"{path} is altered or cut short: its SHA-256 does not match")
     # What follows matters only for files that were made wrong, with a right checksum.
     try:
-        return _parse(os.fspath(path), data)
+        return _parse(path, data)
     except ArtifactError:
         raise
     except (
