@@ -13,11 +13,10 @@ namespace softq {
 SOFTQ_HD std::int64_t reach(double width, double spacing, std::int64_t bins) {
   const std::int64_t most = bins - 1;
   if (static_cast<double>(most) * spacing < width) return most;
-  auto m = static_cast<std::int64_t>(width / spacing);
-  // The quotient is rounded; the products decide.
-  while (m > 0 && static_cast<double>(m) * spacing >= width) --m;
-  while (static_cast<double>(m + 1) * spacing < width) ++m;
-  return m;
+  const auto m = static_cast<std::int64_t>(width / spacing);
+  // The products decide. Rounding keeps the order of numbers: the quotient may have been rounded up
+  // to m, but m + 1, which it is below, is never inside.
+  return m > 0 && static_cast<double>(m) * spacing >= width ? m - 1 : m;
 }
 
 // V[k] = sum_j counts[j] U_w(midpoint k - midpoint j), including the self term. Exact window sums
