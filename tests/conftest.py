@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +26,23 @@ def shared_data() -> Path:
     folder = Path(__file__).resolve().parents[2] / "shared" / "data"
     if not folder.is_dir():
         pytest.skip(f"no real data in {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def photographs(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every tenth test image of CIFAR-10, 1,000 in all, as ``test/<class>/NNN0.jpg``."""
+    folder = tmp_path_factory.mktemp("photographs")
+    with tarfile.open(shared_data / "cifar10-jpeg.tar.gz") as archive:
+        for member in archive:
+            name = member.name.removeprefix("./")
+            if not (member.isfile() and name.startswith("test/") and name.endswith("0.jpg")):
+                continue
+            content = archive.extractfile(member)
+            assert content is not None
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content.read())
     return folder
 
 
