@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -154,13 +155,16 @@ def pick(
     with the least degradation at ``bits`` at most, by the means over its seeds; and likewise the
     best of its runs, if one keeps the limit, else the one nearest to it.
 
-    Raises ValueError where neither or both limits are given, or no point keeps it.
+    Raises ValueError where neither or both limits are given, or one that is no number, or no point
+    keeps it.
     """  # noqa: D205 - one sentence
     if (drop is None) == (bits is None):
         raise ValueError("wanted either a largest drop or a number of bits")
     limited, wanted = (0, 1) if bits is None else (1, 0)
     limit = drop if bits is None else bits
     assert limit is not None
+    if math.isnan(limit):
+        raise ValueError("the limit is not a number")
 
     def rank(values: tuple[float, float]) -> tuple[float, float]:
         """First what is over the limit, then what is to be small."""

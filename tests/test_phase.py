@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,8 @@ def test_pick(study: PhaseStudy, rows: list[Row]) -> None:
         pick(study, rows, bits=0.5)
     with pytest.raises(ValueError, match="either"):
         pick(study, rows)
+    with pytest.raises(ValueError, match="not a number"):
+        pick(study, rows, drop=math.nan)
 
 
 def test_result_as_a_file(study: PhaseStudy, tmp_path: Path) -> None:

@@ -87,7 +87,20 @@ def test_an_axis(text: Any, values: tuple[float, ...]) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "log:0:1:5", "lin:0:1", "lin:0:1:1", "cubic:1:2:3", "0.1,0.1", "nan", "a", True, [], {}],
+    [
+        "",
+        "log:0:1:5",
+        "lin:0:1",
+        "lin:0:1:1",
+        "lin:0:1:9999999",
+        "cubic:1:2:3",
+        "0.1,0.1",
+        "nan",
+        "a",
+        True,
+        [],
+        {},
+    ],
 )
 def test_an_axis_that_is_none_is_named(text: Any) -> None:
     with pytest.raises(ConfigError, match="option 'w'"):
@@ -98,8 +111,8 @@ def test_an_axis_that_is_none_is_told_what_is_wanted() -> None:
     with pytest.raises(ConfigError) as caught:
         parse_axis("w", "lin:0:1")
     assert str(caught.value) == (
-        "option 'w': wanted numbers as 0.1,0.3, or N ≥ 2 of them as lin:A:B:N or, with A and B "
-        "above 0, log:A:B:N; given 'lin:0:1'"
+        "option 'w': wanted numbers as 0.1,0.3, or 2 ≤ N ≤ 100,000 of them as lin:A:B:N or, with "
+        "A and B above 0, log:A:B:N; given 'lin:0:1'"
     )
 
 
@@ -126,6 +139,7 @@ def test_all_runs_share_network_and_split() -> None:
         ({"epochs": 0}, "option 'epochs'"),
         ({"h": "-0.1,1"}, "option 'h'"),
         ({"seeds": 0}, "option 'seeds'"),
+        ({"seeds": 10**9}, "at most 100,000 runs, this would have 1,000,000,000"),
         ({"split_seed": 1}, "set by the sweep itself"),
     ],
 )
@@ -351,6 +365,17 @@ def test_a_longer_grid_adds_runs_and_other_options_are_refused(tmp_path: Path) -
         ledger.plan(make_spec({"h": "0.1", "w": "0.3", "epochs": 3}), "digest")
     with pytest.raises(ConfigError, match="another pretrained network"):
         ledger.plan(job.spec, "another digest")
+
+
+def test_a_sweep_refused_before_it_begins_leaves_nothing(tmp_path: Path) -> None:
+    options = ["--h", "0.1", "--w", "0.5", "--weights", "nowhere.pt", "--out", f"{tmp_path}/s"]
+    for left in ([], ["notes.txt"]):
+        result = CliRunner().invoke(sweep, options)
+        assert "no weight file nowhere.pt" in str(result.exception)
+        assert [path.name for path in tmp_path.glob("s/*")] == left
+        assert (tmp_path / "s").exists() == bool(left)
+        (tmp_path / "s").mkdir(exist_ok=True)
+        (tmp_path / "s" / "notes.txt").touch()
 
 
 def test_a_worker_elsewhere_is_given_up_without_heartbeats(

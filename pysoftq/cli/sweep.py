@@ -155,7 +155,8 @@ def _sweep(
     spec = make_spec(given)
     observer, progress = TerminalObserver(), SweepProgress()
     threads, execute = executor(where, spec.base())
-    if folder.exists:
+    begun = folder.exists
+    if begun:
         spec.refuse_changes(folder.spec().options)
     folder.write(spec, where)
     points = f"{len(spec.h)} × {len(spec.w)} points, {spec.seeds} seeds"
@@ -173,6 +174,10 @@ def _sweep(
         command = f"pysoftq sweep --out {shlex.quote(str(folder.path))}"
         click.echo(f"interrupted; what is done is kept, go on with: {command}", err=True)
         sys.exit(INTERRUPTED)
+    except Exception:
+        if not begun:
+            folder.give_up()
+        raise
     finally:
         progress.close()
     for run, error in ledger.errors().items():

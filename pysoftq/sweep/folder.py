@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,13 @@ class SweepFolder:
         with atomic_write(self.file) as temporary:
             text = yaml.safe_dump({**saved_spec(spec), **kept}, sort_keys=False)
             temporary.write_text(text, encoding="utf-8")
+
+    def give_up(self) -> None:
+        """Take back the options of a sweep that has failed before its network was there."""
+        if not self.pretrained.exists():
+            self.file.unlink()
+            with suppress(OSError):  # not empty
+                self.path.rmdir()
 
     def spec(self) -> SweepSpec:
         """Grid and options of the sweep."""

@@ -15,6 +15,7 @@ from pysoftq.config import CompressConfig, ConfigError, changed_options, make_co
 
 # Options of a run that the grid sets.
 OWN = ("h", "w", "split_seed")
+MAX_RUNS = 100_000
 QUICK: dict[str, Any] = {
     "h": "log:0.03:0.48:5",
     "w": "lin:0.2:0.5:5",
@@ -56,6 +57,8 @@ class SweepSpec:
     def __post_init__(self) -> None:
         if self.seeds < 1:
             raise ConfigError(f"option 'seeds': wanted at least 1, given {self.seeds}")
+        if (count := len(self.h) * len(self.w) * self.seeds) > MAX_RUNS:
+            raise ConfigError(f"a sweep has at most {MAX_RUNS:,} runs, this would have {count:,}")
         if own := sorted(set(OWN) & set(self.options)):
             raise ConfigError(f"option {own[0]!r} is set by the sweep itself")
         for run in (min(self.runs()), max(self.runs())):
@@ -112,8 +115,8 @@ def parse_axis(name: str, given: Any) -> tuple[float, ...]:
         values = _values(given)
     except (TypeError, ValueError):
         raise ConfigError(
-            f"option {name!r}: wanted numbers as 0.1,0.3, or N ≥ 2 of them as lin:A:B:N or, with A "
-            f"and B above 0, log:A:B:N; given {given!r}"
+            f"option {name!r}: wanted numbers as 0.1,0.3, or 2 ≤ N ≤ {MAX_RUNS:,} of them as "
+            f"lin:A:B:N or, with A and B above 0, log:A:B:N; given {given!r}"
         ) from None
     if not all(math.isfinite(value) for value in values):
         raise ConfigError(f"option {name!r}: wanted finite numbers, given {given!r}")
@@ -132,8 +135,8 @@ def _values(given: Any) -> list[float]:
         return [float(part) for part in given.split(",")]
     first, last, count = parts
     start, stop, points = float(first), float(last), int(count)
-    if points < 2:
-        raise ValueError("a range has at least 2 points")
+    if not 2 <= points <= MAX_RUNS:
+        raise ValueError("a range of so many points")
     if kind == "lin":
         grid = np.linspace(start, stop, points)
     elif kind == "log" and min(start, stop) > 0:
