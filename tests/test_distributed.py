@@ -1,8 +1,14 @@
-"""Data-parallel training: every process adds the same force, so the weights stay the same."""
+"""Data-parallel training: every process adds the same force, so the weights stay the same.
+
+Two processes add the same two numbers in any order, so all that is compared is equal bit for bit.
+"""
 
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
 from datetime import timedelta
 from pathlib import Path
 
@@ -15,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from pysoftq import SoftQuantizer
 
 WORLD, STEPS = 2, 4
+LAUNCH = ["torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
 
 
 def make_model() -> nn.Sequential:
@@ -83,3 +90,31 @@ def test_processes_stay_together_and_train_as_one(tmp_path: Path) -> None:
         assert torch.equal(first[name], second[name]), name
         assert torch.equal(first[name], weights), name
         assert not torch.equal(weights, untouched.state_dict()[name])
+
+
+@pytest.mark.skipif(not dist.is_gloo_available(), reason="torch has no gloo here")
+@pytest.mark.parametrize("library", ["lightning", "transformers", "accelerate"])
+def test_processes_of_a_library_train_as_a_plain_loop(library: str, tmp_path: Path) -> None:
+    """With accumulated gradients, and resumed from what the first process saved."""
+    pytest.importorskip(library)
+    script = Path(__file__).with_name("data_parallel.py")
+    options = [f"--nproc-per-node={WORLD}", str(script), library, str(tmp_path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "SLURM_JOB_NAME": "bash"}  # no cluster
+    if sys.platform == "linux":
+        environment["GLOO_SOCKET_IFNAME"] = "lo"  # whatever the machine calls itself
+    result = subprocess.run(
+        [sys.executable, "-m", *LAUNCH, *options],
+        check=False,
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=1800,
+    )
+    assert result.returncode == 0, result.stderr
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(WORLD))
+    assert first["step"] == second["step"] == 12
+    assert first["names"] == second["names"] == list(first["weights"]["plain"])
+    for found, plain in (("trained", "plain"), ("clustered", "plain, clustered")):
+        for name, weights in first["weights"][found].items():
+            assert torch.equal(weights, second["weights"][found][name]), name
+            assert torch.equal(weights, first["weights"][plain][name]), name

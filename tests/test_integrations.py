@@ -56,11 +56,15 @@ class Rows(Dataset[dict[str, torch.Tensor]]):
         return {"images": images, "labels": labels}
 
 
-@pytest.fixture(scope="module")
-def data() -> TensorDataset:
+def load_data() -> TensorDataset:
     digits = load_digits()
     images = torch.tensor(digits.data[:512] / 16, dtype=torch.float32)
     return TensorDataset(images, torch.tensor(digits.target[:512]))
+
+
+@pytest.fixture(scope="module")
+def data() -> TensorDataset:
+    return load_data()
 
 
 @pytest.fixture
@@ -385,35 +389,42 @@ def test_transformers_keeps_the_scales_of_channels_bit_for_bit(model: Digits) ->
 # --- accelerate ---
 
 
+def accelerate_train(
+    model: Digits, data: TensorDataset, folder: Path, start: int, stop: int
+) -> tuple[nn.Module, SoftQuantizer]:
+    """Some epochs, from the state in the folder but for the first; saves the state at the end."""
+    from accelerate import Accelerator
+
+    from pysoftq.integrations.accelerate import prepare
+
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=ACCUMULATE)
+    wrapped, optimizer, loader = accelerator.prepare(
+        model, make_optimizer(model), DataLoader(data, BATCH)
+    )
+    softq = prepare(accelerator, wrapped, CONFIG, optimizer)
+    if start:
+        accelerator.load_state(str(folder / "state"))
+    total = EPOCHS * len(loader) // ACCUMULATE
+    for _ in range(start, stop):
+        for images, labels in loader:
+            with accelerator.accumulate(wrapped):
+                softq.fraction = CONFIG.fraction(softq.step, total)
+                accelerator.backward(wrapped(images, labels)["loss"])
+                if accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(wrapped.parameters(), CLIP)
+                optimizer.step()
+                optimizer.zero_grad()
+    accelerator.save_state(str(folder / "state"))
+    accelerator.wait_for_everyone()
+    return accelerator.unwrap_model(wrapped), softq
+
+
 def test_accelerate_trains_as_the_plain_loop_and_resumes(
     model: Digits, plain: Digits, data: TensorDataset, tmp_path: Path
 ) -> None:
-    accelerate = pytest.importorskip("accelerate")
-    from pysoftq.integrations.accelerate import prepare
-
-    def train(model: Digits, start: int, stop: int) -> tuple[nn.Module, SoftQuantizer]:
-        accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=ACCUMULATE)
-        wrapped, optimizer, loader = accelerator.prepare(
-            model, make_optimizer(model), DataLoader(data, BATCH)
-        )
-        softq = prepare(accelerator, wrapped, CONFIG, optimizer)
-        if start:
-            accelerator.load_state(str(tmp_path / "state"))
-        total = EPOCHS * len(loader) // ACCUMULATE
-        for _ in range(start, stop):
-            for images, labels in loader:
-                with accelerator.accumulate(wrapped):
-                    softq.fraction = CONFIG.fraction(softq.step, total)
-                    accelerator.backward(wrapped(images, labels)["loss"])
-                    if accelerator.sync_gradients:
-                        accelerator.clip_grad_norm_(wrapped.parameters(), CLIP)
-                    optimizer.step()
-                    optimizer.zero_grad()
-        accelerator.save_state(str(tmp_path / "state"))
-        return accelerator.unwrap_model(wrapped), softq
-
-    train(model, 0, 1)
-    found, softq = train(Digits(), 1, EPOCHS)
+    pytest.importorskip("accelerate")
+    accelerate_train(model, data, tmp_path, 0, 1)
+    found, softq = accelerate_train(Digits(), data, tmp_path, 1, EPOCHS)
     assert_same(found, plain)
     assert softq.step == EPOCHS * 8
     report = finalize(softq, CONFIG)
