@@ -64,8 +64,8 @@ SAME_DEFAULTS = {"text": "pydoc"}
 # Where a recipe departs from the defaults, those of the data set included; measured in
 # docs/recipe.md. All of it may be applied to a finished run.
 RECIPES: dict[str, dict[str, Any]] = {
-    "paper": {"refine": "count", "codebook_epochs": 0, "weights_lr": 0.0},
-    "best": {"refine": "levels", "codebook_epochs": 5, "weights_lr": 0.01},
+    "paper": {"refine": "count", "bit_price": 0.01, "codebook_epochs": 0, "weights_lr": 0.0},
+    "best": {"refine": "levels", "bit_price": 0.05, "codebook_epochs": 5, "weights_lr": 0.01},
 }
 
 MAX_MERGED_BITS = 11
