@@ -37,7 +37,7 @@ from pysoftq.baselines import ecvq, histogram_equalize, kmeans, uniform
 from pysoftq.baselines.parq import has_parq, train_parq
 from pysoftq.clustering import ClusteringConfig
 from pysoftq.clustering import prepare as prepare_coupling
-from pysoftq.clusters import Clusters, mean_bit_width, unique
+from pysoftq.clusters import Clusters, mean_bit_width, typical_size, unique
 from pysoftq.codebook import train_codebooks
 from pysoftq.config import (
     RECIPES,
@@ -311,8 +311,7 @@ class Arena:
         restore(self.model, load_weights(weights), weights)
         self.pretrained = cpu_state(self.model)
         self.layers = select(self.model, config.include or None, config.exclude or None)[0]
-        sizes = [weights.numel() for weights in self.layers.values()]
-        self.typical_size = sum(size * size for size in sizes) / sum(sizes)  # of a weight's layer
+        self.typical_size = typical_size([weights.numel() for weights in self.layers.values()])
         self.calibration = None
         if normalization == "reestimate":
             self.calibration = choose_images(self.data.train, CALIBRATION_IMAGES, seed).to(device)

@@ -235,6 +235,12 @@ def mean_bit_width(sizes: Sequence[int], bits: Sequence[float]) -> float:
     return weighted / total if total else 0.0
 
 
+def typical_size(sizes: Sequence[int]) -> float:
+    """Sum_l N_l² / sum_l N_l: the size of the layer that a weight lies in, on average; else 0."""
+    total = sum(sizes)
+    return sum(size * size for size in sizes) / total if total else 0.0
+
+
 def finite_weights(theta: Tensor) -> Tensor:
     """The weights flattened to (N,) float64 on the CPU.
 

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from pysoftq._arrays import check_bins, check_fraction, check_granularity, check_method, check_seed
 from pysoftq.backends.plain import segment_energy
-from pysoftq.clusters import Clusters, identify, refine
+from pysoftq.clusters import Clusters, identify, refine, typical_size
 from pysoftq.density import DEFAULT_BINS
 from pysoftq.devices import DeviceGroup, MovedError, group_by_device
 from pysoftq.inventory import take_inventory
@@ -288,8 +288,7 @@ class SoftQuantizer:
         average. So the sum over the layers of noise to signal, MSE_l / sigma_l², is the least that
         as many bits allow.
         """
-        size = sum(layer.size for layer in self.layers)
-        typical = sum(layer.size**2 for layer in self.layers) / max(size, 1)
+        typical = typical_size([layer.size for layer in self.layers])
         return {
             layer.name: price * layer.sigma**2 * layer.size / typical if layer.size else 0.0
             for layer in self.layers

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pysoftq import density
-from pysoftq.clusters import Clusters, identify, mean_bit_width, refine, unique
+from pysoftq.clusters import Clusters, identify, mean_bit_width, refine, typical_size, unique
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
@@ -270,3 +270,10 @@ def test_mean_bit_width_is_weighted_by_size() -> None:
     assert mean_bit_width([0], [0.0]) == 0.0
     with pytest.raises(ValueError, match="zip"):
         mean_bit_width([1], [1.0, 2.0])
+
+
+def test_a_weight_lies_in_a_large_layer() -> None:
+    sizes = [3, 0, 10, 1]
+    owners = [size for size in sizes for _ in range(size)]
+    assert typical_size(sizes) == pytest.approx(sum(owners) / len(owners))
+    assert typical_size([]) == typical_size([0]) == 0.0
