@@ -429,7 +429,9 @@ def total_epochs(config: CompressConfig) -> int:
 def _keep_options(config: CompressConfig, folder: Path) -> None:
     """Write the options into the folder, or refuse others than those that it was begun with."""
     kept = RunFolder(folder).config
-    if not kept.is_file():
+    # What was refused before there was any network binds nobody to its options.
+    begun = any(path.is_file() for path in folder.glob("seed-*/**/*"))
+    if not (begun and kept.is_file()):
         folder.mkdir(parents=True, exist_ok=True)
         write_config(config, kept)
         return

@@ -267,6 +267,16 @@ def test_other_options_are_refused(config: CompressConfig, folder: Path) -> None
             study_comparison(other, SMALL, folder, Log())
 
 
+def test_a_refused_comparison_may_be_corrected(config: CompressConfig, tmp_path: Path) -> None:
+    options = ComparisonOptions(methods=("kmeans",), seeds=1, levels=(4,))
+    wrong = config.model_copy(update={"weights": tmp_path / "nothing.pt"})
+    with pytest.raises((ConfigError, FileNotFoundError)):
+        study_comparison(wrong, options, tmp_path / "out", Log())
+    assert study_comparison(config, options, tmp_path / "out", Log()).points
+    with pytest.raises(ConfigError, match="begun with other options: weights"):
+        study_comparison(wrong, options, tmp_path / "out", Log())
+
+
 def test_only_whole_layers_are_compared(config: CompressConfig, tmp_path: Path) -> None:
     other = config.model_copy(update={"granularity": "channel"})
     with pytest.raises(ConfigError, match="layers are compared, given 'channel'"):
