@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
 from pysoftq.analysis.dynamics import Run
 from pysoftq.analysis.results import Floats, Integers
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import numpy as np
+
 from pysoftq.analysis.phase import Statistic, pareto_front, statistic
 
 Value: TypeAlias = int | float | str

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -16,6 +16,8 @@ from typing import Any, Literal, Protocol, get_args
 
 import torch
 from pydantic import TypeAdapter
+from torch.optim.swa_utils import update_bn
+
 from pysoftq.analysis.comparison import (
     ABLATION,
     METHODS,
@@ -29,47 +31,39 @@ from pysoftq.analysis.comparison import (
 from pysoftq.analysis.journal import Journal
 from pysoftq.analysis.landscape import choose_images
 from pysoftq.analysis.phase import statistic
-from torch import Tensor
-from torch.optim.swa_utils import update_bn
-
 from pysoftq.artifact import load_compressed
 from pysoftq.baselines import ecvq, histogram_equalize, kmeans, uniform
-from pysoftq.baselines.parq import has_parq, train_parq
-from pysoftq.clustering import ClusteringConfig
-from pysoftq.clustering import prepare as prepare_coupling
-from pysoftq.clusters import Clusters, mean_bit_width, typical_size, unique
-from pysoftq.codebook import train_codebooks
-from pysoftq.config import (
-    RECIPES,
+from pysoftq.baselines.uniform_grid import Clip
+from pysoftq.clusters.clusters import Clusters, layer_rd_weights, mean_bit_width
+from pysoftq.clusters.codebooks import Codebooks
+from pysoftq.clusters.values import unique
+from pysoftq.coupling.selection import select
+from pysoftq.data.images import Dataset
+from pysoftq.errors import ConfigError
+from pysoftq.models.weight_files import cpu_state, load_weights, restore
+from pysoftq.run import observer as run_observer
+from pysoftq.run.codebooks import train_codebooks
+from pysoftq.run.config import (
     CompressConfig,
-    ConfigError,
     changed_options,
     make_config,
     read_config,
-    write_config,
 )
-from pysoftq.data import Dataset, read_data
-from pysoftq.driver import (
-    RunObserver,
-    choose_device,
-    compress,
-    make_model,
-    set_threads,
-    train_refined,
-    write_compressed,
-)
-from pysoftq.finetune import evaluate
-from pysoftq.runfolder import RunFolder
-from pysoftq.selection import select
-from pysoftq.sweep.prepare import Silent, prepare
-from pysoftq.training import own_stream
-from pysoftq.weights import cpu_state, load_weights, restore
+from pysoftq.run.driver import compress
+from pysoftq.run.evaluation import evaluate
+from pysoftq.run.folder import RunFolder
+from pysoftq.run.outcome import present_clusters, train_refined, write_compressed
+from pysoftq.run.parq import has_parq, train_parq
+from pysoftq.run.presets import RECIPES
+from pysoftq.run.setup import Run, choose_device, read_data, set_threads
+from pysoftq.run.step import own_stream
+from pysoftq.sweep.prepare import prepare
 
 Normalization = Literal["keep", "reestimate"]
 
 # To be raised whenever a key comes to mean another value: kept values are then measured anew.
-VERSION = 1
-ECVQ_K = 64  # values at most: many more than the rates of a comparison leave
+VERSION = 2
+ECVQ_K = 64  # values at most: many more than a comparison's rate-distortion weights leave
 CALIBRATION_IMAGES = 10_000
 Recipe = Literal["unrefined", "paper", "best"]
 
@@ -84,13 +78,13 @@ class ComparisonOptions:
             the pretraining too where no weights are given.
         h, w: strengths and widths of soft quantization, all pairs.
         recipes: what becomes of each softly quantized network: its clusters as they were found
-            ("unrefined"), refined as in the paper, or by the recipe "best", whose worth of a bit is
-            one of ``prices``, and whose training is ``codebook_epochs`` longer.
-        prices: see recipes.
+            ("unrefined"), refined as in the paper, or by the recipe "best", whose rate-distortion
+            weight is one of ``rd_weights``, and whose training is ``codebook_epochs`` longer.
+        rd_weights: see recipes.
         levels: values of uniform quantization and of k-means.
-        bits: of histogram-equalized quantization and of PARQ.
-        rates: of entropy-constrained k-means, in variances of a layer for each bit; each layer has
-            its rate in proportion to its size, so that small ones are quantized finely.
+        baseline_bits: of histogram-equalized quantization and of PARQ.
+        ecvq_rd_weights: rate-distortion weights of entropy-constrained k-means, in variances of a
+            layer per bit, in proportion to the size of each layer.
         normalization: "keep", or "reestimate" the statistics of batch normalisation for every
             network, from at most 10,000 training images.
         runs: folders of finished runs, from the same pretrained weights, that take part as well.
@@ -101,10 +95,10 @@ class ComparisonOptions:
     h: tuple[float, ...] = ()
     w: tuple[float, ...] = ()
     recipes: tuple[Recipe, ...] = get_args(Recipe)
-    prices: tuple[float, ...] = (0.01, 0.03, 0.1)
+    rd_weights: tuple[float, ...] = (0.01, 0.03, 0.1)
     levels: tuple[int, ...] = (4, 6, 8, 12, 16, 32)
-    bits: tuple[int, ...] = (2, 3, 4)
-    rates: tuple[float, ...] = (0.03, 0.1, 0.2, 0.4, 0.8)
+    baseline_bits: tuple[int, ...] = (2, 3, 4)
+    ecvq_rd_weights: tuple[float, ...] = (0.03, 0.1, 0.2, 0.4, 0.8)
     normalization: Normalization = "keep"
     runs: tuple[Path, ...] = ()
 
@@ -124,11 +118,11 @@ class ComparisonOptions:
         if method in ("uniform", "minmax", "kmeans", "kmeans+ft"):
             return [{"K": K} for K in self.levels]
         if method in ("heq", "parq"):
-            return [{"bits": bits} for bits in self.bits]
+            return [{"bits": bits} for bits in self.baseline_bits]
         if method in ("ecvq", "ecvq+ft"):
-            return [{"rate": rate} for rate in self.rates]
+            return [{"rd_weight": weight} for weight in self.ecvq_rd_weights]
         if method == ABLATION:
-            return [{"price": price} for price in self.prices]
+            return [{"rd_weight": weight} for weight in self.rd_weights]
         points: Iterable[dict[str, Value]] = ({"h": h, "w": w} for h, w in product(self.h, self.w))
         return [variant for point in points for variant in self.variants(point)]
 
@@ -139,11 +133,13 @@ class ComparisonOptions:
             if recipe in ("unrefined", "paper"):
                 found.append({**point, "recipe": recipe})
             else:
-                found += [{**point, "recipe": recipe, "price": price} for price in self.prices]
+                found += [
+                    {**point, "recipe": recipe, "rd_weight": weight} for weight in self.rd_weights
+                ]
         return found
 
 
-class Observer(RunObserver, Protocol):
+class Observer(run_observer.Observer, Protocol):
     """Is told how a comparison goes on."""
 
     def on_record(self, record: Record, progress: Progress) -> None:
@@ -293,28 +289,29 @@ class Arena:
         seed: int,
         folder: Path,
         normalization: Normalization,
-        observer: RunObserver,
+        observer: run_observer.Observer,
     ) -> None:
         config = config.model_copy(update={"seed": seed})
-        data = read_data(config)
-        if not isinstance(data, Dataset):
-            raise ConfigError(f"option 'dataset': images are wanted, given {config.dataset!r}")
+        self.data = _images(config)
         weights = prepare(config, folder / "pretrained", observer)[0]
-        self.config = config.model_copy(update={"weights": weights})
+        config = config.model_copy(update={"weights": weights})
         self.folder = folder
-        device = choose_device(config)
-        data = read_data(config)
-        if not isinstance(data, Dataset):
-            raise ConfigError(f"methods are compared on images, {config.dataset} is a text")
-        self.data = data.to(device)
-        self.model = make_model(config, self.data, device)
+        # Nothing of this run is written: the networks are kept by their entries' names.
+        self.run = Run.start(config, RunFolder(folder), observer, self.data)
+        self.data = self.data.to(self.run.device)
+        self.model = self.run.model
         restore(self.model, load_weights(weights), weights)
         self.pretrained = cpu_state(self.model)
         self.layers = select(self.model, config.include or None, config.exclude or None)[0]
-        self.typical_size = typical_size([weights.numel() for weights in self.layers.values()])
         self.calibration = None
         if normalization == "reestimate":
-            self.calibration = choose_images(self.data.train, CALIBRATION_IMAGES, seed).to(device)
+            images = choose_images(self.data.train, CALIBRATION_IMAGES, seed)
+            self.calibration = images.to(self.run.device)
+
+    @property
+    def config(self) -> CompressConfig:
+        """Options of the networks that are trained."""
+        return self.run.config
 
     def enter(self, entry: Entry) -> dict[str, Any]:
         """Make the network of an entry if there is none yet, and measure it; returns its record."""
@@ -324,7 +321,7 @@ class Arena:
             self.model.load_state_dict(self.pretrained)
             self._make(entry)
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_compressed(self.model, self.data, self.config, path)
+            write_compressed(self.run, path)
         load_compressed(path, self.model)
         found = [unique(weights) for weights in self.layers.values()]
         sizes = [clusters.size for clusters in found]
@@ -342,10 +339,11 @@ class Arena:
 
     def accuracy(self) -> float:
         """Of the network as it is, on the test images; statistics are re-estimated if asked for."""
+        data = self.run.data
         if self.calibration is not None:
-            batches = (batch for batch, _ in self.data.ordered(self.calibration))
-            update_bn(batches, self.model, self.calibration.labels.device)
-        return evaluate(self.model, self.data, self.data.test)[1]
+            batches = (batch for batch, _ in data.ordered(self.calibration))
+            update_bn(batches, self.model, self.run.device)
+        return evaluate(self.model, data, data.test)[1]
 
     def _make(self, entry: Entry) -> None:
         """Put the network of an entry into the model, which is the pretrained one."""
@@ -357,57 +355,61 @@ class Arena:
             config = self.config.model_copy(update={"epochs": total_epochs(self.config)})
             train_parq(self.model, self.layers, bits, self.data, config)
         else:
-            rule, _, trained = entry.method.partition("+")
-            found = {
-                name: self._quantize(rule, weights, entry.parameters)
-                for name, weights in self.layers.items()
-            }
+            method, _, trained = entry.method.partition("+")
+            found = self._quantize(method, entry.parameters)
             self._write(found)
             if trained:
-                epochs, lr = total_epochs(self.config), self.config.codebook_lr
-                train_codebooks(self.model, found, self.data, self.config, epochs=epochs, lr=lr)
+                epochs = {"codebook_epochs": total_epochs(self.config), "weights_lr": 0.0}
+                config = self.config.model_copy(update=epochs)
+                train_codebooks(Codebooks(self.model, found), self.run.data, config)
 
-    def _quantize(self, rule: str, weights: Tensor, parameters: Mapping[str, Any]) -> Clusters:
-        if rule == "heq":
-            return histogram_equalize(weights, parameters["bits"])
-        if rule == "kmeans":
-            return kmeans(weights, parameters["K"])
-        if rule == "ecvq":
-            # Bits are paid for by the weight, noise relative to the signal by the layer: with the
-            # rate in proportion to N_l, the sum of MSE_l / variance_l over the layers is least.
-            share = weights.numel() / self.typical_size
-            return ecvq(weights, ECVQ_K, parameters["rate"] * share)
-        return uniform(weights, parameters["K"], "mse" if rule == "uniform" else "minmax")
+    def _quantize(self, method: str, parameters: Mapping[str, Any]) -> dict[str, Clusters]:
+        """The clusters of all layers by a method that does not train."""
+        layers = self.layers
+        if method == "heq":
+            bits = parameters["bits"]
+            return {name: histogram_equalize(theta, bits) for name, theta in layers.items()}
+        if method == "kmeans":
+            return {name: kmeans(theta, parameters["K"]) for name, theta in layers.items()}
+        if method == "ecvq":
+            # In variances of each layer: the sum of MSE_l / variance_l over the layers is least.
+            sizes = [theta.numel() for theta in layers.values()]
+            weights = layer_rd_weights(parameters["rd_weight"], [1.0] * len(sizes), sizes)
+            return {
+                name: ecvq(theta, ECVQ_K, weight)
+                for (name, theta), weight in zip(layers.items(), weights, strict=True)
+            }
+        clip: Clip = "mse" if method == "uniform" else "minmax"
+        return {name: uniform(theta, parameters["K"], clip) for name, theta in layers.items()}
 
     def _soften(self, entry: Entry) -> None:
         """Softly quantize the network, or take a finished run; then the recipe, as in a run."""
         uncoupled = {"h": 0.0, "w": self.config.w, "recipe": "best"}
         chosen: dict[str, Any] = {**uncoupled, **entry.parameters}
         config = self.config.model_copy(update={name: chosen[name] for name in ("h", "w")})
-        softq = prepare_coupling(self.model, ClusteringConfig.of(config))
+        run = replace(self.run, config=config)
+        run.couple()
         folder = RunFolder(entry.run or self.folder / "runs" / f"h{config.h!r}-w{config.w!r}")
         if entry.run is not None:
             self._refuse_other_weights(folder)
         elif not folder.report.is_file():
             paper = config.model_copy(update={"recipe": "paper", **RECIPES["paper"]})
-            compress(
-                *(paper, folder.path, Silent()),
-                resume=folder.exists,
-                data=self.data,
-                figures=False,
-            )
+            silent = run_observer.Silent()
+            compress(paper, folder.path, silent, resume=folder.exists, data=self.data)
         restore(self.model, load_weights(folder.soft), folder.soft)
-        recipe, bits = chosen["recipe"], config.cluster_bits
+        recipe = chosen["recipe"]
         if recipe in ("unrefined", "paper"):
-            softq.finalize(bits, config.n_min if recipe == "paper" else 0)
+            run.quantizer.finalize(config.bits, config.n_min if recipe == "paper" else 0)
             return
-        chosen = {"refine": RECIPES["best"]["refine"], "bit_price": chosen["price"]}
-        config = config.model_copy(update=chosen)
+        best = {
+            "refinement": RECIPES["best"]["refinement"],
+            "rd_weight": chosen["rd_weight"],
+        }
+        run.config = config.model_copy(update=best)
         soft = cpu_state(self.model)
-        softq.finalize(bits, rule=config.refine, price=config.bit_price)
-        found = {name: unique(weights) for name, weights in self.layers.items()}
+        run.quantizer.finalize(**run.config.cluster_options)
         if config.codebook_epochs:
-            train_refined(self.model, softq, found, soft, self.data, config)
+            train_refined(run, present_clusters(run), soft)
 
     def _refuse_other_weights(self, folder: RunFolder) -> None:
         theirs = load_weights(folder.pretrained)
@@ -419,6 +421,13 @@ class Arena:
     def _write(self, found: Mapping[str, Clusters]) -> None:
         for name, weights in self.layers.items():
             weights.copy_(found[name].weights(weights.shape))
+
+
+def _images(config: CompressConfig) -> Dataset:
+    data = read_data(config)
+    if not isinstance(data, Dataset):
+        raise ConfigError(f"option 'dataset': images are wanted, given {config.dataset!r}")
+    return data
 
 
 def total_epochs(config: CompressConfig) -> int:
@@ -433,11 +442,11 @@ def _keep_options(config: CompressConfig, folder: Path) -> None:
     begun = any(path.is_file() for path in folder.glob("seed-*/**/*"))
     if not (begun and kept.is_file()):
         folder.mkdir(parents=True, exist_ok=True)
-        write_config(config, kept)
+        config.to_yaml(kept)
         return
     saved = make_config(read_config(kept)).model_dump(mode="json")
     changed = changed_options(saved, config)
-    made_by = ("cluster_bits", "n_min", "codebook_epochs", "codebook_lr", "weights_lr", "coding")
+    made_by = ("bits", "n_min", "codebook_epochs", "codebook_lr", "weights_lr", "coding")
     changed += [name for name in made_by if saved[name] != getattr(config, name)]
     if changed:
         raise ConfigError(f"{folder} was begun with other options: {', '.join(changed)}")

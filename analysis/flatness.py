@@ -16,6 +16,7 @@ from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+
 from pysoftq.analysis.results import Floats
 
 Normalization = Literal["keep", "reestimate"]

@@ -12,17 +12,19 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from pysoftq.analysis.hessian import Product
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
+from pysoftq.analysis.hessian import Product
 from pysoftq.baselines import histogram_equalize
-from pysoftq.config import CompressConfig, ConfigError, make_config, read_config
-from pysoftq.data import Dataset, Images, read_data
-from pysoftq.models import build_model
-from pysoftq.runfolder import RunFolder
-from pysoftq.selection import select
-from pysoftq.weights import cpu_state, load_weights, restore
+from pysoftq.coupling.selection import select
+from pysoftq.data.images import Dataset, Images
+from pysoftq.errors import ConfigError
+from pysoftq.models.build import build_model
+from pysoftq.models.weight_files import cpu_state, load_weights, restore
+from pysoftq.run.config import CompressConfig, make_config, read_config
+from pysoftq.run.folder import RunFolder
+from pysoftq.run.setup import read_data
 
 State: TypeAlias = dict[str, Tensor]
 

@@ -15,15 +15,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pysoftq.analysis.results import Floats, Integers
-from pysoftq.analysis.scaling import standard_deviation
 from torch import Tensor, nn
 
-from pysoftq.coupling import SoftQuantizer
-from pysoftq.density import DEFAULT_BINS, density
-from pysoftq.force import force
-from pysoftq.pairs import pair_energy, pair_force
-from pysoftq.potential import METHODS, potential
+from pysoftq.analysis.results import Floats, Integers
+from pysoftq.analysis.scaling import standard_deviation
+from pysoftq.coupling.quantizer import SoftQuantizer
+from pysoftq.interaction.densities import DEFAULT_BINS, density
+from pysoftq.interaction.forces import force
+from pysoftq.interaction.pairs import pair_energy, pair_force
+from pysoftq.interaction.potentials import METHODS, potential
 
 BINS = tuple(2**k for k in range(6, 21))
 FRACTIONS = (0.01, 0.03, 0.1, 0.3, 0.5, 0.7, 0.9)

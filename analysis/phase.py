@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pysoftq.data.tasks import CLASSIFICATION, TASKS, Task
 from pysoftq.sweep.grid import Run
 from pysoftq.sweep.ledger import Row
-from pysoftq.tasks import CLASSIFICATION, TASKS, Task
+from pysoftq.sweep.result import NetworkResult, RunResult
 
 REFERENCE_BITS = 4  # of the HEQ that the maps are centred on
 
@@ -105,24 +106,26 @@ def study_phase(name: str, rows: Sequence[Row]) -> PhaseStudy:
     """Statistics over the seeds of each point; raises ValueError where no run is finished."""
     if not rows:
         raise ValueError(f"{name}: no run of the sweep is finished yet")
-    first = rows[0].result
-    task = TASKS[first.get("task", CLASSIFICATION.name)]
+    results = {row.run: RunResult.from_dict(row.result) for row in sorted(rows, key=_run_of)}
+    first = next(iter(results.values()))
     baselines = tuple(
-        Baseline(int(bits), found["degradation"]) for bits, found in sorted(first["heq"].items())
+        Baseline(bits, network.degradation) for bits, network in sorted(first.heq.items())
     )
     reference = next(one for one in baselines if one.bits == REFERENCE_BITS)
-    groups: dict[tuple[float, float], list[Row]] = {}
-    for row in sorted(rows, key=lambda row: row.run):
-        groups.setdefault((row.run.h, row.run.w), []).append(row)
-    refined = {place: _outcome([row.result for row in group]) for place, group in groups.items()}
+    groups: dict[tuple[float, float], list[RunResult]] = {}
+    for run, result in results.items():
+        groups.setdefault((run.h, run.w), []).append(result)
+    refined = {
+        place: _outcome([result.refined for result in group]) for place, group in groups.items()
+    }
     front = pareto_front([_means(outcome) for outcome in refined.values()])
     points = [
         Point(
             *place,
             seeds=len(group),
             refined=refined[place],
-            before=_outcome([row.result["before"] for row in group]),
-            seeds_that_beat=sum(_beats(_values(row), reference) for row in group),
+            before=_outcome([result.before for result in group]),
+            seeds_that_beat=sum(_beats(_values(result), reference) for result in group),
             beats=_beats(_means(refined[place]), reference),
             pareto=on_front,
         )
@@ -135,8 +138,8 @@ def study_phase(name: str, rows: Sequence[Row]) -> PhaseStudy:
         w=tuple(sorted({point.w for point in points})),
         points=tuple(points),
         baselines=baselines,
-        pretrained=first[f"pretrained_{task.merit}"],
-        task=task.name,
+        pretrained=first.pretrained,
+        task=first.task,
     )
 
 
@@ -175,14 +178,23 @@ def pick(
         what = ("degradation", "number of bits")[limited]
         nearest = _means(point.refined)[limited]
         raise ValueError(f"no point has a mean {what} of at most {limit:g}: least is {nearest:.3g}")
-    own = [row for row in rows if (row.run.h, row.run.w) == (point.h, point.w)]
-    row = min(own, key=lambda row: rank(_values(row)))
-    return Pick(point, row.run, *_values(row))
+    own = {
+        row.run: _values(RunResult.from_dict(row.result))
+        for row in rows
+        if (row.run.h, row.run.w) == (point.h, point.w)
+    }
+    run = min(own, key=lambda run: rank(own[run]))
+    return Pick(point, run, *own[run])
 
 
-def _outcome(results: Sequence[dict[str, float]]) -> Outcome:
+def _run_of(row: Row) -> Run:
+    return row.run
+
+
+def _outcome(networks: Sequence[NetworkResult]) -> Outcome:
     return Outcome(
-        *(statistic([result[name] for result in results]) for name in ("degradation", "bits"))
+        statistic([network.degradation for network in networks]),
+        statistic([network.bits for network in networks]),
     )
 
 
@@ -197,8 +209,8 @@ def _means(outcome: Outcome) -> tuple[float, float]:
     return outcome.degradation.mean, outcome.bits.mean
 
 
-def _values(row: Row) -> tuple[float, float]:
-    return row.result["degradation"], row.result["bits"]
+def _values(result: RunResult) -> tuple[float, float]:
+    return result.refined.degradation, result.refined.bits
 
 
 def _beats(values: tuple[float, float], reference: Baseline) -> bool:

@@ -22,14 +22,14 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pysoftq.analysis.bootstrap import bootstrap_slopes, intervals95, resample
-from pysoftq.analysis.results import Floats, Integers
-from pysoftq.analysis.sources import Network
 from scipy.special import erf, stdtr
 from scipy.stats import linregress
 from torch import Tensor
 
-from pysoftq.pairs import pair_energy
+from pysoftq.analysis.bootstrap import bootstrap_slopes, intervals95, resample
+from pysoftq.analysis.results import Floats, Integers
+from pysoftq.analysis.sources import Network
+from pysoftq.interaction.pairs import pair_energy
 
 BOOTSTRAP_DRAWS = 10_000
 WIDTHS = tuple(np.geomspace(0.05, 5, 13).tolist())

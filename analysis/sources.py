@@ -8,9 +8,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from pysoftq.runfolder import RunFolder
-from pysoftq.selection import select
-from pysoftq.weights import coupled_weights, load_weights
+from pysoftq.coupling.selection import select
+from pysoftq.models.weight_files import coupled_weights, load_weights
+from pysoftq.run.folder import RunFolder
 
 
 @dataclass(frozen=True)

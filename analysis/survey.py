@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
 from pysoftq.analysis.flatness import (
     Comparison,
     Curvature,

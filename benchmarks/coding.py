@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from benchmarks.harness import Comparison, Measure, Options, Spread, count, optional, race, require
 from pysoftq import load_compressed, save_compressed
+from pysoftq.artifact.entropy_coding import decode, encode, read_counts
 from pysoftq.artifact.lazy import CompressedWeights
-from pysoftq.clusters import Clusters, unique
-from pysoftq.entropy_coding import decode, encode, read_counts
-from pysoftq.packing import pack, unpack
+from pysoftq.artifact.packing import pack, unpack
+from pysoftq.clusters.clusters import Clusters
+from pysoftq.clusters.values import unique
 
 KINDS = ("soft, K = 16", "soft, K = 128", "soft, K = 1000", "uniform, K = 128", "0.1 % ones")
 

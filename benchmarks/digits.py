@@ -21,11 +21,11 @@ from typing import Any
 
 from benchmarks.harness import Options
 from benchmarks.report import environment
-from pysoftq.checkpoint import RunState
-from pysoftq.config import CompressConfig, make_config
-from pysoftq.driver import compress
-from pysoftq.report import NetworkRow
-from pysoftq.tasks import Data
+from pysoftq.data.tasks import Data
+from pysoftq.run.config import CompressConfig, make_config
+from pysoftq.run.driver import compress
+from pysoftq.run.state import RunState
+from pysoftq.run.summary import NetworkRow
 
 SEEDS = (0, 1, 2, 3, 4)
 REFINED, OPPONENT = "soft, refined", "HEQ-4"

@@ -23,14 +23,16 @@ from safetensors.torch import load_file
 
 from benchmarks.digits import REFINED, Quiet, spread
 from pysoftq.baselines import histogram_equalize
-from pysoftq.clustering import ClusteringConfig, prepare
-from pysoftq.clusters import Clusters, join
-from pysoftq.config import CompressConfig, make_config
-from pysoftq.data import read_data
-from pysoftq.driver import clustered_row, compress, make_model
-from pysoftq.report import NetworkRow, Summary
-from pysoftq.runfolder import RunFolder
-from pysoftq.segments import segment_bounds
+from pysoftq.clusters.clusters import Clusters, join
+from pysoftq.coupling.lifecycle import prepare
+from pysoftq.coupling.options import ClusteringConfig
+from pysoftq.interaction.segments import segment_bounds
+from pysoftq.run.config import CompressConfig, make_config
+from pysoftq.run.driver import compress
+from pysoftq.run.folder import RunFolder
+from pysoftq.run.outcome import clustered_row
+from pysoftq.run.setup import make_model, read_data
+from pysoftq.run.summary import NetworkRow, Summary
 
 SEEDS = (0, 1, 2)
 HEQ_BITS = (4, 3)
@@ -63,10 +65,10 @@ def networks(config: CompressConfig, path: Path) -> list[NetworkRow]:
         for bits in HEQ_BITS
     ]
     model.load_state_dict(load_file(folder.soft))
-    found = softq.clusters(config.cluster_bits)
-    merged = softq.refine(found, 0, "levels", config.bit_price)
+    found = softq.clusters(config.bits)
+    merged = softq.refine(found, 0, "levels", config.rd_weight)
     ours = row("soft, merged by levels", layers=layers, clusters=list(merged.values()))
-    kept = ("pretrained", "soft", f"soft, {config.cluster_bits}-bit clusters", REFINED)
+    kept = ("pretrained", "soft", f"soft, {config.bits}-bit clusters", REFINED)
     return [*(summary[name] for name in kept), ours, *equalized]
 
 

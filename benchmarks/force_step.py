@@ -13,7 +13,7 @@ from benchmarks.harness import Comparison, Options, count, optional, race, requi
 from benchmarks.peers.table1 import fixed_grid_force_step, numpy_force_step, torch_force_step
 from benchmarks.states import STATES, WIDTH, Layers, gaussian, in_state, resnet20
 from pysoftq import SoftQuantizer, density, force
-from pysoftq.training import own_stream, record_graph
+from pysoftq.run.step import own_stream, record_graph
 
 BINS = 2**14
 

@@ -92,7 +92,7 @@ build() {
 
 sanitize() {
   local options=(--tool "$1" --kernel-name kns=softq --error-exitcode 9)
-  local tests=("$python" -m pytest -q -m gpu -p no:cacheprovider tests/test_cuda.py
+  local tests=("$python" -m pytest -q -m gpu -p no:cacheprovider tests/interaction/test_cuda.py
     -k 'not many_chunks and not half_precision and not order_of_the_current')
   if [ -n "$rehearse" ]; then
     compute-sanitizer "${options[@]}" --version && "${tests[@]}"
@@ -107,9 +107,9 @@ export out work carried python rehearse architectures emulation
 step 300 build bash -c build || { tail -n 30 "$out/build.log"; exit 1; }
 cd "$work"
 # No other files: they import what this machine need not have.
-mapfile -t files < <(grep -l mark.gpu tests/test_*.py)
+mapfile -t files < <(grep -rl mark.gpu tests --include='test_*.py')
 step 120 tests "$python" -m pytest -q -m gpu -p no:cacheprovider "${files[@]}"
-[ -z "$rehearse" ] || step 120 emulation "$python" -m pytest -q -p no:cacheprovider tests/test_cuda.py
+[ -z "$rehearse" ] || step 120 emulation "$python" -m pytest -q -p no:cacheprovider tests/interaction/test_cuda.py
 for case in force_step density bandwidth pairs training_step potential; do
   step 60 "benchmark-$case" "$python" -m benchmarks --device "$device" --size "$size" --output "$out" "$case"
 done

@@ -10,8 +10,8 @@ from torch import Tensor
 from benchmarks.harness import Comparison, Options, race, require
 from benchmarks.states import WIDTH, Layers, gaussian, resnet20
 from pysoftq import SoftQuantizer, pair_force
-from pysoftq.backends import plain
-from pysoftq.coupling import CoupledLayer
+from pysoftq.interaction.backends import plain
+from pysoftq.interaction.layers import CoupledLayer
 
 GRANULARITIES = ("layer", "channel", "group:128")
 SAMPLE = 2**17  # weights of which the force is compared with exact pairs

@@ -9,7 +9,6 @@ from functools import partial
 
 import numpy as np
 import torch
-from pysoftq.analysis.figures import save_figure
 
 from benchmarks.figure import draw
 from benchmarks.harness import Comparison, Measure, Options, Spread, count, optional, race
@@ -18,6 +17,7 @@ from benchmarks.peers.table1 import fixed_grid_force_step, numpy_force_step, tor
 from benchmarks.report import processor
 from benchmarks.states import WIDTH, Layers, gaussian
 from pysoftq import SoftQuantizer, pair_energy
+from pysoftq.analysis.figures import save_figure
 
 BINS = 2**14
 LIMIT = 2.0  # seconds of a call after which a sum over pairs goes no further

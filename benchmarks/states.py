@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pysoftq.models import build_model
+from pysoftq.models.build import build_model
 
 WIDTH = 0.5  # in units of each layer's sigma
 STATES = ("Gaussian", "9 clusters", "one bin")

@@ -17,9 +17,10 @@ from benchmarks.harness import (
     threads,
 )
 from pysoftq import SoftQuantizer, force
-from pysoftq.config import make_config
-from pysoftq.models import build_model
-from pysoftq.training import GraphedStep, TrainingStep, make_optimizer, make_step, own_stream
+from pysoftq.models.build import build_model
+from pysoftq.run.config import make_config
+from pysoftq.run.optimizers import make_optimizer
+from pysoftq.run.step import GraphedStep, TrainingStep, make_step, own_stream
 
 
 def run(options: Options) -> list[Comparison]:

@@ -16,12 +16,12 @@ from typing import Any
 
 from benchmarks.digits import REFINED, RESULTS, Quiet, spread
 from pysoftq.artifact import load_compressed
-from pysoftq.config import make_config
-from pysoftq.data import load_dataset
-from pysoftq.driver import compress
-from pysoftq.finetune import evaluate
-from pysoftq.models import build_model
-from pysoftq.weights import load_weights, restore
+from pysoftq.data.datasets import load_dataset
+from pysoftq.models.build import build_model
+from pysoftq.models.weight_files import load_weights, restore
+from pysoftq.run.config import make_config
+from pysoftq.run.driver import compress
+from pysoftq.run.evaluation import evaluate
 
 SEEDS = (0, 1, 2)
 QUICK = {"epochs": 50, "lr": 0.003}

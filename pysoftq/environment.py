@@ -9,8 +9,8 @@ from typing import Any, Literal
 import numpy as np
 
 from pysoftq import _core
-from pysoftq.backends import has_cuda
-from pysoftq.threads import get_num_threads
+from pysoftq.interaction.backends import has_cuda
+from pysoftq.interaction.threads import get_num_threads
 
 
 def show_config(mode: Literal["stdout", "dicts"] = "stdout") -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from paths import ROOT
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 # Waiting threads that spin make small networks many times slower on a busy machine.
@@ -23,7 +24,7 @@ settings.load_profile("pysoftq")
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Folder of real data beside the repository; the test is skipped where there is none."""
-    folder = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = ROOT.parent / "shared" / "data"
     if not folder.is_dir():
         pytest.skip(f"no real data in {folder}")
     return folder

@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from paths import FIXTURES
 from torch import Tensor, nn
 
 from pysoftq import save_compressed
-from pysoftq.artifact import ArtifactError
 from pysoftq.artifact.inspect import describe
 from pysoftq.artifact.load import compressed
 from pysoftq.artifact.read import check
-from pysoftq.clusters import total_order
+from pysoftq.clusters.values import total_order
+from pysoftq.errors import ArtifactError
 
 Choose = Callable[[int], int]  # a number from 0 to n - 1
 
-FIXTURES = Path(__file__).parent / "fixtures"
 OLD_FILES = [FIXTURES / f"version-1-{name}.safetensors" for name in ("network", "tensors")]
 DIGEST = slice(50, 114)  # docs/format.md
 VALUES: tuple[Any, ...] = (

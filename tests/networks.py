@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pysoftq.baselines import histogram_equalize
-from pysoftq.models import build_model
+from pysoftq.models.build import build_model
 
 
 def clustered(model: nn.Module, bits: int = 3) -> nn.Module:

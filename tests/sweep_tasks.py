@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pysoftq.config import CompressConfig
+from pysoftq.run.config import CompressConfig
 from pysoftq.sweep.ledger import Worker
 from pysoftq.sweep.worker import Job
 

@@ -10,17 +10,17 @@ import numpy as np
 import oracle
 import pytest
 import torch
+from paths import ROOT
 
 import pysoftq
 from pysoftq.baselines import histogram_equalize
-from pysoftq.report import NetworkRow
+from pysoftq.run.summary import NetworkRow
 
-ROOT = Path(__file__).parents[1]
 if not (ROOT / "benchmarks").is_dir():
     pytest.skip("the benchmarks are not beside the tests", allow_module_level=True)
 sys.path.append(str(ROOT))
 
-from benchmarks import (  # noqa: E402
+from benchmarks import (
     __main__,
     digits,
     digits_granularity,
@@ -32,8 +32,8 @@ from benchmarks import (  # noqa: E402
     states,
     targets,
 )
-from benchmarks.harness import Comparison, Measure, Options, Spread, Timing  # noqa: E402
-from benchmarks.peers import histograms, pairs, table1  # noqa: E402
+from benchmarks.harness import Comparison, Measure, Options, Spread, Timing
+from benchmarks.peers import histograms, pairs, table1
 
 TINY = Options(size="tiny")
 

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from paths import DOCS
 
-DOCS = Path(__file__).parents[1] / "docs"
 BLOCK = re.compile(r"```(python|text)\n(.*?)```", re.DOTALL)
 
 

@@ -18,7 +18,7 @@ import yaml
 
 import pysoftq
 from pysoftq import _core
-from pysoftq.backends import has_cuda
+from pysoftq.interaction.backends import has_cuda
 
 
 def run_python(code: str, folder: Path) -> subprocess.CompletedProcess[str]:

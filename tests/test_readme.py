@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from paths import ROOT
 from torch import Tensor, nn
 
 from pysoftq import load_compressed
 
-README = Path(__file__).parents[1] / "README.md"
+README = ROOT / "README.md"
 
 
 def test_the_example_runs_as_it_stands(

@@ -7,12 +7,14 @@ from typing import Any
 
 import torch
 
-from pysoftq.checkpoint import RunState
-from pysoftq.config import CompressConfig
-from pysoftq.coupling import SoftQuantizer
-from pysoftq.data import Dataset, Images, load_dataset
-from pysoftq.models import ResNet, build_model
-from pysoftq.training import make_optimizer
+from pysoftq.coupling.quantizer import SoftQuantizer
+from pysoftq.data.datasets import load_dataset
+from pysoftq.data.images import Dataset, Images
+from pysoftq.models.build import build_model
+from pysoftq.models.resnet import ResNet
+from pysoftq.run.config import CompressConfig
+from pysoftq.run.optimizers import make_optimizer
+from pysoftq.run.state import RunState
 
 
 def tiny_digits(train: int = 160, test: int = 60) -> Dataset:

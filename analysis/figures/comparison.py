@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from numpy.typing import NDArray
+
 from pysoftq.analysis.comparison import (
     ABLATION,
     METHODS,

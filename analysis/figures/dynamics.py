@@ -15,11 +15,11 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter
+
 from pysoftq.analysis.collapse import DynamicsStudy
 from pysoftq.analysis.dynamics import Run
-
 from pysoftq.atomic import atomic_write
-from pysoftq.potential import potential
+from pysoftq.interaction.potentials import potential
 
 from .style import BLACK, COLUMN, CYCLE, GREY, PAGE, SKY, SMALL, TEXT, VERMILLION, letter, style
 

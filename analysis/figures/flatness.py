@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+
 from pysoftq.analysis.flatness import Comparison, Curvature, FlatnessStudy, Plane
 
 from .style import (

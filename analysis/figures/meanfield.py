@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from numpy.typing import NDArray
+
 from pysoftq.analysis.meanfield import MeanFieldStudy
 from pysoftq.analysis.results import Integers
 

@@ -10,6 +10,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm, Normalize, TwoSlopeNorm
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+
 from pysoftq.analysis.phase import Outcome, PhaseStudy, Point, Statistic
 
 from .style import BLACK, GREY, PAGE, SMALL, TEXT, VERMILLION, letter, style

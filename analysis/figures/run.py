@@ -10,12 +10,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
-from pysoftq.analysis.dynamics import LossCurves, WeightRecords, read_run
 from torch import from_numpy
 
-from pysoftq.clusters import identify
-from pysoftq.density import density
-from pysoftq.potential import potential
+from pysoftq.analysis.dynamics import LossCurves, read_run
+from pysoftq.clusters.binning import identify
+from pysoftq.interaction.densities import density
+from pysoftq.interaction.potentials import potential
+from pysoftq.run.records import WeightRecords
 
 from .style import (
     BLACK,
@@ -164,7 +165,7 @@ def _draw_potential(axis: Axes, records: WeightRecords) -> None:
 
 
 def _draw_clusters(axis: Axes, records: WeightRecords) -> None:
-    clusters = identify(from_numpy(records.weights_soft), bits=records.cluster_bits)
+    clusters = identify(from_numpy(records.weights_soft), bits=records.bits)
     values, counts = clusters.codebook.numpy(), clusters.counts.numpy()
     # A cluster was reassigned if its weights ended on another value than its own.
     first = np.unique(clusters.indices.numpy(), return_index=True)[1]

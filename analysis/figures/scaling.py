@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
 from pysoftq.analysis.scaling import PowerLaw, ScalingStudy, Terms
 
 from .style import BLACK, CYCLE, GREY, MARKERS, PAGE, SKY, SMALL, TEXT, letter, style

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
+
 from pysoftq.analysis import figures
 from pysoftq.analysis.collapse import DynamicsStudy, study_dynamics
 from pysoftq.analysis.dynamics import LossCurves, Run, read_run
@@ -16,18 +17,18 @@ from pysoftq.analysis.figures import dynamics as dynamics_figures
 from pysoftq.analysis.figures import flatness as flatness_figures
 from pysoftq.analysis.flatness import FlatnessStudy
 from pysoftq.analysis.results import load_result
-
-from pysoftq.config import (
+from pysoftq.coupling.options import override_texts
+from pysoftq.coupling.report import CompressionReport, abridged, distinct_values
+from pysoftq.data.tasks import Task
+from pysoftq.interaction.potentials import potential
+from pysoftq.run.config import (
     CompressConfig,
     command_line,
     make_config,
-    override_texts,
     read_config,
 )
-from pysoftq.potential import potential
-from pysoftq.report import CompressionReport, NetworkRow, Summary, abridged, distinct_values
-from pysoftq.runfolder import RunFolder
-from pysoftq.tasks import Task
+from pysoftq.run.folder import RunFolder
+from pysoftq.run.summary import NetworkRow, Summary
 
 from .charts import Axis, Chart, Point, Series, Tick
 from .parts import Card, Picture, Table, narrow, wide

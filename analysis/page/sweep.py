@@ -7,8 +7,7 @@ from collections.abc import Callable
 from pysoftq.analysis.figures import phase as figures
 from pysoftq.analysis.phase import PhaseStudy, Statistic
 from pysoftq.analysis.phase import Point as GridPoint
-
-from pysoftq.config import command_line
+from pysoftq.run.config import command_line
 from pysoftq.sweep.grid import Run, SweepSpec
 
 from .charts import Axis, Chart, Point, Series

@@ -1,17 +1,8 @@
-"""The compressed file: codebooks and indices, losslessly. `docs/format.md` describes it in full."""
+"""The compressed file: codebooks and indices, losslessly. `docs/format.md` specifies it.
 
-from pysoftq.artifact.format import ArtifactError
-from pysoftq.artifact.inspect import ArtifactInfo, LayerInfo, inspect_compressed
-from pysoftq.artifact.load import load_compressed, load_state_dict
-from pysoftq.artifact.save import Coding, save_compressed
+Saving, loading (also lazily) and inspection. May import `coupling`, `clusters` and `models`.
+"""
 
-__all__ = [
-    "ArtifactError",
-    "ArtifactInfo",
-    "Coding",
-    "LayerInfo",
-    "inspect_compressed",
-    "load_compressed",
-    "load_state_dict",
-    "save_compressed",
-]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

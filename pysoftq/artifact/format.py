@@ -11,8 +11,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from pysoftq.packing import packed_bytes
-from pysoftq.segments import segment_bounds
+from pysoftq.artifact.packing import packed_bytes
+from pysoftq.interaction.segments import segment_bounds
 
 FORMAT_VERSION = 2
 READ_VERSIONS = (1, 2)
@@ -30,10 +30,6 @@ DTYPES = (
 )
 
 _ANY = -1  # a length that the description does not tell
-
-
-class ArtifactError(ValueError):
-    """A compressed file that cannot be read, or does not fit the model."""
 
 
 @dataclass(frozen=True, eq=False)

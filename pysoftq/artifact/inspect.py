@@ -10,7 +10,8 @@ from torch import Tensor
 
 from pysoftq.artifact.format import Record
 from pysoftq.artifact.read import File, read
-from pysoftq.clusters import mean_bit_width, unique
+from pysoftq.clusters.clusters import mean_bit_width
+from pysoftq.clusters.values import unique
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pysoftq.packing import unpack_chunks
-from pysoftq.segments import segment_of
+from pysoftq.artifact.packing import unpack_chunks
+from pysoftq.interaction.segments import segment_of
 
 
 def _nothing() -> None:

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 
-from pysoftq.artifact.format import ArtifactError, Record, check_storable, identity
+from pysoftq.artifact.format import Record, check_storable, identity
 from pysoftq.artifact.lazy import CompressedTensor, compress_parameter
 from pysoftq.artifact.read import File, read
-from pysoftq.models import build_model
+from pysoftq.errors import ArtifactError
+from pysoftq.models.build import build_model
 
 Model = TypeVar("Model", bound=nn.Module)
 

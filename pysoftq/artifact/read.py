@@ -15,8 +15,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from pysoftq import entropy_coding
-from pysoftq._arrays import check_granularity
+from pysoftq.artifact import entropy_coding
 from pysoftq.artifact.format import (
     DIGEST,
     DTYPES,
@@ -24,15 +23,16 @@ from pysoftq.artifact.format import (
     MAX_INDEX_BITS,
     MAX_WEIGHTS,
     READ_VERSIONS,
-    ArtifactError,
     Record,
     agrees,
     digest,
     unbelievable,
 )
-from pysoftq.clusters import total_order
-from pysoftq.packing import pack, unpack, unpack_varints
-from pysoftq.segments import segment_count
+from pysoftq.artifact.packing import pack, unpack, unpack_varints
+from pysoftq.clusters.values import total_order
+from pysoftq.errors import ArtifactError
+from pysoftq.interaction.arrays import check_granularity
+from pysoftq.interaction.segments import segment_count
 
 
 @dataclass(frozen=True)

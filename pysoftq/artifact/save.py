@@ -12,8 +12,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from pysoftq import entropy_coding
-from pysoftq._arrays import check_granularity
+from pysoftq.artifact import entropy_coding
 from pysoftq.artifact.format import (
     DIGEST,
     FORMAT_VERSION,
@@ -27,10 +26,12 @@ from pysoftq.artifact.format import (
     identity,
     unbelievable,
 )
+from pysoftq.artifact.packing import pack, pack_varints
 from pysoftq.atomic import atomic_write
-from pysoftq.clusters import Clusters, unique
-from pysoftq.packing import pack, pack_varints
-from pysoftq.segments import segment_bounds
+from pysoftq.clusters.clusters import Clusters
+from pysoftq.clusters.values import unique
+from pysoftq.interaction.arrays import check_granularity
+from pysoftq.interaction.segments import segment_bounds
 
 Coding = Literal["packed", "entropy"]
 Entries = dict[str, Tensor]

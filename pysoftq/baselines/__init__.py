@@ -1,10 +1,8 @@
-"""Post-training quantization to compare with."""
+"""Post-training quantization to compare with: each function returns `Clusters`.
 
-from __future__ import annotations
+Baselines that train a network are in `pysoftq.run`. May import `clusters`.
+"""
 
-from pysoftq.baselines.ecvq import ecvq
-from pysoftq.baselines.histogram_equalized import histogram_equalize
-from pysoftq.baselines.kmeans import kmeans
-from pysoftq.baselines.uniform import uniform
+import lazy_loader
 
-__all__ = ["ecvq", "histogram_equalize", "kmeans", "uniform"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

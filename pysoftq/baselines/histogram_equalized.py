@@ -7,7 +7,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from pysoftq.clusters import Clusters, bin_means, finite_weights, from_bins, levels, unique
+from pysoftq.clusters.binning import bin_means, from_bins, levels
+from pysoftq.clusters.clusters import Clusters
+from pysoftq.clusters.values import finite_weights, unique
 
 Representative = Literal["mean", "median", "midpoint"]
 

@@ -27,7 +27,8 @@ from pysoftq.cli.options import (
 )
 from pysoftq.cli.studies import write_study
 from pysoftq.cli.tables import print_table
-from pysoftq.config import CompressConfig, ConfigError, make_config, read_config
+from pysoftq.errors import ConfigError
+from pysoftq.run.config import CompressConfig, make_config, read_config
 
 if TYPE_CHECKING:
     from pysoftq.analysis.comparison import ComparisonStudy, Point, Rate
@@ -73,20 +74,21 @@ def _option(*flags: str, help: str, **settings: Any) -> Callable[[Any], Any]:  #
     "[default: all]",
 )
 @_option(
-    "--prices",
+    "--rd-weights",
     metavar="VALUES",
-    help="Worth of a bit, for best.  [default: 0.01,0.03,0.1]",
+    help="Rate-distortion weights, for best.  [default: 0.01,0.03,0.1]",
 )
 @_option(
     "--levels",
     metavar="VALUES",
     help="Values of a layer, for uniform, minmax, kmeans.  [default: 4,6,8,12,16,32]",
 )
-@_option("--bits", metavar="VALUES", help="Bits, for heq and parq.  [default: 2,3,4]")
+@_option("--baseline-bits", metavar="VALUES", help="Bits, for heq and parq.  [default: 2,3,4]")
 @_option(
-    "--rates",
+    "--ecvq-rd-weights",
     metavar="VALUES",
-    help="Variances of a layer for each bit, for ecvq.  [default: 0.03,0.1,0.2,0.4,0.8]",
+    help="Rate-distortion weights in variances of a layer per bit, for ecvq.  "
+    "[default: 0.03,0.1,0.2,0.4,0.8]",
 )
 @_option(
     "--normalization",
@@ -111,7 +113,7 @@ def _option(*flags: str, help: str, **settings: Any) -> Callable[[Any], Any]:  #
     help="Folder of the comparison; what it holds is gone on with.",
 )
 @_option("--json", "as_json", is_flag=True, help="Print JSON in place of the table.")
-@config_options("h", "w", "recipe", "refine", "bit_price", "granularity")
+@config_options("h", "w", "recipe", "refinement", "rd_weight", "granularity")
 def compare(
     config_file: Path | None, out: Path, as_json: bool, runs: tuple[Path, ...], **values: Any
 ) -> None:
@@ -127,12 +129,12 @@ def compare(
     from pysoftq.analysis.contest import study_comparison
     from pysoftq.analysis.figures.comparison import draw_comparison
     from pysoftq.cli.progress import ComparisonProgress
-    from pysoftq.interrupt import Interrupted
+    from pysoftq.errors import Interrupted
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     names = (
-        *("methods", "seeds", "h", "w", "recipes", "prices"),
-        *("levels", "bits", "rates", "normalization"),
+        *("methods", "seeds", "h", "w", "recipes", "rd_weights"),
+        *("levels", "baseline_bits", "ecvq_rd_weights", "normalization"),
     )
     chosen = given_options({name: values.pop(name) for name in names})
     progress = ComparisonProgress(quiet=as_json)
@@ -166,10 +168,10 @@ def _comparison_options(config: CompressConfig, given: dict[str, Any]) -> Compar
 
     widths = [float(f"{config.w * factor:.2g}") for factor in WIDTHS]
     axes = {"h": config.h, "w": widths, **given}
-    for name in ("h", "w", "prices", "rates"):
+    for name in ("h", "w", "rd_weights", "ecvq_rd_weights"):
         if name in axes:
             axes[name] = parse_axis(name, axes[name])
-    for name in ("levels", "bits"):
+    for name in ("levels", "baseline_bits"):
         if name in axes:
             numbers = parse_axis(name, axes[name])
             if any(number != int(number) for number in numbers):

@@ -20,14 +20,9 @@ from pysoftq.cli.options import (
     given_options,
 )
 from pysoftq.cli.tables import print_table
-from pysoftq.config import (
-    CompressConfig,
-    ConfigError,
-    dataset_defaults,
-    make_config,
-    may_change_on_resume,
-    read_config,
-)
+from pysoftq.errors import ConfigError
+from pysoftq.options import may_change_on_resume
+from pysoftq.run.config import CompressConfig, dataset_defaults, make_config, read_config
 
 EXAMPLES = """\b
 Examples:
@@ -120,9 +115,10 @@ def _unused(path: Path) -> bool:
 
 def _run(config: CompressConfig, path: Path, *, resume: bool) -> None:
     # Loaded late: torch takes seconds, and --help needs none of it.
+    from pysoftq.analysis.figures import draw_run
     from pysoftq.cli.progress import TerminalObserver
-    from pysoftq.driver import compress as run
-    from pysoftq.interrupt import Interrupted
+    from pysoftq.errors import Interrupted
+    from pysoftq.run.driver import compress as run
 
     observer = TerminalObserver()
     observer.message(f"run folder: {path}")
@@ -130,6 +126,7 @@ def _run(config: CompressConfig, path: Path, *, resume: bool) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         summary = run(config, path, observer, resume=resume)
+        draw_run(path)
     except KeyboardInterrupt as error:
         if not (path / "config.yaml").is_file():
             raise

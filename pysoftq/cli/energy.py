@@ -16,8 +16,8 @@ from rich.table import Table
 
 from pysoftq.cli.studies import positive
 from pysoftq.cli.tables import print_table
-from pysoftq.pairs import pair_energy
-from pysoftq.potential import mean_field_energy
+from pysoftq.interaction.pairs import pair_energy
+from pysoftq.interaction.potentials import mean_field_energy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,7 +75,7 @@ def energy(weights: Path, width: float, bins: int, as_json: bool) -> None:
     grows with layer size.
     """
     # Loaded late: torch takes seconds, and --help needs none of it.
-    from pysoftq.weights import coupled_weights, load_weights
+    from pysoftq.models.weight_files import coupled_weights, load_weights
 
     layers = coupled_weights(load_weights(weights))
     if not layers:

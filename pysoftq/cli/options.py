@@ -11,7 +11,9 @@ from typing import Any, Literal
 import click
 from pydantic.fields import FieldInfo
 
-from pysoftq.config import DATASET_DEFAULTS, CompressConfig, option_info
+from pysoftq.options import option_info
+from pysoftq.run.config import CompressConfig
+from pysoftq.run.presets import DATASET_DEFAULTS
 
 Function = Callable[..., Any]
 

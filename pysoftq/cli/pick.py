@@ -32,7 +32,7 @@ def pick(
     if (max_drop is None) == (bits is None):
         raise click.UsageError("give either --max-drop or --bits")
     from pysoftq.analysis.phase import pick as choose
-    from pysoftq.runfolder import RunFolder
+    from pysoftq.run.folder import RunFolder
     from pysoftq.sweep.folder import SweepFolder
 
     study, rows = read_study(sweep, storage)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import (
@@ -14,11 +14,12 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from pysoftq.checkpoint import RunState
-from pysoftq.config import CompressConfig
-from pysoftq.data import batch_count
-from pysoftq.sweep.prepare import Silent
-from pysoftq.tasks import CLASSIFICATION, Data, Task
+from pysoftq.data.images import batch_count
+from pysoftq.data.tasks import CLASSIFICATION, Data, Task
+from pysoftq.run.config import CompressConfig
+from pysoftq.run.observer import Silent
+from pysoftq.run.records import EpochMetrics
+from pysoftq.run.state import RunState
 
 if TYPE_CHECKING:
     from pysoftq.analysis.comparison import Record
@@ -96,27 +97,27 @@ class TerminalObserver:
             rate=self._rate,
         )
 
-    def on_epoch(self, metrics: dict[str, Any]) -> None:
+    def on_epoch(self, metrics: EpochMetrics) -> None:
         """Print the line of an epoch; of a long run, only some of them."""
         self._note(metrics)
-        ended = metrics["step"] >= self._total
+        ended = metrics.step >= self._total
         if ended:
             self.close()
-        if metrics["epoch"] % self._every and not ended:
+        if metrics.epoch % self._every and not ended:
             return
-        merit = self._task.shown(metrics[f"test_{self._task.merit}"])
+        merit = self._task.shown(metrics.test_merit)
         self.message(
-            f"epoch {metrics['epoch']:3d}  loss {metrics['task_loss']:.4f}  "
+            f"epoch {metrics.epoch:3d}  loss {metrics.task_loss:.4f}  "
             f"L_C {self._energy:.4g}  test {merit}  "
-            f"bits {self._bits:.3f} (refined {metrics['mean_bits_refined']:.3f})  "
-            f"{self._shown_rate()}{self._time_left(metrics['step'])}"
+            f"bits {self._bits:.3f} (refined {metrics.mean_bits_refined:.3f})  "
+            f"{self._shown_rate()}{self._time_left(metrics.step)}"
         )
 
-    def _note(self, metrics: dict[str, Any]) -> None:
-        self._loss = metrics["task_loss"]
-        self._energy = metrics["coupling_energy"]
-        self._bits = metrics["mean_bits"]
-        self._rate = metrics.get(f"{self._task.samples}_per_second") or 0.0
+    def _note(self, metrics: EpochMetrics) -> None:
+        self._loss = metrics.task_loss
+        self._energy = metrics.coupling_energy
+        self._bits = metrics.mean_bits
+        self._rate = metrics.samples_per_second or 0.0
 
     def _shown_rate(self) -> str:
         return f"{self._rate:,.0f} {self._task.samples}/s  " if self._rate else ""

@@ -21,7 +21,9 @@ from pysoftq.cli.options import (
     config_options,
     given_options,
 )
-from pysoftq.config import CompressConfig, ConfigError, read_mapping
+from pysoftq.errors import ConfigError
+from pysoftq.options import read_mapping
+from pysoftq.run.config import CompressConfig
 
 if TYPE_CHECKING:
     from pysoftq.sweep.folder import SweepFolder

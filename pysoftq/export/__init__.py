@@ -1,19 +1,8 @@
-"""Clustered networks in the formats of others: ONNX, Core ML, plain state dicts."""
+"""Clustered networks in other formats: ONNX, Core ML, plain state dicts; one module for each.
 
-from __future__ import annotations
+May import `artifact` and what that may import.
+"""
 
-from pysoftq.export.coreml import add_coreml_buffers, to_coreml
-from pysoftq.export.network import ExportError
-from pysoftq.export.onnx import to_onnx
-from pysoftq.export.report import ExportedTensor, ExportReport
-from pysoftq.export.state_dict import to_state_dict
+import lazy_loader
 
-__all__ = [
-    "ExportError",
-    "ExportReport",
-    "ExportedTensor",
-    "add_coreml_buffers",
-    "to_coreml",
-    "to_onnx",
-    "to_state_dict",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pysoftq.clusters import total_order, unique
-from pysoftq.weights import coupled_weights
+from pysoftq.clusters.values import total_order, unique
+from pysoftq.models.weight_files import coupled_weights
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from pysoftq.clusters import unique
+from pysoftq.clusters.values import unique
 from pysoftq.export.codes import Codes, Weight
 
 Form = Literal["codebook", "codebook per channel", "dense", "absent"]

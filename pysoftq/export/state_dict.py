@@ -14,7 +14,7 @@ from pysoftq.export.codes import weights_in
 from pysoftq.export.network import Source
 from pysoftq.export.report import ExportReport, dense_row
 from pysoftq.export.target import check_target
-from pysoftq.weights import PICKLED
+from pysoftq.models.weight_files import PICKLED
 
 
 def to_state_dict(

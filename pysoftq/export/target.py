@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from pysoftq.weights import SUFFIXES as STATE_DICT_SUFFIXES
+from pysoftq.models.weight_files import SUFFIXES as STATE_DICT_SUFFIXES
 
 Format = Literal["onnx", "coreml", "state_dict"]
 

@@ -9,9 +9,10 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from pysoftq.clustering import ClusteringConfig, finalize, prepare
-from pysoftq.coupling import SoftQuantizer
-from pysoftq.report import CompressionReport
+from pysoftq.coupling.lifecycle import prepare
+from pysoftq.coupling.options import ClusteringConfig
+from pysoftq.coupling.quantizer import SoftQuantizer
+from pysoftq.coupling.report import CompressionReport
 
 
 class CoupledTraining:
@@ -78,7 +79,7 @@ class CoupledTraining:
         assert self.softq is not None
         self.softq.check()
         if self.finalize:
-            self.report = finalize(self.softq, self.config)
+            self.report = self.softq.finalize(**self.config.cluster_options)
         self._leave()
 
     def _leave(self) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from pysoftq import clustering
-from pysoftq.clustering import ClusteringConfig
-from pysoftq.coupling import SoftQuantizer
+from pysoftq.coupling import lifecycle
+from pysoftq.coupling.options import ClusteringConfig
+from pysoftq.coupling.quantizer import SoftQuantizer
 from pysoftq.integrations._training import torch_optimizer
 
 try:
@@ -36,14 +36,14 @@ def prepare(
         for epoch in range(epochs):
             softq.fraction = config.fraction(epoch, epochs)
             …  # your loop, unchanged
-        print(finalize(softq, config))
+        print(softq.finalize(**config.cluster_options))
 
     Raises:
         ValueError: as `pysoftq.prepare` and `SoftQuantizer.attach`; sharded models are refused.
         TypeError: an optimizer is none of torch, as with DeepSpeed.
     """
     torch_optimizers = tuple(map(torch_optimizer, optimizers))
-    softq = clustering.prepare(model, config)
+    softq = lifecycle.prepare(model, config)
     softq.attach(*torch_optimizers)
     accelerator.register_for_checkpointing(_Checkpointed(softq, torch_optimizers))
     return softq

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pysoftq.coupling.sharding import refuse_sharded
 from pysoftq.integrations._training import CoupledTraining
-from pysoftq.selection import refuse_sharded
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer

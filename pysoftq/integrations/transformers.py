@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pysoftq.config import override_texts
+from pysoftq.coupling.options import override_texts
 from pysoftq.integrations._training import CoupledTraining
 
 try:

@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 
 from pysoftq.atomic import atomic_write
-from pysoftq.config import ConfigError, read_mapping
+from pysoftq.errors import ConfigError
+from pysoftq.options import read_mapping
 from pysoftq.sweep.grid import Run, SweepSpec, make_spec, saved_spec
 from pysoftq.sweep.ledger import Ledger, database_url
 

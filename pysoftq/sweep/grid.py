@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from pysoftq.config import CompressConfig, ConfigError, changed_options, make_config
+from pysoftq.errors import ConfigError
+from pysoftq.run.config import CompressConfig, changed_options, make_config
 
 # Options of a run that the grid sets.
 OWN = ("h", "w", "split_seed")

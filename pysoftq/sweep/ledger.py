@@ -28,7 +28,7 @@ from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
-from pysoftq.config import ConfigError
+from pysoftq.errors import ConfigError
 from pysoftq.sweep.grid import Run, SweepSpec
 
 Stage = Literal["done", "running", "failed", "waiting"]

@@ -15,7 +15,7 @@ from multiprocessing.process import BaseProcess
 
 import torch
 
-from pysoftq.config import ConfigError
+from pysoftq.errors import ConfigError
 from pysoftq.sweep.ledger import Ledger, Status
 from pysoftq.sweep.worker import Job, registered, work
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pysoftq.config import CompressConfig
+from pysoftq.run.config import CompressConfig
 from pysoftq.sweep.folder import SweepFolder
 from pysoftq.sweep.grid import SweepSpec
 from pysoftq.sweep.ledger import Claim, Ledger, LostClaimError, Worker

@@ -20,9 +20,10 @@ import atheris
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import forged_files
 
-from pysoftq import ans, clusters, entropy_coding, packing, segments
+from pysoftq.artifact import ans, entropy_coding, inspect, lazy, load, packing, read
 from pysoftq.artifact import format as description
-from pysoftq.artifact import inspect, lazy, load, read
+from pysoftq.clusters import clusters
+from pysoftq.interaction import segments
 
 # Function by function, for an editable installation has an importer of its own; nothing of torch.
 for module in (read, description, inspect, load, lazy, packing, segments, entropy_coding, ans):

@@ -1,0 +1,36 @@
+from .artifact import inspect_compressed as inspect_compressed
+from .artifact import load_compressed as load_compressed
+from .artifact import load_state_dict as load_state_dict
+from .artifact import save_compressed as save_compressed
+from .baselines import histogram_equalize as histogram_equalize
+from .clusters import Clusters as Clusters
+from .clusters import Codebooks as Codebooks
+from .clusters import identify as identify
+from .clusters import mean_bit_width as mean_bit_width
+from .clusters import refine as refine
+from .clusters import unique as unique
+from .coupling import ClusteringConfig as ClusteringConfig
+from .coupling import CompressionReport as CompressionReport
+from .coupling import CouplingEnergy as CouplingEnergy
+from .coupling import LayerReport as LayerReport
+from .coupling import SoftQuantizer as SoftQuantizer
+from .coupling import TensorReport as TensorReport
+from .coupling import prepare as prepare
+from .coupling import validate_clustering as validate_clustering
+from .environment import show_config as show_config
+from .interaction import CoupledLayer as CoupledLayer
+from .interaction import Density as Density
+from .interaction import density as density
+from .interaction import force as force
+from .interaction import force_table as force_table
+from .interaction import get_num_threads as get_num_threads
+from .interaction import mean_field_energy as mean_field_energy
+from .interaction import pair_energy as pair_energy
+from .interaction import pair_force as pair_force
+from .interaction import potential as potential
+from .interaction import set_num_threads as set_num_threads
+from .models import build_model as build_model
+from .models import load_weights as load_weights
+from .run import train_codebooks as train_codebooks
+
+__version__: str

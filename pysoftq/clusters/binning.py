@@ -1,0 +1,112 @@
+"""Clusters found by binning the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from pysoftq.clusters.clusters import Clusters
+from pysoftq.clusters.values import finite_weights
+from pysoftq.interaction.segments import segment_ids
+
+
+def identify(theta: Tensor, bits: int = 7, bounds: Tensor | None = None) -> Clusters:
+    """Cut [min, max] into 2**bits equal bins; a cluster is an occupied bin, its value the mean.
+
+    The binning rule is that of `pysoftq.density`; means are accumulated in float64 and rounded to
+    the dtype of `theta`. Computed on the CPU, so the result is the same for every device; it is
+    returned on the device of `theta`. With `bounds` (G+1,) each segment has bins of its own.
+
+    Raises:
+        TypeError: `theta` is not a floating tensor.
+        ValueError: NaN or infinite weights, or `bits` outside 0..20.
+    """
+    bins = levels(bits)
+    values = finite_weights(theta)
+    dtype = torch.float64 if theta.dtype == torch.float64 else torch.float32
+    if bounds is None:
+        return from_bins(theta, values, bin_index(values, bins, dtype), bin_means)
+    bounds = bounds.cpu()
+    ids = segment_ids(bounds)
+    index = ids * bins + bin_index(values, bins, dtype, ids)
+    # Occupied bins alone, numbered in their order: there may be very many empty ones.
+    dense = torch.unique(index, return_inverse=True)[1]
+    return from_bins(theta, values, dense, bin_means, bounds)
+
+
+def from_bins(
+    theta: Tensor,
+    values: Tensor,
+    index: Tensor,
+    representative: Callable[[Tensor, Clusters], Tensor],
+    bounds: Tensor | None = None,
+) -> Clusters:
+    """Clusters of `theta` from the bin of each weight; empty bins are dropped.
+
+    values: (N,) float64, `theta` as `finite_weights` gives it. index: (N,) int64, not decreasing
+    with the value; with `bounds` so within each segment, and rising from one to the next.
+    representative(values, clusters) returns the (K,) float64 codebook, given clusters whose
+    codebook is their smallest weight; it is held between the smallest and largest weight of each
+    cluster, so the codebook ascends.
+    """
+    counts = torch.bincount(index)
+    occupied = counts > 0
+    indices = (occupied.cumsum(0) - 1)[index]
+    counts = counts[occupied]
+    low, high = (
+        torch.zeros(counts.numel(), dtype=torch.float64).scatter_reduce_(
+            0, indices, values, reduce, include_self=False
+        )
+        for reduce in ("amin", "amax")
+    )
+    codebook = representative(values, Clusters(low, indices, counts)).clamp(low, high)
+    return Clusters(
+        codebook.to(device=theta.device, dtype=theta.dtype),
+        indices.to(theta.device),
+        counts.to(theta.device),
+        bounds,
+    )
+
+
+def bin_means(values: Tensor, clusters: Clusters) -> Tensor:
+    """The mean weight of each cluster, (K,) float64; see `from_bins`."""
+    sums = torch.bincount(clusters.indices, weights=values, minlength=clusters.K)
+    return sums / clusters.counts
+
+
+def bin_index(values: Tensor, bins: int, dtype: torch.dtype, ids: Tensor | None = None) -> Tensor:
+    """The bin of each weight among `bins` equal ones over [min, max], (N,) int64.
+
+    In arithmetic of `dtype` with separate subtraction and multiplication, as the core counts; a
+    constant layer falls into one bin. With `ids` (N,) each segment has bins of its own.
+    """
+    if not values.numel():
+        return torch.zeros(0, dtype=torch.int64)
+    if ids is None:
+        ids = torch.zeros(values.numel(), dtype=torch.int64)
+    # A power of two changes no rounding, and keeps the widest and narrowest ranges finite.
+    exponent = torch.frexp(_extreme(values.abs(), ids, "amax")).exponent.clamp(-1022, 1022)
+    x = (values * _power_of_two(-exponent)[ids]).to(dtype)
+    low, high = _extreme(x, ids, "amin"), _extreme(x, ids, "amax")
+    # Divided by tensors: torch multiplies by the reciprocal where it is given a number.
+    inverse = torch.where(low < high, low.new_full((), bins) / (high - low), 0)
+    return ((x - low[ids]) * inverse[ids]).long().clamp_(0, bins - 1)
+
+
+def _extreme(values: Tensor, ids: Tensor, reduce: str) -> Tensor:
+    out = values.new_zeros(int(ids[-1]) + 1)
+    return out.scatter_reduce_(0, ids, values, reduce, include_self=False)
+
+
+def _power_of_two(exponent: Tensor) -> Tensor:
+    """2**exponent, float64: exactly, by its bits; of exponents from -1022 to 1022."""
+    return (exponent.long() + 1023 << 52).view(torch.float64)
+
+
+def levels(bits: int) -> int:
+    """2**bits; ValueError for `bits` outside 0..20."""
+    if not 0 <= bits <= 20:
+        raise ValueError(f"bits is {bits}; want 0 to 20")
+    return 1 << bits

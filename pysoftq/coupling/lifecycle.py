@@ -1,0 +1,54 @@
+"""From options to a quantizer, and checks of what it leaves."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from pysoftq.clusters.values import unique
+from pysoftq.coupling.options import ClusteringConfig
+from pysoftq.coupling.quantizer import SoftQuantizer
+from pysoftq.coupling.report import CompressionReport
+from pysoftq.coupling.selection import unwrapped
+
+
+def prepare(model: nn.Module, config: ClusteringConfig) -> SoftQuantizer:
+    """Measure the layers of a pretrained model and get ready to couple their weights.
+
+    The model is left as it is. To be followed by ``attach(optimizer)``, which adds the coupling's
+    force to each step; by ``softq.fraction = config.fraction(epoch, epochs)`` in each epoch, where
+    the histogram is to be drawn from a part of the weights at first; after training by
+    ``softq.finalize(**config.cluster_options)``.
+
+    Raises:
+        ValueError: a pattern matches nothing, weights are not finite, or nothing is left to couple.
+    """
+    return SoftQuantizer(
+        model,
+        config.h,
+        config.w,
+        alpha=config.alpha,
+        bins=config.bins,
+        method=config.method,
+        seed=config.seed,
+        granularity=config.granularity,
+        include=config.include or None,
+        exclude=config.exclude or None,
+        override=config.override,
+    )
+
+
+def validate_clustering(model: nn.Module, report: CompressionReport) -> None:
+    """Check that no layer of a report has more distinct values in the model than clusters.
+
+    Raises:
+        ValueError: naming each layer that has more, or that the model lacks.
+    """
+    parameters = dict(unwrapped(model).named_parameters())
+    wrong = []
+    for layer in report.layers:
+        if layer.name not in parameters:
+            wrong.append(f"'{layer.name}' is not there")
+        elif (values := unique(parameters[layer.name]).K) > layer.clusters:
+            wrong.append(f"'{layer.name}' has {values:,} values for {layer.clusters:,} clusters")
+    if wrong:
+        raise ValueError(f"the model is not clustered as reported: {'; '.join(wrong)}")

@@ -1,0 +1,138 @@
+"""Options of the coupling and of the clusters, for any training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import ValidationInfo, field_validator
+
+from pysoftq.interaction.arrays import check_granularity
+from pysoftq.options import Options, option
+
+Refinement = Literal["count", "levels", "entropy"]
+
+MAX_MERGED_BITS = 11
+
+
+class ClusteringConfig(Options):
+    """Which weights are coupled, how strongly, and how their clusters are found.
+
+    The defaults are those of Table I of the paper. Patterns are shell-style (``"layer1.*"``) and
+    match parameter names; `prepare` raises for one that matches nothing.
+    """
+
+    # fmt: off
+    h: float = option("Soft quantization", 0.01, "Strength of the coupling, h_l = h N_l^-alpha.",
+        ge=0)
+    w: float = option("Soft quantization", 0.5, "Width of the coupling in standard deviations of "
+        "a layer's pretrained weights.", gt=0)
+    alpha: float = option("Soft quantization", 0.66, "Exponent of the strength.", ge=-10,
+        le=10)
+    bins: int = option("Soft quantization", 2**14, "Bins of the histogram of a layer.", ge=1,
+        le=2**24)
+    method: Literal["scan", "fft"] = option("Soft quantization", "scan", "Potential by prefix "
+        "sums, exact in integers (scan), or by the paper's convolution (fft).")
+    granularity: str = option("Soft quantization", "layer", "Sets of weights that interact and "
+        "share a codebook: layer, channel (each slice of a weight along its first dimension) or "
+        "group:N (each N weights of such a slice).", metavar="NAME")
+    fraction_start: float = option("Soft quantization", 0.3, "Fraction of the weights in the "
+        "histogram at the start of training.", gt=0, le=1)
+    fraction_ramp: float = option("Soft quantization", 0.5, "Fraction of the training over which "
+        "the sampled fraction rises to 1.", ge=0, le=1)
+    include: tuple[str, ...] = option("Soft quantization", (), "Couple only parameters whose name "
+        "matches this pattern (repeatable).", metavar="PATTERN")
+    exclude: tuple[str, ...] = option("Soft quantization", (), "Never couple parameters whose "
+        "name matches this pattern (repeatable).", metavar="PATTERN")
+    override: dict[str, dict[str, float]] = option("Soft quantization", {}, "Another strength or "
+        "width for parameters whose name matches this pattern (repeatable; the first matching "
+        "pattern applies).", metavar="PATTERN:h=H,w=W")
+
+    bits: int = option("Clusters", 7, "Clusters are the occupied ones of 2^BITS equal bins.",
+        on_resume=True, ge=1, le=16)
+    n_min: int = option("Clusters", 10, "Clusters of at most this many weights join the nearest "
+        "larger one.", on_resume=True, ge=0)
+    refinement: Refinement = option("Clusters", "count", "Refinement of the clusters: by n_min "
+        "(count), or neighbours are merged where the bits saved outweigh the squared error added, "
+        "in bits of fixed-width indices (levels) or of an entropy coder (entropy).",
+        on_resume=True)
+    rd_weight: float = option("Clusters", 0.01, "Rate-distortion weight of the refinements levels "
+        "and entropy, in variances of a layer per bit; higher means fewer bits.", on_resume=True,
+        ge=0)
+
+    seed: int = option("Run", 0, "Seed of every random number.", ge=0, lt=2**31)
+    # fmt: on
+
+    @property
+    def cluster_options(self) -> dict[str, Any]:
+        """The arguments of `SoftQuantizer.finalize`."""
+        names = ("bits", "n_min", "refinement", "rd_weight")
+        return {name: getattr(self, name) for name in names}
+
+    def fraction(self, done: int, total: float) -> float:
+        """Fraction of the weights in the histogram after ``done`` of ``total`` epochs, or steps.
+
+        Rises linearly from ``fraction_start`` over the first ``fraction_ramp`` of the total and
+        then stays at 1; the last epoch (or step) always uses all weights.
+        """
+        ramp = min(self.fraction_ramp * total, total - 1)
+        if done >= ramp:
+            return 1.0
+        return self.fraction_start + (1 - self.fraction_start) * done / ramp
+
+    @field_validator("granularity")
+    @classmethod
+    def _known_granularity(cls, text: str, info: ValidationInfo) -> str:
+        if check_granularity(text) != "layer" and info.data.get("method") == "fft":
+            raise ValueError("channels and groups require method scan; fft is for whole layers")
+        return text
+
+    @field_validator("refinement")
+    @classmethod
+    def _few_bins(cls, refinement: str, info: ValidationInfo) -> str:
+        if refinement != "count" and info.data.get("bits", 0) > MAX_MERGED_BITS:
+            raise ValueError(f"clusters are merged in 2^{MAX_MERGED_BITS} bins at most")
+        return refinement
+
+    @field_validator("include", "exclude", mode="before")
+    @classmethod
+    def _one_pattern(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("override", mode="before")
+    @classmethod
+    def _parsed_override(cls, value: Any) -> Any:
+        # The command line gives 'PATTERN:h=0.1,w=0.5', several times.
+        if not isinstance(value, (list, tuple)):
+            return value
+        parsed = dict(map(_parse_override, value))
+        if len(parsed) < len(value):
+            raise ValueError("wanted each pattern once")
+        return parsed
+
+    @field_validator("override")
+    @classmethod
+    def _known_override(cls, value: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+        for pattern, values in value.items():
+            if not values or set(values) - {"h", "w"}:
+                raise ValueError(f"wanted h, w or both for {pattern!r}")
+            if values.get("h", 0) < 0 or values.get("w", 1) <= 0:
+                raise ValueError(f"wanted h of 0 or more and w above 0 for {pattern!r}")
+        return value
+
+
+def override_texts(override: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Overrides as the command line gives them, in an order that no sorting of keys can change."""
+    return [
+        f"{pattern}:{','.join(f'{name}={number!r}' for name, number in values.items())}"
+        for pattern, values in override.items()
+    ]
+
+
+def _parse_override(text: str) -> tuple[str, dict[str, str]]:
+    """'fc.*:h=0.1,w=0.5' in two: the pattern, and the values as text."""
+    pattern, colon, values = text.rpartition(":")
+    pairs = [pair.partition("=") for pair in values.split(",")]
+    if not (pattern and colon and all(equals for _, equals, _ in pairs)):
+        raise ValueError(f"wanted PATTERN:h=H,w=W, not {text!r}")
+    return pattern, {name.strip(): number for name, _, number in pairs}

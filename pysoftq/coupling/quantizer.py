@@ -1,0 +1,535 @@
+"""The coupling of a model's weights, for any PyTorch training loop (Table I, steps 1 and 2)."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from pysoftq.clusters.binning import identify
+from pysoftq.clusters.clusters import Clusters, layer_rd_weights
+from pysoftq.clusters.merging import merge
+from pysoftq.clusters.refinement import refine
+from pysoftq.coupling.devices import DeviceGroup, MovedError, group_by_device
+from pysoftq.coupling.inventory import take_inventory
+from pysoftq.coupling.options import Refinement
+from pysoftq.coupling.report import CompressionReport, LayerReport, TensorReport
+from pysoftq.coupling.selection import (
+    check_override,
+    first_match,
+    match_override,
+    select,
+    unwrapped,
+)
+from pysoftq.interaction.arrays import (
+    check_bins,
+    check_fraction,
+    check_granularity,
+    check_method,
+    check_seed,
+)
+from pysoftq.interaction.backends.plain import segment_energy
+from pysoftq.interaction.densities import DEFAULT_BINS
+from pysoftq.interaction.layers import CoupledLayer, Scales, degeneracy
+from pysoftq.interaction.potentials import METHODS, mean_field_energy
+from pysoftq.interaction.scales import Segments
+from pysoftq.interaction.segments import segment_bounds
+
+MAX_BITS = 20  # of the bins that clusters are found in
+
+
+@dataclass(frozen=True)
+class CouplingEnergy:
+    """Compression loss L_C (Eq. 6, without self terms): in total and of each layer, times h_l."""
+
+    total: float
+    layers: dict[str, float]
+
+
+class SoftQuantizer:
+    """Couples the weights of each layer of a model by a short-range attraction (Eqs. 1-7).
+
+    Measures N_l and sigma_l of each weight tensor now, and freezes w_l = w · sigma_l and
+    h_l = h · N_l^(-alpha). Once attached, every `optimizer.step()` begins by adding h_l · dV/dtheta
+    to the gradients (Eq. 7): after gradient clipping and unscaling, never per micro-batch. This is
+    the paper's convention; the true gradient of Eq. 2 is twice as large, since ordered pairs
+    count twice. The model and the optimizer stay yours and unchanged.
+
+    Weights with two or more dimensions are coupled; biases and normalisation never. Tied weights
+    count once; frozen parameters are left out, and a parameter without a gradient is skipped for
+    the step. Constant layers and single weights cannot be coupled: a warning names them.
+
+    With `granularity`, channels or groups of weights take the place of layers: each segment s has
+    its own sigma_s, width w · sigma_s, strength h · N_s^(-alpha) and histogram, whose bins are
+    in proportion to its weights, and interacts with itself alone.
+
+    The force is computed where the weights are, and a model may move between devices at any time.
+    A step on the CPU refuses weights that are not finite with a ValueError. Elsewhere a step never
+    waits: it leaves out the force, and `check()` tells.
+
+    Args:
+        model: any module; compiled or data-parallel ones are looked into, sharded ones (FSDP)
+            refused.
+        h: strength of the interaction, 0 or more; 0 leaves training as it is, bit for bit.
+        w: range of the interaction, in standard deviations of each layer.
+        alpha: exponent of h_l = h · N_l^(-alpha).
+        bins: number of bins N_b of each layer's histogram.
+        method: "scan", exact window sums, or "fft", the convolution of the paper.
+        fraction: share of the weights drawn into the histogram, in (0, 1]; may be set at any time.
+        seed: of these draws; they depend on (seed, step, layer, position in memory) alone.
+        granularity: what interacts with itself alone: "layer", "channel" (each slice of a weight
+            along dimension 0) or "group:N" (each N consecutive weights within such a slice).
+        include: shell-style patterns of parameter names to couple; None takes all weights.
+        exclude: patterns to leave out, stronger than include.
+        override: h, w or both for the layers that a pattern matches, `{"fc.*": {"w": 0.3}}`; of
+            several patterns that match a layer, the first decides alone.
+
+    Attributes:
+        model: as given, or what it wraps.
+        layers: the coupled layers, in model order.
+        override: as given.
+        excluded: why each other parameter is not coupled, by name.
+
+    Raises:
+        ValueError: a value is out of range, a pattern matches nothing, weights are not finite
+            (layer and count are named), or nothing is left to couple.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        h: float = 0.01,
+        w: float = 0.5,
+        *,
+        alpha: float = 0.66,
+        bins: int = DEFAULT_BINS,
+        method: str = "scan",
+        fraction: float = 1.0,
+        seed: int = 0,
+        granularity: str = "layer",
+        include: str | Iterable[str] | None = None,
+        exclude: str | Iterable[str] | None = None,
+        override: Mapping[str, Mapping[str, float]] | None = None,
+    ) -> None:
+        self._scales = Scales(h, w, alpha)
+        self.override = check_override(override)
+        self._bins = check_bins(bins)
+        self._fft = check_method(method, METHODS)
+        self._granularity = _granularity(granularity, self._fft)
+        self._fraction = check_fraction(fraction)
+        self.seed = check_seed(seed)
+        self._step = 0
+        self.model = unwrapped(model)
+        self._handles: list[Any] = []
+
+        chosen, self.excluded = select(self.model, include, exclude)
+        scales = self._layer_scales(chosen)
+        layers = []
+        for name, parameter in chosen.items():
+            layer = CoupledLayer.measure(name, parameter, scales[name], granularity)
+            if layer is None:
+                reason = degeneracy(parameter, granularity)
+                self.excluded[name] = f"degenerate: {reason}"
+                warnings.warn(f"layer '{name}' is not coupled: {reason}", stacklevel=2)
+                continue
+            layers.append(layer)
+            if uncoupled := layer.uncoupled_segments:
+                warnings.warn(f"layer '{name}': {uncoupled}", stacklevel=2)
+        self._couple(layers)
+        if not self.layers:
+            raise ValueError(f"the model has no weight to couple; left out: {self.excluded}")
+
+    @property
+    def h(self) -> float:
+        """Strength h of the interaction."""
+        return self._scales.h
+
+    @property
+    def w(self) -> float:
+        """Width w of the well, in standard deviations of each layer."""
+        return self._scales.w
+
+    @property
+    def alpha(self) -> float:
+        """Exponent of h_l = h · N_l^(-alpha)."""
+        return self._scales.alpha
+
+    @property
+    def bins(self) -> int:
+        """Number of bins N_b of each layer's histogram."""
+        return self._bins
+
+    @property
+    def method(self) -> str:
+        """How the potential is computed, "scan" or "fft"."""
+        return METHODS[self._fft]
+
+    @property
+    def granularity(self) -> str:
+        """What interacts with itself alone: "layer", "channel" or "group:N"."""
+        return self._granularity
+
+    @property
+    def fraction(self) -> float:
+        """Share of the weights drawn into the histogram, in (0, 1]."""
+        return self._fraction
+
+    @fraction.setter
+    def fraction(self, value: float) -> None:
+        self._fraction = check_fraction(value)
+        self._tell_devices()
+
+    @property
+    def step(self) -> int:
+        """How many times the force has entered, for each of several optimizers."""
+        return self._step
+
+    @step.setter
+    def step(self, value: int) -> None:
+        self._step = check_seed(value, name="step")
+        self._tell_devices()
+
+    def advance(self, replays: int = 1) -> None:
+        """Count steps replayed from a CUDA graph, which the devices count, but Python does not see.
+
+        Take one step before recording. While a graph is recorded, `step` stands still, and its
+        replays draw their samples as steps outside of it do, if one optimizer is attached:
+        `graph.replay(); softq.advance()`. Count all replays before setting `fraction` or `step`.
+
+        Raises:
+            ValueError: `replays` is not an integer of 0 or more.
+        """
+        self._step += check_seed(replays, name="replays")
+
+    def attach(self, *optimizers: Optimizer) -> None:
+        """Add the force at the beginning of every step of these optimizers, from now on.
+
+        Closures are understood (the force follows each evaluation), and so are fused optimizers
+        under a GradScaler, which unscale inside their step: the force is scaled alike, for which a
+        GPU is waited for once per step.
+
+        Raises:
+            ValueError: no optimizer is given, one is given twice, or a coupled layer belongs to
+                none of them.
+            RuntimeError: already attached.
+        """
+        if self._handles:
+            raise RuntimeError("already attached: call detach() first")
+        if not optimizers or len({id(optimizer) for optimizer in optimizers}) < len(optimizers):
+            raise ValueError("attach() takes one or more different optimizers")
+        owned = [
+            {id(p) for group in optimizer.param_groups for p in group["params"]}
+            for optimizer in optimizers
+        ]
+        orphans = [
+            layer.name
+            for layer in self.layers
+            if not any(id(layer.parameter) in ids for ids in owned)
+        ]
+        if orphans:
+            raise ValueError(
+                f"coupled layers that no given optimizer updates: {', '.join(orphans)}; "
+                "leave them out with exclude=, or attach all optimizers in one call"
+            )
+        for optimizer, ids in zip(optimizers, owned, strict=True):
+            indices = tuple(i for i, layer in enumerate(self.layers) if id(layer.parameter) in ids)
+            self._handles.append(optimizer.register_step_pre_hook(self._hook(indices)))
+
+    def detach(self) -> None:
+        """Leave the optimizers alone again."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def add_force_(self, scale: float = 1.0) -> None:
+        """Add the force to the gradients once, by hand, for loops without `attach`.
+
+        Args:
+            scale: the gradients' present scale, where they are not unscaled yet.
+
+        Raises:
+            RuntimeError: attached; the force would enter twice.
+            ValueError: weights are not finite, naming layer and count; no gradient has changed.
+        """
+        if self._handles:
+            raise RuntimeError("attached to an optimizer, which adds the force itself")
+        self._add_force(tuple(range(len(self.layers))), scale)
+
+    def check(self) -> None:
+        """Raise if a step was refused since the last check; waits for the device.
+
+        On the CPU a step with weights that are not finite raises itself. Other devices go on
+        without waiting: such a step leaves all their gradients without the force, and is reported
+        here. Worth calling once per epoch.
+
+        Raises:
+            ValueError: naming layer and count, as in `add_force_`.
+        """
+        for groups in self._groups.values():
+            for group in groups:
+                group.coupling.check()
+
+    def energy(self) -> CouplingEnergy:
+        """Compression loss L_C = sum_l h_l sum_i V(theta_i), self terms left out (Eq. 6)."""
+        energies = {layer.name: _energy(layer, self.bins) for layer in self.layers}
+        return CouplingEnergy(math.fsum(energies.values()), energies)
+
+    def rd_weights(self, rd_weight: float) -> dict[str, float]:
+        """The rate-distortion weight of each layer, in its weights squared per bit.
+
+        In proportion to sigma_l² N_l; see `pysoftq.clusters.clusters.layer_rd_weights`.
+        """
+        names = [layer.name for layer in self.layers]
+        variances = [layer.sigma**2 for layer in self.layers]
+        sizes = [layer.size for layer in self.layers]
+        return dict(zip(names, layer_rd_weights(rd_weight, variances, sizes), strict=True))
+
+    def bounds(self, layer: CoupledLayer) -> Tensor | None:
+        """Where the layer's segments begin and end, (G+1,); None where the layer is one."""
+        if layer.segments is None:
+            return None
+        return segment_bounds(layer.parameter.shape, self._granularity)
+
+    def clusters(self, bits: int = 7, n_min: int | None = None) -> dict[str, Clusters]:
+        """Clusters of each layer by binning, refined if `n_min` is given; nothing is written.
+
+        Raises:
+            ValueError: `bits` is outside 1..20, or `n_min` is negative.
+        """
+        if not 1 <= bits <= MAX_BITS:
+            raise ValueError(f"`bits` must be from 1 to {MAX_BITS}, got {bits}")
+        found = {
+            layer.name: identify(layer.parameter, bits, self.bounds(layer)) for layer in self.layers
+        }
+        if n_min is None:
+            return found
+        return {name: refine(clusters, n_min) for name, clusters in found.items()}
+
+    def refine(
+        self,
+        clusters: Mapping[str, Clusters],
+        n_min: int = 10,
+        refinement: Refinement = "count",
+        rd_weight: float = 0.01,
+    ) -> dict[str, Clusters]:
+        """Fewer clusters of each layer; the arguments are those of `finalize`."""
+        if refinement not in get_args(Refinement):
+            known = ", ".join(get_args(Refinement))
+            raise ValueError(f"`refinement` must be one of {known}, got {refinement!r}")
+        if refinement == "count":
+            return {name: refine(found, n_min) for name, found in clusters.items()}
+        weights = self.rd_weights(rd_weight)
+        return {name: merge(found, weights[name], refinement) for name, found in clusters.items()}
+
+    def finalize(
+        self,
+        bits: int = 7,
+        n_min: int = 10,
+        refinement: Refinement = "count",
+        rd_weight: float = 0.01,
+    ) -> CompressionReport:
+        """Detach, and write the refined clusters' values into the model (Table I, steps 3 and 4).
+
+        Args:
+            bits: clusters are the occupied ones of 2**bits equal bins of each layer.
+            n_min: clusters of at most so many weights join the nearest larger one, by the
+                refinement "count", which is the paper's.
+            refinement: "levels" and "entropy" merge neighbouring clusters instead, wherever the
+                bits saved outweigh the squared error added: bits of fixed-width indices, log2 K
+                for each weight, or of an entropy coder (`pysoftq.clusters.merging`).
+            rd_weight: rate-distortion weight of these, in variances of a layer (`rd_weights`).
+
+        Returns:
+            The table of layers, with clusters and bit-widths before and after refinement.
+
+        Raises:
+            ValueError: a value is out of range, or a layer's parameter has been replaced since
+                it was measured; nothing has changed then.
+        """
+        self._refuse_replaced()
+        before = self.clusters(bits)
+        after = self.refine(before, n_min, refinement, rd_weight)
+        self.detach()
+        with torch.no_grad():
+            for layer in self.layers:
+                parameter = layer.parameter
+                parameter.copy_(after[layer.name].weights(parameter.shape))
+        n_min = n_min if refinement == "count" else 0
+        rows = (
+            LayerReport.of(layer, before[layer.name], after[layer.name], n_min)
+            for layer in self.layers
+        )
+        return CompressionReport(tuple(rows), self.tensors())
+
+    def tensors(self) -> tuple[TensorReport, ...]:
+        """Every parameter and buffer of the model: coupled, excluded or degenerate, and why."""
+        rules = {}
+        for layer in self.layers:
+            scales = layer.scales(self.alpha)
+            pattern = first_match(self.override, layer.name)
+            by = "" if pattern is None else f"override {pattern!r}: "
+            rules[layer.name] = f"{by}h = {scales.h:g}, w = {scales.w:g}"
+        return take_inventory(self.model, rules, self.excluded)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to continue bit for bit: plain values, and tensors for segments."""
+        return {
+            "granularity": self.granularity,
+            "h": self.h,
+            "w": self.w,
+            "alpha": self.alpha,
+            "bins": self.bins,
+            "method": self.method,
+            "fraction": self.fraction,
+            "seed": self.seed,
+            "step": self.step,
+            "override": [[pattern, dict(values)] for pattern, values in self.override.items()],
+            "layers": [layer.record() for layer in self.layers],
+            "excluded": dict(self.excluded),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a state, its frozen widths and strengths included. Call before `attach`.
+
+        Raises:
+            ValueError: a key is missing or a value out of range, or the model lacks a layer or has
+                it in another size; nothing has changed then.
+            RuntimeError: attached.
+        """
+        if self._handles:
+            raise RuntimeError("attached to an optimizer: load the state before attach()")
+        state = {"granularity": "layer", "override": [], **state}  # older ones have neither
+        if missing := sorted(set(self.state_dict()) - set(state)):
+            raise ValueError(f"the state lacks {', '.join(missing)}")
+        fft = check_method(state["method"], METHODS)
+        granularity = _granularity(state["granularity"], fft)
+        fields = {*CoupledLayer.FIELDS, *(() if granularity == "layer" else Segments.FIELDS)}
+        parameters = dict(self.model.named_parameters())
+        layers = []
+        for record in state["layers"]:
+            if set(record) != fields:
+                raise ValueError(f"a layer of the state has {sorted(record)}")
+            parameter = parameters.get(record["name"])
+            if parameter is None or parameter.numel() != record["size"]:
+                found = "none" if parameter is None else f"{parameter.numel()} weights"
+                raise ValueError(
+                    f"the state has layer '{record['name']}' of {record['size']} weights; "
+                    f"the model has {found}"
+                )
+            layers.append(CoupledLayer.restore(record, parameter, granularity))
+        if not layers:
+            raise ValueError("the state has no layer")
+        scales = Scales(state["h"], state["w"], state["alpha"])
+        bins, seed = check_bins(state["bins"]), check_seed(state["seed"])
+        step = check_seed(state["step"], name="step")
+        override = check_override(dict(state["override"]))
+        self._fraction = check_fraction(state["fraction"])
+        self._fft, self._bins, self.seed, self._step = fft, bins, seed, step
+        self._granularity = granularity
+        self._scales, self.override = scales, override
+        self.excluded = dict(state["excluded"])
+        self._couple(layers)
+
+    def _layer_scales(self, names: Collection[str]) -> dict[str, Scales]:
+        """The scales asked for each layer, overrides included."""
+        scales = dict.fromkeys(names, self._scales)
+        for name, pattern in match_override(self.override, names).items():
+            try:
+                scales[name] = replace(self._scales, **self.override[pattern])
+            except ValueError as error:  # noqa: PERF203 - few patterns
+                raise ValueError(f"override {pattern!r}: {error}") from None
+        return scales
+
+    def _couple(self, layers: Sequence[CoupledLayer]) -> None:
+        self.layers = tuple(layers)
+        places = (layer.name.rpartition(".") for layer in layers)
+        self._places = [(self.model.get_submodule(path), name) for path, _, name in places]
+        self._groups: dict[tuple[int, ...], list[DeviceGroup]] = {}
+
+    def _refuse_replaced(self) -> None:
+        """Raise if a layer's parameter is no longer the model's, as forces would be lost."""
+        for layer, (module, name) in zip(self.layers, self._places, strict=True):
+            if module._parameters.get(name) is not layer.parameter:
+                raise ValueError(
+                    f"layer '{layer.name}': its parameter has been replaced since it was measured "
+                    "(by load_state_dict(assign=True) or by sharding, for example); build the "
+                    "SoftQuantizer afterwards"
+                )
+
+    def _hook(self, indices: tuple[int, ...]) -> Callable[..., Any]:
+        def before_step(
+            optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+        ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+            # The first of a step's arguments is the optimizer itself.
+            closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+            if closure is None:
+                self._add_force(indices, _gradient_scale(optimizer))
+                return None
+
+            def closure_with_force() -> Any:
+                loss = closure()
+                self._add_force(indices, _gradient_scale(optimizer))
+                return loss
+
+            if "closure" in kwargs:
+                return args, {**kwargs, "closure": closure_with_force}
+            return (args[0], closure_with_force, *args[2:]), kwargs
+
+        return before_step
+
+    def _add_force(self, indices: tuple[int, ...], scale: float) -> None:
+        self._refuse_replaced()
+        step = self._step
+        groups = self._groups.get(indices) or self._regroup(indices)
+        try:
+            batches = [group.collect() for group in groups]
+        except MovedError:
+            batches = [group.collect() for group in self._regroup(indices)]
+        for batch in batches:
+            batch.add_force(scale, self._fraction, self.seed, step)
+        # What is recorded in a CUDA graph happens later; see advance().
+        recorded = self.layers[0].parameter.is_cuda and torch.cuda.is_current_stream_capturing()
+        if not recorded:
+            self._step = step + 1
+
+    def _tell_devices(self) -> None:
+        for groups in self._groups.values():
+            for group in groups:
+                group.coupling.set(1.0, self._fraction, self.seed, self._step)
+
+    def _regroup(self, indices: tuple[int, ...]) -> list[DeviceGroup]:
+        for group in self._groups.pop(indices, ()):
+            group.coupling.check()
+        strong = [index for index in indices if self.layers[index].strength > 0]
+        self._groups[indices] = group_by_device(self.layers, strong, self.bins, self._fft)
+        return self._groups[indices]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Groups know their parameters; a copy's are others.
+        return {**self.__dict__, "_groups": {}}
+
+
+def _gradient_scale(optimizer: Optimizer) -> float:
+    # Fused optimizers get the scale from the GradScaler and unscale inside their step.
+    scale = getattr(optimizer, "grad_scale", None)
+    return 1.0 if scale is None else float(scale)
+
+
+def _granularity(text: str, fft: bool) -> str:
+    if check_granularity(text) != "layer" and fft:
+        raise ValueError(
+            f"granularity {text!r} wants method 'scan': 'fft' is the paper's way, for whole layers"
+        )
+    return text
+
+
+def _energy(layer: CoupledLayer, bins: int) -> float:
+    if layer.segments is None:
+        return layer.strength * mean_field_energy(layer.parameter, layer.width, bins)
+    return segment_energy(layer, bins)

@@ -1,0 +1,265 @@
+"""The report of a compression: one row for each coupled layer, one for each tensor.
+
+Four size measures are reported:
+
+- bits: log2 K, the paper's bit-width of a layer with K clusters (its mean over weights is Eq. 8);
+- container bits: ceil(log2 K), what fixed-width indices take;
+- entropy bits: Shannon entropy of the indices, what an entropy coder would take;
+- bytes on disk: the compressed file, with codebooks, biases, normalisation and metadata.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from io import StringIO
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from pysoftq.clusters.clusters import Clusters
+from pysoftq.interaction.layers import CoupledLayer
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One coupled layer, clusters before and after refinement (bits are per weight).
+
+    A layer of several segments has a codebook for each: clusters counts the values of all of them,
+    bits are means over segments, weighted with their sizes, and so are sigma, width and strength
+    over those that are coupled. ``codebook_bytes`` is what the refined values take.
+    """
+
+    name: str
+    size: int
+    sigma: float
+    width: float
+    strength: float
+    clusters_before: int
+    bits_before: float
+    clusters: int
+    bits: float
+    entropy_bits: float
+    note: str = ""
+    segments: int = 1
+    degenerate_segments: int = 0
+    codebook_bytes: int = 0
+
+    @classmethod
+    def of(
+        cls, layer: CoupledLayer, before: Clusters, after: Clusters, n_min: int = 0
+    ) -> LayerReport:
+        """Describe a layer by its clusters before and after refinement by ``n_min``."""
+        notes = [layer.uncoupled_segments]
+        if not (before.counts > n_min).any():
+            notes.append(f"not refined: no cluster has more than {n_min} weights")
+        return cls(
+            layer.name,
+            layer.size,
+            layer.sigma,
+            layer.width,
+            layer.strength,
+            clusters_before=before.K,
+            bits_before=before.bits,
+            clusters=after.K,
+            bits=after.bits,
+            entropy_bits=after.entropy_bits,
+            note="; ".join(filter(None, notes)),
+            segments=after.segments,
+            degenerate_segments=0 if layer.segments is None else layer.segments.degenerate,
+            codebook_bytes=after.codebook_bytes,
+        )
+
+
+@dataclass(frozen=True)
+class TensorReport:
+    """What became of one parameter or buffer, and why.
+
+    ``status`` is coupled, excluded or degenerate; ``rule`` the strength and width of a coupled
+    tensor, with the pattern that has overridden them, or why another one was left out.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    status: str
+    rule: str
+
+    @property
+    def tied(self) -> bool:
+        """Whether this is another name of a tensor listed before."""
+        return self.rule.startswith("tied to ")
+
+    @property
+    def extent(self) -> str:
+        """The shape in words."""
+        return " × ".join(map(str, self.shape)) or "scalar"
+
+    @property
+    def size(self) -> int:
+        """Number of values."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class CompressionReport:
+    """All coupled layers in model order; means are weighted with the layers' sizes (Eq. 8).
+
+    ``tensors`` lists every parameter and buffer of the model; nothing is left out in silence.
+    """
+
+    layers: tuple[LayerReport, ...]
+    tensors: tuple[TensorReport, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Number of coupled weights."""
+        return sum(layer.size for layer in self.layers)
+
+    @property
+    def mean_bits_before(self) -> float:
+        """Mean bit-width of the clusters before refinement."""
+        return self._mean(layer.bits_before for layer in self.layers)
+
+    @property
+    def mean_bits(self) -> float:
+        """Mean bit-width after refinement."""
+        return self._mean(layer.bits for layer in self.layers)
+
+    @property
+    def entropy_bits(self) -> float:
+        """Mean entropy of the refined indices, in bits per weight."""
+        return self._mean(layer.entropy_bits for layer in self.layers)
+
+    @property
+    def codebook_bytes(self) -> int:
+        """What the values of all codebooks take, in the weights' dtype."""
+        return sum(layer.codebook_bytes for layer in self.layers)
+
+    def with_clusters(self, found: Mapping[str, Clusters]) -> CompressionReport:
+        """The same table with other clusters after refinement, by the layers' names."""
+        rows = [
+            replace(
+                row,
+                clusters=found[row.name].K,
+                bits=found[row.name].bits,
+                entropy_bits=found[row.name].entropy_bits,
+                codebook_bytes=found[row.name].codebook_bytes,
+            )
+            for row in self.layers
+        ]
+        return replace(self, layers=tuple(rows))
+
+    def _mean(self, bits: Iterable[float]) -> float:
+        pairs = zip(self.layers, bits, strict=True)
+        total = sum(layer.size * value for layer, value in pairs)
+        return total / self.size if self.size else 0.0
+
+    @property
+    def segmented(self) -> bool:
+        """Whether layers have several segments."""
+        return any(layer.segments > 1 for layer in self.layers)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return {
+            "size": self.size,
+            "mean_bits_before": self.mean_bits_before,
+            "mean_bits": self.mean_bits,
+            "entropy_bits": self.entropy_bits,
+            "codebook_bytes": self.codebook_bytes,
+            "layers": [asdict(layer) for layer in self.layers],
+            "tensors": [asdict(tensor) for tensor in self.tensors],
+        }
+
+    def table(self) -> Table:
+        """Table of layers for the terminal."""
+        table = Table(title="Layers", title_justify="left", box=box.SIMPLE_HEAD)
+        table.add_column("layer", no_wrap=True)
+        for heading in (
+            *("N", "sigma", "w_l", "h_l"),
+            *("K before", "bits before", "K refined", "bits refined", "entropy bits"),
+            *(("segments", "codebook bytes") if self.segmented else ()),
+        ):
+            table.add_column(heading, justify="right", no_wrap=True)
+        for layer in self.layers:
+            table.add_row(
+                layer.name,
+                f"{layer.size:,}",
+                f"{layer.sigma:.4g}",
+                f"{layer.width:.4g}",
+                f"{layer.strength:.3g}",
+                str(layer.clusters_before),
+                f"{layer.bits_before:.2f}",
+                str(layer.clusters),
+                f"{layer.bits:.2f}",
+                f"{layer.entropy_bits:.2f}",
+                *((f"{layer.segments:,}", f"{layer.codebook_bytes:,}") if self.segmented else ()),
+            )
+        table.add_section()
+        before, after, entropy = self.mean_bits_before, self.mean_bits, self.entropy_bits
+        means = ["", "", "", "", f"{before:.3f}", "", f"{after:.3f}", f"{entropy:.3f}"]
+        if self.segmented:
+            means += ["", f"{self.codebook_bytes:,}"]
+        table.add_row("mean", f"{self.size:,}", *means)
+        return table
+
+    def coverage(self) -> list[tuple[str, str, list[TensorReport]]]:
+        """The tensors of each (status, rule): coupled ones first, others in the model's order."""
+        groups: dict[tuple[str, str], list[TensorReport]] = {}
+        for tensor in self.tensors:
+            groups.setdefault((tensor.status, tensor.rule), []).append(tensor)
+        ordered = sorted(groups.items(), key=lambda item: item[0][0] != "coupled")
+        return [(status, rule, members) for (status, rule), members in ordered]
+
+    def coverage_table(self) -> Table:
+        """Table for the terminal of how many tensors each rule took; a tied tensor counts once."""
+        table = Table(title="Tensors", title_justify="left", box=box.SIMPLE_HEAD)
+        for heading in ("status", "rule"):
+            table.add_column(heading, no_wrap=True)
+        for heading in ("tensors", "values", "share"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column("which", no_wrap=True)
+        total = distinct_values(self.tensors)
+        for status, rule, members in self.coverage():
+            values = distinct_values(members)
+            share = f"{100 * values / total:.2f} %" if total else ""
+            names = abridged([tensor.name for tensor in members])
+            table.add_row(status, rule, f"{len(members)}", f"{values:,}", share, names)
+        table.add_section()
+        table.add_row("all", "", f"{len(self.tensors)}", f"{total:,}")
+        return table
+
+    def tensor_table(self) -> Table:
+        """Table for the terminal of every tensor."""
+        table = Table(title="Every tensor", title_justify="left", box=box.SIMPLE_HEAD)
+        for heading in ("tensor", "shape", "status", "rule"):
+            table.add_column(heading, no_wrap=True)
+        for tensor in self.tensors:
+            table.add_row(tensor.name, tensor.extent, tensor.status, tensor.rule)
+        return table
+
+    def __str__(self) -> str:
+        """Tables of layers and rules as plain text, at full width, with the layers' notes."""
+        text = StringIO()
+        console = Console(file=text, width=10_000)
+        console.print(self.table())
+        for layer in self.layers:
+            if layer.note:
+                console.print(f"{layer.name}: {layer.note}", markup=False, highlight=False)
+        if self.tensors:
+            console.print(self.coverage_table())
+        return text.getvalue()
+
+
+def abridged(names: Sequence[str], shown: int = 2) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
+
+
+def distinct_values(tensors: Iterable[TensorReport]) -> int:
+    """Number of values in tensors, tied ones counted under their first name."""
+    return sum(tensor.size for tensor in tensors if not tensor.tied)

@@ -1,0 +1,178 @@
+"""Which parameters of a model are coupled: weights with two or more dimensions, chosen by name."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from fnmatch import fnmatchcase
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.utils import parametrize
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+from pysoftq.coupling.sharding import refuse_sharded
+
+# What an override may set for the layers that its pattern matches.
+OVERRIDABLE = ("h", "w")
+
+NORMALIZATION = (_NormBase, nn.LayerNorm, nn.GroupNorm)
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def as_patterns(patterns: str | Iterable[str] | None) -> tuple[str, ...]:
+    """One pattern, several or none, as a tuple."""
+    if patterns is None:
+        return ()
+    return (patterns,) if isinstance(patterns, str) else tuple(patterns)
+
+
+def first_match(patterns: Iterable[str], name: str) -> str | None:
+    """The first of the patterns that matches a name."""
+    return next((pattern for pattern in patterns if fnmatchcase(name, pattern)), None)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside of torch.compile, DataParallel and DistributedDataParallel.
+
+    Parameters keep the names that they have there.
+    """
+    while True:
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        else:
+            return model
+
+
+def select(
+    model: nn.Module,
+    include: str | Iterable[str] | None = None,
+    exclude: str | Iterable[str] | None = None,
+) -> tuple[dict[str, nn.Parameter], dict[str, str]]:
+    """Choose the parameters to couple; a tied parameter appears once, under its first name.
+
+    Args:
+        model: any module.
+        include: shell-style patterns of parameter names ("layer1.*"); None takes all weights.
+        exclude: patterns of names to leave out, stronger than include.
+
+    Returns:
+        The parameters chosen, by name in model order, and the reason for each one left out.
+
+    Raises:
+        ValueError: a pattern matches no weight that could be coupled, or weights are sharded.
+    """
+    refuse_sharded(model)
+    wanted, unwanted = as_patterns(include), as_patterns(exclude)
+    candidates: dict[str, nn.Parameter] = {}
+    excluded: dict[str, str] = {}
+    normalization = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, NORMALIZATION) or type(module).__name__.endswith("RMSNorm")
+        for parameter in module.parameters(recurse=False)
+    }
+    reparametrized = {id(parameter) for parameter in _reparametrized(model)}
+    for name, parameter in model.named_parameters():
+        reason = _unfit(name, parameter, id(parameter) in normalization)
+        if not reason and id(parameter) in reparametrized:
+            reason = "parametrized: the layer's weights are computed from it"
+            warnings.warn(f"parameter '{name}' is not coupled: {reason}", stacklevel=3)
+        if reason:
+            excluded[name] = reason
+        else:
+            candidates[name] = parameter
+    for option, patterns in (("include", wanted), ("exclude", unwanted)):
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for name in candidates):
+                raise ValueError(
+                    f"{option} pattern {pattern!r} matches no weight that could be coupled; "
+                    f"there are: {', '.join(candidates) or 'none'}"
+                )
+    chosen: dict[str, nn.Parameter] = {}
+    for name, parameter in candidates.items():
+        if wanted and first_match(wanted, name) is None:
+            excluded[name] = "not matched by include"
+        elif match := first_match(unwanted, name):
+            excluded[name] = f"exclude pattern {match!r}"
+        else:
+            chosen[name] = parameter
+    return chosen, excluded
+
+
+def _reparametrized(model: nn.Module) -> Iterator[nn.Parameter]:
+    """Parameters that are not weights themselves; a layer's weights are computed from them."""
+    for module in model.modules():
+        if isinstance(module, parametrize.ParametrizationList):
+            yield from module.parameters()
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, (WeightNorm, SpectralNorm)):
+                weight = hook.name
+            elif isinstance(hook, BasePruningMethod):
+                weight = hook._tensor_name
+            else:
+                continue
+            for name, parameter in module.named_parameters(recurse=False):
+                if name.startswith(f"{weight}_"):
+                    yield parameter
+
+
+def check_override(
+    override: Mapping[str, Mapping[str, float]] | None,
+) -> dict[str, dict[str, float]]:
+    """A copy of what layers of some names have of their own: pattern of names -> h, w or both.
+
+    Raises:
+        ValueError: an override sets nothing, or something else.
+    """
+    for pattern, values in (override or {}).items():
+        if not isinstance(values, Mapping) or not values or set(values) - set(OVERRIDABLE):
+            raise ValueError(f"override {pattern!r} is {values!r}; want h, w or both, by name")
+    return {pattern: dict(values) for pattern, values in (override or {}).items()}
+
+
+def match_override(patterns: Collection[str], names: Collection[str]) -> dict[str, str]:
+    """The pattern that decides for a name: the first one that matches; names without one are left.
+
+    Raises:
+        ValueError: a pattern decides for no name.
+    """
+    deciding: dict[str, str] = {}
+    for pattern in patterns:
+        matched = [name for name in names if fnmatchcase(name, pattern)]
+        if not matched:
+            raise ValueError(
+                f"override pattern {pattern!r} matches no coupled weight; "
+                f"there are: {', '.join(names) or 'none'}"
+            )
+        if all(name in deciding for name in matched):
+            earlier = dict.fromkeys(repr(deciding[name]) for name in matched)
+            raise ValueError(
+                f"override pattern {pattern!r} comes too late: all that it matches is taken by "
+                f"{', '.join(earlier)}; put the narrower pattern first"
+            )
+        for name in matched:
+            deciding.setdefault(name, pattern)
+    return deciding
+
+
+def _unfit(name: str, parameter: nn.Parameter, normalization: bool) -> str:
+    if isinstance(parameter, nn.UninitializedParameter):
+        return "not initialized yet"
+    if normalization:
+        return "normalization"
+    if name.rpartition(".")[2] == "bias":
+        return "bias"
+    if parameter.dim() < 2:
+        return f"{parameter.dim()} dimension{'s' if parameter.dim() != 1 else ''}"
+    if parameter.dtype not in DTYPES:
+        return f"dtype {parameter.dtype}"
+    if not parameter.requires_grad:
+        return "frozen (requires_grad is False)"
+    return ""

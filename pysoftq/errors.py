@@ -1,0 +1,23 @@
+"""Errors that users meet, in one place: whoever catches them imports nothing else."""
+
+from __future__ import annotations
+
+
+class ConfigError(ValueError):
+    """An option that is unknown or has a wrong value; the message names it."""
+
+
+class ArtifactError(ValueError):
+    """A compressed file that cannot be read, or does not fit the model."""
+
+
+class NonFiniteLossError(RuntimeError):
+    """The task loss became NaN or infinite."""
+
+
+class BusyError(RuntimeError):
+    """Another process is working on the run."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """The run was asked to stop; a checkpoint has been written."""

@@ -1,0 +1,14 @@
+from .arrays import Weights as Weights
+from .densities import DEFAULT_BINS as DEFAULT_BINS
+from .densities import Density as Density
+from .densities import density as density
+from .forces import force as force
+from .forces import force_table as force_table
+from .layers import CoupledLayer as CoupledLayer
+from .pairs import pair_energy as pair_energy
+from .pairs import pair_force as pair_force
+from .potentials import mean_field_energy as mean_field_energy
+from .potentials import potential as potential
+from .segments import segment_bounds as segment_bounds
+from .threads import get_num_threads as get_num_threads
+from .threads import set_num_threads as set_num_threads

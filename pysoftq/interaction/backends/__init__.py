@@ -1,0 +1,129 @@
+"""Where the interaction is computed: the device that holds the weights decides.
+
+`core` is the C++ core on the CPU, `cuda` the CUDA kernels where they are built, `plain` torch
+operations for every other device. All fulfil `Backend`, with the same counts and the same integer
+forces. What the front-ends pass on is checked; only the weights' values are not.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from pysoftq.interaction.backends import core
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from pysoftq.interaction.layers import CoupledLayer
+
+
+class DeviceCoupling(Protocol):
+    """All coupled layers of a model that live on one device."""
+
+    def add_force(
+        self,
+        thetas: Sequence[Tensor],
+        gradients: Sequence[Tensor | None],
+        scale: float,
+        fraction: float,
+        seed: int,
+        step: int,
+    ) -> None:
+        """Gradient += scale · h_l · dV/dtheta for each layer that has a gradient.
+
+        Weights and gradient of a layer are on the device, of one dtype and side by side: dense, in
+        the same order of memory, which need not be the order of their indices. If weights of any
+        layer are refused (see `check`), no gradient changes. The CPU's raises that itself.
+        """
+
+    def set(self, scale: float, fraction: float, seed: int, step: int) -> None:
+        """What a step replayed from a CUDA graph uses; the device counts on by itself from here.
+
+        Nothing to do where steps cannot be captured.
+        """
+
+    def check(self) -> None:
+        """Raise ValueError if any step since the last check was refused; waits for the device."""
+
+
+class Backend(Protocol):
+    """What each of the modules does.
+
+    Weights, counts and results are flat and contiguous: NumPy arrays of float32 or float64 for
+    `core`, tensors on the device of any floating dtype for the others. ValueError says what is
+    wrong with the weights.
+    """
+
+    @property
+    def Coupling(
+        self,
+    ) -> Callable[[Sequence[CoupledLayer], Sequence[int], int, bool], DeviceCoupling]:
+        """Made of layers, their positions in the model (keys of random numbers), bins and fft."""
+
+    def pair_energy(self, theta: Any, width: float, direct: bool) -> float:
+        """Energy of all pairs (Eq. 2)."""
+
+    def pair_force(self, theta: Any, width: float, direct: bool) -> Any:
+        """Exact force, int64 (N,)."""
+
+    def density(
+        self, theta: Any, bins: int, fraction: float, seed: int
+    ) -> tuple[Any, float, float, float]:
+        """Counts, int64 (bins,), low, high and spacing (Eq. 4)."""
+
+    def potential(self, counts: Any, spacing: float, width: float, fft: bool) -> Any:
+        """V at the midpoints, float64 (bins,) (Eq. 5)."""
+
+    def mean_field_energy(self, counts: Any, spacing: float, width: float) -> float:
+        """Energy of the binned weights without their self terms (Eq. 6)."""
+
+    def force_table(self, counts: Any, spacing: float, width: float, fft: bool) -> Any:
+        """dV/dtheta at the midpoints, float64 (bins,)."""
+
+    def force(self, theta: Any, width: float, bins: int, fft: bool) -> Any:
+        """dV/dtheta of each weight, (N,): float64 for float64 weights, else float32 (Eq. 7)."""
+
+
+def of(array: Any) -> Backend:
+    """The backend for a flat array: NumPy's is the core, a tensor's depends on its device."""
+    return core if isinstance(array, np.ndarray) else on_device(array.device)
+
+
+def on_device(device: torch.device) -> Backend:
+    """The backend for tensors on a device."""
+    if device.type == "cpu":
+        return core
+    if device.type == "cuda" and has_cuda():
+        from pysoftq.interaction.backends import cuda
+
+        return cuda
+    from pysoftq.interaction.backends import plain
+
+    return plain
+
+
+def couples(device: torch.device, *, segments: bool) -> Backend:
+    """The backend that couples layers, or segments of layers, on a device.
+
+    CUDA's kernels take whole layers. Segments are served by torch operations there, all of one size
+    in a layer at once.
+    """
+    if not segments or device.type == "cpu":
+        return on_device(device)
+    from pysoftq.interaction.backends import plain
+
+    return plain
+
+
+@functools.cache
+def has_cuda() -> bool:
+    """Whether the CUDA kernels were built and torch's "cuda" means CUDA, not ROCm."""
+    import torch
+
+    return torch.version.hip is None and find_spec("pysoftq._cuda") is not None

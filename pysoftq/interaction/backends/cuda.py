@@ -1,0 +1,249 @@
+"""The CUDA core on torch tensors, whose addresses and stream it is given.
+
+Weights are flat and contiguous, results stay on their device, and all work goes to the caller's
+current stream. Arguments have been checked by the front-ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from pysoftq import _cuda
+from pysoftq.interaction.backends import plain
+
+if TYPE_CHECKING:
+    from pysoftq.interaction.layers import CoupledLayer
+
+
+def pair_energy(theta: Tensor, width: float, direct: bool) -> float:
+    """Energy of all pairs (Eq. 2, without h); waits for the device.
+
+    Raises:
+        ValueError: weights are not finite.
+    """
+    theta = _wide(theta)
+    return _cuda.pair_energy(*_weights(theta), width, direct, _place(theta))
+
+
+def pair_force(theta: Tensor, width: float, direct: bool) -> Tensor:
+    """Integer force of all pairs on each weight, int64 (N,).
+
+    Raises:
+        ValueError: weights are not finite.
+    """
+    theta = _wide(theta)
+    force = torch.empty(theta.numel(), dtype=torch.int64, device=theta.device)
+    _cuda.pair_force(*_weights(theta), width, direct, force.data_ptr(), _place(theta))
+    return force
+
+
+def density(
+    theta: Tensor, bins: int, fraction: float, seed: int
+) -> tuple[Tensor, float, float, float]:
+    """Counts int64 (bins,), lowest and highest weight, spacing (Eq. 4); waits for the device.
+
+    Raises:
+        ValueError: weights are not finite, or their range overflows their dtype.
+    """
+    counts = torch.empty(bins, dtype=torch.int64, device=theta.device)
+    low, high, spacing = _cuda.density(
+        *_weights(theta), bins, fraction, seed, counts.data_ptr(), _place(theta)
+    )
+    return counts, low, high, spacing
+
+
+def potential(counts: Tensor, spacing: float, width: float, fft: bool) -> Tensor:
+    """Potential on the bins' midpoints, float64 (bins,) (Eq. 5)."""
+    out = torch.empty(counts.numel(), dtype=torch.float64, device=counts.device)
+    _cuda.potential(
+        counts.data_ptr(), counts.numel(), spacing, width, fft, out.data_ptr(), _place(counts)
+    )
+    return out
+
+
+def mean_field_energy(counts: Tensor, spacing: float, width: float) -> float:
+    """Sum of the potential over the weights, without self terms (Eq. 6); waits for the device."""
+    return _cuda.mean_field_energy(
+        counts.data_ptr(), counts.numel(), spacing, width, _place(counts)
+    )
+
+
+def force_table(counts: Tensor, spacing: float, width: float, fft: bool) -> Tensor:
+    """Force on the bins' midpoints, float64 (bins,): so little work that torch does it."""
+    return plain.force_table(counts, spacing, width, fft)
+
+
+def force(theta: Tensor, width: float, bins: int, fft: bool) -> Tensor:
+    """Force on each weight (Eq. 7, without h): float64 (N,) for float64 weights, else float32.
+
+    Raises:
+        ValueError: weights are not finite, or their range overflows their dtype.
+    """
+    theta = _wide(theta)
+    out = torch.zeros_like(theta)
+    place, stream = _place(theta), _stream(theta.device)
+    layer = (theta.numel(), _scalar(theta.dtype), width, 1.0, 0)
+    coupling = _cuda.Coupling([layer], bins, fft, place)
+    coupling.add_force([(theta.data_ptr(), out.data_ptr(), 0)], None, stream)
+    for _, reason in coupling.check(stream):
+        raise ValueError(reason)
+    return out
+
+
+class Coupling:
+    """All coupled layers of a model that live on one device (Eq. 7).
+
+    A step waits for nothing and allocates nothing. While the stream is captured into a graph, the
+    step takes what `set` (or the last step) has left on the device, where the number of the step
+    goes on by itself: each replay draws a new sample.
+
+    Args:
+        layers: what is coupled.
+        indices: their positions in the model, the keys of their random numbers.
+        bins: of each histogram.
+        fft: the potential by the convolution of the paper instead of window sums.
+    """
+
+    def __init__(
+        self, layers: Sequence[CoupledLayer], indices: Sequence[int], bins: int, fft: bool
+    ) -> None:
+        if any(layer.segments is not None for layer in layers):
+            raise ValueError("the CUDA kernels couple whole layers, not segments")
+        self._names = [layer.name for layer in layers]
+        self._dtypes = [layer.parameter.dtype for layer in layers]
+        self._device = layers[0].parameter.device
+        self._coupling = _cuda.Coupling(
+            [
+                (layer.size, _scalar(layer.parameter.dtype), layer.width, layer.strength, index)
+                for layer, index in zip(layers, indices, strict=True)
+            ],
+            bins,
+            fft,
+            _place(layers[0].parameter),
+        )
+
+    def set(self, scale: float, fraction: float, seed: int, step: int) -> None:
+        """Fix what the replays of a graph use from now on, in the order of the stream."""
+        self._coupling.set(_cuda.Control(scale, fraction, seed, step), _stream(self._device))
+
+    def add_force(
+        self,
+        thetas: Sequence[Tensor],
+        gradients: Sequence[Tensor | None],
+        scale: float,
+        fraction: float,
+        seed: int,
+        step: int,
+    ) -> None:
+        """Add scale · h_l · dV/dtheta to the gradients; a layer without one is skipped.
+
+        A step in which a weight is not finite changes no gradient; `check` tells.
+        """
+        control = None if self._captured() else _cuda.Control(scale, fraction, seed, step)
+        nothing = [None] * len(gradients)
+        self._coupling.add_force(
+            self._addresses(thetas, gradients, nothing), control, _stream(self._device)
+        )
+
+    def sgd_step(
+        self,
+        thetas: Sequence[Tensor],
+        gradients: Sequence[Tensor | None],
+        momenta: Sequence[Tensor | None],
+        lr: float,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        scale: float = 1.0,
+        fraction: float = 1.0,
+        seed: int = 0,
+        step: int = 0,
+        measure_anew: bool = False,
+    ) -> None:
+        """Force and step of torch.optim.SGD in one pass over the weights.
+
+        Gradients stay as they are. Momentum buffers begin as zeros; without momentum they may be
+        None. The range of the weights comes from the last such step, unless they have moved in
+        memory or `measure_anew` says that they have been changed by something else.
+
+        Raises:
+            ValueError: momentum without a buffer, or a tensor has changed dtype or device.
+        """
+        if momentum and any(
+            v is None and g is not None for v, g in zip(momenta, gradients, strict=True)
+        ):
+            raise ValueError(f"momentum {momentum} wants a buffer for each layer")
+        control = None
+        if not self._captured():
+            control = _cuda.Control(
+                scale, fraction, seed, step, lr, momentum, weight_decay, nesterov
+            )
+        self._coupling.sgd_step(
+            self._addresses(thetas, gradients, momenta),
+            control,
+            measure_anew,
+            _stream(self._device),
+        )
+
+    def check(self) -> None:
+        """Wait for the stream and raise for the first step refused since the last call.
+
+        Raises:
+            ValueError: weights were not finite, naming layer and count.
+        """
+        refused = self._coupling.check(_stream(self._device))
+        if refused:
+            raise ValueError(
+                "; ".join(f"layer '{self._names[layer]}': {reason}" for layer, reason in refused)
+            )
+
+    def _captured(self) -> bool:
+        return self._device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+    def _addresses(
+        self,
+        thetas: Sequence[Tensor],
+        gradients: Sequence[Tensor | None],
+        momenta: Sequence[Tensor | None],
+    ) -> list[tuple[int, int, int]]:
+        addresses = []
+        rows = zip(self._names, self._dtypes, thetas, gradients, momenta, strict=True)
+        for name, dtype, theta, gradient, velocity in rows:
+            if gradient is None:
+                addresses.append((0, 0, 0))
+                continue
+            for tensor in (theta, gradient) if velocity is None else (theta, gradient, velocity):
+                if tensor.dtype != dtype or tensor.device != self._device:
+                    raise ValueError(
+                        f"layer '{name}' was coupled as {dtype} on {self._device} and now has "
+                        f"{tensor.dtype} on {tensor.device}"
+                    )
+            third = 0 if velocity is None else velocity.data_ptr()
+            addresses.append((theta.data_ptr(), gradient.data_ptr(), third))
+        return addresses
+
+
+def _wide(theta: Tensor) -> Tensor:
+    """Half precision as float32."""
+    return theta if theta.dtype == torch.float64 else theta.float()
+
+
+def _scalar(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _weights(theta: Tensor) -> tuple[int, int, str]:
+    return theta.data_ptr(), theta.numel(), _scalar(theta.dtype)
+
+
+def _stream(device: torch.device) -> int:
+    # The emulated core takes tensors on the CPU.
+    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+
+
+def _place(tensor: Tensor) -> _cuda.Place:
+    return _cuda.Place(tensor.device.index or 0, _stream(tensor.device))

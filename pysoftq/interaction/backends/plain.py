@@ -1,0 +1,443 @@
+"""The contract in torch operations alone, for all devices: MPS, ROCm, XPU, CUDA without kernels.
+
+Written to be read and to be right; the coupling step never waits for the device. What is binned is
+a batch (B, N): a layer as one row, or segments of one size as several.
+
+Counts and integer forces are those of the core. A device without float64 (MPS) computes in float32
+what is float64 elsewhere: potentials and energies come out in float32, scaled forces are rounded
+once more, and a bin whose midpoint lies within rounding of the well's edge may fall to its other
+side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from pysoftq.interaction.segment_table import SegmentTable
+
+if TYPE_CHECKING:
+    from pysoftq.interaction.layers import CoupledLayer
+
+MAX_WEIGHTS = 2**31 - 1  # of a binned layer, as in the core
+MAX_COUNTS = 2**22  # bins of the segments that are looked at together
+TILE = 2048  # rows and columns of the direct sum at a time
+
+GAMMA = 0x9E3779B97F4A7C15  # SplitMix64: the step of its counter, then its shifts and factors
+MIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
+
+
+def pair_energy(theta: Tensor, width: float, direct: bool) -> float:
+    """Energy of all pairs (Eq. 2): from the gaps between sorted weights, or tile by tile."""
+    x = _finite(theta)
+    if direct:
+        total = x.new_zeros(())
+        for rows in x.split(TILE):
+            for columns in x.split(TILE):
+                total += ((rows[:, None] - columns).abs() - width).clamp(max=0).sum()
+        return float(total) + width * x.numel()  # without the self terms
+    x = x.sort().values
+    low, high = _neighbours(x, width)
+    place = torch.arange(x.numel(), device=x.device)
+    below, above = place - low, high - place - 1
+    # Pairs that straddle the gap behind each weight. All terms are positive: nothing cancels.
+    straddling = (above - below).cumsum(0)[:-1]
+    gaps = torch.where(straddling > 0, x.diff(), 0)
+    return 2 * (float((gaps * straddling).sum()) - width * int(below.sum()))
+
+
+def pair_force(theta: Tensor, width: float, direct: bool) -> Tensor:
+    """Exact force on each weight, int64 (N,)."""
+    x = _finite(theta)
+    force = torch.zeros(x.numel(), dtype=torch.int64, device=x.device)
+    if direct:
+        for rows, out in zip(x.split(TILE), force.split(TILE), strict=True):
+            for columns in x.split(TILE):
+                d = rows[:, None] - columns
+                out.add_((d.sign() * (d.abs() < width)).sum(1).to(torch.int64))
+        return force
+    x, order = x.sort()
+    low, high = _neighbours(x, width)
+    tie, tie_end = torch.searchsorted(x, x), torch.searchsorted(x, x, right=True)
+    force[order] = (tie - low) - (high - tie_end)
+    return force
+
+
+def density(
+    theta: Tensor, bins: int, fraction: float, seed: int
+) -> tuple[Tensor, float, float, float]:
+    """Counts, low, high and spacing (Eq. 4)."""
+    x, binning = _binned(theta, bins)
+    low, high = float(binning.low), float(binning.high)
+    spacing = (high - low) / bins if binning.inverse else 0.0
+    place = torch.arange(x.numel(), device=x.device)
+    counts = _counts(binning.index(x), bins, _sample(place, fraction, seed, 0, 0))
+    return counts[0], low, high, spacing
+
+
+def potential(counts: Tensor, spacing: float, width: float, fft: bool) -> Tensor:
+    """V at the midpoints of the bins (Eq. 5)."""
+    wide = _wide(counts.device)
+    step = torch.tensor([[spacing]], dtype=wide, device=counts.device)
+    if fft:
+        return _convolve(counts[None], step, width)[0, 1:-1]
+    population, moment = _windows(counts[None], step, width)
+    return (spacing * moment.to(wide) - width * population.to(wide))[0]
+
+
+def mean_field_energy(counts: Tensor, spacing: float, width: float) -> float:
+    """Energy of the binned weights, without the self terms (Eq. 6)."""
+    step = torch.tensor([[spacing]], dtype=_wide(counts.device), device=counts.device)
+    return float(_energies(counts[None], step, width))
+
+
+def segment_energy(layer: CoupledLayer, bins: int) -> float:
+    """Sum over the layer's segments of strength times energy, without self terms (Eq. 6)."""
+    # In the order of the segments, which need not be that of the memory.
+    x = _compute(layer.parameter.detach().reshape(-1))
+    total = 0.0
+    for batch in _batches(SegmentTable.of([layer], bins), 0, x.device):
+        weights = batch.of(x)
+        binning = _Binning.of(weights, batch.bins)
+        counts = _counts(binning.index(weights), batch.bins, None)
+        energies = _energies(counts, binning.spacing, batch.width)
+        total += float((batch.strength * energies).sum())
+    return total
+
+
+def force_table(counts: Tensor, spacing: float, width: float, fft: bool) -> Tensor:
+    """dV/dtheta at the midpoints of the bins."""
+    step = torch.tensor([[spacing]], dtype=_wide(counts.device), device=counts.device)
+    return _force_table(counts[None], step, width, 1.0, fft)[0]
+
+
+def force(theta: Tensor, width: float, bins: int, fft: bool) -> Tensor:
+    """dV/dtheta of each weight (Eq. 7, without h)."""
+    x, binning = _binned(theta, bins)
+    index = binning.index(x)
+    table = _force_table(_counts(index, bins, None), binning.spacing, width, 1.0, fft)
+    return table.to(x.dtype).gather(1, index)[0]
+
+
+class Coupling:
+    """The layers of one device; the first refused step is remembered there until `check` asks."""
+
+    def __init__(
+        self, layers: Sequence[CoupledLayer], indices: Sequence[int], bins: int, fft: bool
+    ) -> None:
+        self._table = SegmentTable.of(layers, bins)
+        self._indices = tuple(indices)
+        self._fft = fft
+        device = layers[0].parameter.device
+        self._batches = [_batches(self._table, place, device) for place in range(len(layers))]
+        self._faults = torch.zeros(len(self._table.layer), 4, dtype=_wide(device), device=device)
+
+    @torch.no_grad()
+    def add_force(
+        self,
+        thetas: Sequence[Tensor],
+        gradients: Sequence[Tensor | None],
+        scale: float,
+        fraction: float,
+        seed: int,
+        step: int,
+    ) -> None:
+        """Gradient += scale · h_l · dV/dtheta for each layer that has a gradient."""
+        active = []
+        faults = torch.zeros_like(self._faults)
+        for place, (theta, gradient) in enumerate(zip(thetas, gradients, strict=True)):
+            if gradient is None:
+                continue
+            x, g = _compute(_flat(theta)), _flat(gradient)
+            for batch in self._batches[place]:
+                weights = batch.of(x)
+                binning = _Binning.of(weights, batch.bins)
+                faults[batch.rows] = binning.fault().to(faults.dtype)
+                active.append((self._indices[place], batch, weights, binning, g))
+        fine = (faults == 0).all()
+        self._faults = torch.where((self._faults == 0).all(), faults, self._faults)
+        for layer, batch, weights, binning, gradient in active:
+            index = binning.index(weights)
+            counts = _counts(index, batch.bins, _sample(batch.place, fraction, seed, step, layer))
+            strength = batch.strength * scale / fraction
+            table = _force_table(counts, binning.spacing, batch.width, strength, self._fft)
+            before = batch.of(gradient)
+            total = before.to(weights.dtype) + table.to(weights.dtype).gather(1, index)
+            batch.put(gradient, torch.where(fine, total.to(gradient.dtype), before))
+
+    def set(self, scale: float, fraction: float, seed: int, step: int) -> None:
+        """Do nothing: each step is told. Captured in a CUDA graph, it would repeat its sample."""
+
+    def check(self) -> None:
+        """Raise ValueError naming layers and reasons if a step was refused since the last check."""
+        faults = self._faults.cpu()
+        self._faults = torch.zeros_like(self._faults)
+        refused = []
+        for row in faults.any(1).nonzero().flatten().tolist():
+            dtype = self._table.layers[int(self._table.layer[row])].parameter.dtype
+            reason = _reason(faults[row].tolist(), int(self._table.size[row]), dtype)
+            refused.append((row, reason))
+        if refused:
+            raise ValueError(self._table.explain(refused))
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Segments of one layer that have one size, on its device: their rows of the table.
+
+    begin (B, 1): where they are in the layer. width and strength: (B, 1). first: where they all
+    begin, if they lie one behind the other, else None.
+    """
+
+    rows: Tensor
+    begin: Tensor
+    size: int
+    bins: int
+    width: Tensor
+    strength: Tensor
+    first: int | None
+
+    @property
+    def place(self) -> Tensor:
+        """(B, N), of the weights in the layer."""
+        return self.begin + torch.arange(self.size, device=self.begin.device)
+
+    def of(self, x: Tensor) -> Tensor:
+        """(B, N), what a layer's flat tensor has at these places."""
+        if self.first is None:
+            return x[self.place]
+        return x[self.first : self.first + len(self.rows) * self.size].view(
+            len(self.rows), self.size
+        )
+
+    def put(self, x: Tensor, values: Tensor) -> None:
+        """Write there."""
+        if self.first is None:
+            x[self.place] = values
+        else:
+            self.of(x).copy_(values)
+
+
+def _batches(table: SegmentTable, layer: int, device: torch.device) -> list[_Batch]:
+    """All segments of a layer, so many at a time that their bins take little memory."""
+    rows = (table.layer == layer).nonzero().flatten()
+    batches = []
+    for size in table.size[rows].unique().tolist():
+        alike = rows[table.size[rows] == size]
+        bins = int(table.bins[alike[0]])
+        for part in alike.split(max(MAX_COUNTS // bins, 1)):
+            begin = table.begin[part]
+            first = int(begin[0]) if bool((begin.diff() == size).all()) else None
+            width, strength = (
+                values[part, None].to(device=device, dtype=_wide(device))
+                for values in (table.width, table.strength)
+            )
+            place = begin[:, None].to(device)
+            batches.append(_Batch(part.to(device), place, size, bins, width, strength, first))
+    return batches
+
+
+@dataclass(frozen=True)
+class _Binning:
+    """The bins of each row, all but their number (B, 1) on the device; `inverse` 0 for a point."""
+
+    low: Tensor
+    high: Tensor
+    inverse: Tensor
+    spacing: Tensor
+    bins: int
+    nonfinite: Tensor
+
+    @classmethod
+    def of(cls, x: Tensor, bins: int) -> _Binning:
+        some = x.shape[1] > 0
+        low, high = x.aminmax(dim=1, keepdim=True) if some else (x.new_zeros(len(x), 1),) * 2
+        nonfinite = (~x.isfinite()).sum(1, keepdim=True)
+        wide = _wide(x.device)
+        # Divided by tensors: torch multiplies by the reciprocal where it is given a number.
+        inverse = x.new_full((), bins) / (high - low)
+        spacing = (high.to(wide) - low.to(wide)) / torch.full_like(low, bins, dtype=wide)
+        fine = (high > low) & inverse.isfinite()
+        return cls(
+            low, high, torch.where(fine, inverse, 0), torch.where(fine, spacing, 0), bins, nonfinite
+        )
+
+    def index(self, x: Tensor) -> Tensor:
+        """The bin of each weight, in range even where the weights are refused."""
+        return ((x - self.low) * self.inverse).to(torch.int64).clamp(0, self.bins - 1)
+
+    def fault(self) -> Tensor:
+        """What makes the rows unfit (B, 4): how many are not finite, low, high, range overflows.
+
+        All zero where nothing does.
+        """
+        overflow = ~(self.high - self.low).isfinite()
+        fault = torch.cat([self.nonfinite, self.low, self.high, overflow], dim=1)
+        return torch.where((self.nonfinite > 0) | overflow, fault, 0)
+
+
+def _binned(theta: Tensor, bins: int) -> tuple[Tensor, _Binning]:
+    """The weights as they are computed with (1, N), and their bins; ValueError if unfit."""
+    if theta.numel() > MAX_WEIGHTS:
+        raise ValueError(f"a binned layer has at most {MAX_WEIGHTS} weights, not {theta.numel()}")
+    x = _compute(theta)[None]
+    binning = _Binning.of(x, bins)
+    fault = binning.fault()[0].tolist()
+    if any(fault):
+        raise ValueError(_reason(fault, x.numel(), x.dtype))
+    return x, binning
+
+
+def _reason(fault: Sequence[float], size: int, dtype: torch.dtype) -> str:
+    nonfinite, low, high, _ = fault
+    if nonfinite:
+        return f"{nonfinite:.0f} of {size} weights are not finite (NaN or inf)"
+    bits = 64 if dtype == torch.float64 else 32
+    return f"the range of the weights, {low:f} to {high:f}, is wider than float{bits} can hold"
+
+
+def _finite(theta: Tensor) -> Tensor:
+    """The weights as differences are taken of them; ValueError unless all are finite."""
+    nonfinite = int((~theta.isfinite()).sum())
+    if nonfinite:
+        raise ValueError(_reason((nonfinite, 0, 0, 0), theta.numel(), theta.dtype))
+    return theta.to(_wide(theta.device))
+
+
+def _counts(index: Tensor, bins: int, keep: Tensor | None) -> Tensor:
+    ones = torch.ones_like(index) if keep is None else keep.expand_as(index)
+    return ones.new_zeros(len(index), bins).scatter_add_(1, index, ones)
+
+
+def _energies(counts: Tensor, spacing: Tensor, width: float | Tensor) -> Tensor:
+    """Energy of each row without self terms (B, 1)."""
+    population, moment = _windows(counts, spacing, width)
+    weights = counts.to(_wide(counts.device))
+    distance = (weights * moment).sum(1, keepdim=True)
+    pairs = (weights * (population - 1)).sum(1, keepdim=True)
+    return spacing * distance - width * pairs
+
+
+def _sample(place: Tensor, fraction: float, seed: int, step: int, layer: int) -> Tensor | None:
+    """1 for each weight drawn and 0 for the others, int64; None if all are (cpp: sampling.h).
+
+    place: of the weights in their layer.
+    """
+    threshold = int(fraction * 2**32)
+    if threshold >= 2**32:
+        return None
+    key = _splitmix64(_splitmix64(seed, step), layer)
+    # int64 products wrap around as uint64 ones do; a logical shift masks the sign's copies.
+    z = (place + 1) * _signed(GAMMA) + _signed(key)
+    for shift, factor in MIX:
+        z = (z ^ (z >> shift & 2 ** (64 - shift) - 1)) * _signed(factor)
+    z ^= z >> 31 & 2**33 - 1
+    return ((z >> 32 & 2**32 - 1) < threshold).to(torch.int64)
+
+
+def _splitmix64(key: int, n: int) -> int:
+    z = (key + (n + 1) * GAMMA) % 2**64
+    for shift, factor in MIX:
+        z = (z ^ z >> shift) * factor % 2**64
+    return z ^ z >> 31
+
+
+def _signed(word: int) -> int:
+    return word - 2**64 if word >= 2**63 else word
+
+
+def _reach(width: float | Tensor, spacing: Tensor, bins: int) -> Tensor:
+    """The largest m < bins with m · spacing < width; the products decide, not the quotient."""
+    most = bins - 1
+    m = (torch.zeros_like(spacing).add(width) / spacing).clamp(max=most).to(torch.int64)
+    m = torch.where((m > 0) & (m * spacing >= width), m - 1, m)
+    return torch.where((m + 1) * spacing < width, m + 1, m).clamp(max=most)
+
+
+def _prefix(values: Tensor) -> Tensor:
+    return torch.cat([values.new_zeros(len(values), 1), values.cumsum(1)], dim=1)
+
+
+def _windows(counts: Tensor, spacing: Tensor, width: float | Tensor) -> tuple[Tensor, Tensor]:
+    """Population and first moment of the window around each bin, int64."""
+    bins = counts.shape[1]
+    k = torch.arange(bins, device=counts.device).expand_as(counts)
+    m = _reach(width, spacing, bins)
+    first, last = (k - m).clamp(min=0), (k + m + 1).clamp(max=bins)
+    population, moment = _prefix(counts), _prefix(k * counts)
+    inside = population.gather(1, last) - population.gather(1, first)
+    below = population[:, :-1] - population.gather(1, first)
+    above = population.gather(1, last) - population[:, :-1]
+    left = k * below - (moment[:, :-1] - moment.gather(1, first))
+    right = (moment.gather(1, last) - moment[:, :-1]) - k * above
+    return inside, left + right
+
+
+def _force_table(
+    counts: Tensor, spacing: Tensor, width: float | Tensor, scale: float | Tensor, fft: bool
+) -> Tensor:
+    """Scale · dV/dtheta on the midpoints of the bins; 0 if all weights are at one point."""
+    bins, wide = counts.shape[1], _wide(counts.device)
+    if fft:
+        v = _convolve(counts, spacing, width)
+        table = scale * (v[:, 2:] - v[:, :-2]) / (2 * spacing)
+    else:
+        k = torch.arange(bins, device=counts.device).expand_as(counts)
+        m = _reach(width, spacing, bins)
+        prefix = _prefix(counts)
+        below = prefix[:, :-1] - prefix.gather(1, (k - m).clamp(min=0))
+        above = prefix.gather(1, (k + m + 1).clamp(max=bins)) - prefix[:, 1:]
+        table = scale * (below - above).to(wide)
+    return torch.where(spacing > 0, table, 0)
+
+
+def _convolve(counts: Tensor, spacing: Tensor, width: float | Tensor) -> Tensor:
+    """V on the midpoints -1 … bins, by FFTs so long that nothing wraps around."""
+    bins = counts.shape[1]
+    length = 2 ** (2 * bins).bit_length()
+    d = torch.arange(length, device=counts.device)
+    well = (torch.minimum(d, length - d) * spacing - width).clamp(max=0)
+    signal = torch.fft.rfft(counts.to(well.dtype), n=length)
+    v = torch.fft.irfft(signal * torch.fft.rfft(well), n=length)
+    return torch.cat([v[:, -1:], v[:, : bins + 1]], dim=1)
+
+
+def _neighbours(x: Tensor, width: float) -> tuple[Tensor, Tensor]:
+    """For each of the sorted weights, where those closer than width begin and end.
+
+    A binary search for all at once, on the differences themselves, so that rounding decides as in
+    the core.
+    """
+    place = torch.arange(x.numel(), device=x.device)
+    low = _first(lambda j: x - x[j] < width, torch.zeros_like(place), place)
+    high = _first(lambda j: x[j] - x >= width, place + 1, torch.full_like(place, x.numel()))
+    return low, high
+
+
+def _first(holds: Callable[[Tensor], Tensor], begin: Tensor, end: Tensor) -> Tensor:
+    """The first place in each [begin, end) from which on a condition holds, else its end."""
+    size = begin.numel()
+    for _ in range(size.bit_length()):
+        middle = (begin + end) // 2
+        found = holds(middle.clamp(max=size - 1))
+        searching = begin < end
+        end = torch.where(searching & found, middle, end)
+        begin = torch.where(searching & ~found, middle + 1, begin)
+    return begin
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    """The numbers of a dense tensor in the order of its memory, without a copy."""
+    return tensor.as_strided((tensor.numel(),), (1,))
+
+
+def _compute(theta: Tensor) -> Tensor:
+    return theta if theta.dtype == torch.float64 else theta.float()
+
+
+def _wide(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64

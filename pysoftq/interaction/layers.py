@@ -1,0 +1,133 @@
+"""Coupled layers: a weight tensor and its interaction scales."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from pysoftq.interaction.scales import Segments
+
+MAX_ALPHA = 10  # beyond that, h_l is 0 or inf for layers of any size
+
+
+@dataclass(frozen=True, eq=False)
+class CoupledLayer:
+    """One layer and its interaction scales, measured once and then frozen.
+
+    Attributes:
+        name: of the parameter.
+        size: number of weights N_l.
+        sigma: population standard deviation of the weights when measured.
+        width: range w_l = w · sigma_l, in units of the weights.
+        strength: h_l = h · N_l^(-alpha).
+        parameter: the weights themselves.
+        segments: those that each interact with themselves alone, None where the layer is one; with
+            them, sigma, width and strength are their means, weighted with their sizes.
+    """
+
+    name: str
+    size: int
+    sigma: float
+    width: float
+    strength: float
+    parameter: nn.Parameter
+    segments: Segments | None = None
+
+    FIELDS: ClassVar = ("name", "size", "sigma", "width", "strength")
+
+    def record(self) -> dict[str, Any]:
+        """All but the weights as plain values; with segments, the scales of each as tensors."""
+        record: dict[str, Any] = {field: getattr(self, field) for field in self.FIELDS}
+        return record if self.segments is None else {**record, **self.segments.record()}
+
+    @classmethod
+    def measure(
+        cls, name: str, parameter: nn.Parameter, scales: Scales, granularity: str
+    ) -> CoupledLayer | None:
+        """Measure a layer; None if no segment of it can be coupled.
+
+        Raises:
+            ValueError: weights are not finite; the message names layer and count.
+        """
+        weights = parameter.detach().cpu().double()
+        size = weights.numel()
+        bad = int((~torch.isfinite(weights)).sum())
+        if bad:
+            raise ValueError(f"layer '{name}': {bad} of {size} weights are not finite (NaN or inf)")
+        h, w, alpha = scales.h, scales.w, scales.alpha
+        if granularity != "layer":
+            segments = Segments.measure(weights, granularity, h, w, alpha)
+            return cls._of_segments(name, parameter, segments) if len(segments.number) else None
+        if size < 2 or weights.min() == weights.max():
+            return None
+        sigma = float(weights.std(correction=0))
+        return cls(name, size, sigma, w * sigma, h * size**-alpha, parameter)
+
+    @classmethod
+    def restore(
+        cls, record: dict[str, Any], parameter: nn.Parameter, granularity: str
+    ) -> CoupledLayer:
+        """Restore a layer from a record, with the scales that it was measured with."""
+        if granularity == "layer":
+            return cls(**record, parameter=parameter)
+        segments = Segments.restore(record, parameter.shape, granularity)
+        return cls._of_segments(record["name"], parameter, segments)
+
+    @classmethod
+    def _of_segments(cls, name: str, parameter: nn.Parameter, segments: Segments) -> CoupledLayer:
+        scales = (segments.sigma, segments.width, segments.strength)
+        sigma, width, strength = map(segments.mean, scales)
+        return cls(name, parameter.numel(), sigma, width, strength, parameter, segments)
+
+    def scales(self, alpha: float) -> Scales:
+        """The h and w that this layer was measured with."""
+        w, segments = self.width / self.sigma, self.segments
+        if segments is None:
+            return Scales(self.strength * self.size**alpha, w, alpha)
+        return Scales(float(segments.strength[0]) * int(segments.size[0]) ** alpha, w, alpha)
+
+    @property
+    def uncoupled_segments(self) -> str:
+        """A note on segments that cannot be coupled; empty if all are."""
+        if self.segments is None or not self.segments.degenerate:
+            return ""
+        return (
+            f"{self.segments.degenerate} of {self.segments.total} segments are not coupled: "
+            "their weights are equal, or only one"
+        )
+
+
+@dataclass(frozen=True)
+class Scales:
+    """Strength h, width w and exponent alpha of a layer (Table I, step 1).
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    h: float
+    w: float
+    alpha: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.h) and self.h >= 0):
+            raise ValueError(f"h must be finite and at least 0, not {self.h}")
+        if not (math.isfinite(self.w) and self.w > 0):
+            raise ValueError(f"w must be finite and above 0, not {self.w}")
+        if not abs(self.alpha) <= MAX_ALPHA:
+            raise ValueError(f"alpha must be from {-MAX_ALPHA} to {MAX_ALPHA}, not {self.alpha}")
+        for name in ("h", "w", "alpha"):
+            object.__setattr__(self, name, float(getattr(self, name)))
+
+
+def degeneracy(parameter: nn.Parameter, granularity: str) -> str:
+    """Why a parameter that `CoupledLayer.measure` refuses cannot be coupled."""
+    size = parameter.numel()
+    if size < 2:
+        return f"it has {size or 'no'} weight"
+    where = "" if granularity == "layer" else f" of each segment ({granularity})"
+    return f"all {size} weights{where} are equal"

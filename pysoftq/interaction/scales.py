@@ -1,0 +1,104 @@
+"""Interaction scales of the segments of a tensor, measured once and then frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from pysoftq.interaction.segments import segment_bounds, segment_ids
+
+
+@dataclass(frozen=True, eq=False)
+class Segments:
+    """The coupled segments of a tensor and their scales, measured once and then frozen.
+
+    A segment whose weights are all equal, as those of a single one are, is not coupled.
+
+    Attributes:
+        total: number of segments G of the tensor, coupled or not.
+        number: (S,) int64, which of them are coupled, ascending.
+        begin: (S,) int64, where each begins in the flattened tensor.
+        size: (S,) int64, its number of weights N_s.
+        sigma: (S,) float64, population standard deviation of its weights when measured.
+        width: (S,) float64, w · sigma_s.
+        strength: (S,) float64, h · N_s^(-alpha).
+    """
+
+    total: int
+    number: Tensor
+    begin: Tensor
+    size: Tensor
+    sigma: Tensor
+    width: Tensor
+    strength: Tensor
+
+    FIELDS: ClassVar = ("number", "sigma", "width", "strength")
+
+    @classmethod
+    def measure(cls, theta: Tensor, granularity: str, h: float, w: float, alpha: float) -> Segments:
+        """Of finite weights."""
+        bounds = segment_bounds(theta.shape, granularity)
+        sigma = _spreads(theta, bounds)
+        number = sigma.nonzero().flatten()
+        size = bounds.diff()[number]
+        sigma = sigma[number]
+        strength = h * size.double() ** -alpha
+        return cls(len(bounds) - 1, number, bounds[number], size, sigma, w * sigma, strength)
+
+    @property
+    def degenerate(self) -> int:
+        """How many segments are not coupled."""
+        return self.total - len(self.number)
+
+    def mean(self, values: Tensor) -> float:
+        """Of a scale, weighted with the segments' sizes."""
+        return float((values * self.size).sum() / self.size.sum())
+
+    def record(self) -> dict[str, Tensor]:
+        """What `restore` needs beside the tensor's shape."""
+        return {field: getattr(self, field).clone() for field in self.FIELDS}
+
+    @classmethod
+    def restore(cls, record: dict[str, Any], shape: Sequence[int], granularity: str) -> Segments:
+        """From a record.
+
+        Raises:
+            ValueError: it is no record, or none of a tensor of this shape and granularity.
+        """
+        bounds = segment_bounds(shape, granularity)
+        total = len(bounds) - 1
+        values = [
+            torch.as_tensor(record.get(field), dtype=torch.float64).cpu() for field in cls.FIELDS
+        ]
+        number = values[0].long()
+        fits = (
+            all(value.shape == number.shape and value.dim() == 1 for value in values)
+            and len(number) > 0
+            and 0 <= int(number[0])
+            and int(number[-1]) < total
+            and bool((number.diff() > 0).all())
+        )
+        if not fits:
+            raise ValueError(f"no record of {total} segments of a tensor of shape {tuple(shape)}")
+        return cls(total, number, bounds[number], bounds.diff()[number], *values[1:])
+
+
+def _spreads(theta: Tensor, bounds: Tensor) -> Tensor:
+    """Population standard deviation of each segment, float64 (G,); exactly 0 for equal weights."""
+    x = theta.detach().cpu().double().reshape(-1)
+    ids, sizes = segment_ids(bounds), bounds.diff()
+    low, high = (
+        torch.zeros(len(sizes), dtype=torch.float64).scatter_reduce_(
+            0, ids, x, reduce, include_self=False
+        )
+        for reduce in ("amin", "amax")
+    )
+    # About the first of the weights, so that no mean outgrows them.
+    d = x - x[bounds[:-1]][ids]
+    mean = torch.zeros_like(low).index_add_(0, ids, d) / sizes
+    variance = torch.zeros_like(low).index_add_(0, ids, (d - mean[ids]) ** 2) / sizes
+    return torch.where(low < high, variance.sqrt(), 0)

@@ -1,0 +1,141 @@
+"""Options as models: each field states its default, bounds and help once.
+
+Keyword arguments, YAML files, the command line and the reference documentation are made from them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
+from typing_extensions import Self
+
+from pysoftq.atomic import atomic_write
+from pysoftq.errors import ConfigError
+
+
+def option(
+    group: str,
+    default: Any,
+    text: str,
+    *,
+    on_resume: bool = False,
+    metavar: str | None = None,
+    **bounds: Any,
+) -> Any:
+    """A field with its help text; ``on_resume`` options may change when a run is resumed."""
+    extra: dict[str, Any] = {"group": group, "on_resume": on_resume, "metavar": metavar}
+    return Field(default, description=text, json_schema_extra=extra, **bounds)
+
+
+class Options(BaseModel):
+    """Base of all option classes: immutable, no unknown names, no NaN.
+
+    Raises:
+        ConfigError: an option is unknown or has a wrong value; the message names each of them.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    def __init__(self, **options: Any) -> None:
+        try:
+            super().__init__(**options)
+        except ValidationError as error:
+            raise ConfigError("; ".join(_explain(problem) for problem in error.errors())) from None
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Append the help of every field to the docstring."""
+        super().__pydantic_init_subclass__(**kwargs)
+        lines = [f"    {name}: {field.description}" for name, field in cls.model_fields.items()]
+        cls.__doc__ = "\n".join([(cls.__doc__ or "").rstrip(), "", "Attributes:", *lines, ""])
+
+    @classmethod
+    def from_dict(cls, options: Mapping[str, Any]) -> Self:
+        """Options by name.
+
+        Raises:
+            ConfigError: an option is unknown or has a wrong value.
+        """
+        if strange := [name for name in options if name not in cls.model_fields]:
+            raise ConfigError(f"unknown option {', '.join(map(repr, strange))}")
+        return cls(**options)
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> Self:
+        """Options from a YAML file of 'option: value' lines, errors as in `from_dict`."""
+        try:
+            return cls.from_dict(read_mapping(path))
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, YAML and `from_dict`."""
+        return self.model_dump(mode="json")
+
+    def to_yaml(self, path: str | Path) -> None:
+        """Write all options, atomically."""
+        with atomic_write(path) as temporary:
+            text = yaml.safe_dump(self.to_dict(), sort_keys=False)
+            temporary.write_text(text, encoding="utf-8")
+
+
+def option_info(field: FieldInfo) -> dict[str, Any]:
+    """Group, metavar and resume rule of a field."""
+    extra = field.json_schema_extra
+    return dict(extra) if isinstance(extra, dict) else {}
+
+
+def may_change_on_resume(field: FieldInfo) -> bool:
+    """Whether a resumed run may set this option anew."""
+    return bool(option_info(field)["on_resume"])
+
+
+def _explain(problem: Any) -> str:
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"unknown option {key!r}"
+    message = problem["msg"].removeprefix("Value error, ")  # of validators in this package
+    return f"option {key!r}: {message}, given {problem['input']!r}"
+
+
+def read_mapping(path: str | Path) -> dict[str, Any]:
+    """A YAML file of 'option: value' lines, of whatever names.
+
+    Raises OSError for a missing file, ConfigError where it is no mapping, or a key comes twice.
+    """
+    with Path(path).open(encoding="utf-8") as file:
+        try:
+            content = yaml.load(file, _Loader)  # noqa: S506 - it is a SafeLoader
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+        except ValueError as error:  # other bytes than UTF-8, a date that is none
+            raise ConfigError(f"{path} is no YAML: {error}") from error
+        except RecursionError as error:
+            raise ConfigError(f"{path} is nested too deeply") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: wanted 'option: value' lines, found {type(content).__name__}")
+    return content
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, which by itself takes the last of several equal keys."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping; refuses a key that comes twice."""
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []
+        keys = [key for key, _ in pairs if isinstance(key, yaml.ScalarNode)]
+        seen = set()
+        for key in keys:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key.value!r} is given twice", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)

@@ -1,0 +1,133 @@
+"""The state of a run between two steps: enough to go on bit for bit."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pysoftq.atomic import atomic_write
+from pysoftq.errors import ConfigError
+from pysoftq.models.weight_files import load_plain
+from pysoftq.run.config import changed_options
+from pysoftq.run.records import EpochMetrics
+from pysoftq.run.setup import Run
+from pysoftq.run.state import RunState
+
+# A file is this line, the SHA-256 of the rest, and the rest: what torch.save writes.
+HEADER = b"pysoftq checkpoint, format 2\n"
+ROWS = ("trajectories", "densities", "density_ranges")  # of the state, stacked in the file
+KEYS = ("config", "data", "state", "model", "optimizer", "softq", "random", "random_cuda")
+
+
+def save_checkpoint(run: Run, optimizer: torch.optim.Optimizer, state: RunState) -> None:
+    """Write everything that the next step depends on, atomically, readable without pickled code."""
+    content = {
+        "config": run.config.model_dump(mode="json"),
+        "data": run.fingerprint,
+        "state": {**asdict(state), **{name: _stacked(getattr(state, name)) for name in ROWS}},
+        "model": run.model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "softq": run.quantizer.state_dict(),
+        **random_state(),
+    }
+    write_sealed(run.folder.checkpoint, content)
+
+
+def load_checkpoint(run: Run, optimizer: torch.optim.Optimizer) -> RunState:
+    """Put model, optimizer, coupling and random generator back, and return the run's state.
+
+    Raises ValueError for a file that is damaged, no checkpoint, or not one of such a network,
+    ConfigError where the data or an option that shapes the training differ from those of the
+    interrupted run.
+    """
+    path = run.folder.checkpoint
+    content = read_sealed(path, KEYS)
+    changed = changed_options(content["config"], run.config)
+    if changed:
+        raise ConfigError(f"the run cannot be resumed with other options: {', '.join(changed)}")
+    if content["data"] != run.fingerprint:
+        raise ConfigError(
+            f"the run cannot be resumed: the data set {run.config.dataset} has changed"
+        )
+    with explained(path):
+        state = RunState(**content["state"])
+        state.metrics = [EpochMetrics(**metrics) for metrics in content["state"]["metrics"]]
+        for name in ROWS:
+            setattr(state, name, list(getattr(state, name)))
+        run.model.load_state_dict(content["model"])
+        restore_optimizer(optimizer, content["optimizer"])
+        run.quantizer.load_state_dict(content["softq"])
+        set_random_state(content)
+    return state
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load an optimizer's state, its tensors laid out in memory as the parameters are now.
+
+    They may come from a run with another layout, and fused optimizers do not look at strides.
+    """
+    optimizer.load_state_dict(state)
+    for parameter, entries in optimizer.state.items():
+        for name, value in entries.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                entries[name] = torch.empty_like(parameter, requires_grad=False).copy_(value)
+
+
+def write_sealed(path: Path, content: dict[str, Any]) -> None:
+    """Write tensors and plain values with a digest, atomically."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    payload = buffer.getbuffer()
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
+        file.write(HEADER + hashlib.sha256(payload).digest())
+        file.write(payload)
+
+
+def read_sealed(path: Path, keys: Collection[str]) -> dict[str, Any]:
+    """What ``write_sealed`` wrote, with just these keys.
+
+    Raises OSError where the file cannot be read, ValueError naming it where it is not whole.
+    """
+    content = path.read_bytes()
+    size = len(HEADER) + hashlib.sha256().digest_size
+    payload = memoryview(content)[size:]
+    if content[:size] != HEADER + hashlib.sha256(payload).digest():
+        raise ValueError(f"{path} is damaged or no checkpoint of pysoftq")
+    found = load_plain(io.BytesIO(payload), path)
+    if not isinstance(found, dict) or found.keys() != set(keys):
+        raise ValueError(f"{path} is no checkpoint of pysoftq with {', '.join(keys)}")
+    return found
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn whatever a wrong content of ``path`` leads to into a ValueError that names it."""
+    try:
+        yield
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} does not fit this run: {error}") from error
+
+
+def random_state() -> dict[str, Any]:
+    """PyTorch's random generators."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"random": torch.get_rng_state(), "random_cuda": cuda}
+
+
+def set_random_state(content: Mapping[str, Any]) -> None:
+    """Put the random generators back."""
+    torch.set_rng_state(content["random"])
+    if torch.cuda.is_available() and content["random_cuda"]:
+        torch.cuda.set_rng_state_all(content["random_cuda"])
+
+
+def _stacked(rows: list[Tensor]) -> Tensor:
+    return torch.stack(rows) if rows else torch.empty(0, 0)

@@ -1,0 +1,85 @@
+"""Training of codebooks on the data of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch.optim import SGD, Adam
+from torch.optim.lr_scheduler import CosineAnnealingLR
+
+from pysoftq.clusters.clusters import Clusters
+from pysoftq.clusters.codebooks import Codebooks
+from pysoftq.data.tasks import Data
+from pysoftq.run.config import CompressConfig
+from pysoftq.run.interrupt import StopRequest
+from pysoftq.run.loop import TrainingLoop
+from pysoftq.run.step import make_step
+
+
+def train_codebooks(
+    codebooks: Codebooks,
+    data: Data,
+    config: CompressConfig,
+    *,
+    first_epoch: int = 0,
+    message: Callable[[str], None] | None = None,
+    stop: StopRequest | None = None,
+) -> dict[str, Clusters]:
+    """Train codebooks, biases and normalisation for ``config.codebook_epochs`` epochs.
+
+    Adam, whose steps are alike for clusters of one weight and of thousands; its learning rate
+    falls from ``codebook_lr`` to 0 along a cosine. SGD trains the weights of ``codebooks`` that
+    may move, so that a weight of little gradient stays where it is; its learning rate falls from
+    ``weights_lr`` in the same way.
+
+    Args:
+        codebooks: of a model; not attached to an optimizer.
+        data: on the model's device.
+        config: gives epochs, learning rates, momentum, seed, batch size, augmentation and speed.
+        first_epoch: offset of the epochs that determine the order of the examples.
+        message: receives a line for each epoch.
+        stop: asked whether to stop after each step.
+
+    Returns:
+        The clusters with the trained values; the model has them too, in evaluation mode.
+
+    Raises:
+        ValueError: there is no epoch to train for, or no learning rate for weights that may move.
+        NonFiniteLossError: a loss is NaN or infinite.
+        Interrupted: a stop was requested.
+    """
+    epochs, lr, weights_lr = config.codebook_epochs, config.codebook_lr, config.weights_lr
+    moving = codebooks.weights()
+    if epochs < 1:
+        raise ValueError(f"`codebook_epochs` must be >= 1, got {epochs}")
+    if moving and not weights_lr > 0:
+        raise ValueError(f"`weights_lr` must be > 0 for weights that move, got {weights_lr}")
+    model = codebooks.model
+    optimizer = Adam([*codebooks.parameters(), *codebooks.rest()], lr=lr)
+    loop = TrainingLoop(
+        "training of codebooks",
+        data,
+        config,
+        epochs,
+        config.batch_size,
+        next(model.parameters()).device,
+        first_epoch=first_epoch,
+        stop=stop or StopRequest(),
+    )
+    schedules = [CosineAnnealingLR(optimizer, loop.steps_in_all)]
+    if moving:
+        sgd = SGD(moving, lr=weights_lr, momentum=config.momentum, nesterov=config.momentum > 0)
+        optimizer.register_step_post_hook(lambda *_: sgd.step())
+        schedules.append(CosineAnnealingLR(sgd, loop.steps_in_all))
+    codebooks.attach(optimizer)
+    step = make_step(model, optimizer, config, config.batch_size)
+    model.train()
+    for epoch in loop.epochs():
+        for inputs, targets in loop.batches():
+            loop.add(*step(inputs, targets), targets)
+            for schedule in schedules:
+                schedule.step()
+        if message is not None:
+            message(f"codebooks: epoch {epoch + 1} of {epochs}, loss {loop.mean_loss:.4f}")
+    model.eval()
+    return codebooks.clusters()

@@ -1,0 +1,219 @@
+"""Options of a compression run, and how they are read from files and the command line.
+
+The defaults are those of Table I of the paper; `presets` lists where data sets and recipes depart.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import field_validator
+
+from pysoftq.coupling.options import ClusteringConfig, override_texts
+from pysoftq.data.names import DATASET_PATTERN, DATASETS
+from pysoftq.errors import ConfigError
+from pysoftq.options import may_change_on_resume, option, read_mapping
+from pysoftq.run.presets import DATASET_DEFAULTS, RECIPES, SAME_DEFAULTS
+
+
+class CompressConfig(ClusteringConfig):
+    """Options of ``pysoftq compress``: those of the coupling, and those of the whole run."""
+
+    # fmt: off
+    dataset: str = option("Data", "digits", f"{', '.join(DATASETS)}. A folder has train/ and "
+        "test/, one sub-folder for each class; pydoc is Python's own help, a text for language "
+        "models; digits:A-B are the digits from A to B, digits:shifted all of them, moved.",
+        metavar="NAME")
+    data_root: Path = option("Data", Path("data"), "Folder for torchvision's data sets.",
+        on_resume=True, metavar="DIR")
+    download: bool = option("Data", True, "Download torchvision's data sets where missing.",
+        on_resume=True)
+    image_size: int | None = option("Data", None, "Resize the images of a folder to this square.",
+        ge=8)
+    mean: tuple[float, ...] | None = option("Data", None, "Mean of the pixels in [0, 1], one "
+        "value or one for each channel; ImageNet's for photographs.", metavar="R,G,B")
+    std: tuple[float, ...] | None = option("Data", None, "Standard deviation likewise.",
+        metavar="R,G,B")
+    split_seed: int | None = option("Data", None, "Seed of the split of the digits into training "
+        "and test images; that of the run by default.", ge=0, lt=2**31)
+    augment: bool = option("Data", True, "Random shifts, and mirror images for photographs.")
+    context: int = option("Data", 128, "Tokens that a language model sees at once.", ge=2)
+
+    model: str = option("Network", "resnet20", "resnet20/32/44/56/110, digits-resnet, "
+        "digits-resnet-small or a classification model of torchvision; for text gpt, or hf:DIR, a "
+        "causal language model in a Hugging Face folder.", metavar="NAME")
+    weights: Path | None = option("Network", None, "Pretrained weights (.pt, .pth, .th or "
+        ".safetensors); without them the network is pretrained first.", metavar="FILE")
+
+    coding: Literal["entropy", "packed"] = option("Clusters", "entropy", "Indices in the "
+        "compressed file: as many bits as their entropy, or ceil(log2 K) bits each (packed).",
+        on_resume=True)
+
+    codebook_epochs: int = option("Clusters", 0, "Epochs in which the clusters' values, biases "
+        "and normalisation are trained after refinement, each weight in its cluster.",
+        on_resume=True, ge=0)
+    codebook_lr: float = option("Clusters", 0.001, "Highest learning rate of these (Adam, falling "
+        "to 0).", on_resume=True, gt=0)
+    weights_lr: float = option("Clusters", 0.0, "Highest learning rate of the weights in these "
+        "epochs (SGD, falling to 0), by which they move to other clusters; 0 keeps each in its "
+        "own.", on_resume=True, ge=0)
+
+    epochs: int = option("Training", 30, "Epochs of soft quantization.", ge=1)
+    batch_size: int = option("Training", 128, "Images or windows of text in a batch.", ge=1)
+    optimizer: Literal["sgd", "adamw"] = option("Training", "sgd", "SGD with Nesterov momentum, "
+        "or AdamW.")
+    lr: float = option("Training", 0.001, "Learning rate.", gt=0)
+    lr_schedule: Literal["constant", "cosine"] = option("Training", "constant", "Learning rate "
+        "throughout (constant), or falling to 0 along a cosine.")
+    momentum: float = option("Training", 0.9, "Nesterov momentum, 0 for plain SGD; of AdamW, the "
+        "decay of the mean gradient.", ge=0, lt=1)
+    weight_decay: float = option("Training", 0.0, "Weight decay.", ge=0)
+
+    pretrain_dataset: str | None = option("Pretraining", None, "Data to pretrain on, as dataset, "
+        "where no weights are given; the same by default.", metavar="NAME")
+    pretrain_epochs: int = option("Pretraining", 60, "Epochs, where no weights are given.", ge=1)
+    pretrain_batch_size: int = option("Pretraining", 64, "Images or windows of text in a batch.",
+        ge=1)
+    pretrain_optimizer: Literal["sgd", "adamw"] = option("Pretraining", "sgd", "As optimizer, "
+        "with momentum 0.9.")
+    pretrain_lr: float = option("Pretraining", 0.1, "Highest learning rate of one cycle.", gt=0)
+    pretrain_weight_decay: float = option("Pretraining", 5e-4, "Weight decay.", ge=0)
+
+    amp: Literal["off", "bf16"] = option("Speed", "off", "Both trainings in float32, or in "
+        "bfloat16 where that is safe (bf16).")
+    channels_last: Literal["auto", "on", "off"] = option("Speed", "auto", "Channels of a weight "
+        "side by side in memory; auto: on a GPU.", on_resume=True)
+    compile: bool = option("Speed", False, "Compile the network by torch.compile: minutes at the "
+        "start, faster steps after.", on_resume=True)
+    graph: Literal["auto", "on", "off"] = option("Speed", "auto", "A training step as one CUDA "
+        "graph; auto: on a GPU.", on_resume=True)
+
+    recipe: Literal["paper", "best"] = option("Run", "paper", "The paper's refinement, or the "
+        "one found best (docs/recipe.md): refine levels and trained codebooks.", on_resume=True)
+    threads: int | None = option("Run", None, "Threads on the CPU; all cores by default.",
+        on_resume=True, ge=1, le=1024)
+    device: str = option("Run", "auto", "Where the network runs: auto, cpu, cuda, cuda:N or mps; "
+        "auto takes CUDA where it is present.", on_resume=True, metavar="NAME")
+    checkpoint_minutes: float = option("Run", 10.0, "A checkpoint is written after each epoch and "
+        "after this time within one.", on_resume=True, gt=0)
+    # fmt: on
+
+    @field_validator("dataset", "pretrain_dataset")
+    @classmethod
+    def _known_dataset(cls, name: str | None) -> str | None:
+        if name is not None and not re.fullmatch(DATASET_PATTERN, name, re.DOTALL):
+            raise ValueError(f"wanted one of {', '.join(DATASETS)}")
+        return name
+
+    @field_validator("device")
+    @classmethod
+    def _known_device(cls, name: str) -> str:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?|mps", name):
+            raise ValueError("wanted auto, cpu, cuda, cuda:N or mps")
+        return name
+
+    @field_validator("amp", "channels_last", "graph", mode="before")
+    @classmethod
+    def _switch(cls, value: Any) -> Any:
+        # YAML reads on and off as truth values.
+        return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+    @field_validator("mean", "std", mode="before")
+    @classmethod
+    def _channels(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return tuple(value.split(","))
+        return (value,) if isinstance(value, (int, float)) else value
+
+    @field_validator("std")
+    @classmethod
+    def _positive(cls, value: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if value is not None and min(value, default=0) <= 0:
+            raise ValueError("wanted values above 0")
+        return value
+
+
+def make_config(*layers: Mapping[str, Any]) -> CompressConfig:
+    """Options from several sources, a later one winning; the data set's defaults come first.
+
+    A source that names a recipe brings in what belongs to it, its own other options winning.
+
+    Raises ConfigError naming each option that is unknown or has a wrong value.
+    """
+    given: dict[str, Any] = {}
+    for layer in layers:
+        given |= {**recipe_options(layer), **layer}
+    return CompressConfig.from_dict({**dataset_defaults(given), **given})
+
+
+def dataset_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Where the defaults of the chosen data set depart from those of the paper."""
+    dataset = given.get("dataset", CompressConfig.model_fields["dataset"].default)
+    if not isinstance(dataset, str):
+        return {}
+    kind = dataset.partition(":")[0]
+    return dict(DATASET_DEFAULTS.get(SAME_DEFAULTS.get(kind, kind), {}))
+
+
+def recipe_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What the recipe named in these options stands for; empty where none is."""
+    name = given.get("recipe")
+    return dict(RECIPES.get(name, {})) if isinstance(name, str) else {}
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """The options set in a YAML file, each key checked; values are checked by ``make_config``.
+
+    Raises OSError for a missing file, ConfigError where it is no mapping of known options, each
+    given once.
+    """
+    content = read_mapping(path)
+    try:
+        make_config(content)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    return content
+
+
+def command_line(config: CompressConfig) -> str:
+    """The ``pysoftq compress`` command of these options, those left out that are the defaults.
+
+    An option that is None where the default is not cannot be written as a flag, and is left out.
+    """
+    values = config.model_dump(mode="json")
+    chosen = {"dataset": config.dataset, "recipe": config.recipe}
+    defaults = make_config(chosen).model_dump(mode="json")
+    words = ["pysoftq", "compress"]
+    if config.dataset != CompressConfig.model_fields["dataset"].default:
+        words += ["--dataset", config.dataset]
+    if config.recipe != CompressConfig.model_fields["recipe"].default:
+        words += ["--recipe", config.recipe]
+    for name, value in values.items():
+        flag = name.replace("_", "-")
+        if value == defaults[name] or value is None:
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        elif isinstance(value, dict):
+            words += [word for text in override_texts(value) for word in (f"--{flag}", text)]
+        elif isinstance(value, list) and all(isinstance(part, str) for part in value):
+            words += [word for part in value for word in (f"--{flag}", part)]
+        elif isinstance(value, list):
+            words += [f"--{flag}", ",".join(map(str, value))]
+        else:
+            words += [f"--{flag}", str(value)]
+    return shlex.join(words)
+
+
+def changed_options(saved: Mapping[str, Any], config: CompressConfig) -> list[str]:
+    """Names of the options that shape the training and differ from those saved with a run."""
+    now = config.model_dump(mode="json")
+    return [
+        name
+        for name, field in CompressConfig.model_fields.items()
+        if name in saved and saved[name] != now[name] and not may_change_on_resume(field)
+    ]

@@ -1,0 +1,66 @@
+"""The training of soft quantization (Table I of the paper)."""
+
+from __future__ import annotations
+
+from torch.optim import Optimizer
+
+from pysoftq.run.checkpoint import save_checkpoint
+from pysoftq.run.interrupt import StopRequest
+from pysoftq.run.loop import TrainingLoop
+from pysoftq.run.metrics import epoch_metrics, first_metrics
+from pysoftq.run.optimizers import set_lr
+from pysoftq.run.recording import Recording, snapshot
+from pysoftq.run.setup import Run
+from pysoftq.run.state import RunState
+from pysoftq.run.step import make_step
+
+
+def finetune(run: Run, optimizer: Optimizer, state: RunState, stop: StopRequest) -> None:
+    """Train from ``state`` to the last epoch; the quantizer is not attached to the optimizer.
+
+    Raises as `TrainingLoop` does, and ValueError for weights that are not finite, once results
+    are read; the last checkpoint is kept.
+    """
+    config, softq = run.config, run.quantizer
+    step = make_step(run.model, optimizer, config, config.batch_size, softq)
+
+    def read() -> None:
+        state.add_force_time(step.force_time.read())
+        recording.read(state)
+        softq.check()
+
+    loop = TrainingLoop(
+        "soft quantization",
+        run.data,
+        config,
+        config.epochs,
+        config.batch_size,
+        run.device,
+        place=state,
+        stop=stop,
+        save=lambda: save_checkpoint(run, optimizer, state),
+        on_read=read,
+    )
+    recording = Recording(softq, config.epochs, loop.batches_in_epoch)
+    if not state.metrics:
+        state.metrics.append(first_metrics(run))
+        run.folder.write_metrics(state.metrics)
+        run.observer.on_epoch(state.metrics[0])
+        save_checkpoint(run, optimizer, state)
+
+    for epoch in loop.epochs():
+        softq.fraction = config.fraction(epoch, config.epochs)
+        run.model.train()
+        for inputs, targets in loop.batches():
+            recording.note(state)
+            set_lr(optimizer, config, state.step / loop.steps_in_all)
+            loss, correct = step(inputs, targets)  # forward, backward, force, optimizer
+            loop.add(loss, correct, targets)
+            run.observer.on_step(state)
+        if epoch == 0:
+            state.early = snapshot(recording.shown.weights())
+        if epoch + 1 == config.epochs:
+            recording.finish(state)
+        state.metrics.append(epoch_metrics(run, optimizer, state))
+        run.folder.append_metrics(state.metrics[-1])
+        run.observer.on_epoch(state.metrics[-1])

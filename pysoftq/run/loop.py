@@ -1,0 +1,161 @@
+"""The training loop of all trainings of a run: pretraining, coupling, codebooks, PARQ."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from pysoftq.data.images import batch_count
+from pysoftq.data.tasks import Data
+from pysoftq.errors import Interrupted, NonFiniteLossError
+from pysoftq.run.config import CompressConfig
+from pysoftq.run.interrupt import StopRequest
+from pysoftq.run.step import Tally
+
+
+@dataclass
+class Place:
+    """Where a training stands: the next batch, and sums over the epoch so far.
+
+    ``epoch`` and ``batch`` count from 0, ``step`` counts optimizer steps. ``loss_sum`` and
+    ``correct`` are over ``seen`` predictions, ``seconds`` is the time of the epoch's steps.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    loss_sum: float = 0.0
+    correct: int = 0
+    seen: int = 0
+    seconds: float = 0.0
+
+    def next_epoch(self) -> None:
+        """Go to the first batch of the next epoch."""
+        self.epoch += 1
+        self.batch = self.correct = self.seen = 0
+        self.loss_sum = self.seconds = 0.0
+
+
+@dataclass
+class TrainingLoop:
+    """Epochs and batches of one training; owns the tally, the stops and the checkpoints.
+
+    To be used as::
+
+        for _ in loop.epochs():
+            for inputs, targets in loop.batches():
+                loop.add(*step(inputs, targets), targets)
+
+    Results of steps are read after each step on a CPU, where reading costs nothing, else at the
+    end of an epoch and before a checkpoint. A checkpoint is written after each epoch, after
+    ``config.checkpoint_minutes`` within one, and when a stop is requested.
+
+    Attributes:
+        name: of the training, for messages.
+        data: on the device of the network.
+        config: gives seed, augmentation and the time between checkpoints.
+        epochs_in_all, batch_size: of this training.
+        device: of the network.
+        place: where to begin; kept up to date.
+        first_epoch: offset of the epochs that determine the order of the examples.
+        stop: asked whether to stop after each step.
+        save: writes a checkpoint; None where there are none.
+        on_read: called whenever the results of steps have been read.
+
+    Raises:
+        Interrupted: a stop was requested; with `save`, a checkpoint has been written.
+        NonFiniteLossError: a loss is NaN or infinite; the last checkpoint is kept.
+    """
+
+    SYNCHRONOUS: ClassVar = ("cpu",)  # devices whose results can be read without waiting
+
+    name: str
+    data: Data
+    config: CompressConfig
+    epochs_in_all: int
+    batch_size: int
+    device: torch.device
+    place: Place = field(default_factory=Place)
+    first_epoch: int = 0
+    stop: StopRequest = field(default_factory=StopRequest)
+    save: Callable[[], None] | None = None
+    on_read: Callable[[], None] | None = None
+
+    def __post_init__(self) -> None:
+        self._tally = Tally()
+        self._saved = time.monotonic()
+        self.batches_in_epoch = batch_count(len(self.data.train), self.batch_size)
+
+    @property
+    def steps_in_all(self) -> int:
+        """Number of steps of the whole training."""
+        return self.epochs_in_all * self.batches_in_epoch
+
+    def epochs(self) -> Iterator[int]:
+        """Yield the numbers of the epochs still to do, from 0."""
+        while self.place.epoch < self.epochs_in_all:
+            yield self.place.epoch
+            self.place.next_epoch()
+            self._checkpoint()
+            if self.stop.asked:
+                raise Interrupted
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield inputs and targets of the batches still to do in this epoch."""
+        place, config = self.place, self.config
+        clock = time.perf_counter()
+        for batch in self.data.batches(
+            config.seed,
+            self.first_epoch + place.epoch,
+            self.batch_size,
+            start=place.batch,
+            augment=config.augment,
+        ):
+            yield batch
+            ended, asked = place.batch == self.batches_in_epoch, self.stop.asked
+            due = time.monotonic() - self._saved > 60 * config.checkpoint_minutes
+            if ended or asked or due or self.device.type in self.SYNCHRONOUS:
+                self._read()
+                now = time.perf_counter()
+                place.seconds, clock = place.seconds + now - clock, now
+            if (asked or due) and not ended:
+                self._checkpoint()
+                if asked:
+                    raise Interrupted
+
+    def add(self, loss: Tensor, correct: Tensor, targets: Tensor) -> None:
+        """Count a step; what it returned stays on the device until it is read."""
+        self._tally.add(loss, correct, targets.numel())
+        self.place.step += 1
+        self.place.batch += 1
+
+    @property
+    def mean_loss(self) -> float:
+        """Mean loss of the predictions of this epoch that have been read."""
+        return self.place.loss_sum / self.place.seen
+
+    def _read(self) -> None:
+        place, results = self.place, self._tally.read()
+        for step, (loss, correct, size) in enumerate(results, place.step - len(results)):
+            if not math.isfinite(loss):
+                raise NonFiniteLossError(
+                    f"{self.name}: the task loss is {loss} at step {step} "
+                    f"(epoch {place.epoch + 1}): a lower learning rate or h may help"
+                    + ("; the last checkpoint is kept" if self.save else "")
+                )
+            place.loss_sum += loss * size
+            place.correct += correct
+            place.seen += size
+        if self.on_read is not None:
+            self.on_read()
+
+    def _checkpoint(self) -> None:
+        if self.save is not None:
+            self.save()
+            self._saved = time.monotonic()

@@ -1,0 +1,65 @@
+"""What is measured of a run after each epoch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.optim import Optimizer
+
+from pysoftq.clusters.clusters import mean_bit_width
+from pysoftq.run.evaluation import evaluate
+from pysoftq.run.records import EpochMetrics
+from pysoftq.run.setup import Run
+from pysoftq.run.state import RunState
+
+
+def first_metrics(run: Run) -> EpochMetrics:
+    """The pretrained state, as epoch 0; only here is the training loss that of evaluation mode."""
+    config, task = run.config, run.data.task
+    loss, accuracy = evaluate(run.model, run.data, run.data.train)
+    return EpochMetrics(
+        epoch=0,
+        step=0,
+        task_loss=loss,
+        train_merit=task.merit_of(loss, accuracy),
+        fraction=config.fraction(0, config.epochs),
+        learning_rate=config.lr,
+        seconds=0.0,
+        **_measured(run),
+    )
+
+
+def epoch_metrics(run: Run, optimizer: Optimizer, state: RunState) -> EpochMetrics:
+    """The metrics of an epoch; loss and merit in training are means over its own batches."""
+    loss, accuracy = state.loss_sum / state.seen, state.correct / state.seen
+    share = None if state.force_seconds is None else state.force_seconds / state.seconds
+    return EpochMetrics(
+        epoch=state.epoch + 1,
+        step=state.step,
+        task_loss=loss,
+        train_merit=run.data.task.merit_of(loss, accuracy),
+        fraction=run.quantizer.fraction,
+        learning_rate=optimizer.param_groups[0]["lr"],
+        seconds=state.seconds,
+        samples_per_second=state.seen / state.seconds,
+        coupling_share=share,
+        **_measured(run),
+    )
+
+
+def _measured(run: Run) -> dict[str, Any]:
+    """What is measured alike at the start and after each epoch."""
+    config, softq, task = run.config, run.quantizer, run.data.task
+    found = softq.clusters(config.bits)
+    refined = softq.refine(found, config.n_min, config.refinement, config.rd_weight)
+    sizes = [layer.size for layer in softq.layers]
+    return {
+        "task": task.name,
+        "coupling_energy": softq.energy().total,
+        "test_merit": task.merit_of(*evaluate(run.model, run.data, run.data.test)),
+        "mean_bits": mean_bit_width(sizes, [clusters.bits for clusters in found.values()]),
+        "mean_bits_refined": mean_bit_width(
+            sizes, [clusters.bits for clusters in refined.values()]
+        ),
+        "clusters": {name: clusters.K for name, clusters in found.items()},
+    }

@@ -1,0 +1,204 @@
+"""The end of a run: clusters, comparison with the baselines, files."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from safetensors.torch import save
+from torch import Tensor
+
+from pysoftq.artifact import save_compressed
+from pysoftq.atomic import atomic_write
+from pysoftq.baselines import histogram_equalize
+from pysoftq.clusters.clusters import Clusters, mean_bit_width
+from pysoftq.clusters.codebooks import Codebooks
+from pysoftq.clusters.values import unique
+from pysoftq.models.weight_files import cpu_state, save_state, stored_once
+from pysoftq.run.codebooks import train_codebooks
+from pysoftq.run.evaluation import evaluate
+from pysoftq.run.folder import RunFolder
+from pysoftq.run.interrupt import stop_on_signals
+from pysoftq.run.recording import figure_part, followed_part, snapshot
+from pysoftq.run.records import WeightRecords
+from pysoftq.run.setup import Run
+from pysoftq.run.state import RunState
+from pysoftq.run.summary import NetworkRow, Summary, TrainingSpeed
+
+HEQ_BITS = (5, 4, 3, 2)
+
+
+def finish(run: Run, state: RunState, pretrained: dict[str, Tensor]) -> Summary:
+    """Find the clusters, compare the networks, and write the files of a finished run."""
+    model, softq, config = run.model, run.quantizer, run.config
+    soft = cpu_state(model)
+    save_state(soft, run.folder.soft)
+    shown = figure_part(softq)
+    weights = {"weights_soft": snapshot(shown.weights())}
+
+    networks = [float_row(run, "pretrained", pretrained), float_row(run, "soft", soft)]
+    name = f"soft, {config.bits}-bit clusters"
+    networks.append(clustered_row(run, name, softq.clusters(config.bits)))
+
+    model.load_state_dict(soft)
+    report = softq.finalize(**config.cluster_options)
+    if config.codebook_epochs:
+        merged = present_clusters(run)
+        networks.append(clustered_row(run, "soft, refined, before training", merged))
+        run.observer.message(
+            f"training the codebooks: {config.codebook_epochs} epochs after {config.epochs}"
+        )
+        train_refined(run, merged, soft)
+    weights["weights_final"] = snapshot(shown.weights())
+    write_compressed(run, run.folder.compressed)
+    refined = present_clusters(run)  # those of the file
+    networks.append(clustered_row(run, "soft, refined", refined))
+
+    model.load_state_dict(pretrained)
+    weights["weights_pretrained"] = snapshot(shown.weights())
+    for bits in HEQ_BITS:
+        model.load_state_dict(pretrained)
+        equalized = {
+            layer.name: histogram_equalize(layer.parameter.detach(), bits) for layer in softq.layers
+        }
+        networks.append(clustered_row(run, f"HEQ-{bits}", equalized))
+
+    summary = Summary(
+        tuple(networks),
+        report.with_clusters(refined),
+        dict(softq.excluded),
+        TrainingSpeed.of(state.metrics),
+        run.data.task.name,
+    )
+    weight_records(run, state, weights).save(run.folder.records)
+    write_report(run, summary, state)
+    return summary
+
+
+def present_clusters(run: Run) -> dict[str, Clusters]:
+    """The distinct values of each coupled layer, as they are in the model."""
+    softq = run.quantizer
+    return {layer.name: unique(layer.parameter, softq.bounds(layer)) for layer in softq.layers}
+
+
+def train_refined(run: Run, clusters: Mapping[str, Clusters], soft: Mapping[str, Tensor]) -> None:
+    """Train the codebooks of the refined clusters, and the ``soft`` weights where they may move.
+
+    A run that is stopped here repeats this part. Raises Interrupted after SIGINT or SIGTERM.
+    """
+    config = run.config
+    coded = config.coding == "entropy" and config.refinement != "count"
+    codebooks = Codebooks(
+        run.model,
+        clusters,
+        {name: soft[name] for name in clusters} if config.weights_lr else None,
+        run.quantizer.rd_weights(config.rd_weight if coded else 0.0),
+    )
+    with stop_on_signals() as stop:
+        train_codebooks(
+            codebooks,
+            run.data,
+            config,
+            first_epoch=config.epochs,
+            message=run.observer.message,
+            stop=stop,
+        )
+
+
+def float_row(run: Run, name: str, state: dict[str, Tensor]) -> NetworkRow:
+    """Measure a network in float32."""
+    model = run.model
+    model.load_state_dict(state)
+    loss, accuracy = evaluate(model, run.data, run.data.test)
+    size = written_size(run.folder, lambda path: path.write_bytes(save(stored_once(model))))
+    return NetworkRow(name, accuracy, None, None, None, size, loss)
+
+
+def clustered_row(run: Run, name: str, clusters: Mapping[str, Clusters]) -> NetworkRow:
+    """Measure the network with its coupled layers replaced by clusters; the rest is as it is."""
+    with torch.no_grad():
+        for layer in run.quantizer.layers:
+            layer.parameter.copy_(clusters[layer.name].weights(layer.parameter.shape))
+    found = list(clusters.values())
+    sizes = [one.size for one in found]
+    loss, accuracy = evaluate(run.model, run.data, run.data.test)
+    return NetworkRow(
+        name,
+        accuracy=accuracy,
+        bits=mean_bit_width(sizes, [one.bits for one in found]),
+        container_bits=mean_bit_width(sizes, [one.container_bits for one in found]),
+        entropy_bits=mean_bit_width(sizes, [one.entropy_bits for one in found]),
+        codebook_bytes=sum(one.codebook_bytes for one in found),
+        bytes_on_disk=written_size(run.folder, lambda path: write_compressed(run, path)),
+        loss=loss,
+    )
+
+
+def write_compressed(run: Run, path: Path) -> None:
+    """Write the compressed file, which also describes the inputs of the network."""
+    config = run.config
+    save_compressed(
+        run.model,
+        path,
+        coding=config.coding,
+        granularity=config.granularity,
+        metadata=run.data.metadata(),
+    )
+
+
+def written_size(folder: RunFolder, write: Callable[[Path], Any]) -> int:
+    """Bytes of the file that ``write`` makes."""
+    path = folder.path / ".measured.safetensors"
+    try:
+        write(path)
+        return path.stat().st_size
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def weight_records(run: Run, state: RunState, weights: dict[str, Tensor]) -> WeightRecords:
+    """The arrays that the figures are drawn from."""
+    shown, followed = figure_part(run.quantizer), followed_part(run.quantizer)
+    early = state.early if state.early is not None else weights["weights_soft"]
+    stages: dict[str, Any] = {name: value.numpy() for name, value in weights.items()}
+    return WeightRecords(
+        layer=shown.name,
+        width=shown.width,
+        strength=shown.strength,
+        bins=run.config.bins,
+        bits=run.config.bits,
+        weights_early=early.numpy(),
+        **stages,
+        trajectory_layer=followed.name,
+        trajectory_width=followed.width,
+        trajectory_steps=torch.tensor(state.trajectory_steps).numpy(),
+        trajectories=torch.stack(state.trajectories).numpy(),
+        density_steps=torch.tensor(state.density_steps).numpy(),
+        densities=torch.stack(state.densities).numpy(),
+        density_ranges=torch.stack(state.density_ranges).numpy(),
+    )
+
+
+def write_report(run: Run, summary: Summary, state: RunState) -> None:
+    """Write report.json and report.txt."""
+    content = {
+        **summary.to_dict(),
+        "config": run.config.model_dump(mode="json"),
+        "steps": state.step,
+    }
+    text = io.StringIO()
+    console = Console(file=text, width=200)
+    layers = summary.layers
+    console.print(layers.table(), *summary.remarks(), summary.table(), sep="\n")
+    console.print(layers.coverage_table(), layers.tensor_table())
+    for path, body in (
+        (run.folder.report, json.dumps(content, indent=2) + "\n"),
+        (run.folder.report_text, text.getvalue()),
+    ):
+        with atomic_write(path) as temporary:
+            temporary.write_text(body, encoding="utf-8")

@@ -1,0 +1,161 @@
+"""The pretrained network that a run begins with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pysoftq.data.tasks import Data
+from pysoftq.errors import ConfigError
+from pysoftq.models.huggingface import is_folder_model
+from pysoftq.models.weight_files import cpu_state, load_weights, restore, save_state
+from pysoftq.run.checkpoint import (
+    explained,
+    random_state,
+    read_sealed,
+    restore_optimizer,
+    set_random_state,
+    write_sealed,
+)
+from pysoftq.run.config import CompressConfig
+from pysoftq.run.interrupt import StopRequest, stop_on_signals
+from pysoftq.run.loop import Place, TrainingLoop
+from pysoftq.run.optimizers import make_optimizer
+from pysoftq.run.pretrain_cache import cache_folder, cache_key, keep, may_write, reuse
+from pysoftq.run.setup import Run, make_model, read_pretraining_data
+from pysoftq.run.step import make_step
+
+
+def load_pretrained(run: Run) -> dict[str, Tensor]:
+    """Put the weights that the run begins with into its model, and keep them in the folder.
+
+    They are the run's own where it has got so far, else those given or that the model brought
+    along, else pretrained ones, on other data where ``pretrain_dataset`` says so.
+    """
+    config, folder = run.config, run.folder
+    brought = is_folder_model(config.model)
+    if config.pretrain_dataset is not None and brought:
+        raise ConfigError("option 'pretrain_dataset': the network comes with its weights already")
+    given = folder.pretrained if folder.pretrained.is_file() else config.weights
+    if given is not None:
+        restore(run.model, load_weights(given), given)
+    elif not brought:
+        other = read_pretraining_data(config)
+        source = run.data if other is None else other.to(run.device)
+        learner = learner_of(run.model, run.data, source, config)
+        with stop_on_signals() as stop:
+            pretrain_or_reuse(run, learner, source, stop)
+        if learner is not run.model:
+            transfer(learner, run.model, run.observer.message)
+    state = cpu_state(run.model)
+    if given != folder.pretrained:
+        save_state(state, folder.pretrained)
+    folder.pretraining.unlink(missing_ok=True)
+    return state
+
+
+def learner_of(model: nn.Module, data: Data, source: Data, config: CompressConfig) -> nn.Module:
+    """The network to pretrain on ``source``: ``model`` itself, if the classes are as many.
+
+    Raises ConfigError where inputs of ``source`` do not fit a network for ``data``.
+    """
+    shape, wanted = source.model_shape, data.model_shape
+    for name in sorted(shape.keys() | wanted.keys()):
+        if name != "num_classes" and shape.get(name) != wanted.get(name):
+            raise ConfigError(
+                f"a network for {config.dataset} cannot be pretrained on {config.pretrain_dataset}:"
+                f" {name} is {wanted.get(name)} of the one, {shape.get(name)} of the other"
+            )
+    if shape == wanted:
+        return model
+    return make_model(config, source, next(model.parameters()).device)
+
+
+def transfer(learner: nn.Module, model: nn.Module, message: Callable[[str], None]) -> None:
+    """Give ``model`` what ``learner`` has learnt; the head, of other classes, stays as it was."""
+    learnt, state = cpu_state(learner), model.state_dict()
+    head = [name for name, value in state.items() if learnt[name].shape != value.shape]
+    model.load_state_dict({**learnt, **{name: state[name] for name in head}})
+    message(f"begun anew, for other classes: {', '.join(head)}")
+
+
+def pretrain_or_reuse(run: Run, learner: nn.Module, source: Data, stop: StopRequest) -> None:
+    """Train ``learner`` on ``source``, or take its weights from the cache if they are there.
+
+    A cache that cannot be read or written is reported and not used.
+    """
+    config, message = run.config, run.observer.message
+    key = cache_key(source, config)
+    path = cache_folder() / f"{config.model}-{key}.safetensors"
+    if reuse(learner, path, message):
+        return
+    writable = may_write(path.parent, message)
+    name = config.pretrain_dataset or config.dataset
+    message(f"pretraining {config.model} on {name}: {config.pretrain_epochs} epochs")
+    pretrain(run, learner, source, key, stop)
+    if writable:
+        keep(learner, path, message)
+
+
+def pretrain(run: Run, learner: nn.Module, source: Data, key: str, stop: StopRequest) -> None:
+    """Train with weight decay and one cycle of the learning rate, momentum 0.9.
+
+    Resumes from the folder's checkpoint of pretraining where there is one, bit for bit; ``key``
+    identifies the pretraining that a checkpoint belongs to.
+
+    Raises as `TrainingLoop` does, and ConfigError where the checkpoint is of other data or options.
+    """
+    config, checkpoint = run.config, run.folder.pretraining
+    optimizer = make_optimizer(
+        learner, config.pretrain_lr, 0.9, config.pretrain_weight_decay, config.pretrain_optimizer
+    )
+    place = Place()
+    loop = TrainingLoop(
+        "pretraining",
+        source,
+        config,
+        config.pretrain_epochs,
+        config.pretrain_batch_size,
+        run.device,
+        place=place,
+        stop=stop,
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer,
+        max_lr=config.pretrain_lr,
+        total_steps=loop.steps_in_all + 1,
+        cycle_momentum=False,
+    )
+    parts: dict[str, Any] = {"model": learner, "optimizer": optimizer, "schedule": schedule}
+
+    def save() -> None:
+        states = {name: part.state_dict() for name, part in parts.items()}
+        write_sealed(checkpoint, {**states, **asdict(place), "key": key, **random_state()})
+
+    loop.save = save
+    if checkpoint.is_file():
+        content = read_sealed(checkpoint, (*parts, *asdict(place), "key", "random", "random_cuda"))
+        if content["key"] != key:
+            raise ConfigError("the pretraining cannot be resumed: its data or options have changed")
+        with explained(checkpoint):
+            learner.load_state_dict(content["model"])
+            restore_optimizer(optimizer, content["optimizer"])
+            schedule.load_state_dict(content["schedule"])
+            set_random_state(content)
+        for name in asdict(place):
+            setattr(place, name, content[name])
+        run.observer.message(f"pretraining resumes after {place.epoch} epochs")
+
+    report_every = max(1, config.pretrain_epochs // 5)
+    step = make_step(learner, optimizer, config, config.pretrain_batch_size)
+    learner.train()
+    for epoch in loop.epochs():
+        for inputs, targets in loop.batches():
+            loop.add(*step(inputs, targets), targets)
+            schedule.step()
+        if (epoch + 1) % report_every == 0:
+            run.observer.message(f"pretraining: epoch {epoch + 1}, loss {loop.mean_loss:.4f}")

@@ -1,0 +1,238 @@
+"""What a run writes about itself while it trains, as dataclasses with their files.
+
+`EpochMetrics` is a line of ``metrics.jsonl``, `WeightRecords` is ``records.npz``.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pysoftq.atomic import atomic_write
+from pysoftq.data.tasks import CLASSIFICATION, TASKS, Task
+from pysoftq.interaction.densities import Density
+
+FloatArray = NDArray[np.float32] | NDArray[np.float64]
+
+STAGES = ("weights_pretrained", "weights_early", "weights_soft", "weights_final")
+_NEEDED = ("epoch", "step", "task_loss", "coupling_energy", "mean_bits", "mean_bits_refined")
+
+
+@dataclass(frozen=True)
+class EpochMetrics:
+    """The state after an epoch; epoch 0 is the pretrained network.
+
+    Attributes:
+        epoch, step: epochs and steps done by then.
+        task_loss: mean training loss over the batches of the epoch, in nats.
+        coupling_energy: L_C of Eq. 6, summed over the layers with their strengths.
+        train_merit, test_merit: the task's figure of merit; in the file, train_accuracy or
+            train_perplexity and so on.
+        fraction: of the weights that the histogram was drawn from.
+        learning_rate: of the last step.
+        mean_bits, mean_bits_refined: mean bit-widths (Eq. 8) if the run ended here.
+        clusters: those of each layer before refinement.
+        seconds: time of the epoch's steps.
+        samples_per_second: in the file, images_per_second or tokens_per_second.
+        coupling_share: the force's share of the time; None where a CUDA graph hides it.
+        task: name of the task.
+    """
+
+    epoch: int
+    step: int
+    task_loss: float
+    coupling_energy: float
+    train_merit: float
+    test_merit: float
+    fraction: float
+    learning_rate: float
+    mean_bits: float
+    mean_bits_refined: float
+    clusters: dict[str, int]
+    seconds: float
+    samples_per_second: float | None = None
+    coupling_share: float | None = None
+    task: str = CLASSIFICATION.name
+
+    @property
+    def measure(self) -> Task:
+        """The task itself."""
+        return TASKS[self.task]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON, merit and speed under the names that the task gives them."""
+        names = _task_names(self.measure)
+        return {
+            names.get(name, name): value for name, value in asdict(self).items() if name != "task"
+        }
+
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> EpochMetrics:
+        """Read what `to_dict` gave; other keys are ignored.
+
+        Raises:
+            ValueError: an entry is missing, or of another type.
+        """
+        task = next((t for t in TASKS.values() if f"test_{t.merit}" in row), CLASSIFICATION)
+        names = _task_names(task)
+        try:
+            values = {
+                field.name: row[names.get(field.name, field.name)]
+                for field in fields(cls)
+                if names.get(field.name, field.name) in row
+            }
+            numbers = {name: float(values[name]) for name in (*_NEEDED, "test_merit")}
+            clusters = {str(name): int(count) for name, count in values["clusters"].items()}
+            numbers |= {"epoch": int(numbers["epoch"]), "step": int(numbers["step"])}
+            return cls(**{**values, **numbers, "clusters": clusters, "task": task.name})
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            wanted = ", ".join((*_NEEDED, f"test_{task.merit}", "clusters"))
+            raise ValueError(f"wanted a JSON object with {wanted} ({error!r})") from error
+
+
+def _task_names(task: Task) -> dict[str, str]:
+    merits = {f"{half}_merit": f"{half}_{task.merit}" for half in ("train", "test")}
+    return {**merits, "samples_per_second": f"{task.samples}_per_second"}
+
+
+def read_metrics(path: str | Path) -> list[EpochMetrics]:
+    """The epochs of a ``metrics.jsonl``, in order.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a line is no such metrics; the message names file and line.
+    """
+    path = _existing(path)
+    epochs: dict[int, EpochMetrics] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            metrics = EpochMetrics.from_dict(json.loads(line))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from error
+        epochs[metrics.epoch] = metrics  # of an epoch written twice, the later line holds
+    if not epochs:
+        raise ValueError(f"{path}: empty, wanted one line per epoch")
+    ordered = [epochs[epoch] for epoch in sorted(epochs)]
+    if any(metrics.clusters.keys() != ordered[0].clusters.keys() for metrics in ordered):
+        raise ValueError(f"{path}: got clusters of other layers in some lines, wanted the same")
+    return ordered
+
+
+@dataclass(frozen=True)
+class WeightRecords:
+    """One layer at four stages and its density at many steps; some weights of the last layer.
+
+    The four stages have shape (N,) and one order; ``width`` and ``strength`` are w_l and h_l of
+    ``layer``; ``trajectories`` is (T, M): M weights of ``trajectory_layer``, whose width is
+    ``trajectory_width``, at T steps. ``densities`` is (D, B): counts of the weights of ``layer`` in
+    B bins between low and high of ``density_ranges`` (D, 2), at D steps.
+    """
+
+    layer: str
+    width: float
+    strength: float
+    bins: int
+    bits: int
+    weights_pretrained: FloatArray
+    weights_early: FloatArray
+    weights_soft: FloatArray
+    weights_final: FloatArray
+    trajectory_layer: str
+    trajectory_width: float
+    trajectory_steps: NDArray[np.int64]
+    trajectories: FloatArray
+    density_steps: NDArray[np.int64]
+    densities: NDArray[np.int64]
+    density_ranges: NDArray[np.float64]
+
+    def density(self, row: int) -> Density:
+        """The density of ``layer`` at ``density_steps[row]``."""
+        counts, (low, high) = self.densities[row], self.density_ranges[row]
+        return Density(counts, low, high, (high - low) / counts.size, int(counts.sum()))
+
+    def save(self, path: Path) -> None:
+        """Write ``records.npz``, atomically."""
+        arrays: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        with atomic_write(path) as temporary:
+            np.savez_compressed(temporary, **arrays)
+
+    @classmethod
+    def load(cls, path: str | Path) -> WeightRecords:
+        """Read ``records.npz``.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is no such archive; the message names the file and what is wrong.
+        """
+        path = _existing(path)
+        values = _read_archive(path)
+        missing = [field.name for field in fields(cls) if field.name not in values]
+        if missing:
+            raise ValueError(f"{path}: not the records of a run: without {', '.join(missing)}")
+        if problem := _misshapen(values):
+            raise ValueError(f"{path}: {problem}")
+        return cls(
+            layer=str(values["layer"]),
+            width=float(values["width"]),
+            strength=float(values["strength"]),
+            bins=int(values["bins"]),
+            bits=int(values["bits"]),
+            **{stage: values[stage] for stage in STAGES},
+            trajectory_layer=str(values["trajectory_layer"]),
+            trajectory_width=float(values["trajectory_width"]),
+            trajectory_steps=values["trajectory_steps"].astype(np.int64),
+            trajectories=values["trajectories"],
+            density_steps=values["density_steps"].astype(np.int64),
+            densities=values["densities"].astype(np.int64),
+            density_ranges=values["density_ranges"].astype(np.float64),
+        )
+
+
+def _read_archive(path: Path) -> dict[str, NDArray[Any]]:
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path}: not a readable .npz archive of records")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {key: archive[key] for key in archive.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path}: not a readable .npz archive of records ({error})") from error
+
+
+def _misshapen(values: Mapping[str, NDArray[Any]]) -> str:
+    """What is wrong with the shapes and dtypes of the arrays; empty if nothing is."""
+    shapes = {key: values[key].shape for key in STAGES}
+    if len(set(shapes.values())) > 1 or values["weights_soft"].ndim != 1:
+        return f"got stages of shapes {shapes}, wanted one shape (N,)"
+    steps, trajectories = values["trajectory_steps"], values["trajectories"]
+    if trajectories.ndim != 2 or steps.shape != trajectories.shape[:1]:
+        return (
+            f"got trajectories {trajectories.shape} at steps {steps.shape}, wanted (T, M) and (T,)"
+        )
+    densities, ranges = values["densities"], values["density_ranges"]
+    moments = values["density_steps"].shape
+    if densities.ndim != 2 or moments != densities.shape[:1] or ranges.shape != (*moments, 2):
+        return (
+            f"got densities {densities.shape} with ranges {ranges.shape} at steps "
+            f"{moments}, wanted (D, B), (D, 2) and (D,)"
+        )
+    for key in (*STAGES, "trajectories"):
+        if not np.issubdtype(values[key].dtype, np.floating):
+            return f"got {values[key].dtype} for {key}, wanted floats"
+    return ""
+
+
+def _existing(path: str | Path) -> Path:
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file, wanted one written by `pysoftq compress`")
+    return path

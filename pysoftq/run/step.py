@@ -1,0 +1,234 @@
+"""One step of training, on any device: forward, backward, the coupling's force, the optimizer.
+
+Nothing here waits for the device. What a step has to tell stays there and is read once in many
+steps, so that the host runs ahead and the device never idles.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from pysoftq.coupling.quantizer import SoftQuantizer
+from pysoftq.data.tasks import cross_entropy, hits, logits_of
+from pysoftq.interaction.backends import has_cuda
+from pysoftq.run.config import CompressConfig
+
+
+class TrainingStep:
+    """Trains ``model`` on one batch at a time.
+
+    ``config`` says whether the forward pass runs in bfloat16 where that is safe (``amp``) and
+    whether batches of ``batch_size`` go through compiled code (``compile``). ``softq``, not
+    attached to the optimizer, adds its force; None trains without coupling.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        config: CompressConfig,
+        batch_size: int,
+        softq: SoftQuantizer | None = None,
+    ) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.batch_size = batch_size
+        self.softq = softq
+        self.device = next(model.parameters()).device
+        self.force_time = Stopwatch(self.device)
+        self._forward = torch.compile(model) if config.compile else model
+        self._amp = config.amp == "bf16"
+        self._fresh_gradients = True
+
+    def __call__(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Train on inputs (B, …) and the class (B,) of each, or those (B, T) at its places.
+
+        Returns the task loss and the number of right predictions, left on the device.
+        """
+        self.optimizer.zero_grad(set_to_none=self._fresh_gradients)
+        results = self.backward(inputs, targets)
+        self.update()
+        return results
+
+    def backward(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Add the gradients of the task loss of a batch; returns what a step returns."""
+        # A batch of another size, the last of an epoch, would have to be compiled for itself.
+        forward = self._forward if len(targets) == self.batch_size else self.model
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._amp):
+            logits = logits_of(forward(inputs))
+        loss = cross_entropy(logits.float(), targets)
+        loss.backward()
+        return loss.detach(), hits(logits, targets)
+
+    def update(self) -> None:
+        """Add the force to the gradients (Table I, step 2) and let the optimizer step."""
+        if self.softq is not None:
+            with self.force_time:
+                self.softq.add_force_()
+        self.optimizer.step()
+
+
+class GraphedStep(TrainingStep):
+    """The same step as a CUDA graph: the host launches it in one piece, not layer by layer.
+
+    The first steps run as they are, since libraries set themselves up in them, and so do batches
+    of another size. A graph holds forward and backward, and where the coupling has kernels of its
+    own (those of CUDA, for whole layers) its force and the optimizer too: the whole step. What
+    Python computes is frozen in it, the learning rate with the rest; the coupling's fraction and
+    step are counted on the device.
+    """
+
+    WARM_UP = 3
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        config: CompressConfig,
+        batch_size: int,
+        softq: SoftQuantizer | None = None,
+    ) -> None:
+        super().__init__(model, optimizer, config, batch_size, softq)
+        self._to_warm_up = self.WARM_UP
+        kernels = has_cuda() and softq is not None and softq.granularity == "layer"
+        # A recorded optimizer would not see its learning rate fall.
+        self._whole = softq if kernels and config.lr_schedule == "constant" else None
+        self._replay: Callable[[], None] | None = None
+
+    def __call__(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Train on a batch, as TrainingStep does."""
+        if len(targets) != self.batch_size:
+            return super().__call__(inputs, targets)
+        if self._to_warm_up:
+            self._to_warm_up -= 1
+            return super().__call__(inputs, targets)
+        if self._replay is None:
+            self._replay = self._record(inputs, targets)
+        self._inputs.copy_(inputs)
+        self._targets.copy_(targets)
+        self._replay()
+        if self._whole is not None:
+            self._whole.advance()
+            self.force_time.hidden = True
+        else:
+            self.update()
+        return self._loss.clone(), self._hits.clone()
+
+    def _record(self, inputs: Tensor, targets: Tensor) -> Callable[[], None]:
+        """Record a step on static copies of a batch; it has not been done then."""
+        self._inputs, self._targets = inputs.clone(), targets.clone()
+        # Gradients made while the graph is recorded are overwritten by each replay. From now on
+        # they stay where they are: the steps that run without the graph only add to them.
+        self.optimizer.zero_grad(set_to_none=True)
+        self._fresh_gradients = False
+
+        def work() -> None:
+            self._loss, self._hits = self.backward(self._inputs, self._targets)
+            if self._whole is not None:
+                self._whole.add_force_()
+                self.optimizer.step()
+
+        try:
+            return record_graph(work)
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"the training step cannot be recorded as a CUDA graph ({error}); "
+                "option 'graph': off runs it without"
+            ) from error
+
+
+def make_step(
+    model: nn.Module,
+    optimizer: Optimizer,
+    config: CompressConfig,
+    batch_size: int,
+    softq: SoftQuantizer | None = None,
+) -> TrainingStep:
+    """The step for the model's device: a CUDA graph on a GPU, unless ``graph`` is off."""
+    device = next(model.parameters()).device
+    kind = GraphedStep if device.type == "cuda" and config.graph != "off" else TrainingStep
+    return kind(model, optimizer, config, batch_size, softq)
+
+
+def record_graph(work: Callable[[], None]) -> Callable[[], None]:
+    """Record the kernels that ``work`` launches, without running them; returns their replay."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
+        work()
+    replay: Callable[[], None] = graph.replay
+    return replay
+
+
+def own_stream(device: torch.device) -> AbstractContextManager[Any]:
+    """Where a run's work is queued: CUDA graphs cannot be recorded on the default stream."""
+    if device.type != "cuda":
+        return nullcontext()
+    return torch.cuda.stream(torch.cuda.Stream(device))
+
+
+class Tally:
+    """Losses and hits of the steps since they were last read, left on the device."""
+
+    def __init__(self) -> None:
+        self._losses: list[Tensor] = []
+        self._hits: list[Tensor] = []
+        self._sizes: list[int] = []
+
+    def add(self, loss: Tensor, hits: Tensor, size: int) -> None:
+        """Keep what a step with ``size`` predictions returned."""
+        self._losses.append(loss)
+        self._hits.append(hits)
+        self._sizes.append(size)
+
+    def read(self) -> list[tuple[float, int, int]]:
+        """Loss, hits and size of each step, and begin anew; waits for the device."""
+        if not self._sizes:
+            return []
+        losses, hits = torch.stack(self._losses).tolist(), torch.stack(self._hits).tolist()
+        steps = list(zip(losses, hits, self._sizes, strict=True))
+        for kept in (self._losses, self._hits, self._sizes):
+            kept.clear()
+        return steps
+
+
+class Stopwatch:
+    """Time that a device spends in blocks, summed without waiting for it.
+
+    Attributes:
+        hidden: to be set where some block ran unseen, in a graph.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.hidden = False
+        self._on_gpu = device.type == "cuda"
+        self._seconds = 0.0
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    def __enter__(self) -> None:
+        if self._on_gpu:
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            self._events.append((start, end))
+            start.record()
+        else:
+            self._begin = time.perf_counter()
+
+    def __exit__(self, *exception: object) -> None:
+        if self._on_gpu:
+            self._events[-1][1].record()
+        else:
+            self._seconds += time.perf_counter() - self._begin
+
+    def read(self) -> float | None:
+        """Seconds since the last reading, None if some are hidden; call when the device is done."""
+        milliseconds = sum(start.elapsed_time(end) for start, end in self._events)
+        seconds = None if self.hidden else self._seconds + milliseconds / 1000
+        self._seconds, self.hidden = 0.0, False
+        self._events.clear()
+        return seconds

@@ -1,0 +1,180 @@
+"""The end of a run: every network compared, and the table of layers."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+from rich import box
+from rich.table import Table
+
+from pysoftq.coupling.report import CompressionReport
+from pysoftq.data.tasks import CLASSIFICATION, TASKS, Task
+from pysoftq.run.records import EpochMetrics
+
+
+@dataclass(frozen=True)
+class NetworkRow:
+    """One network of the summary; bits are means over the coupled weights, None where float32.
+
+    ``accuracy`` is the share of right predictions in the test data, of images or of the next
+    tokens, and ``loss`` their mean cross-entropy in nats, None in reports of earlier versions.
+    ``codebook_bytes`` is what the clusters' values take, as they are in memory.
+    """
+
+    name: str
+    accuracy: float
+    bits: float | None
+    container_bits: float | None
+    entropy_bits: float | None
+    bytes_on_disk: int
+    loss: float | None = None
+    codebook_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class TrainingSpeed:
+    """How fast the network was trained, over all epochs.
+
+    A rate is None where the task counts something else. ``coupling_share`` is the force's part of
+    the time, None where a CUDA graph hid it.
+    """
+
+    seconds: float
+    images_per_second: float | None
+    coupling_share: float | None
+    tokens_per_second: float | None = None
+
+    def rates(self) -> dict[str, float]:
+        """What was counted, and how many of it in a second."""
+        rates = {"images": self.images_per_second, "tokens": self.tokens_per_second}
+        return {samples: rate for samples, rate in rates.items() if rate is not None}
+
+    @classmethod
+    def of(cls, epochs: Sequence[EpochMetrics]) -> TrainingSpeed:
+        """Means over the epochs, weighted with their time."""
+        timed = [metrics for metrics in epochs if metrics.seconds]
+        seconds = sum(metrics.seconds for metrics in timed)
+
+        def mean(name: str) -> float | None:
+            values: list[Any] = [getattr(metrics, name) for metrics in timed]
+            if not values or None in values:
+                return None
+            pairs = zip(timed, values, strict=True)
+            return float(sum(metrics.seconds * value for metrics, value in pairs) / seconds)
+
+        samples = timed[0].measure.samples if timed else ""
+        rates = {f"{samples}_per_second": mean("samples_per_second")} if timed else {}
+        return cls(
+            seconds,
+            rates.get("images_per_second"),
+            mean("coupling_share"),
+            rates.get("tokens_per_second"),
+        )
+
+    def __str__(self) -> str:
+        """One line."""
+        text = f"trained for {self.seconds:,.1f} s"
+        for samples, rate in self.rates().items():
+            text += f", {rate:,.0f} {samples}/s"
+        if self.coupling_share is not None:
+            text += f"; the coupling took {100 * self.coupling_share:.2f} % of the time"
+        return text
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The end of a run: every network compared, and the table of layers.
+
+    ``task`` is the name of the `pysoftq.tasks.Task` that says what is the figure of merit.
+    """
+
+    networks: tuple[NetworkRow, ...]
+    layers: CompressionReport
+    excluded: dict[str, str]
+    training: TrainingSpeed
+    task: str = CLASSIFICATION.name
+
+    @property
+    def measure(self) -> Task:
+        """The task itself."""
+        return TASKS[self.task]
+
+    def merit(self, row: NetworkRow) -> float:
+        """The figure of merit of a network: its accuracy, or its perplexity."""
+        loss = math.nan if row.loss is None else row.loss
+        return self.measure.merit_of(loss, row.accuracy)
+
+    def __getitem__(self, name: str) -> NetworkRow:
+        for row in self.networks:
+            if row.name == name:
+                return row
+        raise KeyError(f"no network {name!r}; there are {[row.name for row in self.networks]}")
+
+    def ratio(self, row: NetworkRow) -> float:
+        """How many times smaller the network's file is than that of the first one, in float32."""
+        return self.networks[0].bytes_on_disk / row.bytes_on_disk
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return {
+            "task": self.task,
+            "networks": [
+                {**asdict(row), self.measure.merit: self.merit(row), "ratio": self.ratio(row)}
+                for row in self.networks
+            ],
+            "compression": self.layers.to_dict(),
+            "excluded": dict(self.excluded),
+            "training": asdict(self.training),
+        }
+
+    @classmethod
+    def read(cls, path: Path) -> Summary:
+        """Read what `to_dict` wrote into a report.json.
+
+        Raises OSError where the file cannot be read, ValueError where it is another thing.
+        """
+        try:
+            content = json.loads(path.read_bytes())
+            content["layers"] = content["compression"]
+            return TypeAdapter(cls).validate_python(content)
+        except (ValueError, LookupError, TypeError) as error:
+            raise ValueError(f"{path}: not the report of a finished run ({error})") from error
+
+    def table(self) -> Table:
+        """Table of networks for the terminal, with the task's figure of merit."""
+        table = Table(title="Networks", title_justify="left", box=box.SIMPLE_HEAD)
+        table.add_column("network", no_wrap=True)
+        table.add_column(f"test {self.measure.merit}", justify="right", no_wrap=True)
+        for heading in (
+            *("bits (log2 K)", "container bits", "entropy bits", "codebook bytes"),
+            *("bytes on disk", "× smaller"),
+        ):
+            table.add_column(heading, justify="right", no_wrap=True)
+        for row in self.networks:
+            table.add_row(
+                row.name,
+                self.measure.shown(self.merit(row)),
+                _bits(row.bits),
+                _bits(row.container_bits),
+                _bits(row.entropy_bits),
+                f"{row.codebook_bytes:,}",
+                f"{row.bytes_on_disk:,}",
+                f"{self.ratio(row):.2f}",
+            )
+        return table
+
+    def remarks(self) -> list[str]:
+        """Lines on layers that were treated differently, and on the speed."""
+        remarks = [f"{layer.name}: {layer.note}" for layer in self.layers.layers if layer.note]
+        remarks.append(str(self.training))
+        return remarks
+
+
+def _bits(bits: float | None) -> str:
+    return "32 (float)" if bits is None else f"{bits:.3f}"

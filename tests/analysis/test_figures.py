@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex
+from PIL import Image
+from run_folders import metrics, records, write_run
+
+from pysoftq.analysis import figures
+from pysoftq.analysis.dynamics import LossCurves, WeightRecords, read_losses, read_run
+from pysoftq.analysis.figures.style import BLACK, BLUE, VERMILLION
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(tmp_path_factory.mktemp("run"), records(), metrics())
+
+
+@pytest.fixture(scope="module")
+def weights(folder: Path) -> WeightRecords:
+    return read_run(folder).records
+
+
+def test_draw_run_writes_png_and_pdf(folder: Path) -> None:
+    before = dict(mpl.rcParams)
+    paths = figures.draw_run(folder)
+    assert dict(mpl.rcParams) == before
+    names = ("histograms", "trajectories", "losses")
+    wanted = [folder / "figures" / f"{name}{end}" for name in names for end in (".png", ".pdf")]
+    assert paths == wanted
+    for path in paths:
+        if path.suffix == ".pdf":
+            assert path.read_bytes().startswith(b"%PDF")
+            continue
+        with Image.open(path) as image:
+            # Neither axis labels nor legends may spill over the page: its border is blank.
+            pixels = np.asarray(image.convert("L"))
+            assert image.info["dpi"] == pytest.approx((200, 200), abs=0.1)
+        border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+        assert border.min() == 255
+        assert pixels.min() < 100
+
+
+def test_drawing_twice_gives_the_same_bytes(folder: Path) -> None:
+    first = [path.read_bytes() for path in figures.draw_run(folder)]
+    second = [path.read_bytes() for path in figures.draw_run(folder)]
+    assert first == second
+
+
+def test_draw_run_of_a_folder_without_records(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"records.npz"):
+        figures.draw_run(tmp_path)
+    assert not (tmp_path / "figures").exists()
+
+
+def test_potential_over_the_second_histogram(weights: WeightRecords) -> None:
+    figure = figures.draw_histograms(weights)
+    twin = next(axis for axis in figure.axes if "V_" in axis.get_ylabel())
+    x, v = twin.lines[0].get_data()
+    assert to_hex(twin.lines[0].get_color()) == BLACK
+    # Eq. 5 on some midpoints, weight by weight; a bin's width is how far the weights may sit off.
+    some = np.linspace(0, len(x) - 1, 200).astype(int)
+    theta = weights.weights_early.astype(np.float64)
+    wells = np.minimum(np.abs(x[some, None] - theta) - weights.width, 0)
+    np.testing.assert_allclose(v[some], wells.sum(axis=1), atol=theta.size * (x[1] - x[0]))
+    assert v.min() < -10 * theta.size * (x[1] - x[0])
+
+
+def test_clusters_that_refinement_moves_are_marked(weights: WeightRecords) -> None:
+    soft = np.repeat(np.array([-1.0, -0.5, 0.1, 1.0], np.float32), [3, 40, 50, 2])
+    final = np.repeat(np.array([-0.5, -0.5, 0.1, 0.1], np.float32), [3, 40, 50, 2])
+    changed = {"weights_pretrained": soft, "weights_early": soft, "weights_soft": soft}
+    shown = WeightRecords(**{**vars(weights), **changed, "weights_final": final})
+    axis = figures.draw_histograms(shown).axes[2]
+    drawn = {line.get_label(): line.get_xydata().tolist() for line in axis.lines}
+    kept, moved = drawn["clusters kept"], drawn["reassigned by refinement"]
+    assert kept == [pytest.approx([-0.5, 40]), pytest.approx([0.1, 50])]
+    assert moved == [pytest.approx([-1.0, 3]), pytest.approx([1.0, 2])]
+    colours = {to_hex(line.get_color()) for line in axis.lines}
+    assert len(colours) == 2
+    assert axis.get_yscale() == "log"
+
+
+def test_legend_names_only_what_is_there(weights: WeightRecords) -> None:
+    soft = np.repeat(np.array([-1.0, 0.5], np.float32), [30, 40])
+    stages = ("weights_pretrained", "weights_early", "weights_soft", "weights_final")
+    shown = WeightRecords(**{**vars(weights), **dict.fromkeys(stages, soft)})
+    texts = figures.draw_histograms(shown).axes[2].get_legend().get_texts()
+    assert [text.get_text() for text in texts] == ["clusters kept"]
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [np.full(5, 0.25, np.float32), np.array([0.5], np.float32)],
+    ids=["constant", "one weight"],
+)
+def test_a_layer_at_one_point_can_be_drawn(
+    weights: WeightRecords, tmp_path: Path, stage: np.ndarray
+) -> None:
+    stages = ("weights_pretrained", "weights_early", "weights_soft", "weights_final")
+    shown = WeightRecords(**{**vars(weights), **dict.fromkeys(stages, stage)})
+    for path in figures.save_figure(figures.draw_histograms(shown), tmp_path / "figure"):
+        assert path.stat().st_size > 1000
+
+
+def test_trajectories_are_drawn_whole_and_coloured_by_their_end(weights: WeightRecords) -> None:
+    ends = np.array([0.0, 0.001, 1.0, 1.0], np.float32)
+    paths = np.linspace([0.4, 0.5, 0.6, 0.7], ends, 5).astype(np.float32)
+    steps = np.array([0, 10, 20, 30, 40])
+    shown = WeightRecords(**{**vars(weights), "trajectories": paths, "trajectory_steps": steps})
+    axis = figures.draw_trajectories(shown).axes[0]
+    np.testing.assert_array_equal([line.get_ydata() for line in axis.lines], paths.T)
+    colours = [line.get_color() for line in axis.lines]
+    assert colours[0] == colours[1] != colours[2] == colours[3]
+    assert axis.get_xlim() == (0, 40)
+
+
+def test_trajectories_of_a_single_step(weights: WeightRecords, tmp_path: Path) -> None:
+    changed = {
+        "trajectories": weights.trajectories[:1],
+        "trajectory_steps": weights.trajectory_steps[:1],
+    }
+    figure = figures.draw_trajectories(WeightRecords(**{**vars(weights), **changed}))
+    assert all(path.is_file() for path in figures.save_figure(figure, tmp_path / "figure"))
+
+
+def test_losses_on_twin_axes(folder: Path) -> None:
+    losses: LossCurves = read_losses(folder / "metrics.jsonl")
+    left, right = figures.draw_losses(losses).axes
+    np.testing.assert_array_equal(left.lines[0].get_data(), (losses.epochs, losses.coupling))
+    np.testing.assert_array_equal(right.lines[0].get_data(), (losses.epochs, losses.task))
+    for axis, colour in ((left, BLUE), (right, VERMILLION)):
+        assert axis.lines[0].get_color() == axis.yaxis.label.get_color() == colour

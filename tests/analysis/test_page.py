@@ -1,0 +1,271 @@
+"""The report of a run: what it holds, and how it behaves in a browser."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from click.testing import CliRunner
+from run_folders import metrics, records, write_run
+from test_phase import row
+
+from pysoftq.analysis.page import run_page, sweep_page, write_page
+from pysoftq.analysis.page.charts import Axis, Chart, Point, Series
+from pysoftq.analysis.phase import study_phase
+from pysoftq.cli.report import report
+from pysoftq.coupling.report import CompressionReport, LayerReport, TensorReport
+from pysoftq.run.config import make_config
+from pysoftq.run.summary import NetworkRow, Summary, TrainingSpeed
+from pysoftq.sweep.grid import make_spec
+
+LAYERS = ("layer3.0.conv2.weight", "linear.weight")
+HOSTILE = "<script>alert('x')</script>\"&"
+
+
+def summary(names: tuple[str, ...] = LAYERS) -> Summary:
+    networks = [NetworkRow("pretrained", 0.99, None, None, None, 80_000)]
+    found = {"soft, refined": 3.5, "HEQ-4": 4.0, "HEQ-3": 3.0}
+    networks += [
+        NetworkRow(name, 0.9 + bits / 100, bits, 4.0, bits - 0.5, 10_000)
+        for name, bits in found.items()
+    ]
+    layers = tuple(
+        LayerReport(name, 10 ** (3 - n), 0.1, 0.05, 1e-3, 12, 3.58, 9 + n, 3.17, 2.4)
+        for n, name in enumerate(names)
+    )
+    tensors = (
+        *(TensorReport(name, (10, 10), "coupled", "h = 0.3, w = 0.5") for name in names),
+        TensorReport("bn.weight", (10,), "excluded", "normalization"),
+        TensorReport("bn.bias", (10,), "excluded", "normalization"),
+        TensorReport("bn.running_mean", (10,), "excluded", "buffer"),
+    )
+    report = CompressionReport(layers, tensors)
+    speed = TrainingSpeed(10.0, 12_345.6, 0.021)
+    return Summary(tuple(networks), report, {"bn.weight": "normalization"}, speed)
+
+
+def full_run(folder: Path, names: tuple[str, ...] = LAYERS) -> Path:
+    """A run folder with all that a report reads."""
+    rows: list[dict[str, Any]] = metrics()
+    for line in rows:
+        line["clusters"] = dict(zip(names, line["clusters"].values(), strict=True))
+    write_run(folder, {**records(), "layer": names[0], "trajectory_layer": names[1]}, rows)
+    (folder / "report.json").write_text(json.dumps(summary(names).to_dict()))
+    config = make_config({"dataset": "digits", "h": 0.3, "exclude": ("a*",)})
+    (folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = full_run(tmp_path_factory.mktemp("run"))
+    result = CliRunner().invoke(report, [str(folder)])
+    assert result.exit_code == 0, result.output
+    assert "report.html (0." in result.output
+    return folder / "report.html"
+
+
+def test_the_page_holds_the_numbers(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for expected in ("93.50 %", "12,346", "2.1 % of it", "8.0 times smaller", *LAYERS, "bn.weight"):
+        assert expected in text
+    assert "All 5 tensors" in text
+    for rule in ("h = 0.3, w = 0.5", "normalization", "buffer"):
+        assert (
+            text.count(f'<td class="words">{rule}</td>') >= 2
+        )  # among the rules, and beside each tensor
+    assert "pysoftq compress --h 0.3 --exclude &#39;a*&#39;" in text
+    assert text.count("<img") == 6
+    assert page.stat().st_size < 5e6
+
+
+def test_the_page_loads_nothing(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    addresses = re.findall(r"(?:src|href|url)\s*[=(]\s*[\"']?([^\"'>)]+)", text)
+    assert addresses
+    assert all(address.startswith(("#", "data:")) for address in addresses)
+
+
+def test_names_are_escaped(tmp_path: Path) -> None:
+    text = run_page(full_run(tmp_path, (HOSTILE, "linear.weight")))
+    assert "<script>alert" not in text
+    assert "&lt;script&gt;alert" in text
+    assert text.count("<script") == 1
+
+
+@pytest.mark.parametrize("name", ["report.json", "config.yaml", "records.npz", "metrics.jsonl"])
+def test_a_run_that_is_not_finished(page: Path, tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(page.parent, folder)
+    (folder / name).unlink()
+    with pytest.raises(FileNotFoundError, match=name):
+        run_page(folder)
+
+
+@pytest.mark.parametrize("content", ["{", "{}", "[]", '{"networks": 3, "compression": {}}'])
+def test_a_foreign_report(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "report.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=r"report.json: not the report of a finished run"):
+        Summary.read(path)
+
+
+def test_a_report_comes_back(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps(summary().to_dict()))
+    assert Summary.read(path) == summary()
+
+
+def test_places_follow_the_ticks() -> None:
+    points = [Point(x, 10.0**x, "") for x in range(4)]
+    series = [Series("a", points)]
+    chart = Chart("t", Axis("x", low=0, high=4), Axis("y", log=True, low=1, high=1e4), series)
+    (drawn,) = chart.drawn
+    x = np.linspace(chart.left, chart.right, 5)
+    y = np.linspace(chart.bottom, chart.top, 5)
+    np.testing.assert_allclose([point[:2] for point in drawn.points], np.array([x, y]).T[:4])
+    ticks = {tick.label: tick.place for tick in chart.y_ticks}
+    assert ticks["100"] == pytest.approx(y[2])
+    assert {tick.label: tick.place for tick in chart.x_ticks}["3"] == pytest.approx(x[3])
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_a_single_point_has_ticks(log: bool) -> None:
+    chart = Chart("t", Axis("x"), Axis("y", log=log), [Series("a", [Point(3.0, 3.0, "")])])
+    assert len(chart.y_ticks) >= 1
+    assert chart.drawn[0].points[0][1] == (chart.top + chart.bottom) / 2
+
+
+@pytest.fixture(scope="module")
+def sweep_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a sweep with two points: (0.1, 0.5) beats HEQ-4, (0.3, 0.5) does not."""
+    spec = make_spec({"h": [0.1, 0.3], "w": [0.5], "seeds": 2, "dataset": "digits", "epochs": 9})
+    rows = [row(0.1, 0.5, 0, 1.0, 3.5), row(0.1, 0.5, 1, 2.0, 3.7), row(0.3, 0.5, 0, 9.0, 3.0)]
+    text = sweep_page(study_phase(HOSTILE, rows), spec)
+    return write_page(text, tmp_path_factory.mktemp("sweep") / "report.html")
+
+
+def test_page_of_a_sweep(sweep_file: Path) -> None:
+    text = sweep_file.read_text(encoding="utf-8")
+    assert text.count("<script") == 1
+    assert "1 of 2 points" in text
+    assert "1.50 ± 0.5" in text
+    assert "pysoftq compress --split-seed 0 --h 0.1 --w 0.5 --epochs 9" in text
+    assert text.count("<img") == 3
+
+
+def test_command_for_a_sweep(sweep_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = study_phase("grid", [row(0.1, 0.5, 0, 1.0, 3.5)])
+    monkeypatch.setattr("pysoftq.cli.report.read_study", lambda folder, storage: (study, []))
+    folder = sweep_file.parent
+    (folder / "sweep.yaml").write_text(yaml.safe_dump({"h": 0.1, "w": 0.5, "dataset": "digits"}))
+    result = CliRunner().invoke(report, [str(folder), "--out", str(folder / "out.html")])
+    assert result.exit_code == 0, result.output
+    assert "1 of 1 points" in (folder / "out.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    found = [shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome")]
+    path = next((path for path in found if path), None)
+    if path is None:
+        pytest.skip("no Chromium on this machine")
+    with api.sync_playwright() as driver:
+        # The sandbox wants rights that containers do not give; the page is our own.
+        yield driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
+
+
+@pytest.fixture(params=[("light", 1280), ("dark", 390)], ids=["desktop", "phone"])
+def opened(browser: Any, page: Path, request: pytest.FixtureRequest) -> Iterator[Any]:
+    """The page on a screen; nothing may be logged or requested."""
+    scheme, width = request.param
+    context = browser.new_context(
+        color_scheme=scheme, viewport={"width": width, "height": 800}, reduced_motion="reduce"
+    )
+    tab, heard = context.new_page(), []
+    tab.on("console", lambda message: heard.append(message.text))
+    tab.on("pageerror", lambda error: heard.append(str(error)))
+    tab.on("request", lambda request: heard.append(request.url[:80]))
+    tab.goto(page.as_uri())
+    yield tab
+    assert [text for text in heard if not text.startswith("data:")] == [page.as_uri()]
+    context.close()
+
+
+def test_in_a_browser(opened: Any) -> None:
+    # The page itself never scrolls sideways.
+    assert opened.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert opened.evaluate("[...document.images].every((image) => image.alt)")
+    tip = opened.locator("#tip")
+    assert tip.is_hidden()
+    chart = opened.locator("svg[role=application]").first
+    chart.scroll_into_view_if_needed()
+
+    # The pointer finds a network, arrow keys the next one.
+    chart.locator("circle:not(.cursor)").last.hover()
+    assert tip.inner_text().startswith("HEQ-3\naccuracy 93.00 %")
+    opened.mouse.move(0, 0)
+    chart.focus()
+    opened.keyboard.press("Home")
+    assert tip.is_visible()
+    first = tip.inner_text()
+    opened.keyboard.press("ArrowDown")
+    assert tip.inner_text() != first
+    opened.keyboard.press("Escape")
+    assert tip.is_hidden()
+
+    # A heading sorts, first up and then down.
+    names = opened.locator("table.sortable tbody td:first-child")
+    assert names.all_inner_texts() == list(LAYERS)
+    size = opened.locator("table.sortable th button").nth(1)
+    size.press("Enter")
+    assert names.all_inner_texts() == [*reversed(LAYERS)]
+    size.press("Enter")
+    assert names.all_inner_texts() == list(LAYERS)
+
+    # The slider shows another moment.
+    bars = opened.locator(".movie .bars")
+    before = bars.get_attribute("d")
+    opened.locator(".movie input").press("End")
+    assert opened.locator(".movie output").inner_text() == "epoch 6"
+    assert bars.get_attribute("d") != before
+
+    # Everything that does something can be reached by the tabulator.
+    reached = opened.evaluate(
+        "[...document.querySelectorAll('a,button,input,summary,svg[role=application]')]"
+        ".every((element) => element.tabIndex >= 0)"
+    )
+    assert reached
+
+
+def test_points_of_a_sweep_tell_what_they_are(browser: Any, sweep_file: Path) -> None:
+    tab = browser.new_page(viewport={"width": 390, "height": 800})
+    heard: list[str] = []
+    tab.on("console", lambda message: heard.append(message.text))
+    tab.goto(sweep_file.as_uri())
+    cell = tab.locator("svg[role=application]").nth(1).locator("circle:not(.cursor)").first
+    cell.hover()
+    told = tab.locator("#tip").inner_text()
+    assert told.startswith("h 0.1, w 0.5, 2 seeds (better than HEQ-4)\n1.50 ± 0.5 points lost")
+    assert "pysoftq compress" in told
+    assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert heard == []
+    tab.close()
+
+
+def test_dark_paper(browser: Any, page: Path) -> None:
+    papers = []
+    for scheme in ("light", "dark"):
+        tab = browser.new_page(color_scheme=scheme)
+        tab.goto(page.as_uri())
+        papers.append(tab.evaluate("getComputedStyle(document.body).backgroundColor"))
+        tab.close()
+    assert papers == ["rgb(255, 255, 255)", "rgb(20, 23, 27)"]

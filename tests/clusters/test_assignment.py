@@ -1,0 +1,113 @@
+"""Assignment of weights to clusters against the cost of every cluster, one weight after another."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from pysoftq.clusters.assignment import Assignment, interval_ends
+from pysoftq.clusters.binning import identify
+from pysoftq.clusters.clusters import Clusters
+from pysoftq.clusters.values import unique
+from pysoftq.interaction.segments import segment_bounds
+
+VALUES = st.floats(-4, 4, allow_subnormal=False).map(lambda x: round(x, 2))
+
+
+def costs(x: float, values: list[float], counts: list[int], size: int, price: float) -> list[float]:
+    return [
+        (x - value) ** 2 - price * math.log2(max(count, 1) / size)
+        for value, count in zip(values, counts, strict=True)
+    ]
+
+
+def check(clusters: Clusters, weights: Tensor, values: Tensor, price: float) -> None:
+    """Every weight goes to a cluster of its segment that no other one there is cheaper than."""
+    found = Assignment(clusters, weights.device)(weights, values, clusters.indices, price)
+    bounds = [0, clusters.size] if clusters.bounds is None else clusters.bounds.tolist()
+    first = 0
+    for start, end, K in zip(bounds, bounds[1:], clusters.codebook_sizes.tolist(), strict=False):
+        own = slice(first, first + K)
+        for place in range(start, end):
+            cost = costs(
+                float(weights[place]),
+                values[own].tolist(),
+                clusters.counts[own].tolist(),
+                end - start,
+                price,
+            )
+            chosen = int(found[place]) - first
+            assert 0 <= chosen < K
+            assert cost[chosen] <= min(cost) + 1e-4 * (1 + abs(min(cost)))
+        first += K
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    weights=st.lists(VALUES, min_size=1, max_size=40),
+    values=st.lists(VALUES, min_size=1, max_size=8),
+    price=st.sampled_from([0.0, 0.01, 0.3, 5.0]),
+    seed=st.integers(0, 99),
+)
+def test_no_other_cluster_is_cheaper(
+    weights: list[float], values: list[float], price: float, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    indices = torch.randint(len(values), (len(weights),), generator=generator)
+    counts = torch.bincount(indices, minlength=len(values))
+    clusters = Clusters(torch.tensor(values), indices, counts)
+    check(clusters, torch.tensor(weights), torch.tensor(values), price)
+
+
+@pytest.mark.parametrize("granularity", ["channel", "group:5"])
+@pytest.mark.parametrize("price", [0.0, 0.05])
+def test_segments_keep_to_their_own_clusters(granularity: str, price: float) -> None:
+    generator = torch.Generator().manual_seed(3)
+    theta = torch.randn(4, 13, generator=generator)
+    theta[2] = 1.5  # one cluster, in a table of several
+    clusters = identify(theta, 3, segment_bounds(theta.shape, granularity))
+    moved = theta.reshape(-1) + 0.2 * torch.randn(theta.numel(), generator=generator)
+    values = clusters.codebook + 0.3 * torch.randn(clusters.K, generator=generator)
+    check(clusters, moved, values, price)
+
+
+def test_without_a_price_it_is_the_nearest_and_clusters_stay_as_they_were() -> None:
+    theta = torch.randn(500, generator=torch.Generator().manual_seed(0))
+    clusters = identify(theta, 4)
+    found = Assignment(clusters, theta.device)(
+        theta, clusters.codebook, torch.zeros(500, dtype=torch.int64), 0.0
+    )
+    nearest = (theta[:, None] - clusters.codebook).abs().argmin(1)
+    assert torch.equal(found, nearest)
+    again = unique(clusters.weights())
+    kept = Assignment(again, theta.device)(again.weights(), again.codebook, again.indices, 0.0)
+    assert torch.equal(kept, again.indices)
+
+
+def test_a_dear_cluster_is_given_up_and_empty_ones_cost_no_infinity() -> None:
+    ends = interval_ends(torch.tensor([[-1.0, 0.0, 1.0]]), torch.tensor([[0.0, 9.0, 0.0]]))
+    assert ends.tolist() == [[0.0, 0.0]]  # the middle one is the least nowhere
+    clusters = Clusters(torch.tensor([-1.0, 1.0]), torch.tensor([0, 0, 0, 0]), torch.tensor([4, 0]))
+    weights = torch.tensor([-1.0, -0.5, 0.9, 1.0])
+    found = Assignment(clusters, weights.device)(weights, clusters.codebook, clusters.indices, 0.1)
+    assert found.tolist() == [0, 0, 1, 1]
+
+
+def test_equal_values_go_to_the_cheaper() -> None:
+    rows = torch.tensor([[1.0, 1.0], [1.0, 1.0], [1.0, math.inf]])
+    ends = interval_ends(rows, torch.tensor([[2.0, 1.0], [1.0, 1.0], [0.0, 0.0]]))
+    assert ends.tolist() == [[-math.inf], [math.inf], [math.inf]]
+
+
+@pytest.mark.parametrize("granularity", ["layer", "channel"])
+def test_no_weights(granularity: str) -> None:
+    nothing = torch.zeros(0, 3)
+    bounds = None if granularity == "layer" else segment_bounds(nothing.shape, granularity)
+    clusters = unique(nothing, bounds)
+    assign = Assignment(clusters, nothing.device)
+    assert assign(nothing.reshape(-1), clusters.codebook, clusters.indices, 0.1).numel() == 0

@@ -1,0 +1,310 @@
+"""Trained codebooks against a network whose weights are codebook[indices] for autograd."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import tiny_digits
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from pysoftq.clusters.binning import identify
+from pysoftq.clusters.clusters import Clusters
+from pysoftq.clusters.codebooks import Codebooks
+from pysoftq.clusters.values import unique
+from pysoftq.data.images import Dataset
+from pysoftq.errors import Interrupted
+from pysoftq.interaction.segments import segment_bounds
+from pysoftq.models.build import build_model
+from pysoftq.models.weight_files import coupled_weights
+from pysoftq.run.codebooks import train_codebooks
+from pysoftq.run.config import CompressConfig, make_config
+from pysoftq.run.interrupt import StopRequest
+
+
+@pytest.fixture(scope="module")
+def data() -> Dataset:
+    return tiny_digits()
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return build_model("digits-resnet-small", 10, 1)
+
+
+def found_in(model: nn.Module, bits: int = 3) -> dict[str, Clusters]:
+    return {
+        name: identify(value, bits) for name, value in coupled_weights(model.state_dict()).items()
+    }
+
+
+def pretrained_weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in coupled_weights(model.state_dict()).items()}
+
+
+def options(**given: object) -> CompressConfig:
+    return make_config({"dataset": "digits", "batch_size": 32}, given)
+
+
+def batch(data: Dataset) -> tuple[Tensor, Tensor]:
+    return next(data.batches(0, 0, 32))
+
+
+def test_gradients_are_those_of_autograd(model: nn.Module, data: Dataset) -> None:
+    images, labels = batch(data)
+    clusters = found_in(model)
+    codebooks = Codebooks(model, clusters)
+    leaves = {name: found.codebook.clone().requires_grad_() for name, found in clusters.items()}
+    shapes = {name: value.shape for name, value in model.named_parameters()}
+    weights = {
+        name: leaf[clusters[name].indices].reshape(shapes[name]) for name, leaf in leaves.items()
+    }
+    F.cross_entropy(functional_call(copy.deepcopy(model), weights, images), labels).backward()
+
+    F.cross_entropy(model(images), labels).backward()
+    codebooks.sum_gradients()
+    for name, leaf in leaves.items():
+        torch.testing.assert_close(codebooks.values[name].grad, leaf.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
+def test_any_optimizer_trains_them(
+    model: nn.Module, data: Dataset, kind: type[torch.optim.Optimizer]
+) -> None:
+    images, labels = batch(data)
+    clusters = found_in(model)
+    codebooks = Codebooks(model, clusters)
+    optimizer = kind([*codebooks.parameters(), *codebooks.rest()], lr=1e-3)
+    codebooks.attach(optimizer)
+    losses = []
+    for _ in range(10):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(images), labels)
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < losses[0]
+    trained = codebooks.clusters()
+    for name, value in coupled_weights(model.state_dict()).items():
+        assert torch.equal(value, trained[name].weights(value.shape))
+        assert trained[name].K == clusters[name].K
+        assert not torch.equal(trained[name].codebook, clusters[name].codebook)
+
+
+def test_values_that_cross_are_sorted_and_equal_ones_merged() -> None:
+    model = nn.Linear(4, 1)
+    codebook = torch.tensor([-1.0, 0.0, 1.0])
+    indices = torch.tensor([0, 1, 2, 2])
+    codebooks = Codebooks(model, {"weight": Clusters(codebook, indices, torch.tensor([1, 1, 2]))})
+    codebooks.values["weight"].data = torch.tensor([2.0, -0.0, 0.5])
+    found = codebooks.clusters()["weight"]
+    assert found.codebook.tolist() == [0.0, 0.5, 2.0]
+    assert found.indices.tolist() == [2, 0, 1, 1]
+    assert found.counts.tolist() == [1, 2, 1]
+    codebooks.values["weight"].data = torch.tensor([0.5, -3.0, 0.5])
+    found = codebooks.clusters()["weight"]
+    assert found.codebook.tolist() == [-3.0, 0.5]
+    assert found.indices.tolist() == [1, 0, 1, 1]
+    assert found.counts.tolist() == [1, 3]
+
+
+def test_a_layer_without_gradient_keeps_its_values() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    clusters = {name: unique(value) for name, value in coupled_weights(model.state_dict()).items()}
+    weights = pretrained_weights(model)
+    codebooks = Codebooks(model, clusters, weights)
+    sgd = torch.optim.SGD(codebooks.weights(), lr=0.1)
+    optimizer = torch.optim.Adam(codebooks.parameters(), lr=0.1)
+    optimizer.register_step_post_hook(lambda *_: sgd.step())
+    codebooks.attach(optimizer)
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    before = [
+        codebooks.values["1.weight"].detach().clone(),
+        codebooks.weights()[1].detach().clone(),
+    ]
+    optimizer.zero_grad()
+    model.zero_grad()
+    model[0](torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    assert torch.equal(codebooks.values["1.weight"], before[0])
+    assert torch.equal(codebooks.weights()[1], before[1])
+    assert not torch.equal(codebooks.values["0.weight"], clusters["0.weight"].codebook)
+
+
+@pytest.mark.parametrize("rest", [True, False])
+def test_training_lowers_the_loss(model: nn.Module, data: Dataset, rest: bool) -> None:
+    clusters = found_in(model)
+    bias = model.get_parameter("linear.bias").detach().clone()
+
+    def loss() -> float:
+        model.eval()
+        with torch.no_grad():
+            images, labels = next(data.ordered(data.train))
+            return float(F.cross_entropy(model(images), labels))
+
+    Codebooks(model, clusters)
+    before = loss()
+    trained = train_codebooks(model, clusters, data, options(), epochs=3, rest=rest)
+    assert not model.training
+    assert loss() < before
+    assert torch.equal(model.get_parameter("linear.bias"), bias) != rest
+    for name, value in coupled_weights(model.state_dict()).items():
+        assert torch.equal(value, trained[name].weights(value.shape))
+        assert trained[name].codebook.diff().gt(0).all()
+
+
+def test_gradients_of_before_are_forgotten() -> None:
+    model = nn.Linear(2, 1, bias=False)
+    model(torch.ones(1, 2)).sum().backward()
+    codebooks = Codebooks(model, {"weight": unique(model.weight)})
+    optimizer = torch.optim.SGD(codebooks.parameters(), lr=1.0)
+    codebooks.attach(optimizer)
+    before = codebooks.values["weight"].detach().clone()
+    optimizer.step()
+    assert torch.equal(codebooks.values["weight"], before)
+
+
+def test_the_same_again(data: Dataset) -> None:
+    results = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        model = build_model("digits-resnet-small", 10, 1)
+        train_codebooks(model, found_in(model), data, options(), epochs=1)
+        results.append(model.state_dict())
+    assert all(torch.equal(value, results[1][name]) for name, value in results[0].items())
+
+
+def test_other_epochs_see_other_batches(data: Dataset) -> None:
+    results = []
+    for first_epoch in (0, 1):
+        torch.manual_seed(0)
+        model = build_model("digits-resnet-small", 10, 1)
+        train_codebooks(model, found_in(model), data, options(), epochs=1, first_epoch=first_epoch)
+        results.append(model.get_parameter("linear.bias"))
+    assert not torch.equal(*results)
+
+
+def test_a_stop_is_heard_after_a_step(model: nn.Module, data: Dataset) -> None:
+    stop = StopRequest()
+    stop.asked = True
+    with pytest.raises(Interrupted):
+        train_codebooks(model, found_in(model), data, options(), epochs=1, stop=stop)
+
+
+def test_gradients_pass_straight_through(model: nn.Module, data: Dataset) -> None:
+    images, labels = batch(data)
+    weights = pretrained_weights(model)
+    clusters = found_in(model)
+    codebooks = Codebooks(model, clusters, weights)
+    F.cross_entropy(model(images), labels).backward()
+    wanted = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}  # type: ignore[union-attr]
+    codebooks.sum_gradients()
+    for name, moving in zip(clusters, codebooks.weights(), strict=True):
+        assert torch.equal(moving.grad, wanted[name].reshape(-1))
+        assert torch.equal(moving, weights[name].reshape(-1))
+        assert not model.get_parameter(name).grad.any()  # type: ignore[union-attr]
+
+
+def test_a_weight_moves_when_it_has_passed_the_middle() -> None:
+    model = nn.Linear(4, 1, bias=False)
+    weights = torch.tensor([[-1.0, -0.9, 0.9, 1.0]])
+    clusters = {"weight": identify(weights, 1)}
+    codebooks = Codebooks(model, clusters, {"weight": weights})
+    sgd = torch.optim.SGD(codebooks.weights(), lr=1.0)
+    optimizer = torch.optim.SGD(codebooks.parameters(), lr=1e-6)
+    optimizer.register_step_post_hook(lambda *_: sgd.step())
+    codebooks.attach(optimizer)
+    (model.weight * torch.tensor([[-0.5, -0.96, 0.0, 0.0]])).sum().backward()
+    optimizer.step()
+    found = codebooks.clusters()["weight"]
+    assert found.indices.tolist() == [0, 1, 1, 1]  # -0.5 and 0.06, values -0.95 and 0.95
+    assert torch.equal(model.weight, found.weights((1, 4)))
+    torch.testing.assert_close(
+        codebooks.weights()[0].detach(), torch.tensor([-0.5, 0.06, 0.9, 1.0])
+    )
+
+
+@pytest.mark.parametrize("granularity", ["layer", "channel", "group:7"])
+def test_moving_weights_lower_the_loss_and_a_price_the_entropy(
+    model: nn.Module, data: Dataset, granularity: str
+) -> None:
+    state = copy.deepcopy(model.state_dict())
+    weights = pretrained_weights(model)
+    bounds = {
+        name: None if granularity == "layer" else segment_bounds(value.shape, granularity)
+        for name, value in weights.items()
+    }
+    clusters = {name: identify(value, 3, bounds[name]) for name, value in weights.items()}
+    entropies, losses = [], []
+    for price in (0.0, 5e-3):
+        model.load_state_dict(state)
+        trained = train_codebooks(
+            *(model, clusters, data, options()),
+            epochs=3,
+            weights=weights,
+            prices=dict.fromkeys(clusters, price),
+        )
+        for name, value in pretrained_weights(model).items():
+            assert torch.equal(value, trained[name].weights(value.shape))
+            assert trained[name].K <= clusters[name].K
+            assert (trained[name].codebook_sizes <= clusters[name].codebook_sizes).all()
+        entropies.append(sum(found.size * found.entropy_bits for found in trained.values()))
+        with torch.no_grad():
+            losses.append(float(F.cross_entropy(model(batch(data)[0]), batch(data)[1])))
+    model.load_state_dict(state)
+    fixed = Codebooks(model, clusters)
+    with torch.no_grad():
+        before = float(F.cross_entropy(model.eval()(batch(data)[0]), batch(data)[1]))
+    assert max(losses) < before
+    assert entropies[1] < 0.9 * entropies[0]
+    assert entropies[0] != sum(c.size * c.entropy_bits for c in fixed.clusters().values())
+
+
+def test_half_precision_weights_move_by_small_steps() -> None:
+    model = nn.Linear(2, 1, bias=False, dtype=torch.bfloat16)
+    weights = torch.tensor([[1.0, 3.0]], dtype=torch.bfloat16)
+    codebooks = Codebooks(model, {"weight": unique(weights)}, {"weight": weights})
+    sgd = torch.optim.SGD(codebooks.weights(), lr=1e-3)
+    optimizer = torch.optim.SGD(codebooks.parameters(), lr=0.0)
+    optimizer.register_step_post_hook(lambda *_: sgd.step())
+    codebooks.attach(optimizer)
+    for _ in range(1100):  # each far below what bfloat16 tells apart at 1
+        optimizer.zero_grad()
+        (-model.weight[0, 0]).backward()
+        optimizer.step()
+    assert model.weight.tolist() == [[3.0, 3.0]]
+    assert model.weight.dtype == torch.bfloat16
+
+
+def test_refusals(model: nn.Module, data: Dataset) -> None:
+    clusters = found_in(model)
+    with pytest.raises(ValueError, match="no codebook to train"):
+        Codebooks(model, {})
+    with pytest.raises(ValueError, match="'conv9', which is no parameter"):
+        Codebooks(model, {"conv9": clusters["conv1.weight"]})
+    with pytest.raises(ValueError, match=r"'linear\.weight' has 160 weights, its clusters 36"):
+        Codebooks(model, {"linear.weight": clusters["conv1.weight"]})
+    weights = pretrained_weights(model)
+    with pytest.raises(ValueError, match=r"price of layer 'conv1\.weight' is -1"):
+        Codebooks(model, clusters, weights, {"conv1.weight": -1.0})
+    with pytest.raises(ValueError, match=r"no weights of 'conv1\.weight'"):
+        Codebooks(model, clusters, {})
+    with pytest.raises(ValueError, match=r"'conv1\.weight': 5 weights for clusters of 36"):
+        Codebooks(model, clusters, {**weights, "conv1.weight": torch.ones(5)})
+    with pytest.raises(ValueError, match=r"'conv1\.weight' has weights that are NaN"):
+        Codebooks(model, clusters, {**weights, "conv1.weight": torch.full((36,), torch.nan)})
+    with pytest.raises(ValueError, match="weights_lr is 0"):
+        train_codebooks(
+            *(model, clusters, data, options()), epochs=1, weights=weights, weights_lr=0.0
+        )
+    with pytest.raises(ValueError, match="epochs is 0"):
+        train_codebooks(model, clusters, data, options(), epochs=0)
+    with pytest.raises(ValueError, match="lr nan"):
+        train_codebooks(model, clusters, data, options(), epochs=1, lr=float("nan"))
+    with pytest.raises(ValueError, match=r"loss is (nan|inf) while codebooks are trained"):
+        train_codebooks(model, clusters, data, options(), epochs=1, lr=1e30)

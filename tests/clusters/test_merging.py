@@ -1,0 +1,152 @@
+"""Merging against every way to merge, and against Ward's formula."""
+
+from __future__ import annotations
+
+import math
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pysoftq.clusters.binning import identify
+from pysoftq.clusters.clusters import Clusters
+from pysoftq.clusters.merging import MAX_CLUSTERS, Rate, merge
+from pysoftq.clusters.values import unique
+
+RATES: tuple[Rate, ...] = ("levels", "entropy")
+
+
+def clusters_of(values: list[float], counts: list[int]) -> Clusters:
+    """Clusters with these values, the weights shuffled."""
+    indices = torch.repeat_interleave(torch.arange(len(values)), torch.tensor(counts))
+    order = torch.randperm(indices.numel(), generator=torch.Generator().manual_seed(0))
+    codebook = torch.tensor(values, dtype=torch.float64)
+    return Clusters(codebook, indices[order], torch.tensor(counts))
+
+
+def cost(before: Clusters, after: Clusters, price: float, rate: Rate) -> float:
+    """Squared error + price · bits, from the weights themselves."""
+    error = float((before.weights() - after.weights()).double().square().sum())
+    bits = after.bits if rate == "levels" else after.entropy_bits
+    return error + price * before.size * bits
+
+
+def every_merging(found: Clusters) -> list[Clusters]:
+    """All 2^(K - 1) results, each run of clusters at the mean of its weights."""
+    results = []
+    for size in range(found.K):
+        for cuts in combinations(range(1, found.K), size):
+            run = torch.bucketize(torch.arange(found.K), torch.tensor(cuts), right=True)
+            indices = run[found.indices]
+            counts = torch.bincount(indices)
+            means = torch.bincount(indices, found.weights().double()) / counts
+            results.append(Clusters(means, indices, counts))
+    return results
+
+
+@pytest.mark.parametrize("rate", RATES)
+@given(
+    values=st.lists(st.integers(-50, 50), min_size=1, max_size=8, unique=True),
+    counts=st.lists(st.integers(1, 40), min_size=8, max_size=8),
+    price=st.floats(0.01, 1000),
+)
+def test_no_other_merging_is_cheaper(
+    values: list[int], counts: list[int], price: float, rate: Rate
+) -> None:
+    found = clusters_of([float(v) for v in sorted(values)], counts[: len(values)])
+    merged = merge(found, price, rate)
+    least = min(cost(found, other, price, rate) for other in every_merging(found))
+    assert cost(found, merged, price, rate) == pytest.approx(least, rel=1e-9)
+    assert merged.counts.tolist() == torch.bincount(merged.indices).tolist()
+    assert bool(merged.codebook.diff().gt(0).all())
+
+
+def test_two_clusters_cost_what_ward_says() -> None:
+    found = clusters_of([-1.0, 2.0], [3, 5])
+    error = 3 * 5 / (3 + 5) * 3.0**2
+    for rate, bits in (("levels", 8.0), ("entropy", 8 * found.entropy_bits)):
+        assert merge(found, 0.999 * error / bits, rate).K == 2  # type: ignore[arg-type]
+        one = merge(found, 1.001 * error / bits, rate)  # type: ignore[arg-type]
+        assert one.codebook.tolist() == [pytest.approx(0.875)]
+        assert one.counts.tolist() == [8]
+
+
+def test_far_outliers_stay_and_near_neighbours_merge() -> None:
+    found = clusters_of([-9.0, -0.1, 0.0, 0.1, 7.0], [1, 200, 300, 200, 2])
+    merged = merge(found, 0.02)
+    assert merged.codebook.tolist() == pytest.approx([-9.0, 0.0, 7.0], abs=1e-12)
+    assert merged.counts.tolist() == [1, 700, 2]
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_a_higher_price_never_takes_more_bits(rate: Rate) -> None:
+    theta = torch.randn(3000, generator=torch.Generator().manual_seed(1))
+    found = identify(theta, 6)
+    results = [merge(found, price, rate) for price in (1e-6, 1e-4, 1e-2, 0.1, 1.0, 1e12)]
+    bits = [r.bits if rate == "levels" else r.entropy_bits for r in results]
+    errors = [float((theta - r.weights()).square().sum()) for r in results]
+    assert bits == sorted(bits, reverse=True)
+    assert bits[0] > bits[2] > bits[-1] == 0
+    assert errors == pytest.approx(sorted(errors))
+
+
+def test_the_same_for_all_layers_together() -> None:
+    """One price: no other choice in two layers has as few bits and less error."""
+    first, second = clusters_of([0, 1, 5, 7], [9, 2, 1, 3]), clusters_of([0, 2, 3], [20, 1, 6])
+    price = 0.4
+    chosen = [merge(found, price) for found in (first, second)]
+
+    def total(pair: tuple[Clusters, Clusters]) -> tuple[float, float]:
+        both = list(zip((first, second), pair, strict=True))
+        error = sum(cost(found, after, 0, "levels") for found, after in both)
+        return sum(found.size * after.bits for found, after in both), error
+
+    bits, error = total((chosen[0], chosen[1]))
+    for one in every_merging(first):
+        for other in every_merging(second):
+            its_bits, its_error = total((one, other))
+            assert its_bits > bits + 1e-9 or its_error >= error - 1e-9
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_every_dtype(dtype: torch.dtype) -> None:
+    theta = torch.randn(500, generator=torch.Generator().manual_seed(2)).to(dtype)
+    merged = merge(identify(theta, 7), 1e-4)
+    assert merged.codebook.dtype == dtype
+    assert 1 < merged.K < 100
+    assert bool(merged.codebook.diff().gt(0).all())
+
+
+@pytest.mark.parametrize("size", [1e-300, 1e-200, 1e-30, 1e30, 1e160, 1e307])
+@pytest.mark.parametrize("rate", RATES)
+def test_extreme_weights(size: float, rate: Rate) -> None:
+    found = clusters_of([-1.5 * size, -1.0 * size, 1.2 * size], [5, 7, 9])
+    assert merge(found, 0.0, rate).K == 3
+    assert merge(found, 1e-320, rate).K in (1, 3)
+    assert merge(found, 1e308, rate).K == (1 if size < 1e100 else 3)
+
+
+def test_little_to_merge() -> None:
+    empty = identify(torch.zeros(0))
+    assert merge(empty, 1.0).K == 0
+    constant = identify(torch.full((5,), 2.0))
+    assert merge(constant, 1.0).codebook.tolist() == [2.0]
+    zeros = merge(unique(torch.tensor([-0.0, 0.0])), 1.0)
+    assert zeros.counts.tolist() == [2]
+
+
+def test_refusals() -> None:
+    found = clusters_of([0.0, 1.0], [1, 1])
+    for price in (-1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match=f"price is {price}; want a finite number"):
+            merge(found, price)
+    with pytest.raises(ValueError, match="rate is 'bits'; want one of levels, entropy"):
+        merge(found, 1.0, "bits")  # type: ignore[arg-type]
+    many = torch.from_numpy(np.arange(MAX_CLUSTERS + 1.0))
+    with pytest.raises(ValueError, match="2049 clusters are too many"):
+        merge(unique(many), 1.0)
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        merge(unique(torch.tensor([1.0, math.nan])), 1.0)

@@ -1,0 +1,121 @@
+"""Data-parallel training: every process adds the same force, so the weights stay the same.
+
+Two processes add the same two numbers in any order, so all that is compared is equal bit for bit.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from paths import TESTS
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from pysoftq import SoftQuantizer
+
+WORLD, STEPS = 2, 4
+LAUNCH = ["torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
+
+
+def make_model() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 4))
+
+
+def batch(step: int, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(WORLD * step + rank)
+    return torch.randn(8, 16, generator=generator), torch.randint(4, (8,), generator=generator)
+
+
+def loss(model: nn.Module, step: int, rank: int) -> torch.Tensor:
+    images, labels = batch(step, rank)
+    return nn.functional.cross_entropy(model(images), labels)
+
+
+def attach(model: nn.Module) -> torch.optim.Optimizer:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    SoftQuantizer(model, h=0.3, fraction=0.5, seed=7).attach(optimizer)
+    return optimizer
+
+
+def train(rank: int, folder: Path) -> dict[str, torch.Tensor]:
+    """One process of two; the weights that it ends with."""
+    meeting = f"file://{folder}/meeting"
+    patience = timedelta(minutes=5)
+    dist.init_process_group(
+        "gloo", init_method=meeting, rank=rank, world_size=WORLD, timeout=patience
+    )
+    try:
+        model = DistributedDataParallel(make_model())
+        optimizer = attach(model)
+        for step in range(STEPS):
+            optimizer.zero_grad()
+            loss(model, step, rank).backward()
+            optimizer.step()
+        return model.module.state_dict()
+    finally:
+        dist.destroy_process_group()
+
+
+def other_process(number: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    torch.save(train(1 + number, folder), folder / "other.pt")
+
+
+@pytest.mark.skipif(not dist.is_gloo_available(), reason="torch has no gloo here")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what torch imports for it
+def test_processes_stay_together_and_train_as_one(tmp_path: Path) -> None:
+    other = torch.multiprocessing.spawn(other_process, (tmp_path,), nprocs=1, join=False)
+    first = train(0, tmp_path)
+    while not other.join():
+        pass
+    second = torch.load(tmp_path / "other.pt")
+
+    alone = make_model()
+    untouched = copy.deepcopy(alone)
+    optimizer = attach(alone)
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        for rank in range(WORLD):
+            (loss(alone, step, rank) / WORLD).backward()
+        optimizer.step()
+    for name, weights in alone.state_dict().items():
+        assert torch.equal(first[name], second[name]), name
+        assert torch.equal(first[name], weights), name
+        assert not torch.equal(weights, untouched.state_dict()[name])
+
+
+@pytest.mark.skipif(not dist.is_gloo_available(), reason="torch has no gloo here")
+@pytest.mark.parametrize("library", ["lightning", "transformers", "accelerate"])
+def test_processes_of_a_library_train_as_a_plain_loop(library: str, tmp_path: Path) -> None:
+    """With accumulated gradients, and resumed from what the first process saved."""
+    pytest.importorskip(library)
+    script = TESTS / "data_parallel.py"
+    options = [f"--nproc-per-node={WORLD}", str(script), library, str(tmp_path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "SLURM_JOB_NAME": "bash"}  # no cluster
+    if sys.platform == "linux":
+        environment["GLOO_SOCKET_IFNAME"] = "lo"  # whatever the machine calls itself
+    result = subprocess.run(
+        [sys.executable, "-m", *LAUNCH, *options],
+        check=False,
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=1800,
+    )
+    assert result.returncode == 0, result.stderr
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(WORLD))
+    assert first["step"] == second["step"] == 12
+    assert first["names"] == second["names"] == list(first["weights"]["plain"])
+    for found, plain in (("trained", "plain"), ("clustered", "plain, clustered")):
+        for name, weights in first["weights"][found].items():
+            assert torch.equal(weights, second["weights"][found][name]), name
+            assert torch.equal(weights, first["weights"][plain][name]), name

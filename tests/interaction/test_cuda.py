@@ -1,0 +1,510 @@
+"""The CUDA core beyond the contract of all backends: on a device, and emulated on the CPU."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from types import ModuleType
+
+import emulated_cuda
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from pysoftq import SoftQuantizer
+from pysoftq.interaction import backends
+from pysoftq.interaction.backends import core
+from pysoftq.interaction.layers import CoupledLayer
+
+DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+BINS = 2**14
+
+
+class Device:
+    """The CUDA backend and where its tensors live."""
+
+    def __init__(self, cuda: ModuleType, name: str) -> None:
+        self.cuda, self.name = cuda, name
+
+    def put(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(self.name, copy=True)
+
+
+@pytest.fixture(scope="module", params=["emulated", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> Device:
+    if request.param == "emulated":
+        return Device(emulated_cuda.backend(), "cpu")
+    if not backends.has_cuda():
+        pytest.skip("built without CUDA")
+    from pysoftq.interaction.backends import cuda
+
+    return Device(cuda, "cuda")
+
+
+@pytest.fixture
+def emulated() -> Iterator[ModuleType]:
+    """The emulated extension itself."""
+    extension = emulated_cuda.backend()._cuda
+    yield extension
+    extension.fail(0)
+    extension.set_seed(0)
+
+
+def randn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def layers_of(thetas: list[torch.Tensor]) -> list[CoupledLayer]:
+    return [
+        CoupledLayer(f"layer {i}", theta.numel(), 1.0, 0.1 + 0.01 * i, 0.3 / (i + 1), theta)
+        for i, theta in enumerate(thetas)
+    ]
+
+
+def assert_force_as_on_the_cpu(
+    device: Device,
+    thetas: list[torch.Tensor],
+    gradients: list[torch.Tensor],
+    *,
+    there: list[tuple[torch.Tensor, torch.Tensor]] | None = None,
+    bins: int = BINS,
+    fraction: float = 1.0,
+) -> None:
+    """One step, bit for bit; `there` are tensors of the same values on the device."""
+    pairs = there or [
+        (device.put(t), device.put(g)) for t, g in zip(thetas, gradients, strict=True)
+    ]
+    weights, results = [t for t, _ in pairs], [g for _, g in pairs]
+    expected = [gradient.clone() for gradient in gradients]
+    indices = range(len(thetas))
+    core.Coupling(layers_of(thetas), indices, bins, False).add_force(
+        thetas, expected, 1.0, fraction, 3, 4
+    )
+    coupling = device.cuda.Coupling(layers_of(weights), indices, bins, False)
+    coupling.add_force(weights, results, 1.0, fraction, 3, 4)
+    coupling.check()
+    for i in indices:
+        assert torch.equal(results[i].cpu(), expected[i]), f"layer {i}"
+
+
+# ---------------------------------------------------------------------------- how it is shared out
+@given(st.lists(st.integers(0, 10**9), max_size=40), st.integers(1, 300))
+def test_partition(sizes, blocks):
+    segments = emulated_cuda.backend()._cuda.partition(sizes, blocks)
+    share = max(4096, -(-sum(sizes) // blocks))
+    place = [(layer, begin) for layer, begin, _ in segments]
+    assert place == sorted(place)
+    for layer, size in enumerate(sizes):
+        mine = [(begin, end) for owner, begin, end in segments if owner == layer]
+        bounds = [0, *(end for _, end in mine)]
+        assert bounds[-1] == size  # all of it,
+        assert [begin for begin, _ in mine] == bounds[:-1]  # without gaps,
+        assert all(0 < end - begin <= share + 15 for begin, end in mine)  # fairly,
+        assert all(begin % 16 == 0 for begin, _ in mine)  # and as aligned as the layer
+    assert len(segments) <= blocks + len(sizes)
+
+
+def test_at_most_three_launches_and_no_allocation(emulated):
+    thetas = [randn(size, seed=size) for size in (432, 2304, 9216, 36864, 640)]
+    gradients = [torch.zeros_like(theta) for theta in thetas]
+    momenta = [torch.zeros_like(theta) for theta in thetas]
+    coupling = emulated_cuda.backend().Coupling(layers_of(thetas), range(5), BINS, False)
+    memory = emulated.live_allocations()
+    fused = {"lr": 0.01, "momentum": 0.9, "nesterov": True}
+    steps = {
+        "force": lambda: coupling.add_force(thetas, gradients, 1.0, 1.0, 0, 0),
+        "first fused": lambda: coupling.sgd_step(thetas, gradients, momenta, **fused),
+        "fused": lambda: coupling.sgd_step(thetas, gradients, momenta, **fused),
+    }
+    for name, step in steps.items():
+        before = emulated.launches()
+        step()
+        assert emulated.launches() - before <= 3, name
+        assert emulated.live_allocations() == memory, name
+
+
+def test_two_hundred_layers(device):
+    thetas = [randn(1 + 37 * i % 900, seed=i) for i in range(200)]
+    thetas[130] = randn(9000)
+    gradients = [randn(theta.numel(), seed=1) for theta in thetas]
+    assert_force_as_on_the_cpu(device, thetas, gradients, bins=256, fraction=0.5)
+
+
+@pytest.mark.parametrize("bins", [BINS, BINS + 1, 2**16 + 3])
+@pytest.mark.parametrize("state", ["Gaussian", "clusters", "one bin", "a point"])
+def test_many_chunks(device, state, bins):
+    size = 150_001
+    theta = {
+        "Gaussian": lambda: randn(size),
+        "clusters": lambda: randn(size).round() + 1e-4 * randn(size, seed=1),
+        "one bin": lambda: torch.cat([torch.zeros(size - 2), torch.tensor([-1.0, 1.0])]),
+        "a point": lambda: torch.full((size,), 0.3),
+    }[state]()
+    assert_force_as_on_the_cpu(device, [theta], [randn(size, seed=2)], bins=bins)
+    counts, *numbers = device.cuda.density(device.put(theta), bins, 0.3, 9)
+    expected, *expected_numbers = core.density(theta.numpy(), bins, 0.3, 9)
+    np.testing.assert_array_equal(counts.cpu(), expected)
+    assert numbers == expected_numbers
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 15, 16, 17, 33, 1000, 4099])
+def test_addresses_that_are_not_aligned(device, dtype, size):
+    thetas, gradients, there = [], [], []
+    for offset in [(0, 0), (1, 1), (3, 3), (7, 7), (0, 1), (2, 5)]:
+        pair = []
+        for values, start in zip((randn(size), randn(size, seed=1)), offset, strict=True):
+            memory = torch.full((size + 16,), 77.0, dtype=dtype, device=device.name)
+            memory[start : start + size] = values
+            pair.append(memory[start : start + size])
+        thetas.append(pair[0].cpu().clone())
+        gradients.append(pair[1].cpu().clone())
+        there.append((pair[0], pair[1]))
+    assert_force_as_on_the_cpu(device, thetas, gradients, there=there, bins=64)
+    for theta, gradient in there:
+        for view in (theta, gradient):
+            start = view.storage_offset()
+            memory = torch.as_strided(view, (size + 16,), (1,), 0)
+            assert (memory[:start] == 77).all()
+            assert (memory[start + size :] == 77).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_every_half_precision_gradient(device, dtype):
+    patterns = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
+    theta = randn(2**16).to(dtype)
+    expected = patterns.clone()
+    layers = layers_of([theta])
+    core.Coupling(layers, [0], BINS, False).add_force([theta], [expected], 1.0, 1.0, 0, 0)
+    weights, result = device.put(theta), device.put(patterns)
+    device.cuda.Coupling(layers_of([weights]), [0], BINS, False).add_force(
+        [weights], [result], 1.0, 1.0, 0, 0
+    )
+    result = result.cpu()
+    assert torch.equal(result.isnan(), expected.isnan())
+    assert torch.equal(result[~expected.isnan()], expected[~expected.isnan()])
+
+
+def test_potential_of_many_bins(device):
+    counts = torch.randint(50, (5000,), generator=torch.Generator().manual_seed(0))
+    there = device.put(counts)
+    for width in (0.05, 3.0, 1e3):
+        values = device.cuda.potential(there, 0.01, width, fft=False)
+        np.testing.assert_array_equal(
+            values.cpu(), core.potential(counts.numpy(), 0.01, width, fft=False)
+        )
+        energy = device.cuda.mean_field_energy(there, 0.01, width)
+        expected = core.mean_field_energy(counts.numpy(), 0.01, width)
+        assert energy == pytest.approx(expected, rel=1e-13)
+
+
+def test_pairs_over_many_chunks(device):
+    for theta in (randn(20_000), randn(20_000).round(), torch.zeros(9000)):
+        for width in (1e-5, 0.3, 100.0):
+            forces = device.cuda.pair_force(device.put(theta), width, direct=False)
+            expected = core.pair_force(theta.numpy(), width, False)
+            np.testing.assert_array_equal(forces.cpu(), expected)
+            energy = device.cuda.pair_energy(device.put(theta), width, direct=False)
+            assert energy == pytest.approx(core.pair_energy(theta.numpy(), width, False), rel=1e-12)
+            assert energy == device.cuda.pair_energy(device.put(theta), width, direct=False)
+
+
+# ------------------------------------------------------------------------------------ order, errors
+def test_the_order_of_threads_and_blocks_changes_nothing(emulated):
+    cuda = emulated_cuda.backend()
+    theta, gradient = randn(30_000), randn(30_000, seed=1)
+    seen = []
+    for seed in range(4):
+        emulated.set_seed(seed)
+        result, weights, velocity = gradient.clone(), theta.clone(), torch.zeros_like(theta)
+        coupling = cuda.Coupling(layers_of([theta]), [0], BINS, False)
+        coupling.add_force([theta], [result], 1.0, 0.7, 1, 2)
+        coupling.sgd_step([weights], [gradient], [velocity], lr=0.1, momentum=0.9)
+        coupling.sgd_step([weights], [gradient], [velocity], lr=0.1, momentum=0.9)
+        numbers = [cuda.pair_energy(theta[:6000], 0.2, direct) for direct in (False, True)]
+        seen.append((result, weights, velocity, torch.tensor(numbers, dtype=torch.float64)))
+    for other in seen[1:]:
+        for a, b in zip(seen[0], other, strict=True):
+            assert torch.equal(a, b)
+
+
+def test_failures_of_the_runtime_name_the_call_and_leak_nothing(emulated):
+    cuda = emulated_cuda.backend()
+    theta = randn(100)
+    counts = torch.ones(64, dtype=torch.int64)
+
+    def couple() -> None:
+        coupling = cuda.Coupling(layers_of([theta]), [0], 64, fft=True)
+        coupling.add_force([theta], [torch.zeros_like(theta)], 1.0, 1.0, 0, 0)
+        coupling.check()
+
+    calls = {
+        "coupling": couple,
+        "density": lambda: cuda.density(theta, 64, 1.0, 0),
+        "pair energy": lambda: cuda.pair_energy(theta, 0.5, direct=False),
+        "direct energy": lambda: cuda.pair_energy(theta, 0.5, direct=True),
+        "pair force": lambda: cuda.pair_force(theta, 0.5, direct=False),
+        "potential": lambda: cuda.potential(counts, 0.1, 0.5, fft=True),
+        "mean field": lambda: cuda.mean_field_energy(counts, 0.1, 0.5),
+    }
+    memory = emulated.live_allocations()
+    for name, call in calls.items():
+        messages = []
+        for number in range(1, 100):
+            emulated.fail(number)
+            try:
+                call()
+            except RuntimeError as error:
+                messages.append(str(error))
+            else:
+                break
+            finally:
+                emulated.fail(0)
+            assert emulated.live_allocations() == memory, messages[-1]
+        assert len(messages) > 3, name
+        for message in messages:
+            assert message.startswith(("cuda", "launch of ")), message
+            assert " failed: " in message
+
+
+def test_without_a_device_errors_name_the_call():
+    cuda = pytest.importorskip("pysoftq._cuda", exc_type=ModuleNotFoundError)
+    if cuda.device_count() > 0:
+        pytest.skip("there is a device")
+    with pytest.raises(RuntimeError, match=r"^cudaGetDevice failed: \w+"):
+        cuda.Coupling([(3, "float32", 0.1, 1.0, 0)], 8, False, cuda.Place(0, 0))
+
+
+def test_what_no_longer_fits_is_refused(device):
+    theta = device.put(randn(50))
+    coupling = device.cuda.Coupling(layers_of([theta]), [0], 64, False)
+    for wrong in (theta.half(), theta.to("meta")):
+        with pytest.raises(ValueError, match=r"layer 'layer 0' was coupled as torch\.float32 on"):
+            coupling.add_force([theta], [wrong], 1.0, 1.0, 0, 0)
+    with pytest.raises(ValueError, match="zip"):
+        coupling.add_force([theta, theta], [theta], 1.0, 1.0, 0, 0)
+    with pytest.raises(ValueError, match=r"momentum 0\.9 wants a buffer"):
+        coupling.sgd_step([theta], [theta], [None], lr=0.1, momentum=0.9)
+    huge = CoupledLayer("huge", 2**31, 1.0, 0.1, 1.0, theta)
+    with pytest.raises(ValueError, match="a binned layer has at most 2147483647 weights, not 2147"):
+        device.cuda.Coupling([huge], [0], 64, False)
+
+
+# ------------------------------------------------------------------------------ steps that go on
+def test_the_device_counts_the_steps(device, monkeypatch):
+    theta = randn(5000)
+    weights = device.put(theta)
+    here = core.Coupling(layers_of([theta]), [0], 64, False)
+    coupling = device.cuda.Coupling(layers_of([weights]), [0], 64, False)
+    coupling.set(scale=2.0, fraction=0.4, seed=6, step=11)
+    monkeypatch.setattr(device.cuda.Coupling, "_captured", lambda self: True)
+    expected, result = torch.zeros_like(theta), torch.zeros_like(weights)
+    for step in range(11, 14):  # as replays of a graph
+        here.add_force([theta], [expected], 2.0, 0.4, 6, step)
+        coupling.add_force([weights], [result], 9.0, 9.0, 9, 9)
+        assert torch.equal(result.cpu(), expected)
+
+
+def test_layers_may_be_skipped(device):
+    thetas = [randn(5000, seed=i) for i in range(3)]
+    weights = [device.put(theta) for theta in thetas]
+    weights[1][7] = float("nan")  # without a gradient nobody looks at it
+    coupling = device.cuda.Coupling(layers_of(weights), range(3), BINS, False)
+    for skipped in ({1}, {0, 1}, {0, 1, 2}):
+        results = [None if i in skipped else torch.zeros_like(w) for i, w in enumerate(weights)]
+        coupling.add_force(weights, results, 1.0, 1.0, 0, 0)
+        coupling.check()
+        assert all(result is None or result.any() for result in results)
+
+
+SGD = [
+    {"lr": 0.01},
+    {"lr": 0.01, "momentum": 0.9},
+    {"lr": 0.01, "momentum": 0.9, "nesterov": True},
+    {"lr": 0.01, "momentum": 0.9, "nesterov": True, "weight_decay": 0.02},
+    {"lr": 0.01, "weight_decay": 0.02},
+]
+
+
+@pytest.mark.parametrize("options", SGD, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_force_and_sgd_in_one(device, dtype, options):
+    thetas = [randn(size, seed=size).to(dtype) for size in (1, 30, 4097, 9000)]
+    parameters = [nn.Parameter(theta.clone()) for theta in thetas]
+    optimizer = torch.optim.SGD(parameters, **options)
+    weights = [device.put(theta) for theta in thetas]
+    momenta = [torch.zeros_like(w) if options.get("momentum") else None for w in weights]
+    coupling = device.cuda.Coupling(layers_of(weights), range(4), BINS, False)
+    epsilon = torch.finfo(dtype).eps
+    for step in range(3):
+        gradients = [randn(t.numel(), seed=step).to(dtype) for t in thetas]
+        there = [device.put(gradient) for gradient in gradients]
+        for parameter, weight in zip(parameters, weights, strict=True):
+            parameter.data.copy_(weight)  # so that no bin differs by rounding
+        before = [p.detach().clone() for p in parameters]
+        coupling.sgd_step(
+            weights, there, momenta, **options, scale=2.0, fraction=0.6, seed=1, step=step
+        )
+        coupling.check()
+        here = core.Coupling(layers_of(before), range(4), BINS, False)
+        forces = [gradient.clone() for gradient in gradients]
+        here.add_force(before, forces, 2.0, 0.6, 1, step)
+        for i, parameter in enumerate(parameters):
+            assert torch.equal(there[i].cpu(), gradients[i])
+            parameter.grad = forces[i]
+        optimizer.step()
+        for parameter, weight, velocity, pull in zip(
+            parameters, weights, momenta, forces, strict=True
+        ):
+            close = {"rtol": 4 * epsilon, "atol": 40 * epsilon * pull.abs().max().item()}
+            torch.testing.assert_close(weight.cpu(), parameter.detach(), **close)
+            if velocity is not None:
+                buffer = optimizer.state[parameter]["momentum_buffer"]
+                torch.testing.assert_close(velocity.cpu(), buffer, **close)
+                buffer.copy_(velocity)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_range_of_a_fused_step_is_the_next_one_s(device, dtype):
+    start = randn(9001).to(dtype)
+    ends = []
+    for anew in (False, True):
+        theta, velocity = device.put(start), device.put(torch.zeros_like(start))
+        coupling = device.cuda.Coupling(layers_of([theta]), [0], BINS, False)
+        for step in range(4):
+            gradient = device.put(randn(9001, seed=step).to(dtype))
+            options = {"lr": 0.1, "momentum": 0.9, "step": step, "measure_anew": anew}
+            coupling.sgd_step([theta], [gradient], [velocity], **options)
+        coupling.check()
+        ends.append(theta)
+    assert torch.equal(*ends)
+    assert not torch.equal(ends[0].cpu(), start)
+
+
+def test_fused_steps_with_layers_that_come_and_go(device):
+    starts = [randn(500, seed=i) for i in range(3)]
+    ends = []
+    for anew in (False, True):
+        thetas = [device.put(start) for start in starts]
+        momenta = [torch.zeros_like(theta) for theta in thetas]
+        coupling = device.cuda.Coupling(layers_of(thetas), range(3), 64, False)
+        for step, skipped in enumerate([{1}, {1, 2}, {2}, set(), {0}, set()]):
+            gradients = [
+                None if i in skipped else device.put(randn(500, seed=step)) for i in range(3)
+            ]
+            coupling.sgd_step(
+                thetas, gradients, momenta, lr=0.1, momentum=0.5, step=step, measure_anew=anew
+            )
+            if step == 3:  # measures, whatever the fused steps have found
+                coupling.add_force(thetas, [torch.zeros_like(t) for t in thetas], 1.0, 1.0, 0, 0)
+        coupling.check()
+        ends.append(thetas)
+    for a, b in zip(*ends, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_refused_fused_step_changes_nothing(device):
+    thetas = [device.put(randn(3000, seed=i)) for i in range(2)]
+    momenta = [torch.ones_like(theta) for theta in thetas]
+    gradients = [torch.ones_like(theta) for theta in thetas]
+    coupling = device.cuda.Coupling(layers_of(thetas), range(2), 64, False)
+    step = {"lr": 0.1, "momentum": 0.9}
+    coupling.sgd_step(thetas, gradients, momenta, **step)
+    gradients[1][5] = float("nan")  # makes a weight NaN, which the next step finds
+    coupling.sgd_step(thetas, gradients, momenta, **step)
+    coupling.check()
+    assert int(thetas[1].isnan().sum()) == 1
+    before = copy.deepcopy((thetas, momenta))
+    for _ in range(2):
+        coupling.sgd_step(thetas, gradients, momenta, **step)
+        for old, new in zip(before[0] + before[1], thetas + momenta, strict=True):
+            assert torch.equal(old.nan_to_num(9), new.nan_to_num(9))
+    with pytest.raises(ValueError, match=r"^layer 'layer 1': 1 of 3000 weights are not finite"):
+        coupling.check()
+    for tensor in (thetas[1], momenta[1], gradients[1]):
+        tensor.nan_to_num_(0)
+    coupling.sgd_step(thetas, gradients, momenta, **step, measure_anew=True)
+    coupling.check()
+    assert not torch.equal(thetas[0], before[0][0])
+
+
+# --------------------------------------------------------------------------- the public functions
+def test_soft_quantizer(device, monkeypatch):
+    if device.name == "cpu":
+        monkeypatch.setattr(backends, "on_device", lambda device: emulated_cuda.backend())
+    grown = []
+    for name in ("cpu", device.name):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(40, 30), nn.Linear(30, 20)).to(name)
+        if len(grown) == 0:
+            with monkeypatch.context() as patch:
+                patch.setattr(backends, "on_device", lambda device: core)
+                softq = SoftQuantizer(model, h=0.1, fraction=0.5, seed=4)
+                trained(softq, model)
+        else:
+            softq = SoftQuantizer(model, h=0.1, fraction=0.5, seed=4)
+            trained(softq, model)
+        grown.append([p.detach().cpu() for p in model.parameters()])
+    for a, b in zip(*grown, strict=True):
+        assert torch.equal(a, b)
+
+
+def trained(softq: SoftQuantizer, model: nn.Module) -> None:
+    """A few steps whose gradients are the same on every device."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=2**-4)
+    softq.attach(optimizer)
+    for step in range(3):
+        for parameter in model.parameters():
+            parameter.grad = randn(*parameter.shape, seed=step).to(parameter.device)
+        optimizer.step()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("fft", [False, True], ids=["scan", "fft"])
+def test_replays_of_a_graph_are_steps(fft):
+    if not backends.has_cuda():
+        pytest.skip("built without CUDA")
+    from pysoftq.interaction.backends import cuda
+
+    thetas = [randn(size, seed=size).cuda() for size in (432, 36864, 300_000)]
+    gradients, expected = ([torch.zeros_like(t) for t in thetas] for _ in range(2))
+    coupling = cuda.Coupling(layers_of(thetas), range(3), BINS, fft)
+    graph = torch.cuda.CUDAGraph()
+    coupling.add_force(thetas, gradients, 1.0, 0.5, 3, 0)  # loads the kernels
+    with torch.cuda.graph(graph):
+        coupling.add_force(thetas, gradients, 1.0, 0.5, 3, 0)
+    for gradient in gradients:
+        gradient.zero_()
+    coupling.set(1.0, 0.5, 3, 20)
+    for _ in range(20, 25):
+        graph.replay()
+    other = cuda.Coupling(layers_of(thetas), range(3), BINS, fft)
+    for step in range(20, 25):
+        other.add_force(thetas, expected, 1.0, 0.5, 3, step)
+    coupling.check()
+    for a, b in zip(gradients, expected, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.gpu
+def test_work_is_in_the_order_of_the_current_stream():
+    if not backends.has_cuda():
+        pytest.skip("built without CUDA")
+    from pysoftq.interaction.backends import cuda
+
+    theta = randn(2_000_000).cuda()
+    gradient, expected = torch.zeros_like(theta), torch.zeros_like(theta)
+    coupling = cuda.Coupling(layers_of([theta]), [0], BINS, False)
+    coupling.add_force([2 * theta], [expected], 1.0, 1.0, 0, 0)
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(50_000_000)  # the default stream would be far ahead
+        theta.mul_(2)
+        coupling.add_force([theta], [gradient], 1.0, 1.0, 0, 0)
+        gradient.neg_()
+    stream.synchronize()
+    assert torch.equal(gradient, -expected)

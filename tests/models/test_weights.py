@@ -1,0 +1,196 @@
+"""Weight files: every kind is read alike, nothing in them is run, and misfits are listed."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from pysoftq.models.weight_files import (
+    coupled_weights,
+    cpu_state,
+    load_weights,
+    restore,
+    save_state,
+)
+
+
+@pytest.fixture
+def state() -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    return {"conv.weight": torch.randn(4, 3, 3, 3), "conv.bias": torch.randn(4)}
+
+
+def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".th"])
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("nested", [False, True])
+def test_pickled_kinds(
+    tmp_path: Path, state: dict[str, Tensor], suffix: str, prefix: str, nested: bool
+) -> None:
+    content: Any = {prefix + name: tensor for name, tensor in state.items()}
+    if nested:
+        content = {"epoch": 7, "state_dict": content, "best": 0.5}
+    torch.save(content, tmp_path / f"w{suffix}")
+    assert same(load_weights(tmp_path / f"w{suffix}"), state)
+
+
+def test_safetensors(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    save_file(state, tmp_path / "w.safetensors")
+    assert same(load_weights(tmp_path / "w.safetensors"), state)
+
+
+def test_prefix_stays_where_only_some_keys_have_it(tmp_path: Path) -> None:
+    torch.save({"module.a": torch.ones(1), "b": torch.ones(1)}, tmp_path / "w.pt")
+    assert set(load_weights(tmp_path / "w.pt")) == {"module.a", "b"}
+
+
+class Malicious:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
+    trap = tmp_path / "sprung"
+    torch.save({"a": torch.ones(1), "b": Malicious(trap)}, tmp_path / "w.pt")
+    with pytest.raises(ValueError, match=r"w\.pt holds pickled code beside its tensors") as found:
+        load_weights(tmp_path / "w.pt")
+    assert "weights_only" not in str(found.value)
+    assert not trap.exists()
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_whole_network_is_refused(tmp_path: Path, zipped: bool) -> None:
+    torch.save(nn.Linear(2, 2), tmp_path / "w.pt", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(
+        ValueError, match=r"holds pickled code .* refused: save the state dict alone"
+    ):
+        load_weights(tmp_path / "w.pt")
+
+
+def test_a_compiled_network_is_refused(tmp_path: Path) -> None:
+    # As torch.jit.save lays it out: what makes torch take it for TorchScript, and warn.
+    with zipfile.ZipFile(tmp_path / "w.pt", "w") as file:
+        for name in ("data.pkl", "constants.pkl", "version", "byteorder", "code/net.py"):
+            file.writestr(f"w/{name}", "3\n")
+    with pytest.raises(ValueError, match=r"w\.pt holds pickled code"):
+        load_weights(tmp_path / "w.pt")
+
+
+GARBAGE = [b"", b"no weights", b"PK\x03\x04 broken", b"xyz", b"hello world", b"\x80\x02}q\x00."]
+
+
+@pytest.mark.parametrize("content", GARBAGE)
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_foreign_files_are_refused(tmp_path: Path, content: bytes, suffix: str) -> None:
+    path = tmp_path / f"w{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=path.name) as found:
+        load_weights(path)
+    if suffix == ".pt":
+        assert str(found.value) == f"{path} is no PyTorch file, or a broken one"
+
+
+def test_truncated_file_is_refused(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    path = tmp_path / "w.pt"
+    torch.save(state, path)
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(ValueError, match=r"w\.pt is no PyTorch file, or a broken one"):
+        load_weights(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({}, "found dict"),
+        ([1, 2], "found list"),
+        ({"a": torch.ones(1), "epoch": 3}, "not tensors: epoch"),
+        ({"a": torch.ones(1), 3: torch.ones(1)}, "not names: 3"),
+    ],
+)
+def test_other_contents_are_refused(tmp_path: Path, content: Any, message: str) -> None:
+    torch.save(content, tmp_path / "w.pt")
+    with pytest.raises(ValueError, match=f"holds no state dict.*{message}"):
+        load_weights(tmp_path / "w.pt")
+
+
+def test_missing_file_and_unknown_kind(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.pt"):
+        load_weights(tmp_path / "nowhere.pt")
+    (tmp_path / "w.onnx").touch()
+    with pytest.raises(ValueError, match=r"'\.onnx'; wanted .*safetensors"):
+        load_weights(tmp_path / "w.onnx")
+
+
+def test_coupled_weights_are_floats_of_two_or_more_dimensions() -> None:
+    state = {
+        "conv": torch.ones(2, 2, 3, 3),
+        "half": torch.ones(2, 2, dtype=torch.float16),
+        "bias": torch.ones(2),
+        "table": torch.ones(2, 2, dtype=torch.int64),
+        "count": torch.tensor(3),
+    }
+    assert list(coupled_weights(state)) == ["conv", "half"]
+
+
+def test_restore_lists_every_misfit() -> None:
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    state = model.state_dict()
+    state["0.weight"] = torch.ones(3, 5)
+    state["extra"] = torch.ones(1)
+    del state["0.bias"], state["1.running_mean"]
+    before = model[0].weight.clone()
+    with pytest.raises(ValueError, match="does not fit") as caught:
+        restore(model, state, "w.pt")
+    message = str(caught.value)
+    assert message.startswith("w.pt does not fit the model")
+    assert "missing: 0.bias, 1.running_mean" in message
+    assert "unexpected: extra" in message
+    assert "wrong shape: 0.weight is 3×5, wanted 3×2" in message
+    assert torch.equal(model[0].weight, before)
+
+
+def test_restore_refuses_integers_and_what_is_not_finite() -> None:
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = {name: value.clone() for name, value in before.items()}
+    state["0.weight"] = torch.ones(3, 2, dtype=torch.int64)
+    state["0.bias"][1] = float("nan")
+    state["1.running_var"][0] = float("inf")
+    with pytest.raises(ValueError, match="does not fit") as caught:
+        restore(model, state, "w.pt")
+    assert "not floating point: 0.weight" in str(caught.value)
+    assert "NaN or infinite values: 0.bias, 1.running_var" in str(caught.value)
+    assert same(model.state_dict(), before)
+
+
+def test_states_come_back_from_their_file(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    state = cpu_state(model)
+    save_state(state, tmp_path / "w.safetensors")
+    with torch.no_grad():
+        model[0].weight.add_(1)  # the state is a copy
+    assert same(load_weights(tmp_path / "w.safetensors"), state)
+    assert not torch.equal(state["0.weight"], model[0].weight)
+
+
+def test_restore_does_without_batch_counts() -> None:
+    model = nn.BatchNorm1d(3)
+    state = {name: torch.full_like(value, 2) for name, value in model.state_dict().items()}
+    del state["num_batches_tracked"]
+    restore(model, state, "w.pt")
+    assert model.running_var is not None
+    assert torch.equal(model.running_var, torch.full((3,), 2.0))

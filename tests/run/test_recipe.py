@@ -1,0 +1,215 @@
+"""Recipes through the command line: what is written, reported, and gone on with."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import Recorder, tiny_digits, tiny_training
+
+from pysoftq.artifact import load_compressed
+from pysoftq.clusters.binning import identify
+from pysoftq.clusters.merging import merge
+from pysoftq.clusters.refinement import refine
+from pysoftq.coupling.lifecycle import finalize, prepare
+from pysoftq.coupling.options import ClusteringConfig
+from pysoftq.coupling.quantizer import SoftQuantizer
+from pysoftq.data.images import Dataset
+from pysoftq.errors import ConfigError, Interrupted
+from pysoftq.models.build import build_model
+from pysoftq.models.weight_files import coupled_weights, load_weights
+from pysoftq.run import driver
+from pysoftq.run.config import RECIPES, CompressConfig, command_line, make_config
+from pysoftq.run.driver import compress
+from pysoftq.run.evaluation import evaluate
+from pysoftq.run.outcome import train_refined
+from pysoftq.run.summary import Summary
+
+TRAINED = "soft, refined, before training"
+
+
+@pytest.fixture(scope="module")
+def data() -> Dataset:
+    return tiny_digits()
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> CompressConfig:
+    torch.manual_seed(0)
+    weights = tmp_path_factory.mktemp("weights") / "digits.pt"
+    torch.save(build_model("digits-resnet-small", 10, 1).state_dict(), weights)
+    return make_config(
+        {
+            "recipe": "best",
+            "model": "digits-resnet-small",
+            "weights": weights,
+            "h": 0.05,
+            "lr": 0.02,
+            "epochs": 2,
+            "batch_size": 32,
+        }
+    )
+
+
+def run(config: CompressConfig, path: Path, data: Dataset, *, resume: bool = False) -> Summary:
+    return compress(config, path, Recorder(), resume=resume, data=data, figures=False)
+
+
+@pytest.fixture(scope="module")
+def finished(
+    config: CompressConfig, data: Dataset, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    path = tmp_path_factory.mktemp("runs") / "best"
+    run(config, path, data)
+    return path
+
+
+def test_the_file_is_that_of_the_recipe(finished: Path, data: Dataset) -> None:
+    summary = Summary.read(finished / "report.json")
+    names = [row.name for row in summary.networks]
+    assert names[:5] == ["pretrained", "soft", "soft, 7-bit clusters", TRAINED, "soft, refined"]
+    before, after = summary[TRAINED], summary["soft, refined"]
+    assert after.bits is not None
+    assert before.bits is not None
+    assert 0 < after.bits <= before.bits < summary.layers.mean_bits_before
+    assert after.entropy_bits != before.entropy_bits  # weights have moved
+    assert after.bits == pytest.approx(summary.layers.mean_bits)
+    assert after.entropy_bits == pytest.approx(summary.layers.entropy_bits)
+
+    model = load_compressed(finished / "compressed.safetensors")
+    assert isinstance(model, torch.nn.Module)
+    assert evaluate(model, data, data.test)[1] == after.accuracy
+    soft = build_model("digits-resnet-small", 10, 1)
+    soft.load_state_dict(load_weights(finished / "soft.safetensors"))
+    assert evaluate(model, data, data.train)[0] < evaluate(soft, data, data.train)[0]
+    for layer in summary.layers.layers:
+        assert model.get_parameter(layer.name).unique().numel() == layer.clusters
+
+
+def test_weights_stay_in_their_clusters_without_a_rate(
+    config: CompressConfig, data: Dataset, finished: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "run"
+    shutil.copytree(finished, path)
+    before = Summary.read(path / "report.json")[TRAINED]
+    fixed = config.model_copy(update={"weights_lr": 0.0})
+    after = run(fixed, path, data, resume=True)["soft, refined"]
+    assert (after.bits, after.entropy_bits) == (before.bits, before.entropy_bits)
+    assert after.accuracy != before.accuracy
+
+
+@pytest.mark.parametrize(
+    ("coding", "refine", "counts"),
+    [("entropy", "levels", True), ("packed", "levels", False), ("entropy", "count", False)],
+)
+def test_bits_count_where_the_file_is_entropy_coded(
+    coding: str,
+    refine: str,
+    counts: bool,
+    config: CompressConfig,
+    data: Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    training = tiny_training(config)
+    told = []
+    monkeypatch.setattr(driver, "train_codebooks", lambda *_, prices, **__: told.append(prices))
+    chosen = config.model_copy(update={"coding": coding, "refine": refine})
+    found = training.softq.clusters()
+    train_refined(training.model, training.softq, found, training.model.state_dict(), data, chosen)
+    assert told == [training.softq.prices(config.rd_weight if counts else 0.0)]
+
+
+def test_a_paper_run_is_refined_anew(
+    finished: Path, config: CompressConfig, data: Dataset, tmp_path: Path
+) -> None:
+    path = tmp_path / "run"
+    paper = make_config(config.model_dump(mode="json"), {"recipe": "paper"})
+    assert (paper.refine, paper.codebook_epochs) == ("count", 0)
+    summary = run(paper, path, data)
+    assert TRAINED not in [row.name for row in summary.networks]
+    for name, theta in coupled_weights(load_weights(path / "soft.safetensors")).items():
+        layer = next(layer for layer in summary.layers.layers if layer.name == name)
+        assert layer.clusters == refine(identify(theta), 1).K  # n_min of the digits
+    run(make_config(paper.model_dump(mode="json"), {"recipe": "best"}), path, data, resume=True)
+    for name in ("soft.safetensors", "compressed.safetensors"):
+        assert (path / name).read_bytes() == (finished / name).read_bytes()
+
+
+def test_a_run_stopped_among_the_codebooks_goes_on(
+    finished: Path, config: CompressConfig, data: Dataset, tmp_path: Path
+) -> None:
+    class Signalling(Recorder):
+        def message(self, text: str) -> None:
+            if text.startswith("codebooks: epoch 1"):
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    path = tmp_path / "run"
+    with pytest.raises(Interrupted):
+        compress(config, path, Signalling(), data=data, figures=False)
+    assert not (path / "compressed.safetensors").exists()
+    assert (path / "checkpoint.pt").is_file()
+    run(config, path, data, resume=True)
+    for name in ("soft.safetensors", "compressed.safetensors"):
+        assert (path / name).read_bytes() == (finished / name).read_bytes()
+
+
+@pytest.mark.parametrize("rule", ["levels", "entropy"])
+def test_one_price_of_noise_to_signal_for_all_layers(rule: str) -> None:
+    softq = tiny_training(make_config({"h": 0.01})).softq
+    sizes = torch.tensor([float(layer.size) for layer in softq.layers]).double()
+    typical = float((sizes * sizes).sum() / sizes.sum())
+    found = softq.clusters()
+    refined = softq.refine(found, rule=rule, price=0.02)
+    for layer in softq.layers:
+        price = 0.02 * float(layer.parameter.detach().var(correction=0)) * layer.size / typical
+        wanted = merge(found[layer.name], price, rule)  # type: ignore[arg-type]
+        assert torch.equal(refined[layer.name].counts, wanted.counts)
+        assert softq.prices(0.02)[layer.name] == pytest.approx(price, rel=1e-5)
+    report = softq.finalize(rule=rule, price=0.02)
+    assert [layer.clusters for layer in report.layers] == [c.K for c in refined.values()]
+    assert not any(layer.note for layer in report.layers)
+    with pytest.raises(ValueError, match="rule is 'size'; want one of count, levels, entropy"):
+        softq.finalize(rule="size")
+    with pytest.raises(ValueError, match="price is"):
+        softq.finalize(rule=rule, price=-1.0)
+
+
+def test_clustering_options_reach_the_model() -> None:
+    model = build_model("digits-resnet-small", 10, 1)
+    options = ClusteringConfig(refine="levels", rd_weight=0.1)
+    wanted = SoftQuantizer(model).clusters()
+    report = finalize(prepare(model, options), options)
+    assert 1 < report.mean_bits < report.mean_bits_before
+    assert [layer.clusters_before for layer in report.layers] == [c.K for c in wanted.values()]
+
+
+def test_a_recipe_is_a_layer_of_options() -> None:
+    best = make_config({"recipe": "best"})
+    assert {name: getattr(best, name) for name in RECIPES["best"]} == RECIPES["best"]
+    assert make_config({}).recipe == "paper"
+    own = make_config({"recipe": "best", "codebook_epochs": 1})
+    assert (own.codebook_epochs, own.refine) == (1, best.refine)
+    assert make_config({"refine": "count"}, {"recipe": "best"}).refine == best.refine
+    assert make_config({"recipe": "best"}, {"refine": "count"}).refine == "count"
+    assert make_config(best.model_dump(), {"recipe": "paper"}).codebook_epochs == 0
+    assert command_line(best) == "pysoftq compress --recipe best"
+    assert command_line(own) == "pysoftq compress --recipe best --codebook-epochs 1"
+    for recipe in RECIPES:
+        assert make_config({"recipe": recipe}).model_dump(exclude={"recipe", *RECIPES["best"]}) == (
+            make_config({}).model_dump(exclude={"recipe", *RECIPES["best"]})
+        )
+
+
+def test_what_cannot_be_merged_is_refused_at_once() -> None:
+    with pytest.raises(ConfigError, match=r"option 'refine'.*2\^11 bins at most"):
+        make_config({"recipe": "best", "bits": 12})
+    assert make_config({"bits": 12}).bits == 12
+    for name, value in (("refine", "size"), ("rd_weight", -1), ("codebook_epochs", -1)):
+        with pytest.raises(ConfigError, match=f"option '{name}'"):
+            make_config({name: value})
+    with pytest.raises(ConfigError, match="option 'recipe'"):
+        make_config({"recipe": "bset"})
