@@ -8,32 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal
 
 import numpy as np
 
+from pysoftq.analysis.options import ABLATION, METHODS, OURS, Value
 from pysoftq.analysis.phase import Statistic, pareto_front, statistic
 
-Value: TypeAlias = int | float | str
 Rate = Literal["bits", "entropy_bits"]
-
-# In the order in which they are told: name, and what it is.
-METHODS = {
-    "uniform": "uniform, clipped",
-    "minmax": "uniform, min to max",
-    "heq": "histogram-equalized",
-    "kmeans": "k-means",
-    "ecvq": "entropy-constrained",
-    "kmeans+ft": "k-means, codebook trained",
-    "ecvq+ft": "entropy-constr., trained",
-    "parq": "PARQ (torchao)",
-    "uncoupled": "recipe best, h = 0",
-    "soft": "soft quantization",
-}
-TRAINED = ("kmeans+ft", "ecvq+ft", "parq", "uncoupled", "soft")
-OURS = "soft"
-# What the recipe does without the coupling that it is made for: part of it, and no opponent.
-ABLATION = "uncoupled"
 
 
 @dataclass(frozen=True)

@@ -7,29 +7,28 @@ on where it was interrupted, and more seeds, parameters or methods cost only wha
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from itertools import product
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Protocol
 
 import torch
 from pydantic import TypeAdapter
 from torch.optim.swa_utils import update_bn
 
-from pysoftq.analysis.comparison import (
+from pysoftq.analysis.comparison import ComparisonStudy, Record, summarize
+from pysoftq.analysis.journal import Journal
+from pysoftq.analysis.landscape import choose_images
+from pysoftq.analysis.options import (
     ABLATION,
     METHODS,
     OURS,
     TRAINED,
-    ComparisonStudy,
-    Record,
+    ComparisonOptions,
+    Normalization,
     Value,
-    summarize,
 )
-from pysoftq.analysis.journal import Journal
-from pysoftq.analysis.landscape import choose_images
 from pysoftq.analysis.phase import statistic
 from pysoftq.artifact import load_compressed
 from pysoftq.baselines import ecvq, histogram_equalize, kmeans, uniform
@@ -59,84 +58,10 @@ from pysoftq.run.setup import Run, choose_device, read_data, set_threads
 from pysoftq.run.step import own_stream
 from pysoftq.sweep.prepare import prepare
 
-Normalization = Literal["keep", "reestimate"]
-
 # To be raised whenever a key comes to mean another value: kept values are then measured anew.
 VERSION = 2
 ECVQ_K = 64  # values at most: many more than a comparison's rate-distortion weights leave
 CALIBRATION_IMAGES = 10_000
-Recipe = Literal["unrefined", "paper", "best"]
-
-
-@dataclass(frozen=True)
-class ComparisonOptions:
-    """Which networks are compared.
-
-    Attributes:
-        methods: some of METHODS.
-        seeds: how many, from that of the run's options on; a seed determines all that is random,
-            the pretraining too where no weights are given.
-        h, w: strengths and widths of soft quantization, all pairs.
-        recipes: what becomes of each softly quantized network: its clusters as they were found
-            ("unrefined"), refined as in the paper, or by the recipe "best", whose rate-distortion
-            weight is one of ``rd_weights``, and whose training is ``codebook_epochs`` longer.
-        rd_weights: see recipes.
-        levels: values of uniform quantization and of k-means.
-        baseline_bits: of histogram-equalized quantization and of PARQ.
-        ecvq_rd_weights: rate-distortion weights of entropy-constrained k-means, in variances of a
-            layer per bit, in proportion to the size of each layer.
-        normalization: "keep", or "reestimate" the statistics of batch normalisation for every
-            network, from at most 10,000 training images.
-        runs: folders of finished runs, from the same pretrained weights, that take part as well.
-    """
-
-    methods: tuple[str, ...] = tuple(METHODS)
-    seeds: int = 3
-    h: tuple[float, ...] = ()
-    w: tuple[float, ...] = ()
-    recipes: tuple[Recipe, ...] = get_args(Recipe)
-    rd_weights: tuple[float, ...] = (0.01, 0.03, 0.1)
-    levels: tuple[int, ...] = (4, 6, 8, 12, 16, 32)
-    baseline_bits: tuple[int, ...] = (2, 3, 4)
-    ecvq_rd_weights: tuple[float, ...] = (0.03, 0.1, 0.2, 0.4, 0.8)
-    normalization: Normalization = "keep"
-    runs: tuple[Path, ...] = ()
-
-    def __post_init__(self) -> None:
-        if unknown := [method for method in self.methods if method not in METHODS]:
-            raise ConfigError(f"unknown method {unknown[0]!r}; there are {', '.join(METHODS)}")
-        if unknown := [recipe for recipe in self.recipes if recipe not in get_args(Recipe)]:
-            wanted = ", ".join(get_args(Recipe))
-            raise ConfigError(f"unknown recipe {unknown[0]!r}; there are {wanted}")
-        if self.seeds < 1:
-            raise ConfigError(f"seeds is {self.seeds}; want 1 or more")
-        if self.normalization not in get_args(Normalization):
-            raise ConfigError(f"normalization is {self.normalization!r}; want keep or reestimate")
-
-    def ladder(self, method: str) -> list[dict[str, Value]]:
-        """The parameters that a method is run with."""
-        if method in ("uniform", "minmax", "kmeans", "kmeans+ft"):
-            return [{"K": K} for K in self.levels]
-        if method in ("heq", "parq"):
-            return [{"bits": bits} for bits in self.baseline_bits]
-        if method in ("ecvq", "ecvq+ft"):
-            return [{"rd_weight": weight} for weight in self.ecvq_rd_weights]
-        if method == ABLATION:
-            return [{"rd_weight": weight} for weight in self.rd_weights]
-        points: Iterable[dict[str, Value]] = ({"h": h, "w": w} for h, w in product(self.h, self.w))
-        return [variant for point in points for variant in self.variants(point)]
-
-    def variants(self, point: dict[str, Value]) -> list[dict[str, Value]]:
-        """What becomes of the network of one run of soft quantization."""
-        found: list[dict[str, Value]] = []
-        for recipe in self.recipes:
-            if recipe in ("unrefined", "paper"):
-                found.append({**point, "recipe": recipe})
-            else:
-                found += [
-                    {**point, "recipe": recipe, "rd_weight": weight} for weight in self.rd_weights
-                ]
-        return found
 
 
 class Observer(run_observer.Observer, Protocol):

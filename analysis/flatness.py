@@ -12,62 +12,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pysoftq.analysis.options import FlatnessOptions
 from pysoftq.analysis.results import Floats
-
-Normalization = Literal["keep", "reestimate"]
-Half = Literal["train", "test"]
-
-
-@dataclass(frozen=True)
-class FlatnessOptions:
-    """What is measured, and on what.
-
-    Attributes:
-        draws: random perturbations matched to each network.
-        bits: of HEQ.
-        half: of the data, "train" or "test".
-        images: to average the loss over, drawn at random; None for all.
-        normalization: "keep": batch normalisation with the statistics as they are, the soft
-            network's own for it, the pretrained ones for HEQ and perturbations, between both on
-            lines and plane; "reestimate": taken anew from as many training images everywhere.
-        seed: of images and perturbations.
-        line: points on each straight line, from -1/4 to 5/4 of the way; 0 for no lines.
-        plane: points on each side of the plane; 0 for no plane.
-        curvatures: points on each line, its ends included, where the Hessian is studied; 0 for
-            none.
-        eigenvalues: of the Hessian, the largest.
-        probes: random vectors for its trace, at least 2.
-        hessian_images: to average the Hessian over; None for all of ``images``.
-    """
-
-    draws: int = 200
-    bits: int = 4
-    half: Half = "train"
-    images: int | None = 10_000
-    normalization: Normalization = "keep"
-    seed: int = 0
-    line: int = 31
-    plane: int = 17
-    curvatures: int = 5
-    eigenvalues: int = 5
-    probes: int = 20
-    hessian_images: int | None = 2_000
-
-    def __post_init__(self) -> None:
-        least = {"draws": 2, "probes": 2, "bits": 1, "eigenvalues": 1, "seed": 0}
-        least |= {"line": 0, "plane": 0, "curvatures": 0}
-        for name, bound in least.items():
-            if getattr(self, name) < bound:
-                raise ValueError(f"{name}: got {getattr(self, name)}, wanted at least {bound}")
-        for name, choices in (("half", get_args(Half)), ("normalization", get_args(Normalization))):
-            if getattr(self, name) not in choices:
-                wanted = " or ".join(choices)
-                raise ValueError(f"{name}: got {getattr(self, name)!r}, wanted {wanted}")
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,17 +17,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pysoftq.analysis.options import MeanFieldOptions
 from pysoftq.analysis.results import Floats, Integers
 from pysoftq.analysis.scaling import standard_deviation
 from pysoftq.coupling.quantizer import SoftQuantizer
-from pysoftq.interaction.densities import DEFAULT_BINS, density
+from pysoftq.interaction.densities import density
 from pysoftq.interaction.forces import force
 from pysoftq.interaction.pairs import pair_energy, pair_force
 from pysoftq.interaction.potentials import METHODS, potential
 
-BINS = tuple(2**k for k in range(6, 21))
-FRACTIONS = (0.01, 0.03, 0.1, 0.3, 0.5, 0.7, 0.9)
-WIDTHS = tuple(np.geomspace(0.02, 2, 9).tolist())
 # Weights are float32: below this, their own rounding is what is left of an error.
 ROUNDING = 1e-6
 
@@ -134,15 +132,7 @@ class MeanFieldStudy:
 def study_mean_field(
     name: str,
     weights: Mapping[str, Tensor],
-    width: float,
-    *,
-    bins: Sequence[int] = BINS,
-    fractions: Sequence[float] = FRACTIONS,
-    widths: Sequence[float] = WIDTHS,
-    draws: int = 20,
-    default_bins: int = DEFAULT_BINS,
-    repeats: int = 3,
-    seed: int = 0,
+    options: MeanFieldOptions,
     progress: Callable[[str], None] | None = None,
 ) -> MeanFieldStudy:
     """Compare the mean field with the exact sum, layer by layer.
@@ -150,84 +140,63 @@ def study_mean_field(
     Args:
         name: of the network.
         weights: of its layers, on the CPU.
-        width: of the well, in standard deviations of each layer.
-        bins: numbers of bins to compare.
-        fractions: of the weights in the histogram, in (0, 1].
-        widths: in standard deviations, for the scan of the width.
-        draws: samples at each fraction, at least 2.
-        default_bins: bins for the scans of width and fraction.
-        repeats: of each timing, of which the shortest counts.
-        seed: of the samples.
-        progress: is told each layer's name before its turn.
+        options: what is compared.
+        progress: receives the name of each layer before it is measured.
 
     Raises:
-        ValueError: a value is out of range, weights are not finite, or no layer has a pair in the
-            well.
+        ValueError: weights are not finite, or no layer has a pair in the well.
     """
-    if not (math.isfinite(width) and width > 0):
-        raise ValueError(f"width: got {width}, wanted a positive finite multiple of sigma")
-    if draws < 2:
-        raise ValueError(f"draws: got {draws}, wanted at least 2 for a spread")
-    layers: list[Layer] = []
+    measured: list[_Measured] = []
     left_out: list[str] = []
-    by_bins: list[list[list[_Point]]] = []
-    by_width: list[list[_Point]] = []
-    by_fraction: list[list[tuple[_Point, _Point]]] = []
-    exact_seconds: list[float] = []
     for layer_name, weight in weights.items():
         theta = weight if weight.dtype == torch.float64 else weight.float()
         sigma = standard_deviation(layer_name, theta)
-        exact = _Exact.of(theta, width * sigma) if sigma > 0 else None
+        exact = _Exact.of(theta, options.width * sigma) if sigma > 0 else None
         if exact is None or not exact.usable:
             left_out.append(layer_name)
             continue
         if progress is not None:
             progress(layer_name)
         span = float(theta.max() - theta.min()) / sigma
-        layers.append(Layer(layer_name, theta.numel(), sigma, span))
-        by_bins.append(
-            [[exact.binned(count, method, repeats) for count in bins] for method in METHODS]
+        layer = Layer(layer_name, theta.numel(), sigma, span)
+        measured.append(_Measured.of(layer, exact, options))
+    if not measured:
+        raise ValueError(
+            f"{name}: no layer has a pair of weights in a well of {options.width:g} sigma"
         )
-        by_width.append(
-            [_Exact.of(theta, w * sigma).binned(default_bins, "scan", 1) for w in widths]
-        )
-        by_fraction.append(
-            [exact.sampled(fraction, default_bins, draws, seed) for fraction in fractions]
-        )
-        exact_seconds.append(_shortest(exact.force_again, repeats))
-    if not layers:
-        raise ValueError(f"{name}: no layer has a pair of weights in a well of {width:g} sigma")
-
-    scans = []
-    for number, method in enumerate(METHODS):
-        points = [rows[number] for rows in by_bins]
-        errors = _errors(points)
-        resolved = np.array(bins) * width >= 2 * np.array([[layer.range] for layer in layers])
-        scans.append(
-            BinsScan(
-                method=method,
-                bins=np.array(bins),
-                errors=errors,
-                seconds=np.array([[point.seconds for point in row] for row in points]),
-                energy_order=fit_order(bins, np.abs(errors.energy), resolved),
-                force_order=fit_order(bins, errors.force_l2, resolved),
-            )
-        )
+    fractions = [layer.by_fraction for layer in measured]
     return MeanFieldStudy(
         name=name,
-        width=width,
-        default_bins=default_bins,
-        layers=tuple(layers),
+        width=options.width,
+        default_bins=options.default_bins,
+        layers=tuple(layer.layer for layer in measured),
         left_out=tuple(left_out),
-        bins=tuple(scans),
-        widths=WidthsScan(np.array(widths), _errors(by_width)),
-        sampling=SamplingScan(
-            fractions=np.array(fractions),
-            draws=draws,
-            mean=_errors([[mean for mean, _ in row] for row in by_fraction]),
-            spread=_errors([[spread for _, spread in row] for row in by_fraction]),
+        bins=tuple(_bins_scan(method, measured, options) for method in METHODS),
+        widths=WidthsScan(
+            np.array(options.widths), _errors([layer.by_width for layer in measured])
         ),
-        exact_seconds=np.array(exact_seconds),
+        sampling=SamplingScan(
+            fractions=np.array(options.fractions),
+            draws=options.draws,
+            mean=_errors([[mean for mean, _ in row] for row in fractions]),
+            spread=_errors([[spread for _, spread in row] for row in fractions]),
+        ),
+        exact_seconds=np.array([layer.exact_seconds for layer in measured]),
+    )
+
+
+def _bins_scan(method: str, measured: Sequence[_Measured], options: MeanFieldOptions) -> BinsScan:
+    points = [layer.by_bins[method] for layer in measured]
+    errors = _errors(points)
+    ranges = np.array([[layer.layer.range] for layer in measured])
+    resolved = np.array(options.bins) * options.width >= 2 * ranges
+    return BinsScan(
+        method=method,
+        bins=np.array(options.bins),
+        errors=errors,
+        seconds=np.array([[point.seconds for point in row] for row in points]),
+        energy_order=fit_order(options.bins, np.abs(errors.energy), resolved),
+        force_order=fit_order(options.bins, errors.force_l2, resolved),
     )
 
 
@@ -319,6 +288,37 @@ class _Exact:
             force_l2=float(error.norm() / self.force.norm()),
             force_max=float(error.abs().max() / self.force.abs().max()),
             seconds=seconds,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Measured:
+    """The points of one layer in all scans; those of a fraction are mean and spread."""
+
+    layer: Layer
+    by_bins: dict[str, list[_Point]]
+    by_width: list[_Point]
+    by_fraction: list[tuple[_Point, _Point]]
+    exact_seconds: float
+
+    @classmethod
+    def of(cls, layer: Layer, exact: _Exact, options: MeanFieldOptions) -> _Measured:
+        bins, repeats = options.default_bins, options.repeats
+        return cls(
+            layer,
+            {
+                method: [exact.binned(count, method, repeats) for count in options.bins]
+                for method in METHODS
+            },
+            [
+                _Exact.of(exact.theta, w * layer.sigma).binned(bins, "scan", 1)
+                for w in options.widths
+            ],
+            [
+                exact.sampled(fraction, bins, options.draws, options.seed)
+                for fraction in options.fractions
+            ],
+            _shortest(exact.force_again, repeats),
         )
 
 

@@ -10,14 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pysoftq.analysis.flatness import (
-    Comparison,
-    Curvature,
-    FlatnessOptions,
-    FlatnessStudy,
-    Line,
-    Plane,
-)
+from pysoftq.analysis.flatness import Comparison, Curvature, FlatnessStudy, Line, Plane
 from pysoftq.analysis.hessian import leading_eigenvalues, probe_diagonal
 from pysoftq.analysis.journal import Journal
 from pysoftq.analysis.landscape import (
@@ -29,6 +22,7 @@ from pysoftq.analysis.landscape import (
     distances,
     perturb,
 )
+from pysoftq.analysis.options import FlatnessOptions
 
 Progress = Callable[[int, int], None]
 

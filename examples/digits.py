@@ -1,4 +1,4 @@
-"""The small task of all examples: 8×8 images of digits, and a network that has learned them."""
+"""The task shared by all examples: 8×8 images of digits and a network trained on them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CLASSES = 10
 
 
 def load() -> tuple[TensorDataset, TensorDataset]:
-    """Images (64,) and labels: 1,297 to train with, 500 to test."""
+    """Images (64,) and labels: 1,297 for training, 500 for testing."""
     digits = load_digits()
     images = torch.tensor(digits.data / 16, dtype=torch.float32)
     labels = torch.tensor(digits.target)
@@ -20,7 +20,7 @@ def load() -> tuple[TensorDataset, TensorDataset]:
 
 
 def pretrained(data: TensorDataset, epochs: int = 30) -> nn.Module:
-    """A network of 5,392 weights in three layers, trained for a second or two."""
+    """A network of 5,392 weights in three layers, trained for one or two seconds."""
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 40), nn.ReLU(), nn.Linear(40, CLASSES)
@@ -36,7 +36,7 @@ def pretrained(data: TensorDataset, epochs: int = 30) -> nn.Module:
 
 @torch.inference_mode()
 def accuracy(model: nn.Module, data: TensorDataset) -> float:
-    """Share of the images that the model knows."""
+    """Fraction of the images that the model classifies correctly."""
     images, labels = data.tensors
     logits: Tensor = model(images)
     return float((logits.argmax(1) == labels).double().mean())

@@ -1,4 +1,4 @@
-"""Soft quantization in a loop of your own: a few lines more than without it."""
+"""Soft quantization in a custom training loop."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from pysoftq import ClusteringConfig, finalize, prepare, save_compressed
+from pysoftq import ClusteringConfig, prepare, save_compressed
 
 EPOCHS = 30
 
@@ -16,9 +16,9 @@ model = digits.pretrained(train)
 print(f"pretrained: {digits.accuracy(model, test):.1%} of the test images")
 
 config = ClusteringConfig(h=0.1, w=0.4, n_min=1, override={"4.weight": {"w": 0.3}})
-softq = prepare(model, config)  # measures each layer now
+softq = prepare(model, config)  # measures the size and standard deviation of each layer
 optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True)
-softq.attach(optimizer)  # from now on, each step begins with the coupling's force
+softq.attach(optimizer)  # adds the force of the coupling to the gradients of each step
 for epoch in range(EPOCHS):
     softq.fraction = config.fraction(epoch, EPOCHS)
     for images, labels in DataLoader(train, batch_size=64, shuffle=True):
@@ -26,6 +26,6 @@ for epoch in range(EPOCHS):
         F.cross_entropy(model(images), labels).backward()
         optimizer.step()
 
-print(finalize(softq, config))  # clusters, written into the model and checked
+print(softq.finalize(**config.cluster_options))  # writes the clusters into the model
 save_compressed(model, "digits.safetensors")
 print(f"compressed: {digits.accuracy(model, test):.1%} of the test images")

@@ -26,7 +26,7 @@ class Classifier(LightningModule):
         return F.cross_entropy(self.model(images), labels)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Any optimizer will do."""
+        """Return the optimizer; any optimizer of PyTorch works."""
         return torch.optim.SGD(self.parameters(), lr=0.01, momentum=0.9, nesterov=True)
 
 
@@ -34,7 +34,7 @@ train, test = digits.load()
 model = digits.pretrained(train)
 print(f"pretrained: {digits.accuracy(model, test):.1%} of the test images")
 
-# Names begin with those of the LightningModule: model.0.weight, model.2.weight, model.4.weight.
+# Parameter names of the LightningModule: model.0.weight, model.2.weight, model.4.weight.
 config = ClusteringConfig(h=0.1, w=0.4, n_min=1, override={"*.4.weight": {"w": 0.3}})
 callback = SoftQuantizationCallback(config)
 trainer = Trainer(

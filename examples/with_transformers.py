@@ -13,7 +13,7 @@ from pysoftq.integrations.transformers import SoftQuantizationCallback
 
 
 class Classifier(nn.Module):
-    """A network that tells its loss, as those of transformers do."""
+    """A network that returns its loss, as the models of transformers do."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

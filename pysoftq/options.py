@@ -5,7 +5,9 @@ Keyword arguments, YAML files, the command line and the reference documentation 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from inspect import cleandoc
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +47,16 @@ class Options(BaseModel):
         try:
             super().__init__(**options)
         except ValidationError as error:
-            raise ConfigError("; ".join(_explain(problem) for problem in error.errors())) from None
+            names = type(self).model_fields
+            problems = [_explain(problem, names) for problem in error.errors()]
+            raise ConfigError("; ".join(problems)) from None
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         """Append the help of every field to the docstring."""
         super().__pydantic_init_subclass__(**kwargs)
         lines = [f"    {name}: {field.description}" for name, field in cls.model_fields.items()]
-        cls.__doc__ = "\n".join([(cls.__doc__ or "").rstrip(), "", "Attributes:", *lines, ""])
+        cls.__doc__ = "\n".join([cleandoc(cls.__doc__ or ""), "", "Attributes:", *lines, ""])
 
     @classmethod
     def from_dict(cls, options: Mapping[str, Any]) -> Self:
@@ -61,7 +65,7 @@ class Options(BaseModel):
         Raises:
             ConfigError: an option is unknown or has a wrong value.
         """
-        if strange := [name for name in options if name not in cls.model_fields]:
+        if strange := [name for name in options if not isinstance(name, str)]:  # YAML has others
             raise ConfigError(f"unknown option {', '.join(map(repr, strange))}")
         return cls(**options)
 
@@ -95,10 +99,11 @@ def may_change_on_resume(field: FieldInfo) -> bool:
     return bool(option_info(field)["on_resume"])
 
 
-def _explain(problem: Any) -> str:
+def _explain(problem: Any, names: Iterable[str]) -> str:
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        return f"unknown option {key!r}"
+        close = get_close_matches(key, names, n=1)
+        return f"unknown option {key!r}" + (f"; did you mean {close[0]!r}?" if close else "")
     message = problem["msg"].removeprefix("Value error, ")  # of validators in this package
     return f"option {key!r}: {message}, given {problem['input']!r}"
 

@@ -14,7 +14,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from test_integrations import (
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, DistributedSampler
+from trainers import (
     ACCUMULATE,
     BATCH,
     CLIP,
@@ -29,11 +32,8 @@ from test_integrations import (
     make_optimizer,
     make_trainer,
 )
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, DistributedSampler
 
-from pysoftq import CompressionReport, SoftQuantizer, finalize
+from pysoftq import CompressionReport, SoftQuantizer
 from pysoftq import prepare as prepare_model
 
 Batches = Sequence[list[torch.Tensor]]
@@ -91,7 +91,7 @@ def with_accelerate(folder: Path) -> Trained:
     accelerate_train(pretrained(), DATA, folder, 0, 1)
     resumed, softq = accelerate_train(Digits(), DATA, folder, 1, EPOCHS)
     trained = copy.deepcopy(resumed)
-    return trained, resumed, softq, finalize(softq, CONFIG), whole_batches()
+    return trained, resumed, softq, softq.finalize(**CONFIG.cluster_options), whole_batches()
 
 
 def whole_batches() -> Batches:

@@ -15,9 +15,9 @@ import pysoftq
 
 @functools.cache
 def backend() -> ModuleType:
-    """`pysoftq.backends.cuda` on top of the emulated extension, for tensors on the CPU."""
+    """The CUDA backend on top of the emulated extension, for tensors on the CPU."""
     core = pytest.importorskip("pysoftq._cuda_emulated", exc_type=ModuleNotFoundError)
-    spec = importlib.util.find_spec("pysoftq.backends.cuda")
+    spec = importlib.util.find_spec("pysoftq.interaction.backends.cuda")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -44,6 +44,7 @@ def records(size: int = 600, w: float = 0.5, h: float = 0.3) -> dict[str, Any]:
         "width": width,
         "strength": strength,
         "bins": 2**14,
+        "bits": 7,
         "weights_pretrained": stages[0],
         "weights_early": stages[len(stages) // EPOCHS],
         "weights_soft": stages[-1],
@@ -70,10 +71,14 @@ def metrics() -> list[dict[str, Any]]:
                 "step": epoch * STEPS // EPOCHS,
                 "task_loss": task,
                 "coupling_energy": coupling,
+                "train_accuracy": 0.92 - 0.01 * epoch,
                 "test_accuracy": 0.9 - 0.01 * epoch,
+                "fraction": 1.0,
+                "learning_rate": 0.001,
                 "mean_bits": 6.5 - epoch / 3,
                 "mean_bits_refined": 6.0 - epoch / 3,
                 "clusters": {"layer3.0.conv2.weight": 90 - 8 * epoch, "linear.weight": 40 - epoch},
+                "seconds": 1.0,
             }
         )
     return rows

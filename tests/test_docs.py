@@ -1,17 +1,25 @@
-"""The documentation: its examples run, and it builds without a warning."""
+"""The documentation: its examples run, what it names exists, and it builds without a warning."""
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
-from paths import DOCS
+from paths import DOCS, ROOT
+
+from pysoftq.cli.main import COMMANDS, cli
 
 BLOCK = re.compile(r"```(python|text)\n(.*?)```", re.DOTALL)
+# Measured results are included in docs/reference/results and have names of their own.
+PAGES = sorted({ROOT / "README.md", *DOCS.rglob("*.md")} - {*DOCS.glob("reference/results/*")})
+TEXTS = sorted({*PAGES, *ROOT.glob("*.md"), *ROOT.glob("examples/*.md"), *ROOT.glob("cpp/**/*.md")})
+OPTIONS_OF_OTHERS = {"--full"}  # python -m benchmarks
 
 
 @pytest.mark.parametrize("page", ["tutorial.md", "howto/model.md", "howto/loop.md"])
@@ -35,6 +43,42 @@ def test_the_examples_run(
         model, accuracy = names["model"], names["accuracy"]
         assert callable(accuracy)
         assert accuracy(model) > accuracy(names["rounded"])
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_between_files_lead_to_files(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8"))
+    local = [target for target in targets if "://" not in target]
+    assert [target for target in local if not (page.parent / target).exists()] == []
+
+
+def test_every_option_named_is_an_option_of_a_command() -> None:
+    context = click.Context(cli)
+    commands = [cli, *(cli.get_command(context, name) for name in COMMANDS)]
+    parameters = [parameter for command in commands if command for parameter in command.params]
+    known = {name for option in parameters for name in (*option.opts, *option.secondary_opts)}
+    named = re.findall(
+        r"(?<![\w-])--[a-z][a-z-]+", "".join(page.read_text("utf-8") for page in PAGES)
+    )
+    assert set(named) - known - OPTIONS_OF_OTHERS <= {"--help"}
+
+
+def test_every_name_of_the_package_exists() -> None:
+    text = "".join(page.read_text("utf-8") for page in PAGES)
+    names = set(re.findall(r"`(pysoftq(?:\.\w+)+)", text))
+    assert {name for name in names if not exists(name)} == set()
+
+
+def exists(name: str) -> bool:
+    """Whether a dotted name is a module, or an attribute of one."""
+    parent, _, last = name.rpartition(".")
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if not str(error.name).startswith("pysoftq"):
+            return True  # a module that requires a library which is not installed
+        return bool(parent) and exists(parent) and hasattr(sys.modules.get(parent), last)
+    return True
 
 
 def without_digits(text: str) -> str:

@@ -10,10 +10,14 @@ import torch
 from pysoftq.coupling.quantizer import SoftQuantizer
 from pysoftq.data.datasets import load_dataset
 from pysoftq.data.images import Dataset, Images
+from pysoftq.data.tasks import Data
 from pysoftq.models.build import build_model
 from pysoftq.models.resnet import ResNet
 from pysoftq.run.config import CompressConfig
+from pysoftq.run.folder import RunFolder
 from pysoftq.run.optimizers import make_optimizer
+from pysoftq.run.records import EpochMetrics
+from pysoftq.run.setup import Run
 from pysoftq.run.state import RunState
 
 
@@ -39,6 +43,20 @@ class Training:
     def weights(self) -> dict[str, torch.Tensor]:
         return {name: value.clone() for name, value in self.model.state_dict().items()}
 
+    def as_run(
+        self,
+        config: CompressConfig,
+        folder: RunFolder,
+        data: Data | None = None,
+        observer: Recorder | None = None,
+    ) -> Run:
+        """A run with this network, coupled."""
+        device = next(self.model.parameters()).device
+        data = tiny_digits() if data is None else data
+        run = Run(config, folder, device, observer or Recorder(), data, self.model)
+        run.quantizer = self.softq
+        return run
+
 
 def tiny_training(config: CompressConfig, device: torch.device | None = None) -> Training:
     torch.manual_seed(0)
@@ -60,8 +78,8 @@ class Recorder:
     def on_step(self, state: RunState) -> None:
         self.steps.append(state.step)
 
-    def on_epoch(self, metrics: dict[str, Any]) -> None:
-        self.epochs.append(metrics)
+    def on_epoch(self, metrics: EpochMetrics) -> None:
+        self.epochs.append(metrics.to_dict())
 
     def message(self, text: str) -> None:
         self.messages.append(text)

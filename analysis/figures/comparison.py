@@ -11,16 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from numpy.typing import NDArray
 
-from pysoftq.analysis.comparison import (
-    ABLATION,
-    METHODS,
-    OURS,
-    TRAINED,
-    ComparisonStudy,
-    Point,
-    Rate,
-    front,
-)
+from pysoftq.analysis.comparison import ComparisonStudy, Point, Rate, front
+from pysoftq.analysis.options import ABLATION, METHODS, OURS, TRAINED
 
 from .style import (
     BLACK,

@@ -56,13 +56,13 @@ def _band(
     axis: Axes,
     x: NDArray[np.float64],
     errors: NDArray[np.float64],
-    colour: str,
-    marker: str,
-    line: str,
+    look: tuple[str, str, str],
     label: str,
     *,
     band: bool = True,
 ) -> None:
+    """Draw the median over the layers, and their range; ``look`` is colour, marker, line."""
+    colour, marker, line = look
     size = np.abs(errors)
     axis.plot(
         *(x, np.median(size, axis=0), marker + line),
@@ -79,9 +79,8 @@ def _band(
 
 def _draw_force(axis: Axes, study: MeanFieldStudy, tolerance: float) -> None:
     for scan in study.bins:
-        colour, marker, line = _METHODS[scan.method]
         x = scan.bins.astype(np.float64)
-        _band(axis, x, scan.errors.force_l2, colour, marker, line, f"{scan.method}, $L_2$")
+        _band(axis, x, scan.errors.force_l2, _METHODS[scan.method], f"{scan.method}, $L_2$")
     scan = study.bins[0]
     largest = np.median(scan.errors.force_max, axis=0)
     axis.plot(scan.bins, largest, ":", color=BLUE, linewidth=0.9, label="scan, max")
@@ -107,12 +106,11 @@ def _draw_force(axis: Axes, study: MeanFieldStudy, tolerance: float) -> None:
 
 def _draw_energy(axis: Axes, study: MeanFieldStudy) -> None:
     for scan in study.bins:
-        colour, marker, line = _METHODS[scan.method]
         x = scan.bins.astype(np.float64)
-        _band(axis, x, scan.errors.energy, colour, marker, line, f"{scan.method}, without self")
+        _band(axis, x, scan.errors.energy, _METHODS[scan.method], f"{scan.method}, without self")
     scan = study.bins[0]
     x = scan.bins.astype(np.float64)
-    _band(axis, x, scan.errors.energy_self, GREEN, "^", "-", "with self term")
+    _band(axis, x, scan.errors.energy_self, (GREEN, "^", "-"), "with self term")
     axis.set_ylabel("relative error of the energy")
     _bins_axis(axis, scan.bins)
 
@@ -168,9 +166,9 @@ def _draw_sampling(axis: Axes, study: MeanFieldStudy) -> None:
     axis.fill_between(
         scan.fractions, mean.min(axis=0), mean.max(axis=0), color=BLUE, alpha=0.15, linewidth=0
     )
-    _band(axis, scan.fractions, scan.spread.energy, ORANGE, "D", "-", "energy, spread")
+    _band(axis, scan.fractions, scan.spread.energy, (ORANGE, "D", "-"), "energy, spread")
     mean = scan.mean.energy
-    _band(axis, scan.fractions, mean, GREEN, "^", ":", "energy, |mean|", band=False)
+    _band(axis, scan.fractions, mean, (GREEN, "^", ":"), "energy, |mean|", band=False)
     binned = study.bins[0].errors.force_l2[:, _default_column(study)]
     alone = float(np.median(binned))
     axis.axhline(alone, color=BLUE, linewidth=0.7, linestyle="--", label="force, bins alone")
@@ -181,9 +179,9 @@ def _draw_sampling(axis: Axes, study: MeanFieldStudy) -> None:
 
 def _draw_widths(axis: Axes, study: MeanFieldStudy) -> None:
     scan = study.widths
-    _band(axis, scan.widths, scan.errors.force_l2, BLUE, "o", "-", "force, $L_2$")
-    _band(axis, scan.widths, scan.errors.energy, ORANGE, "D", "-", "energy, without self")
-    _band(axis, scan.widths, scan.errors.energy_self, GREEN, "^", "-", "energy, with self")
+    _band(axis, scan.widths, scan.errors.force_l2, (BLUE, "o", "-"), "force, $L_2$")
+    _band(axis, scan.widths, scan.errors.energy, (ORANGE, "D", "-"), "energy, without self")
+    _band(axis, scan.widths, scan.errors.energy_self, (GREEN, "^", "-"), "energy, with self")
     axis.axvline(study.width, color=GREY, linewidth=0.6)
     axis.set_xlabel(r"width $w$ / $\sigma_l$")
     axis.set_ylabel(_at_default(study))

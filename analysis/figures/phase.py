@@ -26,7 +26,7 @@ def draw_phase(study: PhaseStudy) -> Figure:
     figure = Figure(figsize=(PAGE, 5.6), layout="constrained")
     axes = figure.subplots(2, 2)
     letter(axes.flat)
-    _draw_maps(figure, axes[0, 0], axes[0, 1], study, lambda point: point.refined)
+    _draw_maps(axes[0, 0], axes[0, 1], study, lambda point: point.refined)
     _draw_scatter(figure, axes[1, 0], study, "$w$", lambda point: point.w)
     _draw_scatter(figure, axes[1, 1], study, "$h$", lambda point: point.h)
     figure.suptitle(f"{_title(study)}; {_OUTLINED}", fontsize=TEXT, color=GREY)
@@ -38,7 +38,7 @@ def draw_before(study: PhaseStudy) -> Figure:
     figure = Figure(figsize=(PAGE, 2.9), layout="constrained")
     axes = figure.subplots(1, 2)
     letter(axes)
-    _draw_maps(figure, axes[0], axes[1], study, lambda point: point.before)
+    _draw_maps(axes[0], axes[1], study, lambda point: point.before)
     title = f"{_title(study)}; before refinement; {_OUTLINED}"
     figure.suptitle(title, fontsize=TEXT, color=GREY)
     return figure
@@ -57,7 +57,7 @@ def draw_variation(study: PhaseStudy) -> Figure:
         values = _grid(study, lambda point, of=statistic: of(point).variation)  # type: ignore[misc]
         finite = values[np.isfinite(values)]
         norm = Normalize(0, float(finite.max()) or 1.0 if finite.size else 1.0)
-        _draw_map(figure, axis, study, values, norm, "viridis", label)
+        _draw_map(axis, study, values, norm, "viridis", label)
     figure.suptitle(_title(study), fontsize=TEXT, color=GREY)
     return figure
 
@@ -83,7 +83,6 @@ def _grid(study: PhaseStudy, value: Callable[[Point], float | None]) -> NDArray[
 
 
 def _draw_maps(
-    figure: Figure,
     left: Axes,
     right: Axes,
     study: PhaseStudy,
@@ -93,10 +92,10 @@ def _draw_maps(
     bits = _grid(study, lambda point: outcome(point).bits.mean)
     heq = study.reference
     _draw_map(
-        *(figure, left, study, degradation),
+        *(left, study, degradation),
         *(_centred(degradation, heq.degradation), "RdBu_r", _degradation(study)),
     )
-    _draw_map(figure, right, study, bits, _centred(bits, heq.bits), "RdBu_r", _BITS)
+    _draw_map(right, study, bits, _centred(bits, heq.bits), "RdBu_r", _BITS)
     for axis in (left, right):
         _outline(axis, (degradation < heq.degradation) & (bits < heq.bits))
 
@@ -109,7 +108,6 @@ def _centred(values: NDArray[np.float64], middle: float) -> TwoSlopeNorm:
 
 
 def _draw_map(
-    figure: Figure,
     axis: Axes,
     study: PhaseStudy,
     values: NDArray[np.float64],
@@ -130,7 +128,7 @@ def _draw_map(
     axis.set_yticks(range(len(study.w)), [f"{w:.3g}" for w in study.w])
     axis.set_xlabel("strength $h$")
     axis.set_ylabel("width $w$")
-    bar = figure.colorbar(drawn, ax=axis)
+    bar = axis.figure.colorbar(drawn, ax=axis)
     bar.ax.tick_params(labelsize=SMALL, width=0.6, length=3)
     bar.set_label(label, fontsize=TEXT)
     if isinstance(norm, TwoSlopeNorm):

@@ -106,7 +106,7 @@ class CompressedWeights(nn.Module):
                 destination[key] = own.pop(key)
         destination.update(own)
 
-    def _load_from_state_dict(
+    def _load_from_state_dict(  # noqa: PLR0913 - torch's signature
         self,
         state_dict: Any,
         prefix: str,

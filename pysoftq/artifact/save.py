@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import safetensors.torch
-import torch
 from torch import Tensor, nn
 
 from pysoftq.artifact import entropy_coding
@@ -29,7 +28,7 @@ from pysoftq.artifact.format import (
 from pysoftq.artifact.packing import pack, pack_varints
 from pysoftq.atomic import atomic_write
 from pysoftq.clusters.clusters import Clusters
-from pysoftq.clusters.values import unique
+from pysoftq.clusters.values import by_segment, unique
 from pysoftq.interaction.arrays import check_granularity
 from pysoftq.interaction.segments import segment_bounds
 
@@ -125,8 +124,8 @@ def _forms(
         return
     distinct = unique(tensor)
     for part in dict.fromkeys(("layer", granularity)):
-        sizes, clusters = _by_segment(distinct, segment_bounds(raw.shape, part))
-        record = replace(raw, coding="packed", granularity=part, sizes=sizes)
+        clusters = by_segment(distinct, segment_bounds(raw.shape, part))
+        record = replace(raw, coding="packed", granularity=part, sizes=clusters.codebook_sizes)
         if clusters.codebook.nbytes < tensor.nbytes and record.container_bits <= MAX_INDEX_BITS:
             yield from _clustered(record, clusters, coding)
 
@@ -135,26 +134,10 @@ def _clustered(
     record: Record, clusters: Clusters, coding: Coding
 ) -> Iterator[tuple[Record, Entries]]:
     name, bits = record.name, record.container_bits
-    entries = {f"codebook/{name}": clusters.codebook}
+    indices, entries = clusters.local_indices, {f"codebook/{name}": clusters.codebook}
     if record.granularity != "layer":
         entries[f"sizes/{name}"] = pack_varints(record.sizes)
-    yield record, entries | ({f"indices/{name}": pack(clusters.indices, bits)} if bits else {})
+    yield record, entries | ({f"indices/{name}": pack(indices, bits)} if bits else {})
     if coding == "entropy" and 0 < bits <= entropy_coding.MAX_BITS:
-        coded = entropy_coding.encode(
-            clusters.indices, clusters.counts, record.sizes, record.bounds
-        )
+        coded = entropy_coding.encode(indices, clusters.counts, record.sizes, record.bounds)
         yield replace(record, coding="entropy"), entries | {f"coded/{name}": coded}
-
-
-def _by_segment(distinct: Clusters, bounds: Tensor) -> tuple[Tensor, Clusters]:
-    """Clusters of each segment, and all of them in a row, each index within its segment."""
-    K, segments = distinct.K, len(bounds) - 1
-    if segments == 1:
-        return torch.tensor([K]), distinct
-    owner = torch.repeat_interleave(torch.arange(segments), bounds.diff())
-    used, indices, counts = torch.unique(
-        owner * K + distinct.indices, return_inverse=True, return_counts=True
-    )
-    sizes = torch.bincount(used // K, minlength=segments)
-    first = sizes.cumsum(0) - sizes
-    return sizes, Clusters(distinct.codebook[used % K], indices - first[owner], counts)

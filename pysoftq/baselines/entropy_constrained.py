@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from pysoftq.clusters.clusters import Clusters
-from pysoftq.clusters.intervals import SortedWeights, check_levels
+from pysoftq.clusters.sorted_weights import SortedWeights, check_levels
 from pysoftq.clusters.values import unique
 
 MAX_RD_WEIGHT = 1e9  # long before, one value is left

@@ -6,7 +6,7 @@ import numpy as np
 from torch import Tensor
 
 from pysoftq.clusters.clusters import Clusters
-from pysoftq.clusters.intervals import SortedWeights, check_levels
+from pysoftq.clusters.sorted_weights import SortedWeights, check_levels
 from pysoftq.clusters.values import unique
 
 EXACT_WEIGHTS = 2**18  # beyond, the exact programme takes seconds, and 16 K bytes for each weight

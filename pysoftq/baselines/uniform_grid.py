@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from pysoftq.clusters.clusters import Clusters
-from pysoftq.clusters.intervals import Floats, SortedWeights, check_levels
+from pysoftq.clusters.intervals import Floats
+from pysoftq.clusters.sorted_weights import SortedWeights, check_levels
 from pysoftq.clusters.values import unique
 
 Clip = Literal["mse", "minmax"]
@@ -50,8 +51,7 @@ def _fit(weights: SortedWeights, grid: Floats) -> Floats:
     """The grid moved to the least-squares line through what it rounds, until the error stands."""
     error = _error(weights, grid)
     while True:
-        edges = weights.nearest(grid)
-        counts, sums, _ = weights.moments(edges[:-1], edges[1:])
+        counts, sums, _ = weights.moments(weights.nearest(grid))
         taken = np.flatnonzero(counts)
         if taken.size < 2:
             return grid
@@ -67,6 +67,5 @@ def _fit(weights: SortedWeights, grid: Floats) -> Floats:
 
 def _error(weights: SortedWeights, grid: Floats) -> float:
     """Sum of squared differences between the weights and the nearest grid points."""
-    edges = weights.nearest(grid)
-    counts, sums, squares = weights.moments(edges[:-1], edges[1:])
+    counts, sums, squares = weights.moments(weights.nearest(grid))
     return float((squares - 2 * grid * sums + grid * grid * counts).sum())

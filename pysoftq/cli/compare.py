@@ -9,13 +9,14 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from pysoftq.analysis.options import METHODS, ComparisonOptions, Normalization
 from pysoftq.atomic import atomic_write
 from pysoftq.cli import INTERRUPTED
 from pysoftq.cli.options import (
@@ -32,7 +33,6 @@ from pysoftq.run.config import CompressConfig, make_config, read_config
 
 if TYPE_CHECKING:
     from pysoftq.analysis.comparison import ComparisonStudy, Point, Rate
-    from pysoftq.analysis.contest import ComparisonOptions
     from pysoftq.analysis.phase import Statistic
 
 EXAMPLES = """\b
@@ -49,6 +49,13 @@ HEADINGS = (
 )
 
 
+DEFAULTS = ComparisonOptions()
+
+
+def _default(name: str) -> str:
+    return f"[default: {','.join(map(str, getattr(DEFAULTS, name)))}]"
+
+
 def _option(*flags: str, help: str, **settings: Any) -> Callable[[Any], Any]:  # noqa: A002
     return click.option(*flags, cls=ConfigOption, group="Comparison", help=help, **settings)
 
@@ -57,10 +64,11 @@ def _option(*flags: str, help: str, **settings: Any) -> Callable[[Any], Any]:  #
 @_option(
     "--methods",
     metavar="NAMES",
-    help="Some of uniform, minmax, heq, kmeans, ecvq, kmeans+ft, ecvq+ft, parq, uncoupled, soft.  "
-    "[default: all]",
+    help=f"Some of {', '.join(METHODS)}.  [default: all]",
 )
-@_option("--seeds", type=click.IntRange(1), help="Seeds, from --seed on.  [default: 3]")
+@_option(
+    "--seeds", type=click.IntRange(1), help=f"Seeds, from --seed on.  [default: {DEFAULTS.seeds}]"
+)
 @_option(
     "--h",
     metavar="VALUES",
@@ -70,31 +78,35 @@ def _option(*flags: str, help: str, **settings: Any) -> Callable[[Any], Any]:  #
 @_option(
     "--recipes",
     metavar="NAMES",
-    help="What becomes of soft quantization's networks: some of unrefined, paper, best.  "
+    help=f"What becomes of soft quantization's networks: some of {', '.join(DEFAULTS.recipes)}.  "
     "[default: all]",
 )
 @_option(
     "--rd-weights",
     metavar="VALUES",
-    help="Rate-distortion weights, for best.  [default: 0.01,0.03,0.1]",
+    help=f"Rate-distortion weights, for best.  {_default('rd_weights')}",
 )
 @_option(
     "--levels",
     metavar="VALUES",
-    help="Values of a layer, for uniform, minmax, kmeans.  [default: 4,6,8,12,16,32]",
+    help=f"Values of a layer, for uniform, minmax, kmeans.  {_default('levels')}",
 )
-@_option("--baseline-bits", metavar="VALUES", help="Bits, for heq and parq.  [default: 2,3,4]")
+@_option(
+    "--baseline-bits",
+    metavar="VALUES",
+    help=f"Bits, for heq and parq.  {_default('baseline_bits')}",
+)
 @_option(
     "--ecvq-rd-weights",
     metavar="VALUES",
     help="Rate-distortion weights in variances of a layer per bit, for ecvq.  "
-    "[default: 0.03,0.1,0.2,0.4,0.8]",
+    + _default("ecvq_rd_weights"),
 )
 @_option(
     "--normalization",
-    type=click.Choice(["keep", "reestimate"]),
+    type=click.Choice(get_args(Normalization)),
     help="Statistics of batch normalisation: as each network has them, or re-estimated for all.  "
-    "[default: keep]",
+    f"[default: {DEFAULTS.normalization}]",
 )
 @_option(
     "--run",
@@ -110,7 +122,7 @@ def _option(*flags: str, help: str, **settings: Any) -> Callable[[Any], Any]:  #
     type=click.Path(file_okay=False, path_type=Path),
     default=Path("comparison"),
     show_default=True,
-    help="Folder of the comparison; what it holds is gone on with.",
+    help="Folder of the comparison; existing results are resumed.",
 )
 @_option("--json", "as_json", is_flag=True, help="Print JSON in place of the table.")
 @config_options("h", "w", "recipe", "refinement", "rd_weight", "granularity")
@@ -163,7 +175,6 @@ def compare(
 
 def _comparison_options(config: CompressConfig, given: dict[str, Any]) -> ComparisonOptions:
     """The networks asked for; lists of numbers are read as those of a sweep."""
-    from pysoftq.analysis.contest import ComparisonOptions
     from pysoftq.sweep.grid import parse_axis
 
     widths = [float(f"{config.w * factor:.2g}") for factor in WIDTHS]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 from rich import box
@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from pysoftq.analysis.options import FlatnessOptions, Half, Normalization
 from pysoftq.cli.studies import write_study
 from pysoftq.cli.tables import print_table
 
@@ -30,37 +31,38 @@ Examples:
 """
 
 
-def _count(flag: str, default: int, least: int, text: str) -> Callable[[Any], Any]:
+def _count(flag: str, least: int, text: str) -> Callable[[Any], Any]:
+    default = getattr(FlatnessOptions, flag.removeprefix("--").replace("-", "_"))
     kind = click.IntRange(least)
     return click.option(flag, type=kind, default=default, show_default=True, help=text)
 
 
 @click.command("flatness", epilog=EXAMPLES)
 @click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@_count("--draws", 200, 2, "Random perturbations matched to each network.")
-@_count("--bits", 4, 1, "Bits of histogram-equalized quantization.")
+@_count("--draws", 2, "Random perturbations matched to each network.")
+@_count("--bits", 1, "Bits of histogram-equalized quantization.")
 @click.option(
     "--half",
-    type=click.Choice(["train", "test"]),
-    default="train",
+    type=click.Choice(get_args(Half)),
+    default=FlatnessOptions.half,
     show_default=True,
     help="Images to average the loss over.",
 )
-@_count("--images", 10_000, 2, "At most so many of them, drawn at random.")
+@_count("--images", 2, "At most so many of them, drawn at random.")
 @click.option(
     "--normalization",
-    type=click.Choice(["keep", "reestimate"]),
-    default="keep",
+    type=click.Choice(get_args(Normalization)),
+    default=FlatnessOptions.normalization,
     show_default=True,
     help="Statistics of batch normalisation: as they are, or re-estimated for every network.",
 )
-@_count("--seed", 0, 0, "Seed of images and perturbations.")
-@_count("--line", 31, 0, "Points on each straight line; 0 for none.")
-@_count("--plane", 17, 0, "Points on each side of the plane; 0 for none.")
-@_count("--curvatures", 5, 0, "Points on each line where the Hessian is studied; 0 for none.")
-@_count("--eigenvalues", 5, 1, "Leading eigenvalues of the Hessian.")
-@_count("--probes", 20, 2, "Random vectors for the trace of the Hessian.")
-@_count("--hessian-images", 2_000, 2, "At most so many images for the Hessian.")
+@_count("--seed", 0, "Seed of images and perturbations.")
+@_count("--line", 0, "Points on each straight line; 0 for none.")
+@_count("--plane", 0, "Points on each side of the plane; 0 for none.")
+@_count("--curvatures", 0, "Points on each line where the Hessian is studied; 0 for none.")
+@_count("--eigenvalues", 1, "Leading eigenvalues of the Hessian.")
+@_count("--probes", 2, "Random vectors for the trace of the Hessian.")
+@_count("--hessian-images", 2, "At most so many images for the Hessian.")
 @click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda"]),
@@ -90,7 +92,6 @@ def flatness(run: Path, device: str, out: Path | None, as_json: bool, **options:
     import torch
 
     from pysoftq.analysis.figures import flatness as figures
-    from pysoftq.analysis.flatness import FlatnessOptions
     from pysoftq.analysis.landscape import read_states
     from pysoftq.analysis.survey import study_flatness
 

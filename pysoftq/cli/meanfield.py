@@ -11,6 +11,7 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
+from pysoftq.analysis.options import MeanFieldOptions
 from pysoftq.cli.studies import out_option, positive, tell_study
 from pysoftq.cli.tables import print_table
 
@@ -45,19 +46,23 @@ Examples:
 @click.option(
     "--max-bins",
     type=click.IntRange(2**6, 2**24),
-    default=2**20,
+    default=MeanFieldOptions.bins[-1],
     show_default=True,
     help="Compare 2^6 … bins up to so many.",
 )
 @click.option(
     "--draws",
     type=click.IntRange(2),
-    default=20,
+    default=MeanFieldOptions.draws,
     show_default=True,
     help="Samples at each sampling fraction.",
 )
 @click.option(
-    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the samples."
+    "--seed",
+    type=click.IntRange(0),
+    default=MeanFieldOptions.seed,
+    show_default=True,
+    help="Of the samples.",
 )
 @out_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON in place of the table.")
@@ -85,9 +90,8 @@ def meanfield(
 
     network = read_network(source)
     bins = [2**k for k in range(6, max_bins.bit_length())]
-    study = study_mean_field(
-        network.name, network.weights, width, bins=bins, draws=draws, seed=seed
-    )
+    options = MeanFieldOptions(width, bins=bins, draws=draws, seed=seed)
+    study = study_mean_field(network.name, network.weights, options)
     draw = partial(draw_mean_field, study, tolerance)
     show = partial(print_summary, study, tolerance)
     tell_study("meanfield", study, draw, out, summary(study, tolerance) if as_json else None, show)

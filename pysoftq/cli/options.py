@@ -17,6 +17,11 @@ from pysoftq.run.presets import DATASET_DEFAULTS
 
 Function = Callable[..., Any]
 
+GROUPS = (  # in the order of --help
+    *("Data", "Network", "Soft quantization", "Clusters", "Training", "Pretraining"),
+    *("Speed", "Run"),
+)
+
 
 class GroupedCommand(click.Command):
     """A command whose help lists the options by their group."""
@@ -45,7 +50,9 @@ def config_options(*without: str) -> Callable[[Function], Function]:
     """Add one option for each field but those; absent ones come as None (repeatable ones as ())."""
 
     def add(function: Function) -> Function:
-        for name, field in reversed(CompressConfig.model_fields.items()):
+        fields = CompressConfig.model_fields.items()
+        ordered = sorted(fields, key=lambda item: GROUPS.index(option_info(item[1])["group"]))
+        for name, field in reversed(ordered):
             if name not in without:
                 function = _option(name, field)(function)
         return function

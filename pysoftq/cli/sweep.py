@@ -24,6 +24,7 @@ from pysoftq.cli.options import (
 from pysoftq.errors import ConfigError
 from pysoftq.options import read_mapping
 from pysoftq.run.config import CompressConfig
+from pysoftq.sweep.grid import QUICK
 
 if TYPE_CHECKING:
     from pysoftq.sweep.folder import SweepFolder
@@ -45,7 +46,9 @@ def _option(*flags: str, group: str = "Sweep", **settings: Any) -> Callable[[Any
 @click.command("sweep", cls=GroupedCommand, epilog=EXAMPLES)
 @_option("--h", metavar="VALUES", help="Strengths: 0.03,0.1,0.3 or log:A:B:N or lin:A:B:N.")
 @_option("--w", metavar="VALUES", help="Widths, likewise.")
-@_option("--seeds", type=click.IntRange(1), help="Seeds of each point.  [default: 3]")
+@_option(
+    "--seeds", type=click.IntRange(1), help=f"Seeds of each point.  [default: {QUICK['seeds']}]"
+)
 @_option("--quick", is_flag=True, help="5 × 5 points and 3 seeds on the digits, in minutes.")
 @config_file_option("Sweep", "All of these")
 @_option(
@@ -53,7 +56,7 @@ def _option(*flags: str, group: str = "Sweep", **settings: Any) -> Callable[[Any
     type=click.Path(file_okay=False, path_type=Path),
     default=Path("sweep"),
     show_default=True,
-    help="Folder of the sweep; what it holds is gone on with.",
+    help="Folder of the sweep; existing results are resumed.",
 )
 @_option("--status", is_flag=True, help="Only tell how far the sweep is.")
 @_option("--json", "as_json", is_flag=True, help="With --status: as JSON.")
@@ -133,8 +136,6 @@ def _given(
     folder: SweepFolder, config_file: Path | None, quick: bool, values: dict[str, Any]
 ) -> dict[str, Any]:
     """All that was asked for; of a folder that holds a sweep, first what that was begun with."""
-    from pysoftq.sweep.grid import QUICK
-
     layers = [
         folder.read() if folder.exists else {},
         QUICK if quick else {},

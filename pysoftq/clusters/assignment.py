@@ -1,4 +1,4 @@
-"""Which cluster a weight goes to while values and weights are trained: squared error and bits."""
+"""Assignment of weights to clusters by squared error and bits, while both are trained."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pysoftq.clusters.clusters import Clusters
+from pysoftq.clusters.intervals import lower_envelope
 from pysoftq.interaction.segments import segment_ids
 
 
@@ -15,9 +16,8 @@ class Assignment:
     """Assigns the weights of one tensor to the clusters of their segments.
 
     The cost of weight x in cluster k of its segment is (x - c_k)² - rd_weight · log2(n_k / n),
-    where the cluster has n_k of the segment's n weights so far. The clusters that are the cheapest
-    somewhere divide the line into intervals, and all ends of intervals follow from one table
-    of (K, K): nothing waits for the device.
+    where the cluster has n_k of the segment's n weights so far. The cheapest clusters divide the
+    line into intervals, whose ends are computed without waiting for the device.
     """
 
     def __init__(self, clusters: Clusters, device: torch.device) -> None:
@@ -40,36 +40,18 @@ class Assignment:
     ) -> Tensor:
         """The clusters (N,) of weights (N,), given the clusters' values (K,), in any order.
 
-        The lengths of the code words are those of the present ``indices`` (N,), of a cluster
-        without weights that of a single weight.
+        The lengths of the code words follow from the present ``indices`` (N,); a cluster without
+        weights counts as one of a single weight.
         """
         if not weights.numel():
             return indices
         one = indices.new_ones(1)
         counts = indices.new_zeros(len(values)).index_add_(0, indices, one.expand_as(indices))
         lengths = -(counts[self._slots].clamp_min(1) / self._weights).log2()
-        # What is missing in a segment comes last.
+        # Slots beyond the clusters of a segment sort last.
         table, order = values[self._slots].masked_fill(self._missing, math.inf).sort(stable=True)
-        ends = interval_ends(table, rd_weight * lengths.gather(1, order))
+        ends = lower_envelope(table, rd_weight * lengths.gather(1, order))
         padded = weights.new_zeros(len(table), self._longest)
         padded[self._rows, self._columns] = weights
         found = torch.searchsorted(ends, padded)[self._rows, self._columns]
         return self._first[self._rows] + order[self._rows, found]
-
-
-def interval_ends(values: Tensor, offsets: Tensor) -> Tensor:
-    """Where the least of the parabolas (x - values)² + offsets changes, ascending.
-
-    Values (S, K) ascend in each row; those that are infinite count for nothing. ``ends`` is
-    (S, K - 1): the least at x is the first k with x <= ends[k], else the last; a parabola that is
-    the least nowhere has the end of the one before.
-    """
-    gap = values[:, None, :] - values[:, :, None]  # [k, j]: from k up to j
-    rise = offsets[:, None, :] - offsets[:, :, None]
-    crossing = (values[:, None, :] + values[:, :, None] + rise / gap) / 2
-    # Of equal values the cheaper one is the least everywhere, the lower one on a tie.
-    crossing = torch.where(gap > 0, crossing, torch.where(rise < 0, -math.inf, math.inf))
-    later = torch.ones_like(gap, dtype=torch.bool).triu(1) & values[:, None, :].isfinite()
-    # k is beaten by some j > k above the first of their crossings.
-    beaten = crossing.masked_fill(~later, math.inf)[:, :-1].amin(2)
-    return beaten.cummax(1).values

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from pysoftq.clusters.clusters import Clusters
+from pysoftq.clusters.defaults import DEFAULT_BITS
 from pysoftq.clusters.values import finite_weights
 from pysoftq.interaction.segments import segment_ids
 
 
-def identify(theta: Tensor, bits: int = 7, bounds: Tensor | None = None) -> Clusters:
+def identify(theta: Tensor, bits: int = DEFAULT_BITS, bounds: Tensor | None = None) -> Clusters:
     """Cut [min, max] into 2**bits equal bins; a cluster is an occupied bin, its value the mean.
 
     The binning rule is that of `pysoftq.density`; means are accumulated in float64 and rounded to

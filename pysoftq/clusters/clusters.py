@@ -1,4 +1,4 @@
-"""The clusters of one layer: codebook, indices, counts, and what they measure."""
+"""The clusters of one layer: codebook, indices, counts, and their sizes in bits."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Clusters:
         indices: (N,) int64, the cluster of each weight, in flattened layer order.
         counts: (K,) int64, weights per cluster, all > 0.
         bounds: (G+1,) int64 on the CPU, where segments begin and end in the flattened layer
-            (`pysoftq.segments`); None where the layer is one. Segments have clusters of their own:
-            the codebook is theirs in a row, ascending within each, and values may recur between
-            them.
+            (`pysoftq.interaction.segments`); None if the layer is one segment. Each segment has
+            its own clusters: the codebook is the concatenation of theirs, ascending within each,
+            and values may recur between segments.
     """
 
     codebook: Tensor
@@ -55,7 +55,7 @@ class Clusters:
 
     @property
     def codebook_bytes(self) -> int:
-        """What the codebook takes."""
+        """Size of the codebook."""
         return self.K * self.codebook.element_size()
 
     @property
@@ -85,6 +85,15 @@ class Clusters:
         own = self.bounds.diff().repeat_interleave(self.codebook_sizes)
         return abs(float((counts * (counts / own).log2()).sum())) / max(self.size, 1)
 
+    @property
+    def local_indices(self) -> Tensor:
+        """The cluster of each weight counted from the first one of its segment, (N,) int64."""
+        if self.bounds is None or self.segments == 1:
+            return self.indices
+        first = self.codebook_sizes.cumsum(0) - self.codebook_sizes
+        offsets = first.repeat_interleave(self.bounds.diff())
+        return self.indices - offsets.to(self.indices.device)
+
     def weights(self, shape: Sequence[int] | None = None) -> Tensor:
         """The clustered weights, codebook[indices], (N,) or in `shape`."""
         flat = self.codebook[self.indices]
@@ -98,20 +107,15 @@ def split(clusters: Clusters) -> list[Clusters]:
     weights, values = clusters.bounds.diff().tolist(), clusters.codebook_sizes.tolist()
     parts = zip(
         clusters.codebook.split(values),
-        clusters.indices.split(weights),
+        clusters.local_indices.split(weights),
         clusters.counts.split(values),
-        range(len(values)),
         strict=True,
     )
-    first = clusters.codebook_sizes.cumsum(0) - clusters.codebook_sizes
-    return [
-        Clusters(codebook, indices - int(first[segment]), counts)
-        for codebook, indices, counts, segment in parts
-    ]
+    return [Clusters(*part) for part in parts]
 
 
 def join(parts: Sequence[Clusters], bounds: Tensor) -> Clusters:
-    """One tensor's clusters from those of its segments, one or more in their order."""
+    """One tensor's clusters from those of its segments, at least one, in their order."""
     first = torch.tensor([0, *(part.K for part in parts[:-1])]).cumsum(0).tolist()
     return Clusters(
         torch.cat([part.codebook for part in parts]),
@@ -137,9 +141,9 @@ def layer_rd_weights(
 ) -> list[float]:
     """Rate-distortion weight of each layer, in its weights squared per bit; 0 for an empty one.
 
-    In proportion to sigma_l² N_l, and `rd_weight` sigma_l² for the layer that a weight lies in on
-    average, of sum_l N_l² / sum_l N_l weights. So the sum over the layers of noise to signal,
-    MSE_l / sigma_l², is the least that as many bits allow.
+    Proportional to sigma_l² N_l, and `rd_weight` sigma_l² for a layer of the mean size over all
+    weights, sum_l N_l² / sum_l N_l. This minimizes the sum over the layers of MSE_l / sigma_l² at
+    the total number of bits.
     """
     total = sum(sizes)
     typical = sum(size * size for size in sizes) / total if total else 0.0

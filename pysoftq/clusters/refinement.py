@@ -7,9 +7,10 @@ import math
 import torch
 
 from pysoftq.clusters.clusters import Clusters
+from pysoftq.clusters.defaults import DEFAULT_N_MIN
 
 
-def refine(clusters: Clusters, n_min: int = 10) -> Clusters:
+def refine(clusters: Clusters, n_min: int = DEFAULT_N_MIN) -> Clusters:
     """Move every cluster of <= n_min weights into the nearest cluster of > n_min weights.
 
     Nearest by codebook distance within the segment, the lower one on a tie. The larger cluster

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -20,7 +22,7 @@ def unique(theta: Tensor, bounds: Tensor | None = None) -> Clusters:
     """The distinct values of `theta`, compared bit by bit: lossless, -0.0 stays apart from 0.0.
 
     Non-finite values are allowed; the codebook follows the IEEE total order. With `bounds` (G+1,)
-    it has those of each segment.
+    each segment has a codebook of its distinct values.
 
     Raises:
         TypeError: `theta` is not a floating tensor.
@@ -28,12 +30,18 @@ def unique(theta: Tensor, bounds: Tensor | None = None) -> Clusters:
     keys, indices, counts = torch.unique(
         total_order(theta), return_inverse=True, return_counts=True
     )
-    if bounds is not None:
-        bounds = bounds.cpu()
-        pairs = segment_ids(bounds).to(theta.device) * keys.numel() + indices
-        pairs, indices, counts = torch.unique(pairs, return_inverse=True, return_counts=True)
-        keys = keys[pairs % max(keys.numel(), 1)]
-    return Clusters(_flip_negative(keys).view(theta.dtype), indices, counts, bounds)
+    found = Clusters(_flip_negative(keys).view(theta.dtype), indices, counts)
+    return found if bounds is None else by_segment(found, bounds)
+
+
+def by_segment(clusters: Clusters, bounds: Tensor) -> Clusters:
+    """The clusters of a whole tensor divided into those of each segment, with the same values."""
+    bounds = bounds.cpu()
+    if len(bounds) == 2:
+        return replace(clusters, bounds=bounds)
+    pairs = segment_ids(bounds).to(clusters.indices.device) * clusters.K + clusters.indices
+    pairs, indices, counts = torch.unique(pairs, return_inverse=True, return_counts=True)
+    return Clusters(clusters.codebook[pairs % max(clusters.K, 1)], indices, counts, bounds)
 
 
 def total_order(theta: Tensor) -> Tensor:
@@ -52,22 +60,22 @@ def finite_weights(theta: Tensor) -> Tensor:
 
     Raises:
         TypeError: `theta` is not a floating tensor.
-        ValueError: NaN or infinite weights; says how many.
+        ValueError: NaN or infinite weights; the message gives their number.
     """
     _check_floating(theta)
     values = theta.detach().reshape(-1).to(device="cpu", dtype=torch.float64)
     bad = values.numel() - int(values.isfinite().sum())
     if bad:
-        raise ValueError(f"{bad} of {values.numel()} weights are NaN or infinite; want finite ones")
+        raise ValueError(f"{bad} of {values.numel()} weights are NaN or infinite")
     return values
 
 
 def _check_floating(theta: Tensor) -> None:
     if not isinstance(theta, Tensor):
-        raise TypeError(f"weights are a {type(theta).__name__}; want a torch tensor")
+        raise TypeError(f"weights must be a torch tensor, got {type(theta).__name__}")
     if theta.dtype not in _INTEGER_VIEW:
         wanted = ", ".join(str(dtype).removeprefix("torch.") for dtype in _INTEGER_VIEW)
-        raise TypeError(f"weights are {theta.dtype}; want one of {wanted}")
+        raise TypeError(f"weights must be {wanted}, got {theta.dtype}")
 
 
 def _flip_negative(bits: Tensor) -> Tensor:

@@ -7,7 +7,9 @@ from typing import Any, Literal
 
 from pydantic import ValidationInfo, field_validator
 
+from pysoftq.clusters.defaults import DEFAULT_BITS, DEFAULT_N_MIN
 from pysoftq.interaction.arrays import check_granularity
+from pysoftq.interaction.densities import DEFAULT_BINS
 from pysoftq.options import Options, option
 
 Refinement = Literal["count", "levels", "entropy"]
@@ -29,7 +31,7 @@ class ClusteringConfig(Options):
         "a layer's pretrained weights.", gt=0)
     alpha: float = option("Soft quantization", 0.66, "Exponent of the strength.", ge=-10,
         le=10)
-    bins: int = option("Soft quantization", 2**14, "Bins of the histogram of a layer.", ge=1,
+    bins: int = option("Soft quantization", DEFAULT_BINS, "Bins of the histogram of a layer.", ge=1,
         le=2**24)
     method: Literal["scan", "fft"] = option("Soft quantization", "scan", "Potential by prefix "
         "sums, exact in integers (scan), or by the paper's convolution (fft).")
@@ -48,10 +50,10 @@ class ClusteringConfig(Options):
         "width for parameters whose name matches this pattern (repeatable; the first matching "
         "pattern applies).", metavar="PATTERN:h=H,w=W")
 
-    bits: int = option("Clusters", 7, "Clusters are the occupied ones of 2^BITS equal bins.",
-        on_resume=True, ge=1, le=16)
-    n_min: int = option("Clusters", 10, "Clusters of at most this many weights join the nearest "
-        "larger one.", on_resume=True, ge=0)
+    bits: int = option("Clusters", DEFAULT_BITS, "Clusters are the occupied ones of 2^BITS equal "
+        "bins.", on_resume=True, ge=1, le=16)
+    n_min: int = option("Clusters", DEFAULT_N_MIN, "Clusters of at most this many weights join "
+        "the nearest larger one.", on_resume=True, ge=0)
     refinement: Refinement = option("Clusters", "count", "Refinement of the clusters: by n_min "
         "(count), or neighbours are merged where the bits saved outweigh the squared error added, "
         "in bits of fixed-width indices (levels) or of an entropy coder (entropy).",
@@ -119,6 +121,9 @@ class ClusteringConfig(Options):
             if values.get("h", 0) < 0 or values.get("w", 1) <= 0:
                 raise ValueError(f"wanted h of 0 or more and w above 0 for {pattern!r}")
         return value
+
+
+DEFAULTS = ClusteringConfig()  # for the signatures that take single options
 
 
 def override_texts(override: Mapping[str, Mapping[str, float]]) -> list[str]:

@@ -18,7 +18,7 @@ from pysoftq.clusters.merging import merge
 from pysoftq.clusters.refinement import refine
 from pysoftq.coupling.devices import DeviceGroup, MovedError, group_by_device
 from pysoftq.coupling.inventory import take_inventory
-from pysoftq.coupling.options import Refinement
+from pysoftq.coupling.options import DEFAULTS, Refinement
 from pysoftq.coupling.report import CompressionReport, LayerReport, TensorReport
 from pysoftq.coupling.selection import (
     check_override,
@@ -35,7 +35,6 @@ from pysoftq.interaction.arrays import (
     check_seed,
 )
 from pysoftq.interaction.backends.plain import segment_energy
-from pysoftq.interaction.densities import DEFAULT_BINS
 from pysoftq.interaction.layers import CoupledLayer, Scales, degeneracy
 from pysoftq.interaction.potentials import METHODS, mean_field_energy
 from pysoftq.interaction.scales import Segments
@@ -101,18 +100,18 @@ class SoftQuantizer:
             (layer and count are named), or nothing is left to couple.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each option of the coupling
         self,
         model: nn.Module,
-        h: float = 0.01,
-        w: float = 0.5,
+        h: float = DEFAULTS.h,
+        w: float = DEFAULTS.w,
         *,
-        alpha: float = 0.66,
-        bins: int = DEFAULT_BINS,
-        method: str = "scan",
+        alpha: float = DEFAULTS.alpha,
+        bins: int = DEFAULTS.bins,
+        method: str = DEFAULTS.method,
         fraction: float = 1.0,
-        seed: int = 0,
-        granularity: str = "layer",
+        seed: int = DEFAULTS.seed,
+        granularity: str = DEFAULTS.granularity,
         include: str | Iterable[str] | None = None,
         exclude: str | Iterable[str] | None = None,
         override: Mapping[str, Mapping[str, float]] | None = None,
@@ -296,7 +295,7 @@ class SoftQuantizer:
             return None
         return segment_bounds(layer.parameter.shape, self._granularity)
 
-    def clusters(self, bits: int = 7, n_min: int | None = None) -> dict[str, Clusters]:
+    def clusters(self, bits: int = DEFAULTS.bits, n_min: int | None = None) -> dict[str, Clusters]:
         """Clusters of each layer by binning, refined if `n_min` is given; nothing is written.
 
         Raises:
@@ -314,9 +313,9 @@ class SoftQuantizer:
     def refine(
         self,
         clusters: Mapping[str, Clusters],
-        n_min: int = 10,
-        refinement: Refinement = "count",
-        rd_weight: float = 0.01,
+        n_min: int = DEFAULTS.n_min,
+        refinement: Refinement = DEFAULTS.refinement,
+        rd_weight: float = DEFAULTS.rd_weight,
     ) -> dict[str, Clusters]:
         """Fewer clusters of each layer; the arguments are those of `finalize`."""
         if refinement not in get_args(Refinement):
@@ -329,10 +328,10 @@ class SoftQuantizer:
 
     def finalize(
         self,
-        bits: int = 7,
-        n_min: int = 10,
-        refinement: Refinement = "count",
-        rd_weight: float = 0.01,
+        bits: int = DEFAULTS.bits,
+        n_min: int = DEFAULTS.n_min,
+        refinement: Refinement = DEFAULTS.refinement,
+        rd_weight: float = DEFAULTS.rd_weight,
     ) -> CompressionReport:
         """Detach, and write the refined clusters' values into the model (Table I, steps 3 and 4).
 

@@ -20,7 +20,7 @@ PHOTO_STD = (0.229, 0.224, 0.225)
 DIGITS_SHIFT = 2  # pixels, at most, that an image of digits:shifted is moved by
 
 
-def load_dataset(
+def load_dataset(  # noqa: PLR0913 - each option of the data
     name: str,
     *,
     seed: int = 0,

@@ -118,7 +118,8 @@ class TrainingLoop:
             augment=config.augment,
         ):
             yield batch
-            ended, asked = place.batch == self.batches_in_epoch, self.stop.asked
+            ended = place.batch == self.batches_in_epoch
+            asked = not ended and self.stop.asked  # read once: a signal may come at any time
             due = time.monotonic() - self._saved > 60 * config.checkpoint_minutes
             if ended or asked or due or self.device.type in self.SYNCHRONOUS:
                 self._read()

@@ -79,23 +79,20 @@ class EpochMetrics:
         """Read what `to_dict` gave; other keys are ignored.
 
         Raises:
-            ValueError: an entry is missing, or of another type.
+            LookupError, TypeError, ValueError, AttributeError: an entry is missing, or of another
+                type.
         """
         task = next((t for t in TASKS.values() if f"test_{t.merit}" in row), CLASSIFICATION)
         names = _task_names(task)
-        try:
-            values = {
-                field.name: row[names.get(field.name, field.name)]
-                for field in fields(cls)
-                if names.get(field.name, field.name) in row
-            }
-            numbers = {name: float(values[name]) for name in (*_NEEDED, "test_merit")}
-            clusters = {str(name): int(count) for name, count in values["clusters"].items()}
-            numbers |= {"epoch": int(numbers["epoch"]), "step": int(numbers["step"])}
-            return cls(**{**values, **numbers, "clusters": clusters, "task": task.name})
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
-            wanted = ", ".join((*_NEEDED, f"test_{task.merit}", "clusters"))
-            raise ValueError(f"wanted a JSON object with {wanted} ({error!r})") from error
+        values = {
+            field.name: row[names.get(field.name, field.name)]
+            for field in fields(cls)
+            if names.get(field.name, field.name) in row
+        }
+        numbers = {name: float(values[name]) for name in (*_NEEDED, "test_merit")}
+        clusters = {str(name): int(count) for name, count in values["clusters"].items()}
+        numbers |= {"epoch": int(numbers["epoch"]), "step": int(numbers["step"])}
+        return cls(**{**values, **numbers, "clusters": clusters, "task": task.name})
 
 
 def _task_names(task: Task) -> dict[str, str]:
@@ -117,8 +114,11 @@ def read_metrics(path: str | Path) -> list[EpochMetrics]:
             continue
         try:
             metrics = EpochMetrics.from_dict(json.loads(line))
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number}: {error}") from error
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            wanted = ", ".join((*_NEEDED, "test_accuracy or test_perplexity", "clusters"))
+            raise ValueError(
+                f"{path}, line {number}: wanted a JSON object with {wanted} ({error!r})"
+            ) from error
         epochs[metrics.epoch] = metrics  # of an epoch written twice, the later line holds
     if not epochs:
         raise ValueError(f"{path}: empty, wanted one line per epoch")

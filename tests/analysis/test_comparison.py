@@ -21,9 +21,10 @@ from torch.optim.swa_utils import update_bn
 
 from pysoftq.analysis import contest
 from pysoftq.analysis.comparison import ComparisonStudy, Point, Record, front, summarize
-from pysoftq.analysis.contest import ComparisonOptions, list_entries, study_comparison
+from pysoftq.analysis.contest import list_entries, study_comparison
 from pysoftq.analysis.figures import save_figure
 from pysoftq.analysis.figures.comparison import draw_comparison
+from pysoftq.analysis.options import ComparisonOptions
 from pysoftq.analysis.phase import Statistic
 from pysoftq.analysis.results import load_result, save_result
 from pysoftq.baselines import ecvq
@@ -54,9 +55,9 @@ SMALL = ComparisonOptions(
     h=(0.2,),
     w=(0.5,),
     recipes=("paper", "best"),
-    prices=(0.02,),
+    rd_weights=(0.02,),
     levels=(4,),
-    rates=(0.1,),
+    ecvq_rd_weights=(0.1,),
 )
 
 
@@ -133,8 +134,8 @@ def test_records_are_what_the_files_hold(config: CompressConfig, folder: Path) -
         f"seed-{seed}/{name}"
         for seed in (0, 1)
         for name in (
-            *("kmeans+ft-K4", "uncoupled-price0.02"),
-            *("soft-h0.2-w0.5-paper", "soft-h0.2-w0.5-best-price0.02"),
+            *("kmeans+ft-K4", "uncoupled-rd_weight0.02"),
+            *("soft-h0.2-w0.5-paper", "soft-h0.2-w0.5-best-rd_weight0.02"),
         )
     }
     assert set(files) == untrained | trained
@@ -297,7 +298,7 @@ def test_a_finished_run_takes_part(config: CompressConfig, folder: Path, tmp_pat
     records = [json.loads(line) for line in lines]
     assert [row["key"] for row in records[1:] if "soft" in row["key"]] == [
         "1/soft-h0.2-w0.5-paper",
-        "1/soft-h0.2-w0.5-best-price0.02",
+        "1/soft-h0.2-w0.5-best-rd_weight0.02",
     ]
 
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from run_folders import metrics, records, write_run
 
-from pysoftq.analysis.dynamics import read_losses, read_records, read_run
+from pysoftq.analysis.dynamics import read_losses, read_run
+from pysoftq.run.records import WeightRecords
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def test_read_run_returns_what_was_written(tmp_path: Path, values: dict) -> None
 
 
 def test_density_of_a_record(tmp_path: Path, values: dict) -> None:
-    found = read_records(write_run(tmp_path, values, metrics()) / "records.npz").density(-1)
+    found = WeightRecords.load(write_run(tmp_path, values, metrics()) / "records.npz").density(-1)
     theta = values["weights_soft"]
     assert (found.low, found.high) == (theta.min(), theta.max())
     assert found.size == theta.size == found.counts.sum()
@@ -59,7 +60,7 @@ def test_missing_file_is_named(tmp_path: Path, values: dict, name: str) -> None:
 def test_records_without_an_entry(tmp_path: Path, values: dict, key: str) -> None:
     np.savez(tmp_path / "records.npz", **{k: v for k, v in values.items() if k != key})
     with pytest.raises(ValueError, match=f"not the records of a run: without {key}$"):
-        read_records(tmp_path / "records.npz")
+        WeightRecords.load(tmp_path / "records.npz")
 
 
 @pytest.mark.parametrize(
@@ -69,7 +70,7 @@ def test_foreign_archive(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "records.npz"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"not a readable \.npz archive"):
-        read_records(path)
+        WeightRecords.load(path)
 
 
 def test_altered_archive(tmp_path: Path, values: dict) -> None:
@@ -78,7 +79,7 @@ def test_altered_archive(tmp_path: Path, values: dict) -> None:
     content[len(content) // 2] ^= 0xFF
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"not a readable \.npz archive"):
-        read_records(path)
+        WeightRecords.load(path)
 
 
 def test_bare_array_is_foreign(tmp_path: Path) -> None:
@@ -86,13 +87,13 @@ def test_bare_array_is_foreign(tmp_path: Path) -> None:
     with path.open("wb") as file:
         np.save(file, np.zeros(3))
     with pytest.raises(ValueError, match=r"not a readable \.npz archive"):
-        read_records(path)
+        WeightRecords.load(path)
 
 
 def test_pickled_records_are_refused(tmp_path: Path, values: dict) -> None:
     np.savez(tmp_path / "records.npz", **{**values, "layer": np.array([{}], dtype=object)})
     with pytest.raises(ValueError, match=r"not a readable \.npz archive"):
-        read_records(tmp_path / "records.npz")
+        WeightRecords.load(tmp_path / "records.npz")
 
 
 @pytest.mark.parametrize(
@@ -112,7 +113,7 @@ def test_records_of_wrong_shape_or_type(
 ) -> None:
     np.savez(tmp_path / "records.npz", **{**values, key: wrong})
     with pytest.raises(ValueError, match=message):
-        read_records(tmp_path / "records.npz")
+        WeightRecords.load(tmp_path / "records.npz")
 
 
 def test_losses_in_order_with_the_later_line_of_an_epoch(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pysoftq.analysis.figures import flatness as figures
 from pysoftq.analysis.figures import save_figure
-from pysoftq.analysis.flatness import Comparison, FlatnessOptions, FlatnessStudy
+from pysoftq.analysis.flatness import Comparison, FlatnessStudy
 from pysoftq.analysis.landscape import (
     Landscape,
     RunStates,
@@ -25,6 +25,7 @@ from pysoftq.analysis.landscape import (
     perturb,
     read_states,
 )
+from pysoftq.analysis.options import FlatnessOptions
 from pysoftq.analysis.results import load_result, save_result
 from pysoftq.analysis.survey import Survey, study_flatness
 from pysoftq.baselines import histogram_equalize
@@ -32,7 +33,7 @@ from pysoftq.cli.flatness import flatness
 from pysoftq.data.images import Images
 from pysoftq.models.build import build_model
 from pysoftq.models.weight_files import coupled_weights, cpu_state, save_state
-from pysoftq.run.config import make_config, write_config
+from pysoftq.run.config import make_config
 from pysoftq.run.evaluation import evaluate
 
 State = dict[str, Tensor]
@@ -69,7 +70,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "7"
     folder.mkdir()
     config = make_config({"dataset": "digits", "model": "digits-resnet-small"})
-    write_config(config, folder / "config.yaml")
+    config.to_yaml(folder / "config.yaml")
     torch.manual_seed(0)
     state = cpu_state(build_model("digits-resnet-small", 10, in_channels=1))
     save_state(state, folder / "pretrained.safetensors")

@@ -11,11 +11,8 @@ from click.testing import CliRunner, Result
 
 from pysoftq.analysis.figures import save_figure
 from pysoftq.analysis.figures.meanfield import draw_mean_field
-from pysoftq.analysis.meanfield import (
-    MeanFieldStudy,
-    fit_order,
-    study_mean_field,
-)
+from pysoftq.analysis.meanfield import MeanFieldStudy, fit_order, study_mean_field
+from pysoftq.analysis.options import MeanFieldOptions
 from pysoftq.analysis.results import load_result, save_result
 from pysoftq.cli.meanfield import meanfield
 
@@ -38,13 +35,15 @@ def study(weights: dict[str, torch.Tensor]) -> MeanFieldStudy:
     return study_mean_field(
         "net",
         weights,
-        0.5,
-        bins=BINS,
-        fractions=(0.1, 0.5, 1.0),
-        widths=(0.2, 0.5, 1.0),
-        draws=8,
-        default_bins=1024,
-        repeats=1,
+        MeanFieldOptions(
+            0.5,
+            bins=BINS,
+            fractions=(0.1, 0.5, 1.0),
+            widths=(0.2, 0.5, 1.0),
+            draws=8,
+            default_bins=1024,
+            repeats=1,
+        ),
     )
 
 
@@ -121,13 +120,15 @@ def test_samples_are_unbiased(weights: dict[str, torch.Tensor]) -> None:
     study = study_mean_field(
         "net",
         {"fc": weights["fc"]},
-        0.5,
-        bins=(1024,),
-        fractions=(0.2,),
-        widths=(),
-        draws=draws,
-        default_bins=1024,
-        repeats=1,
+        MeanFieldOptions(
+            0.5,
+            bins=(1024,),
+            fractions=(0.2,),
+            widths=(),
+            draws=draws,
+            default_bins=1024,
+            repeats=1,
+        ),
     )
     mean, spread = study.sampling.mean.energy[0, 0], study.sampling.spread.energy[0, 0]
     assert abs(mean - study.bins[0].errors.energy[0, 0]) < 4 * spread / draws**0.5
@@ -201,8 +202,9 @@ def test_saved_and_drawn(study: MeanFieldStudy, tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_studied(options: dict, message: str) -> None:
+    weights = {"fc": torch.arange(12.0).reshape(3, 4)}
     with pytest.raises(ValueError, match=message):
-        study_mean_field("net", {"fc": torch.arange(12.0).reshape(3, 4)}, **options)
+        study_mean_field("net", weights, MeanFieldOptions(**options))
 
 
 def invoke(*arguments: object) -> Result:

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 from run_folders import metrics, records, write_run
-from test_phase import row
+from sweep_rows import row
 
 from pysoftq.analysis.page import run_page, sweep_page, write_page
 from pysoftq.analysis.page.charts import Axis, Chart, Point, Series
@@ -157,7 +157,7 @@ def test_page_of_a_sweep(sweep_file: Path) -> None:
     assert text.count("<script") == 1
     assert "1 of 2 points" in text
     assert "1.50 ± 0.5" in text
-    assert "pysoftq compress --split-seed 0 --h 0.1 --w 0.5 --epochs 9" in text
+    assert "pysoftq compress --h 0.1 --w 0.5 --split-seed 0 --epochs 9" in text
     assert text.count("<img") == 3
 
 

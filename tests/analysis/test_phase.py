@@ -9,27 +9,15 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sweep_rows import row
 
 from pysoftq.analysis.figures import save_figure
 from pysoftq.analysis.figures.phase import draw_before, draw_phase, draw_variation
 from pysoftq.analysis.phase import PhaseStudy, pareto_front, pick, study_phase
 from pysoftq.analysis.results import load_result, save_result
-from pysoftq.sweep.grid import Run
 from pysoftq.sweep.ledger import Row
 
 H, W = (0.01, 0.03, 0.1, 0.3, 1.0), (0.2, 0.4, 0.6, 0.8, 1.0)
-
-
-def row(h: float, w: float, seed: int, degradation: float, bits: float) -> Row:
-    heq = {"5": 1.0, "4": 5.0, "3": 30.0, "2": 60.0}
-    result = {
-        "degradation": float(degradation),
-        "bits": float(bits),
-        "before": {"degradation": float(degradation / 2), "bits": float(bits + 0.5)},
-        "heq": {key: {"degradation": value, "bits": float(key)} for key, value in heq.items()},
-        "pretrained_accuracy": 0.99,
-    }
-    return Row(Run(h, w, seed), result)
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,6 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from pysoftq.artifact import (
-    ArtifactError,
     inspect_compressed,
     load_compressed,
     load_state_dict,
@@ -32,6 +31,7 @@ from pysoftq.baselines import histogram_equalize
 from pysoftq.clusters.binning import identify
 from pysoftq.clusters.clusters import mean_bit_width
 from pysoftq.clusters.values import unique
+from pysoftq.errors import ArtifactError
 from pysoftq.models.build import build_model
 from pysoftq.models.weight_files import load_weights
 

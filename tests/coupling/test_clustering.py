@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
 import json
-from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
-from pysoftq import ClusteringConfig, SoftQuantizer, finalize, prepare, validate_clustering
+from pysoftq import ClusteringConfig, SoftQuantizer, prepare, validate_clustering
 from pysoftq.coupling.report import CompressionReport
 from pysoftq.errors import ConfigError
 from pysoftq.run.config import make_config
@@ -32,6 +32,9 @@ def net() -> Net:
     return Net()
 
 
+PATTERNS = ("include", "exclude", "override")  # None and empty are alike
+
+
 def scales(softq: SoftQuantizer) -> dict[str, tuple[float, float]]:
     """h and w of each layer, back from its frozen strength and width."""
     return {
@@ -50,9 +53,20 @@ def rules(softq: SoftQuantizer) -> dict[str, tuple[str, str]]:
 def test_defaults_are_those_of_the_command() -> None:
     command = make_config({"dataset": "cifar10"})
     config = ClusteringConfig()
-    for field in fields(ClusteringConfig):
-        assert getattr(config, field.name) == getattr(command, field.name), field.name
-    assert ClusteringConfig.of(command) == config
+    for name in ClusteringConfig.model_fields:
+        assert getattr(config, name) == getattr(command, name), name
+
+
+def test_options_of_single_arguments_have_the_same_defaults() -> None:
+    arguments = {
+        **inspect.signature(SoftQuantizer).parameters,
+        **inspect.signature(SoftQuantizer.finalize).parameters,
+    }
+    defaults = ClusteringConfig().model_dump()
+    told = {name for name in arguments if name in defaults and name not in PATTERNS}
+    assert told >= {"h", "w", "alpha", "bins", "method", "granularity", "seed", "bits", "n_min"}
+    for name in told:
+        assert arguments[name].default == defaults[name], name
 
 
 def test_options_travel_as_a_mapping_and_as_yaml(tmp_path: Path) -> None:
@@ -70,7 +84,7 @@ def test_options_travel_as_a_mapping_and_as_yaml(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"hh": 1}, "unknown option 'hh'; there are h, w, alpha"),
+        ({"hh": 1}, "unknown option 'hh'; did you mean 'h'"),
         ({"epochs": 3}, "unknown option 'epochs'"),
         ({"h": -1}, "option 'h': .* greater than or equal to 0, given -1"),
         ({"w": "wide"}, "option 'w'"),
@@ -109,9 +123,9 @@ def test_the_fraction_rises_as_in_the_driver() -> None:
         [0.2, 0.4, 0.6, 0.8, 1, 1, 1, 1]
     )
     assert config.fraction(0, 1) == 1
-    slow = replace(config, fraction_ramp=1.0)
+    slow = config.model_copy(update={"fraction_ramp": 1.0})
     assert [slow.fraction(step, 3) for step in range(3)] == pytest.approx([0.2, 0.6, 1])
-    assert replace(config, fraction_ramp=0.0).fraction(0, 9) == 1
+    assert config.model_copy(update={"fraction_ramp": 0.0}).fraction(0, 9) == 1
 
 
 def test_override_of_strength_and_width(net: Net) -> None:
@@ -225,7 +239,7 @@ def test_uninitialized_parameters_are_listed() -> None:
 
 def test_the_report_tells_how_many_tensors_each_rule_took(net: Net) -> None:
     config = ClusteringConfig(h=0.1, n_min=2, override={"body*": {"w": 0.3}})
-    report = finalize(prepare(net, config), config)
+    report = prepare(net, config).finalize(**config.cluster_options)
     found = {(status, rule): len(members) for status, rule, members in report.coverage()}
     assert found == {
         ("coupled", "h = 0.1, w = 0.5"): 2,
@@ -248,7 +262,7 @@ def test_finalize_leaves_the_optimizer_alone_and_checks_the_model(net: Net) -> N
     softq = prepare(net, config)
     optimizer = torch.optim.SGD(net.parameters())
     softq.attach(optimizer)
-    report = finalize(softq, config)
+    report = softq.finalize(**config.cluster_options)
     for layer in report.layers:
         assert len(net.get_parameter(layer.name).unique()) == layer.clusters
     validate_clustering(net, report)

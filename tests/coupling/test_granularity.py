@@ -19,7 +19,9 @@ from pysoftq.clusters.clusters import Clusters, split
 from pysoftq.clusters.merging import merge
 from pysoftq.interaction import backends
 from pysoftq.interaction.backends import core, plain
-from pysoftq.interaction.layers import CoupledLayer, Segments, segment_bins
+from pysoftq.interaction.layers import CoupledLayer
+from pysoftq.interaction.scales import Segments
+from pysoftq.interaction.segment_table import segment_bins
 from pysoftq.interaction.segments import segment_bounds
 
 GRANULARITIES = ["channel", "group:7", "group:64"]

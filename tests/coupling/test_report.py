@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
 from pysoftq.coupling.report import CompressionReport, LayerReport
+from pysoftq.run.records import EpochMetrics
 from pysoftq.run.summary import NetworkRow, Summary, TrainingSpeed
 
 
@@ -90,16 +92,15 @@ def test_tables_show_every_row(report: CompressionReport) -> None:
 
 
 def test_speed_is_a_mean_over_the_time() -> None:
-    first = {"seconds": 0.0, "images_per_second": None, "coupling_share": None}
+    first = EpochMetrics(0, 0, 0.1, -5.0, 0.9, 0.8, 0.3, 0.01, 5.0, 4.0, {}, seconds=0.0)
     epochs = [
-        {"seconds": seconds, "images_per_second": 600 / seconds, "coupling_share": share}
+        replace(first, seconds=seconds, samples_per_second=600 / seconds, coupling_share=share)
         for seconds, share in ((1.0, 0.01), (3.0, 0.05))
     ]
     speed = TrainingSpeed.of([first, *epochs])
     assert speed.seconds == 4
     assert speed.images_per_second == pytest.approx(1200 / 4)
     assert speed.coupling_share == pytest.approx(0.04)
-    epochs[1]["coupling_share"] = None
+    epochs[1] = replace(epochs[1], coupling_share=None)
     assert str(TrainingSpeed.of(epochs)) == "trained for 4.0 s, 300 images/s"
-    # Runs of before tell their time alone.
-    assert str(TrainingSpeed.of([{"seconds": 2.0}])) == "trained for 2.0 s"
+    assert str(TrainingSpeed.of([first])) == "trained for 0.0 s"

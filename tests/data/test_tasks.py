@@ -12,9 +12,8 @@ import torch
 
 from pysoftq.coupling.report import CompressionReport
 from pysoftq.data.tasks import CLASSIFICATION, LANGUAGE_MODELLING, cross_entropy, hits, logits_of
-from pysoftq.run.config import make_config
 from pysoftq.run.summary import NetworkRow, Summary, TrainingSpeed
-from pysoftq.sweep.prepare import row
+from pysoftq.sweep.result import RunResult
 
 
 def test_loss_is_the_mean_over_all_predictions() -> None:
@@ -92,7 +91,9 @@ def test_reports_of_before_are_of_classifiers(tmp_path: Path) -> None:
 
 
 def test_row_of_a_sweep_counts_perplexity(summary: Summary) -> None:
-    kept = row(summary, make_config())
+    result = RunResult.of(summary, 7)
+    kept = result.to_dict()
+    assert RunResult.from_dict(kept) == result
     assert kept["degradation"] == pytest.approx(100)
     assert kept["pretrained_perplexity"] == pytest.approx(4)
     assert kept["task"] == "language modelling"

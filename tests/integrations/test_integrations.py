@@ -7,59 +7,35 @@ import importlib
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
+from trainers import (
+    ACCUMULATE,
+    BATCH,
+    CLIP,
+    CONFIG,
+    EPOCHS,
+    Digits,
+    accelerate_train,
+    batches,
+    clustered,
+    lightning_module,
+    lightning_trainer,
+    load_data,
+    make_optimizer,
+    make_trainer,
+)
 
-from pysoftq import ClusteringConfig, SoftQuantizer, finalize, prepare, validate_clustering
+from pysoftq import ClusteringConfig, prepare, validate_clustering
 
 # Other libraries warn of each other; what pysoftq warns of stays an error.
 pytestmark = pytest.mark.filterwarnings("ignore", "error:::pysoftq")
-
-BATCH, ACCUMULATE, CLIP, EPOCHS = 32, 2, 0.5, 3
-CONFIG = ClusteringConfig(
-    h=0.3, w=0.5, fraction_start=0.3, override={"net.2*": {"w": 0.3}, "net*": {"h": 0.2}}, n_min=2
-)
-
-
-class Digits(nn.Module):
-    """A classifier that takes what either trainer gives, and tells its loss."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
-
-    def forward(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        logits = self.net(images)
-        return {"loss": F.cross_entropy(logits, labels), "logits": logits}
-
-
-class Rows(Dataset[dict[str, torch.Tensor]]):
-    """Each image with its label, by name."""
-
-    def __init__(self, data: TensorDataset) -> None:
-        self.data = data
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        images, labels = self.data[index]
-        return {"images": images, "labels": labels}
-
-
-def load_data() -> TensorDataset:
-    digits = load_digits()
-    images = torch.tensor(digits.data[:512] / 16, dtype=torch.float32)
-    return TensorDataset(images, torch.tensor(digits.target[:512]))
 
 
 @pytest.fixture(scope="module")
@@ -73,14 +49,11 @@ def model() -> Digits:
     return Digits()
 
 
-def make_optimizer(model: nn.Module) -> torch.optim.SGD:
-    return torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-
-
-def batches(data: TensorDataset) -> Iterator[tuple[list[torch.Tensor], bool]]:
-    """Batches in order, and whether the optimizer steps after this one."""
-    for number, batch in enumerate(DataLoader(data, BATCH), 1):
-        yield batch, number % ACCUMULATE == 0
+# --- Lightning ---
+@pytest.fixture
+def lightning(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setenv("SLURM_JOB_NAME", "bash")  # no cluster is looked for
+    return pytest.importorskip("lightning.pytorch")
 
 
 @pytest.fixture
@@ -103,15 +76,6 @@ def plain(model: Digits, data: TensorDataset) -> Digits:
     return model
 
 
-def clustered(model: nn.Module, pretrained: nn.Module) -> nn.Module:
-    """What `finalize` makes of trained weights, whose scales are those of the pretrained ones."""
-    model = copy.deepcopy(model)
-    softq = prepare(model, CONFIG)
-    softq.load_state_dict(prepare(pretrained, CONFIG).state_dict())
-    finalize(softq, CONFIG)
-    return model
-
-
 def assert_same(a: nn.Module, b: nn.Module) -> None:
     for (name, x), y in zip(a.state_dict().items(), b.state_dict().values(), strict=True):
         assert torch.equal(x, y), name
@@ -121,44 +85,6 @@ def test_the_coupling_matters(model: Digits, plain: Digits) -> None:
     """What is compared below would differ without it."""
     assert not torch.equal(plain.net[0].weight, model.net[0].weight)
     assert prepare(plain, CONFIG).clusters()["net.2.weight"].K < 90
-
-
-# --- Lightning ---
-
-
-@pytest.fixture
-def lightning(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setenv("SLURM_JOB_NAME", "bash")  # no cluster is looked for
-    return pytest.importorskip("lightning.pytorch")
-
-
-def lightning_trainer(lightning: Any, folder: Path, **options: Any) -> Any:
-    return lightning.Trainer(
-        accelerator="cpu",
-        accumulate_grad_batches=ACCUMULATE,
-        gradient_clip_val=CLIP,
-        default_root_dir=folder,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **{"max_epochs": EPOCHS, "enable_checkpointing": False, **options},
-    )
-
-
-def lightning_module(lightning: Any, model: Digits) -> Any:
-    class Module(lightning.LightningModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = model.net
-
-        def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
-            images, labels = batch
-            return F.cross_entropy(self.net(images), labels)
-
-        def configure_optimizers(self) -> torch.optim.Optimizer:
-            return make_optimizer(self)
-
-    return Module()
 
 
 def test_lightning_trains_as_the_plain_loop(
@@ -228,7 +154,7 @@ def test_lightning_with_manual_optimization_and_two_optimizers(
         def configure_optimizers(self) -> list[torch.optim.Optimizer]:
             return make_optimizers(self.net)
 
-    config = replace(CONFIG, fraction_start=1.0)
+    config = CONFIG.model_copy(update={"fraction_start": 1.0})
     by_hand = copy.deepcopy(model)
     softq, (first, second) = prepare(by_hand, config), make_optimizers(by_hand.net)
     softq.attach(first, second)
@@ -283,39 +209,6 @@ def test_lightning_leaves_the_optimizer_alone_after_a_failure(
     assert callback.report is None
     (optimizer,) = trainer.optimizers
     callback.softq.attach(optimizer)  # would be refused if it still were
-
-
-# --- transformers ---
-
-
-def make_trainer(model: Digits, data: TensorDataset, folder: Path, **options: Any) -> Any:
-    transformers = pytest.importorskip("transformers")
-
-    class InOrder(transformers.Trainer):
-        def _get_train_sampler(self, *args: Any) -> torch.utils.data.Sampler[int]:
-            return torch.utils.data.SequentialSampler(data)
-
-    callbacks = options.pop("callbacks")
-    arguments = transformers.TrainingArguments(
-        folder,
-        per_device_train_batch_size=BATCH,
-        gradient_accumulation_steps=ACCUMULATE,
-        max_grad_norm=CLIP,
-        num_train_epochs=EPOCHS,
-        lr_scheduler_type="constant",
-        save_strategy="epoch",
-        report_to="none",
-        disable_tqdm=True,
-        use_cpu=True,
-        **options,
-    )
-    return InOrder(
-        model,
-        arguments,
-        train_dataset=Rows(data),
-        optimizers=(make_optimizer(model), None),
-        callbacks=callbacks,
-    )
 
 
 def test_transformers_trains_as_the_plain_loop(
@@ -373,7 +266,7 @@ def test_transformers_may_join_a_training_that_goes_on(
 def test_transformers_keeps_the_scales_of_channels_bit_for_bit(model: Digits) -> None:
     from pysoftq.integrations.transformers import SoftQuantizationCallback
 
-    config = replace(CONFIG, granularity="channel")
+    config = CONFIG.model_copy(update={"granularity": "channel"})
     callback = SoftQuantizationCallback(config)
     callback.softq = prepare(model, config)
     saved = json.loads(json.dumps(callback.state(), sort_keys=True))  # as the Trainer does
@@ -386,39 +279,6 @@ def test_transformers_keeps_the_scales_of_channels_bit_for_bit(model: Digits) ->
             assert torch.equal(getattr(a.segments, key), getattr(b.segments, key)), key
 
 
-# --- accelerate ---
-
-
-def accelerate_train(
-    model: Digits, data: TensorDataset, folder: Path, start: int, stop: int
-) -> tuple[nn.Module, SoftQuantizer]:
-    """Some epochs, from the state in the folder but for the first; saves the state at the end."""
-    from accelerate import Accelerator
-
-    from pysoftq.integrations.accelerate import prepare
-
-    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=ACCUMULATE)
-    wrapped, optimizer, loader = accelerator.prepare(
-        model, make_optimizer(model), DataLoader(data, BATCH)
-    )
-    softq = prepare(accelerator, wrapped, CONFIG, optimizer)
-    if start:
-        accelerator.load_state(str(folder / "state"))
-    total = EPOCHS * len(loader) // ACCUMULATE
-    for _ in range(start, stop):
-        for images, labels in loader:
-            with accelerator.accumulate(wrapped):
-                softq.fraction = CONFIG.fraction(softq.step, total)
-                accelerator.backward(wrapped(images, labels)["loss"])
-                if accelerator.sync_gradients:
-                    accelerator.clip_grad_norm_(wrapped.parameters(), CLIP)
-                optimizer.step()
-                optimizer.zero_grad()
-    accelerator.save_state(str(folder / "state"))
-    accelerator.wait_for_everyone()
-    return accelerator.unwrap_model(wrapped), softq
-
-
 def test_accelerate_trains_as_the_plain_loop_and_resumes(
     model: Digits, plain: Digits, data: TensorDataset, tmp_path: Path
 ) -> None:
@@ -427,13 +287,11 @@ def test_accelerate_trains_as_the_plain_loop_and_resumes(
     found, softq = accelerate_train(Digits(), data, tmp_path, 1, EPOCHS)
     assert_same(found, plain)
     assert softq.step == EPOCHS * 8
-    report = finalize(softq, CONFIG)
+    report = softq.finalize(**CONFIG.cluster_options)
     validate_clustering(found, report)
 
 
 # --- all ---
-
-
 def test_optimizers_that_are_none_of_torch_are_refused(model: Digits) -> None:
     accelerate = pytest.importorskip("accelerate")
     from pysoftq.integrations.accelerate import prepare

@@ -15,15 +15,19 @@ from tiny import Training, tiny_digits, tiny_training
 from pysoftq.errors import ConfigError
 from pysoftq.run.checkpoint import (
     KEYS,
-    RunState,
     load_checkpoint,
     read_sealed,
     save_checkpoint,
     write_sealed,
 )
 from pysoftq.run.config import CompressConfig, make_config
+from pysoftq.run.folder import RunFolder
+from pysoftq.run.records import EpochMetrics
+from pysoftq.run.setup import Run
+from pysoftq.run.state import RunState
 
 CONFIG = make_config({"batch_size": 32, "h": 0.05, "lr": 0.01})
+METRICS = EpochMetrics(0, 0, 0.1, -5.0, 0.9, 0.8, 0.3, 0.01, 5.0, 4.0, {"conv": 3}, 0.0)
 
 
 def train(training: Training, epoch: int) -> None:
@@ -37,15 +41,21 @@ def train(training: Training, epoch: int) -> None:
 
 
 def save(path: Path, training: Training, state: RunState | None = None) -> None:
-    state = state or RunState()
-    parts = (training.model, training.optimizer, training.softq)
-    save_checkpoint(path, state, CONFIG, "fingerprint", *parts)
+    save_checkpoint(in_folder(training, path), training.optimizer, state or RunState())
+
+
+def in_folder(
+    training: Training, path: Path, config: CompressConfig = CONFIG, images: int = 160
+) -> Run:
+    folder = RunFolder(path.parent)
+    folder.checkpoint = path
+    return training.as_run(config, folder, tiny_digits(train=images))
 
 
 def load(
-    path: Path, training: Training, config: CompressConfig = CONFIG, data: str = "fingerprint"
+    path: Path, training: Training, config: CompressConfig = CONFIG, images: int = 160
 ) -> RunState:
-    return load_checkpoint(path, config, data, training.model, training.optimizer, training.softq)
+    return load_checkpoint(in_folder(training, path, config, images), training.optimizer)
 
 
 def test_training_goes_on_bit_for_bit(tmp_path: Path) -> None:
@@ -71,7 +81,7 @@ def test_state_and_random_generator_come_back(tmp_path: Path) -> None:
         correct=7,
         seen=96,
         seconds=1.5,
-        metrics=[{"epoch": 0, "clusters": {"conv": 3}}],
+        metrics=[METRICS],
         early=torch.randn(5),
         trajectory_steps=[0, 1],
         trajectories=[torch.randn(4), torch.randn(4)],
@@ -107,7 +117,7 @@ def test_other_options_and_data_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"with other options: lr$"):
         load(tmp_path / "c.pt", training, other)
     with pytest.raises(ConfigError, match="data set digits has changed"):
-        load(tmp_path / "c.pt", training, data="other")
+        load(tmp_path / "c.pt", training, images=161)
     load(tmp_path / "c.pt", training, CONFIG.model_copy(update={"n_min": 2, "threads": 1}))
 
 

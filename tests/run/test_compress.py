@@ -37,12 +37,13 @@ from pysoftq.errors import BusyError, ConfigError
 from pysoftq.interaction.segments import segment_count
 from pysoftq.models.build import build_model
 from pysoftq.models.weight_files import coupled_weights
-from pysoftq.run.checkpoint import KEYS, RunState, read_sealed
+from pysoftq.run.checkpoint import KEYS, read_sealed
 from pysoftq.run.config import make_config, read_config
 from pysoftq.run.driver import compress as run_compress
 from pysoftq.run.evaluation import evaluate
 from pysoftq.run.folder import open_run
 from pysoftq.run.outcome import written_size
+from pysoftq.run.state import RunState
 
 FILES = {
     "config.yaml",
@@ -495,7 +496,7 @@ def test_a_run_that_fails_before_its_first_checkpoint_leaves_no_folder(
         raise OSError("disk full")
 
     run = tmp_path / "run"
-    monkeypatch.setattr("pysoftq.finetune.save_checkpoint", fail)
+    monkeypatch.setattr("pysoftq.run.finetune.save_checkpoint", fail)
     assert call("compress", *options, "--out", str(run)) == 1
     assert list(tmp_path.iterdir()) == []
 

@@ -18,7 +18,6 @@ from pysoftq.run.config import (
     command_line,
     make_config,
     read_config,
-    write_config,
 )
 
 PAPER = {
@@ -109,7 +108,7 @@ def test_channels_come_as_text_or_list(value: Any) -> None:
 
 def test_yaml_round_trip(tmp_path: Path) -> None:
     config = make_config({"h": 0.03, "include": ("conv*",), "mean": "0.5", "weights": "w.pt"})
-    write_config(config, tmp_path / "config.yaml")
+    config.to_yaml(tmp_path / "config.yaml")
     assert make_config(read_config(tmp_path / "config.yaml")) == config
 
 
@@ -119,7 +118,7 @@ def test_switches_are_words_in_yaml_too(tmp_path: Path, name: str) -> None:
     path.write_text(f"{name}: off\n")  # which YAML takes for a truth value
     config = make_config(read_config(path))
     assert getattr(config, name) == "off"
-    write_config(config, path)
+    config.to_yaml(path)
     assert read_config(path)[name] == "off"
     assert make_config({"graph": True}).graph == "on"
     with pytest.raises(ConfigError, match=r"option 'amp': .*given 'on'"):

@@ -15,13 +15,14 @@ from torch.optim.lr_scheduler import LambdaLR
 from pysoftq.data.images import Dataset
 from pysoftq.errors import Interrupted, NonFiniteLossError
 from pysoftq.interaction.densities import density
-from pysoftq.run.checkpoint import KEYS, RunState, read_sealed
+from pysoftq.run.checkpoint import KEYS, read_sealed
 from pysoftq.run.config import CompressConfig, make_config
 from pysoftq.run.evaluation import evaluate
 from pysoftq.run.finetune import finetune
 from pysoftq.run.folder import open_run
 from pysoftq.run.interrupt import StopRequest
 from pysoftq.run.recording import Recording
+from pysoftq.run.state import RunState
 from pysoftq.run.step import Tally
 
 TIMES = {"seconds": 0, "images_per_second": 0, "coupling_share": 0}
@@ -49,17 +50,8 @@ def run(
 ) -> tuple[RunState, Recorder]:
     state, observer = RunState(), observer or Recorder()
     with open_run(path) as folder:
-        finetune(
-            training.model,
-            training.optimizer,
-            training.softq,
-            data,
-            config,
-            folder,
-            state,
-            observer,
-            stop or StopRequest(),
-        )
+        run = training.as_run(config, folder, data, observer)
+        finetune(run, training.optimizer, state, stop or StopRequest())
     return state, observer
 
 
@@ -194,14 +186,14 @@ def test_early_snapshot_is_of_the_first_epoch(data: Dataset, tmp_path: Path) -> 
 
 def test_fraction_rises_to_one() -> None:
     config = options(epochs=10, fraction_start=0.2, fraction_ramp=0.5)
-    shares = [fraction(epoch, config) for epoch in range(10)]
+    shares = [config.fraction(epoch, config.epochs) for epoch in range(10)]
     assert shares == pytest.approx([0.2, 0.36, 0.52, 0.68, 0.84] + [1.0] * 5)
     late = options(epochs=5, fraction_start=0.5, fraction_ramp=1)
-    assert [fraction(epoch, late) for epoch in range(5)] == pytest.approx(
+    assert [late.fraction(epoch, late.epochs) for epoch in range(5)] == pytest.approx(
         [0.5, 0.625, 0.75, 0.875, 1.0]
     )
-    assert fraction(0, options(epochs=1)) == 1.0
-    assert fraction(0, options(epochs=9, fraction_ramp=0)) == 1.0
+    assert options(epochs=1).fraction(0, 1) == 1.0
+    assert options(epochs=9, fraction_ramp=0).fraction(0, 9) == 1.0
 
 
 def test_a_device_that_must_be_waited_for_tells_the_same(
@@ -209,7 +201,7 @@ def test_a_device_that_must_be_waited_for_tells_the_same(
 ) -> None:
     config = options()
     at_once, recorder = run(tiny_training(config), data, config, tmp_path / "at once")
-    monkeypatch.setattr("pysoftq.finetune.SYNCHRONOUS", ())
+    monkeypatch.setattr("pysoftq.run.loop.TrainingLoop.SYNCHRONOUS", ())
     reads = []
     monkeypatch.setattr(Tally, "read", lambda tally: reads.append(1) or read(tally))
     late, late_recorder = run(tiny_training(config), data, config, tmp_path / "late")
@@ -268,7 +260,7 @@ def test_a_loss_that_is_no_number_names_the_step(data: Dataset, tmp_path: Path) 
 def test_a_loss_that_is_read_late_still_names_its_step(
     data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pysoftq.finetune.SYNCHRONOUS", ())
+    monkeypatch.setattr("pysoftq.run.loop.TrainingLoop.SYNCHRONOUS", ())
     config = options(h=0)
     training = tiny_training(config)
     spoiler = Spoiler(training)

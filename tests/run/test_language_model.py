@@ -252,8 +252,8 @@ def test_an_interrupted_run_goes_on_bit_for_bit(
     monkeypatch.setenv("PYSOFTQ_CACHE", str(finished.parent / "cache"))
     config = options(file)
     with pytest.raises(Interrupted):
-        compress(config, tmp_path, Stopper(), figures=False)
-    compress(config, tmp_path, Recorder(), resume=True, figures=False)
+        compress(config, tmp_path, Stopper())
+    compress(config, tmp_path, Recorder(), resume=True)
     whole, resumed = (path / "soft.safetensors" for path in (finished, tmp_path))
     assert whole.read_bytes() == resumed.read_bytes()
     timed = ("seconds", "tokens_per_second", "coupling_share")
@@ -270,10 +270,10 @@ def test_the_text_of_another_python_cannot_be_gone_on_with(
     text = tmp_path / "text.txt"
     text.write_bytes(file.read_bytes())
     with pytest.raises(Interrupted):
-        compress(options(text), tmp_path / "run", Stopper(), figures=False)
+        compress(options(text), tmp_path / "run", Stopper())
     text.write_text(file.read_text(encoding="utf-8") + "more", encoding="utf-8")
     with pytest.raises(ConfigError, match="has changed"):
-        compress(options(text), tmp_path / "run", Recorder(), resume=True, figures=False)
+        compress(options(text), tmp_path / "run", Recorder(), resume=True)
 
 
 def test_command_line_of_a_text(file: Path) -> None:
@@ -316,7 +316,7 @@ def test_a_model_of_a_folder_is_compressed(folder_model: Path, file: Path, tmp_p
     import transformers
 
     config = options(file, model=f"hf:{folder_model}")
-    summary = compress(config, tmp_path / "run", Recorder(), figures=False)
+    summary = compress(config, tmp_path / "run", Recorder())
     data = read_data(config)
     assert isinstance(data, TextData)
     text = file.read_text(encoding="utf-8")

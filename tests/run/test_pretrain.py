@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import tiny_digits
+from tiny import Recorder, tiny_digits
 from torch import Tensor
 
 from pysoftq.data.images import Dataset
@@ -17,8 +17,11 @@ from pysoftq.models.build import build_model
 from pysoftq.models.weight_files import cpu_state, load_weights, save_state
 from pysoftq.run.config import CompressConfig, make_config
 from pysoftq.run.evaluation import evaluate
+from pysoftq.run.folder import RunFolder
 from pysoftq.run.interrupt import StopRequest
-from pysoftq.run.pretrain import cache_folder, cache_key, pretrain_or_reuse
+from pysoftq.run.pretrain import pretrain_or_reuse
+from pysoftq.run.pretrain_cache import cache_folder, cache_key
+from pysoftq.run.setup import Run
 
 CONFIG = make_config(
     {"model": "digits-resnet-small", "pretrain_epochs": 12, "pretrain_batch_size": 64}
@@ -41,8 +44,9 @@ class Pretraining:
     """What ``pretrain_or_reuse`` needs, and the messages it gave."""
 
     def __init__(self, folder: Path, seed: int = 0) -> None:
-        self.messages: list[str] = []
-        self.checkpoint = folder / "pretraining.pt"
+        self.observer = Recorder()
+        self.messages = self.observer.messages
+        self.folder = RunFolder(folder)
         torch.manual_seed(seed)
         self.model = build_model(CONFIG.model, 10, 1)
 
@@ -52,9 +56,8 @@ class Pretraining:
         config: CompressConfig = CONFIG,
         stop: StopRequest | None = None,
     ) -> dict[str, Tensor]:
-        message = self.messages.append
-        stop = stop or StopRequest()
-        pretrain_or_reuse(self.model, data, config, self.checkpoint, message, stop)
+        run = Run(config, self.folder, torch.device("cpu"), self.observer, data, self.model)
+        pretrain_or_reuse(run, self.model, data, stop or StopRequest())
         return cpu_state(self.model)
 
 
@@ -101,7 +104,7 @@ def test_an_interrupted_pretraining_goes_on_bit_for_bit(
     resumed = Pretraining(tmp_path, seed=1)
     torch.rand(3)
     assert_equal(resumed.run(data, config), whole)
-    assert f"pretraining goes on after {looks // 3} epochs" in resumed.messages
+    assert f"pretraining resumes after {looks // 3} epochs" in resumed.messages
 
 
 def test_a_damaged_or_foreign_checkpoint_is_refused(tmp_path: Path) -> None:
@@ -156,7 +159,7 @@ def test_a_cache_that_cannot_be_written_is_told_of_before_the_training(
     def read_only(**options: object) -> None:
         raise PermissionError(13, "Permission denied", str(options["dir"]))
 
-    monkeypatch.setattr("pysoftq.pretrain.TemporaryFile", read_only)
+    monkeypatch.setattr("pysoftq.run.pretrain_cache.TemporaryFile", read_only)
     pretraining = Pretraining(tmp_path)
     pretraining.run(tiny_digits(), config)
     assert pretraining.messages[0].startswith("the pretrained network will not be kept")
@@ -173,7 +176,7 @@ def test_a_cache_that_becomes_full_is_told_of(
     def full(state: object, path: Path) -> None:
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr("pysoftq.pretrain.save_state", full)
+    monkeypatch.setattr("pysoftq.run.pretrain_cache.save_state", full)
     pretraining = Pretraining(tmp_path)
     pretraining.run(tiny_digits(), CONFIG.model_copy(update={"pretrain_epochs": 1}))
     assert "is not kept for other runs" in pretraining.messages[-1]

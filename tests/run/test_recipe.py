@@ -15,18 +15,20 @@ from pysoftq.artifact import load_compressed
 from pysoftq.clusters.binning import identify
 from pysoftq.clusters.merging import merge
 from pysoftq.clusters.refinement import refine
-from pysoftq.coupling.lifecycle import finalize, prepare
+from pysoftq.coupling.lifecycle import prepare
 from pysoftq.coupling.options import ClusteringConfig
 from pysoftq.coupling.quantizer import SoftQuantizer
 from pysoftq.data.images import Dataset
 from pysoftq.errors import ConfigError, Interrupted
 from pysoftq.models.build import build_model
 from pysoftq.models.weight_files import coupled_weights, load_weights
-from pysoftq.run import driver
-from pysoftq.run.config import RECIPES, CompressConfig, command_line, make_config
+from pysoftq.run import outcome
+from pysoftq.run.config import CompressConfig, command_line, make_config
 from pysoftq.run.driver import compress
 from pysoftq.run.evaluation import evaluate
+from pysoftq.run.folder import RunFolder
 from pysoftq.run.outcome import train_refined
+from pysoftq.run.presets import RECIPES
 from pysoftq.run.summary import Summary
 
 TRAINED = "soft, refined, before training"
@@ -56,7 +58,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> CompressConfig:
 
 
 def run(config: CompressConfig, path: Path, data: Dataset, *, resume: bool = False) -> Summary:
-    return compress(config, path, Recorder(), resume=resume, data=data, figures=False)
+    return compress(config, path, Recorder(), resume=resume, data=data)
 
 
 @pytest.fixture(scope="module")
@@ -103,24 +105,26 @@ def test_weights_stay_in_their_clusters_without_a_rate(
 
 
 @pytest.mark.parametrize(
-    ("coding", "refine", "counts"),
+    ("coding", "refinement", "counts"),
     [("entropy", "levels", True), ("packed", "levels", False), ("entropy", "count", False)],
 )
 def test_bits_count_where_the_file_is_entropy_coded(
     coding: str,
-    refine: str,
+    refinement: str,
     counts: bool,
     config: CompressConfig,
     data: Dataset,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     training = tiny_training(config)
     told = []
-    monkeypatch.setattr(driver, "train_codebooks", lambda *_, prices, **__: told.append(prices))
-    chosen = config.model_copy(update={"coding": coding, "refine": refine})
-    found = training.softq.clusters()
-    train_refined(training.model, training.softq, found, training.model.state_dict(), data, chosen)
-    assert told == [training.softq.prices(config.rd_weight if counts else 0.0)]
+    monkeypatch.setattr(outcome, "Codebooks", lambda *given: given)
+    monkeypatch.setattr(outcome, "train_codebooks", lambda given, *_, **__: told.append(given[3]))
+    chosen = config.model_copy(update={"coding": coding, "refinement": refinement})
+    run = training.as_run(chosen, RunFolder(tmp_path), data)
+    train_refined(run, training.softq.clusters(), training.model.state_dict())
+    assert told == [training.softq.rd_weights(config.rd_weight if counts else 0.0)]
 
 
 def test_a_paper_run_is_refined_anew(
@@ -128,7 +132,7 @@ def test_a_paper_run_is_refined_anew(
 ) -> None:
     path = tmp_path / "run"
     paper = make_config(config.model_dump(mode="json"), {"recipe": "paper"})
-    assert (paper.refine, paper.codebook_epochs) == ("count", 0)
+    assert (paper.refinement, paper.codebook_epochs) == ("count", 0)
     summary = run(paper, path, data)
     assert TRAINED not in [row.name for row in summary.networks]
     for name, theta in coupled_weights(load_weights(path / "soft.safetensors")).items():
@@ -149,7 +153,7 @@ def test_a_run_stopped_among_the_codebooks_goes_on(
 
     path = tmp_path / "run"
     with pytest.raises(Interrupted):
-        compress(config, path, Signalling(), data=data, figures=False)
+        compress(config, path, Signalling(), data=data)
     assert not (path / "compressed.safetensors").exists()
     assert (path / "checkpoint.pt").is_file()
     run(config, path, data, resume=True)
@@ -157,32 +161,34 @@ def test_a_run_stopped_among_the_codebooks_goes_on(
         assert (path / name).read_bytes() == (finished / name).read_bytes()
 
 
-@pytest.mark.parametrize("rule", ["levels", "entropy"])
-def test_one_price_of_noise_to_signal_for_all_layers(rule: str) -> None:
+@pytest.mark.parametrize("refinement", ["levels", "entropy"])
+def test_one_weight_of_noise_to_signal_for_all_layers(refinement: str) -> None:
     softq = tiny_training(make_config({"h": 0.01})).softq
     sizes = torch.tensor([float(layer.size) for layer in softq.layers]).double()
     typical = float((sizes * sizes).sum() / sizes.sum())
     found = softq.clusters()
-    refined = softq.refine(found, rule=rule, price=0.02)
+    refined = softq.refine(found, refinement=refinement, rd_weight=0.02)
     for layer in softq.layers:
-        price = 0.02 * float(layer.parameter.detach().var(correction=0)) * layer.size / typical
-        wanted = merge(found[layer.name], price, rule)  # type: ignore[arg-type]
+        weight = 0.02 * float(layer.parameter.detach().var(correction=0)) * layer.size / typical
+        wanted = merge(found[layer.name], weight, refinement)  # type: ignore[arg-type]
         assert torch.equal(refined[layer.name].counts, wanted.counts)
-        assert softq.prices(0.02)[layer.name] == pytest.approx(price, rel=1e-5)
-    report = softq.finalize(rule=rule, price=0.02)
+        assert softq.rd_weights(0.02)[layer.name] == pytest.approx(weight, rel=1e-5)
+    report = softq.finalize(refinement=refinement, rd_weight=0.02)
     assert [layer.clusters for layer in report.layers] == [c.K for c in refined.values()]
     assert not any(layer.note for layer in report.layers)
-    with pytest.raises(ValueError, match="rule is 'size'; want one of count, levels, entropy"):
-        softq.finalize(rule="size")
-    with pytest.raises(ValueError, match="price is"):
-        softq.finalize(rule=rule, price=-1.0)
+    with pytest.raises(
+        ValueError, match="`refinement` must be one of count, levels, entropy, got 'size'"
+    ):
+        softq.finalize(refinement="size")
+    with pytest.raises(ValueError, match="`rd_weight` must be finite and >= 0"):
+        softq.finalize(refinement=refinement, rd_weight=-1.0)
 
 
 def test_clustering_options_reach_the_model() -> None:
     model = build_model("digits-resnet-small", 10, 1)
-    options = ClusteringConfig(refine="levels", rd_weight=0.1)
+    options = ClusteringConfig(refinement="levels", rd_weight=0.1)
     wanted = SoftQuantizer(model).clusters()
-    report = finalize(prepare(model, options), options)
+    report = prepare(model, options).finalize(**options.cluster_options)
     assert 1 < report.mean_bits < report.mean_bits_before
     assert [layer.clusters_before for layer in report.layers] == [c.K for c in wanted.values()]
 
@@ -192,9 +198,9 @@ def test_a_recipe_is_a_layer_of_options() -> None:
     assert {name: getattr(best, name) for name in RECIPES["best"]} == RECIPES["best"]
     assert make_config({}).recipe == "paper"
     own = make_config({"recipe": "best", "codebook_epochs": 1})
-    assert (own.codebook_epochs, own.refine) == (1, best.refine)
-    assert make_config({"refine": "count"}, {"recipe": "best"}).refine == best.refine
-    assert make_config({"recipe": "best"}, {"refine": "count"}).refine == "count"
+    assert (own.codebook_epochs, own.refinement) == (1, best.refinement)
+    assert make_config({"refinement": "count"}, {"recipe": "best"}).refinement == best.refinement
+    assert make_config({"recipe": "best"}, {"refinement": "count"}).refinement == "count"
     assert make_config(best.model_dump(), {"recipe": "paper"}).codebook_epochs == 0
     assert command_line(best) == "pysoftq compress --recipe best"
     assert command_line(own) == "pysoftq compress --recipe best --codebook-epochs 1"
@@ -205,10 +211,10 @@ def test_a_recipe_is_a_layer_of_options() -> None:
 
 
 def test_what_cannot_be_merged_is_refused_at_once() -> None:
-    with pytest.raises(ConfigError, match=r"option 'refine'.*2\^11 bins at most"):
+    with pytest.raises(ConfigError, match=r"option 'refinement'.*2\^11 bins at most"):
         make_config({"recipe": "best", "bits": 12})
     assert make_config({"bits": 12}).bits == 12
-    for name, value in (("refine", "size"), ("rd_weight", -1), ("codebook_epochs", -1)):
+    for name, value in (("refinement", "size"), ("rd_weight", -1), ("codebook_epochs", -1)):
         with pytest.raises(ConfigError, match=f"option '{name}'"):
             make_config({name: value})
     with pytest.raises(ConfigError, match="option 'recipe'"):

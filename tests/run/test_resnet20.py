@@ -79,7 +79,7 @@ def run(
         }
     )
     path = tmp_path_factory.mktemp("runs") / "run"
-    compress(config, path, Recorder(), figures=False)
+    compress(config, path, Recorder())
     return path
 
 

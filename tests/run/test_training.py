@@ -17,12 +17,13 @@ from torch import Tensor
 from pysoftq.coupling.quantizer import SoftQuantizer
 from pysoftq.data.images import Dataset
 from pysoftq.interaction.backends import has_cuda
-from pysoftq.run.checkpoint import RunState, load_checkpoint, save_checkpoint
+from pysoftq.run.checkpoint import load_checkpoint, save_checkpoint
 from pysoftq.run.config import CompressConfig, make_config
 from pysoftq.run.finetune import finetune
-from pysoftq.run.folder import open_run
+from pysoftq.run.folder import RunFolder, open_run
 from pysoftq.run.interrupt import StopRequest
 from pysoftq.run.optimizers import make_optimizer
+from pysoftq.run.state import RunState
 from pysoftq.run.step import GraphedStep, Stopwatch, Tally, TrainingStep, make_step, own_stream
 
 BATCH = 32
@@ -122,7 +123,7 @@ class Replays:
     def __init__(self, training: Training, monkeypatch: pytest.MonkeyPatch) -> None:
         self.training = training
         self.recorded = 0
-        monkeypatch.setattr("pysoftq.training.record_graph", self.record)
+        monkeypatch.setattr("pysoftq.run.step.record_graph", self.record)
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
         assert all(parameter.grad is None for parameter in self.training.model.parameters())
@@ -147,7 +148,7 @@ def test_a_graph_repeats_the_step(
 ) -> None:
     plain, training = tiny_training(options()), tiny_training(options())
     graphs = Replays(training, monkeypatch)
-    monkeypatch.setattr("pysoftq.training.has_cuda", lambda: kernels)
+    monkeypatch.setattr("pysoftq.run.step.has_cuda", lambda: kernels)
     step = new_step(GraphedStep, training, options())
     for epoch, fraction in enumerate((0.3, 0.6, 1.0)):
         plain.softq.fraction = training.softq.fraction = fraction
@@ -160,7 +161,7 @@ def test_a_graph_repeats_the_step(
 
 
 def test_a_graph_leaves_segments_to_python(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pysoftq.training.has_cuda", lambda: True)
+    monkeypatch.setattr("pysoftq.run.step.has_cuda", lambda: True)
     training = tiny_training(options())
     groups = SoftQuantizer(training.model, granularity="channel")
     step = GraphedStep(training.model, training.optimizer, options(), BATCH, groups)
@@ -169,7 +170,7 @@ def test_a_graph_leaves_segments_to_python(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_graph_leaves_a_falling_rate_to_python(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pysoftq.training.has_cuda", lambda: True)
+    monkeypatch.setattr("pysoftq.run.step.has_cuda", lambda: True)
     training = tiny_training(options())
     assert new_step(GraphedStep, training, options(lr_schedule="cosine"))._whole is None
 
@@ -186,7 +187,7 @@ def test_a_step_that_cannot_be_recorded(data: Dataset, monkeypatch: pytest.Monke
     def refuse(work: Callable[[], None]) -> Callable[[], None]:
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    monkeypatch.setattr("pysoftq.training.record_graph", refuse)
+    monkeypatch.setattr("pysoftq.run.step.record_graph", refuse)
     training = tiny_training(options())
     step = new_step(GraphedStep, training, options())
     with pytest.raises(RuntimeError, match=r"not permitted .*'graph': off runs it without"):
@@ -243,10 +244,10 @@ def test_a_run_goes_on_in_another_layout(tmp_path: Path, data: Dataset, fused: b
     for training in (one, other):
         training.optimizer.param_groups[0].update(fused=fused, foreach=False)
     plain_epoch(one, data, 0)
-    path = tmp_path / "c.pt"
-    save_checkpoint(path, RunState(), config, "x", one.model, one.optimizer, one.softq)
+    folder = RunFolder(tmp_path)
+    save_checkpoint(one.as_run(config, folder, data), one.optimizer, RunState())
     other.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    load_checkpoint(path, config, "x", other.model, other.optimizer, other.softq)
+    load_checkpoint(other.as_run(config, folder, data), other.optimizer)
     for parameter, state in other.optimizer.state.items():
         assert state["momentum_buffer"].stride() == parameter.stride()
     plain_epoch(one, data, 1)
@@ -268,17 +269,8 @@ def test_graph_and_single_kernels_train_alike(
         training = tiny_training(config, device)
         state, observer = RunState(), Recorder()
         with own_stream(device), open_run(tmp_path / graph) as folder:
-            finetune(
-                training.model,
-                training.optimizer,
-                training.softq,
-                data.to(device),
-                config,
-                folder,
-                state,
-                observer,
-                StopRequest(),
-            )
+            run = training.as_run(config, folder, data.to(device), observer)
+            finetune(run, training.optimizer, state, StopRequest())
         runs.append((training, observer))
     (eager, told), (graphed, told_by_graph) = runs
     assert_same_weights(eager, graphed)

@@ -34,7 +34,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(folder: Path, **given: Any) -> Recorder:
     recorder = Recorder()
-    compress(make_config(SMALL, given), folder, recorder, figures=False)
+    compress(make_config(SMALL, given), folder, recorder)
     return recorder
 
 
