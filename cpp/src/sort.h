@@ -160,6 +160,9 @@ class Distributor {
   std::vector<Line> lines_;
 };
 
+inline constexpr std::size_t bucket_length = std::size_t{1} << 13;  // on average
+inline constexpr std::size_t most_buckets = 2048;
+
 // Puts the items into `out` from `start` on, in the order of their buckets; returns where these
 // begin and, last, where they end. item(i) is called from several threads.
 template <class Item, class T, class ItemAt>
@@ -167,7 +170,8 @@ std::vector<std::size_t> distribute(const ItemAt& item, std::size_t size, const 
                                     Item* out, std::size_t start) {
   const auto count = static_cast<std::size_t>(buckets.bins);
   const auto threads = static_cast<std::size_t>(num_threads());
-  const std::size_t length = (size + threads - 1) / threads;
+  // Not below the size of a bucket: each part has a table of all buckets.
+  const std::size_t length = std::max((size + threads - 1) / threads, bucket_length);
   std::vector<std::vector<std::size_t>> places((size + length - 1) / length);
   parallel_chunks(size, length, [&](std::size_t part, std::size_t begin, std::size_t end) {
     std::vector<Count> counts(count + spare_slots);
@@ -250,10 +254,10 @@ class Sorted {
     sort_each(buckets);
   }
 
-  // Some thousand items for each; one for all where the range is infinite in T.
+  // One for all where the range is infinite in T.
   static Binning<T> buckets_for(const Extent<T>& range, std::size_t size) {
     const bool finite = range.high - range.low <= std::numeric_limits<T>::max();
-    const std::size_t count = std::min(size >> 13, std::size_t{2048});
+    const std::size_t count = std::clamp(size / bucket_length, std::size_t{1}, most_buckets);
     return finite ? Binning<T>(range.low, range.high, static_cast<std::int32_t>(count))
                   : Binning<T>(range.low, range.low, 1);
   }

@@ -81,18 +81,20 @@ class Pool {
   bool belongs_here() const { return process_ == process(); }
 
   void run(std::size_t tasks, const std::function<void(std::size_t)>& body) {
+    // No more than there are tasks for: of hundreds of threads, each takes a while to wake.
+    const std::size_t helpers = std::min(workers_.size(), tasks - 1);
     {
       const std::lock_guard lock(mutex_);
       body_ = &body;
       tasks_ = tasks;
       next_ = 0;
-      busy_ = workers_.size();
+      wanted_ = helpers;
       failure_ = nullptr;
-      ++round_;
     }
-    wake_.notify_all();
+    for (std::size_t i = 0; i < helpers; ++i) wake_.notify_one();
     work();
     std::unique_lock lock(mutex_);
+    wanted_ = 0;  // those that have not come yet would find nothing to do
     done_.wait(lock, [this] { return busy_ == 0; });
     if (failure_) std::rethrow_exception(failure_);
   }
@@ -113,12 +115,12 @@ class Pool {
   }
 
   void serve() {
-    std::uint64_t seen = 0;
     std::unique_lock lock(mutex_);
     for (;;) {
-      wake_.wait(lock, [&] { return stopping_ || round_ != seen; });
+      wake_.wait(lock, [this] { return stopping_ || wanted_ > 0; });
       if (stopping_) return;
-      seen = round_;
+      --wanted_;
+      ++busy_;
       lock.unlock();
       work();
       lock.lock();
@@ -133,8 +135,8 @@ class Pool {
   const std::function<void(std::size_t)>* body_ = nullptr;
   std::size_t tasks_ = 0;
   std::atomic<std::size_t> next_{0};
+  std::size_t wanted_ = 0;  // workers that are still to join
   std::size_t busy_ = 0;
-  std::uint64_t round_ = 0;
   bool stopping_ = false;
   std::exception_ptr failure_;
 };
