@@ -1,6 +1,7 @@
 #include "softq/pairs.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 #include <ranges>
@@ -54,6 +55,16 @@ T bisect(const Reached& reached) {
   return Bits::decode(high);
 }
 
+// Arrays of a chunk's length that the thread keeps: a pool thread's stack may be small.
+template <std::size_t arrays>
+std::array<std::uint32_t*, arrays> ranks() {
+  thread_local Scratch<std::uint32_t> scratch;
+  std::array<std::uint32_t*, arrays> rows;
+  std::uint32_t* first = scratch.reserve(arrays * chunk_length);
+  for (std::size_t a = 0; a < arrays; ++a) rows[a] = first + a * chunk_length;
+  return rows;
+}
+
 // Sorted weights, and which of them are closer to one than the width, with differences in double.
 template <class Item>
 class Neighbours {
@@ -72,7 +83,10 @@ class Neighbours {
     const std::size_t size = end - begin;
     const std::size_t padded = (size + rank_block - 1) / rank_block * rank_block;
     const auto& set = kernels().weights<T>();
-    T own[chunk_length], first[chunk_length], behind[chunk_length];
+    thread_local Scratch<T> scratch;
+    T* own = scratch.reserve(3 * chunk_length);
+    T* first = own + chunk_length;
+    T* behind = first + chunk_length;
     for (std::size_t i = 0; i < size; ++i) own[i] = items_[begin + i].value;
     std::fill(own + size, own + padded, own[size - 1]);
     if (set.windows(own, padded, width_, first, behind)) search(own, padded, first, behind);
@@ -120,7 +134,7 @@ double pair_energy_sort(const T* theta, std::size_t size, double width) {
   };
   std::vector<Part> parts((size + chunk_length - 1) / chunk_length);
   parallel_chunks(size, chunk_length, [&](std::size_t chunk, std::size_t begin, std::size_t end) {
-    std::uint32_t low[chunk_length], high[chunk_length];
+    const auto [low, high] = ranks<2>();
     near.find(begin, end, low, high);
     Part part;
     for (std::size_t i = begin; i < end; ++i) {
@@ -160,7 +174,7 @@ void pair_force_sort(const T* theta, std::size_t size, double width, std::int64_
   const Neighbours<Indexed<T>> near(sorted, size, width);
   const Indexed<T>* items = sorted.items();
   parallel_chunks(size, chunk_length, [&](std::size_t, std::size_t begin, std::size_t end) {
-    std::uint32_t low[chunk_length], high[chunk_length], tie_end[chunk_length];
+    const auto [low, high, tie_end] = ranks<3>();
     near.find(begin, end, low, high);
     // Equal weights are neighbours that exert no force.
     const auto equal = [&](std::size_t i) {

@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <memory>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -61,48 +62,76 @@ struct Indexed {
   Indexed(T x, std::size_t i) : value(x), index(static_cast<std::uint32_t>(i)) {}
 };
 
-// Least significant digit first, stable; returns whichever of the two arrays holds the result.
+// Sorts one array after the other by way of one buffer, which stays in the thread's cache.
 template <class Item>
-Item* radix_sort(Item* items, Item* buffer, std::size_t size) {
-  using Bits = OrderedBits<decltype(items->value)>;
+class RadixSorter {
+  using Bits = OrderedBits<decltype(Item::value)>;
   using Key = typename Bits::Key;
-  const auto key = [](const Item& item) { return Bits::encode(item.value); };
-  if (size < 512) {
-    std::stable_sort(items, items + size,
-                     [&](const Item& a, const Item& b) { return key(a) < key(b); });
+  static constexpr unsigned most_digit_bits = 11;
+  static constexpr unsigned most_passes = (Bits::width + most_digit_bits - 1) / most_digit_bits;
+  using Counts =
+      std::array<std::array<std::uint32_t, std::size_t{1} << most_digit_bits>, most_passes>;
+
+ public:
+  // Stable.
+  void sort(Item* items, std::size_t size) {
+    if (size < 512) {
+      std::stable_sort(items, items + size,
+                       [](const Item& a, const Item& b) { return key(a) < key(b); });
+      return;
+    }
+    reserve(size);
+    const Item* sorted = sort_digits(items, buffer_.get(), size);
+    if (sorted != items) std::copy_n(sorted, size, items);
+  }
+
+ private:
+  static Key key(const Item& item) { return Bits::encode(item.value); }
+
+  void reserve(std::size_t size) {
+    if (size <= room_) return;
+    room_ = 0;
+    buffer_ = std::make_unique_for_overwrite<Item[]>(size);
+    room_ = size;
+  }
+
+  // Least significant digit first; returns whichever of the two arrays holds the result.
+  Item* sort_digits(Item* items, Item* buffer, std::size_t size) {
+    // Only the bits in which the keys differ from the smallest.
+    Key least = key(items[0]);
+    Key most = least;
+    for (std::size_t i = 1; i < size; ++i) {
+      least = std::min(least, key(items[i]));
+      most = std::max(most, key(items[i]));
+    }
+    const auto bits = static_cast<unsigned>(std::bit_width(most - least));
+    const unsigned passes = (bits + most_digit_bits - 1) / most_digit_bits;
+    if (passes == 0) return items;
+    const unsigned digit_bits = (bits + passes - 1) / passes;
+    const Key mask = (Key{1} << digit_bits) - 1;
+    const auto digit = [&](const Item& item, unsigned pass) {
+      return static_cast<std::size_t>((key(item) - least) >> (pass * digit_bits) & mask);
+    };
+    Counts& counts = *counts_;
+    for (unsigned pass = 0; pass < passes; ++pass) counts[pass].fill(0);
+    for (std::size_t i = 0; i < size; ++i) {
+      for (unsigned pass = 0; pass < passes; ++pass) ++counts[pass][digit(items[i], pass)];
+    }
+    for (unsigned pass = 0; pass < passes; ++pass) {
+      auto& places = counts[pass];
+      std::uint32_t place = 0;
+      for (auto& count : places) place += std::exchange(count, place);
+      for (std::size_t i = 0; i < size; ++i) buffer[places[digit(items[i], pass)]++] = items[i];
+      std::swap(items, buffer);
+    }
     return items;
   }
-  // Only the bits in which the keys differ from the smallest.
-  Key least = key(items[0]);
-  Key most = least;
-  for (std::size_t i = 1; i < size; ++i) {
-    least = std::min(least, key(items[i]));
-    most = std::max(most, key(items[i]));
-  }
-  constexpr unsigned most_digit_bits = 11;
-  const auto bits = static_cast<unsigned>(std::bit_width(most - least));
-  const unsigned passes = (bits + most_digit_bits - 1) / most_digit_bits;
-  if (passes == 0) return items;
-  const unsigned digit_bits = (bits + passes - 1) / passes;
-  const Key mask = (Key{1} << digit_bits) - 1;
-  const auto digit = [&](const Item& item, unsigned pass) {
-    return static_cast<std::size_t>((key(item) - least) >> (pass * digit_bits) & mask);
-  };
-  constexpr unsigned most_passes = (Bits::width + most_digit_bits - 1) / most_digit_bits;
-  std::array<std::array<std::uint32_t, std::size_t{1} << most_digit_bits>, most_passes> counts;
-  for (unsigned pass = 0; pass < passes; ++pass) counts[pass].fill(0);
-  for (std::size_t i = 0; i < size; ++i) {
-    for (unsigned pass = 0; pass < passes; ++pass) ++counts[pass][digit(items[i], pass)];
-  }
-  for (unsigned pass = 0; pass < passes; ++pass) {
-    auto& places = counts[pass];
-    std::uint32_t place = 0;
-    for (auto& count : places) place += std::exchange(count, place);
-    for (std::size_t i = 0; i < size; ++i) buffer[places[digit(items[i], pass)]++] = items[i];
-    std::swap(items, buffer);
-  }
-  return items;
-}
+
+  // On the heap: a thread's stack may be small.
+  std::unique_ptr<Counts> counts_ = std::make_unique_for_overwrite<Counts>();
+  std::unique_ptr<Item[]> buffer_;
+  std::size_t room_ = 0;
+};
 
 // Takes items to their buckets. Lines are put together in the cache and written whole, past the
 // cache: single writes to many places would each fetch a line from memory first.
@@ -262,19 +291,13 @@ class Sorted {
                   : Binning<T>(range.low, range.low, 1);
   }
 
-  // Each thread sorts by way of one buffer, which stays in its cache.
   void sort_each(const std::vector<std::pair<std::size_t, std::size_t>>& buckets) {
-    std::size_t largest = 0;
-    for (const auto& [begin, count] : buckets) largest = std::max(largest, count);
     std::atomic<std::size_t> next{0};
     parallel_for(std::min(static_cast<std::size_t>(num_threads()), buckets.size()),
                  [&](std::size_t) {
-                   const auto buffer = std::make_unique_for_overwrite<Item[]>(largest);
+                   RadixSorter<Item> sorter;
                    for (std::size_t b = next++; b < buckets.size(); b = next++) {
-                     Item* items = items_ + buckets[b].first;
-                     const std::size_t count = buckets[b].second;
-                     const Item* sorted = radix_sort(items, buffer.get(), count);
-                     if (sorted != items) std::copy_n(sorted, count, items);
+                     sorter.sort(items_ + buckets[b].first, buckets[b].second);
                    }
                  });
   }
