@@ -34,8 +34,10 @@ def bin_index(theta: npt.NDArray[np.floating], bins: int) -> npt.NDArray[np.int6
     low, high = x.min(), x.max()
     with np.errstate(over="ignore", divide="ignore"):
         inverse = dtype(bins) / (high - low)
-    if not (high > low and np.isfinite(inverse)):
+    if (float(high) - float(low)) / bins == 0:
         return np.zeros(x.size, dtype=np.int64)
+    if np.isinf(inverse):  # a power of two changes no rounding
+        return bin_index(x * dtype(2.0**96 if dtype == np.float32 else 2.0**600), bins)
     return np.minimum(((x - low) * inverse).astype(np.int64), bins - 1)
 
 

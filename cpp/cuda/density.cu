@@ -156,6 +156,7 @@ __global__ void __launch_bounds__(block_threads)
     if (!last_block(&state.ticket, layer.segments)) return;
     if (threadIdx.x == 0) {
       model.ranges[segment.layer] = {};
+      state.factor = static_cast<double>(binning.factor);
       state.low = static_cast<double>(binning.low);
       state.inverse = static_cast<double>(binning.inverse);
       state.spacing = binning.spacing;

@@ -15,6 +15,7 @@ struct LayerForce {
   __device__ LayerForce(const Model& model, std::uint32_t layer)
       : table(reinterpret_cast<const T*>(model.tables + std::size_t{layer} * model.bins_stride)) {
     const LayerState& state = model.states[layer];
+    binning.factor = static_cast<T>(state.factor);
     binning.low = static_cast<T>(state.low);
     binning.inverse = static_cast<T>(state.inverse);
     binning.bins = model.bins;

@@ -68,7 +68,7 @@ struct RefusedRange {
 };
 
 struct LayerState {
-  double low, inverse, spacing;  // the binning of this step
+  double factor, low, inverse, spacing;  // the binning of this step
   unsigned ticket;
   RefusedRange refused;
 };

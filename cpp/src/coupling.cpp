@@ -62,7 +62,7 @@ void add_layer(const Layer& layer, const Binning<T>& binning, const CouplingStep
   const T* shared = table;
   const auto& set = kernels().weights<T>();
   parallel_chunks(layer.size, chunk_length, [&](std::size_t, std::size_t begin, std::size_t end) {
-    for_blocks<T>(theta, begin, end, [&](const T* block, std::size_t first, std::size_t count) {
+    const auto add = [&](const T* block, std::size_t first, std::size_t count) {
       if constexpr (std::is_same_v<Storage, T>) {
         set.gather_add(block, count, binning, shared, gradient + first);
       } else {
@@ -71,7 +71,8 @@ void add_layer(const Layer& layer, const Binning<T>& binning, const CouplingStep
         set.gather_add(block, count, binning, shared, sum);
         for (std::size_t i = 0; i < count; ++i) gradient[first + i] = Storage::from(sum[i]);
       }
-    });
+    };
+    for_blocks<T>(theta, begin, end, binning.factor, add);
   });
 }
 

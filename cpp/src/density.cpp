@@ -48,7 +48,7 @@ Extent<T> extent(const Storage* theta, std::size_t size) {
   parallel_chunks(size, chunk_length, [&](std::size_t chunk, std::size_t begin, std::size_t end) {
     Extent<T> part{};
     bool first = true;
-    for_blocks<T>(theta, begin, end, [&](const T* block, std::size_t, std::size_t count) {
+    for_blocks<T>(theta, begin, end, T{1}, [&](const T* block, std::size_t, std::size_t count) {
       const Extent<T> next = set.extent(block, count);
       part = first ? next
                    : Extent<T>{std::min(part.low, next.low), std::max(part.high, next.high),
@@ -87,15 +87,16 @@ template <class C, class Storage, class T>
 void tally(const Storage* theta, std::size_t begin, std::size_t end, const Binning<T>& binning,
            const Sample& sample, C* counts) {
   const auto& set = kernels().weights<T>();
-  for_blocks<T>(theta, begin, end, [&](const T* block, std::size_t first, std::size_t size) {
+  const auto count = [&](const T* block, std::size_t first, std::size_t size) {
     // Where one bin holds most of a block, increments would wait for each other: its weights are
     // counted at once.
-    const std::int32_t crowded = binning.index(block[size / 2]);
+    const std::int32_t crowded = binning.index_of_product(block[size / 2]);
     std::int32_t slot[block_length];
     const std::uint32_t inside = set.slots(block, size, binning, sample, first, crowded, slot);
     counts[crowded] = static_cast<C>(counts[crowded] + inside);
     for (std::size_t i = 0; i < size; ++i) ++counts[slot[i]];
-  });
+  };
+  for_blocks<T>(theta, begin, end, binning.factor, count);
 }
 
 template <class Storage, class T>

@@ -46,7 +46,7 @@ std::uint32_t slots(const T* theta, std::size_t size, const Binning<T>& binning,
   if (draw.whole()) {
 #pragma omp simd reduction(+ : inside)
     for (std::size_t i = 0; i < size; ++i) {
-      const std::int32_t k = bin.index(theta[i]);
+      const std::int32_t k = bin.index_of_product(theta[i]);
       const std::int32_t spare = bin.bins + static_cast<std::int32_t>(i % spare_slots);
       inside += k == crowded ? 1 : 0;
       out[i] = k == crowded ? spare : k;
@@ -54,7 +54,7 @@ std::uint32_t slots(const T* theta, std::size_t size, const Binning<T>& binning,
   } else {
 #pragma omp simd reduction(+ : inside)
     for (std::size_t i = 0; i < size; ++i) {
-      const std::int32_t k = bin.index(theta[i]);
+      const std::int32_t k = bin.index_of_product(theta[i]);
       const std::int32_t spare = bin.bins + static_cast<std::int32_t>(i % spare_slots);
       const bool drawn = draw.keeps(first + i);
       inside += (drawn & (k == crowded)) ? 1 : 0;
@@ -133,7 +133,7 @@ void gather_add(const T* theta, std::size_t size, const Binning<T>& binning, con
                 T* gradient) {
   const Binning<T> local = binning;
 #pragma omp simd
-  for (std::size_t i = 0; i < size; ++i) gradient[i] += table[local.index(theta[i])];
+  for (std::size_t i = 0; i < size; ++i) gradient[i] += table[local.index_of_product(theta[i])];
 }
 
 // Rows in the lanes, several vectors of them at once: one load of a column serves all, no chain is

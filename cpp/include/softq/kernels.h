@@ -17,6 +17,7 @@ struct Extent {
   std::int64_t nonfinite;  // low and high mean nothing unless this is 0
 };
 
+// Weights that are binned come multiplied with the binning's factor.
 template <class T>
 struct WeightKernels {
   Extent<T> (*extent)(const T* theta, std::size_t size);

@@ -73,7 +73,7 @@ def density(
     """Counts, low, high and spacing (Eq. 4)."""
     x, binning = _binned(theta, bins)
     low, high = float(binning.low), float(binning.high)
-    spacing = (high - low) / bins if binning.inverse else 0.0
+    spacing = (high - low) / bins
     place = torch.arange(x.numel(), device=x.device)
     counts = _counts(binning.index(x), bins, _sample(place, fraction, seed, 0, 0))
     return counts[0], low, high, spacing
@@ -241,10 +241,18 @@ def _batches(table: SegmentTable, layer: int, device: torch.device) -> list[_Bat
     return batches
 
 
+NARROW_FACTOR = {torch.float32: 2.0**96, torch.float64: 2.0**600}  # as in cpp: binning.h
+
+
 @dataclass(frozen=True)
 class _Binning:
-    """The bins of each row, all but their number (B, 1) on the device; `inverse` 0 for a point."""
+    """The bins of each row, all but their number (B, 1) on the device; `inverse` 0 for a point.
 
+    Where bins / range overflows, `factor` is a power of two that the weights are multiplied with
+    first, else 1.
+    """
+
+    factor: Tensor
     low: Tensor
     high: Tensor
     inverse: Tensor
@@ -259,16 +267,26 @@ class _Binning:
         nonfinite = (~x.isfinite()).sum(1, keepdim=True)
         wide = _wide(x.device)
         # Divided by tensors: torch multiplies by the reciprocal where it is given a number.
-        inverse = x.new_full((), bins) / (high - low)
+        number = x.new_full((), bins)
+        narrow = (high > low) & (number / (high - low)).isinf()
+        factor = torch.where(narrow, x.new_full((), NARROW_FACTOR[x.dtype]), 1)
+        inverse = number / (high * factor - low * factor)
         spacing = (high.to(wide) - low.to(wide)) / torch.full_like(low, bins, dtype=wide)
-        fine = (high > low) & inverse.isfinite()
+        fine = spacing > 0
         return cls(
-            low, high, torch.where(fine, inverse, 0), torch.where(fine, spacing, 0), bins, nonfinite
+            factor,
+            low,
+            high,
+            torch.where(fine, inverse, 0),
+            torch.where(fine, spacing, 0),
+            bins,
+            nonfinite,
         )
 
     def index(self, x: Tensor) -> Tensor:
         """The bin of each weight, in range even where the weights are refused."""
-        return ((x - self.low) * self.inverse).to(torch.int64).clamp(0, self.bins - 1)
+        offset = x * self.factor - self.low * self.factor
+        return (offset * self.inverse).to(torch.int64).clamp(0, self.bins - 1)
 
     def fault(self) -> Tensor:
         """What makes the rows unfit (B, 4): how many are not finite, low, high, range overflows.

@@ -1,0 +1,133 @@
+"""Weights so close together that bins / range overflows: binned as if scaled by a power of two."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import emulated_cuda
+import numpy as np
+import oracle
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from torch import nn
+
+import pysoftq
+from pysoftq import SoftQuantizer, _core, backends
+from pysoftq.backends import core, plain
+
+SCALE = 2.0**-100
+WIDTH = 0.3
+# Multiples of 2^-16: not subnormal in float32 when they are scaled.
+weights = hnp.arrays(
+    np.float32,
+    st.integers(1, 50),
+    elements=st.integers(-(2**18), 2**18).map(lambda n: n * 2.0**-16),
+)
+
+
+@pytest.fixture(params=_core.simd_levels())
+def simd(request: pytest.FixtureRequest) -> Iterator[None]:
+    before = _core.simd_level()
+    _core.set_simd_level(request.param)
+    yield
+    _core.set_simd_level(before)
+
+
+@pytest.fixture(scope="module", params=["core", "plain", "cuda emulated"])
+def backend(request: pytest.FixtureRequest) -> backends.Backend:
+    if request.param == "cuda emulated":
+        return emulated_cuda.backend()
+    return {"core": core, "plain": plain}[request.param]
+
+
+def put(backend: backends.Backend, theta: np.ndarray) -> np.ndarray | torch.Tensor:
+    return theta if backend is core else torch.from_numpy(theta)
+
+
+def assert_scaled(
+    backend: backends.Backend, theta: np.ndarray, bins: int, scale: float = SCALE
+) -> None:
+    """Counts and forces are those of the weights before they were scaled."""
+    narrow = (theta * theta.dtype.type(scale)).astype(theta.dtype)
+    wide_counts, *wide = backend.density(put(backend, theta), bins, 0.8, 3)
+    counts, *numbers = backend.density(put(backend, narrow), bins, 0.8, 3)
+    np.testing.assert_array_equal(counts, wide_counts)
+    assert numbers == [number * scale for number in wide]
+    table = backend.force_table(counts, numbers[-1], WIDTH * scale, False)
+    expected = backend.force_table(wide_counts, wide[-1], WIDTH, False)
+    np.testing.assert_array_equal(table, expected)
+    force = backend.force(put(backend, narrow), WIDTH * scale, bins, False)
+    np.testing.assert_array_equal(force, backend.force(put(backend, theta), WIDTH, bins, False))
+
+
+@given(theta=weights, bins=st.integers(1, 2**14))
+def test_scaled_weights(backend, theta, bins):
+    assert_scaled(backend, theta, bins)
+    assert_scaled(backend, theta.astype(np.float64), bins, scale=2.0**-1000)
+
+
+@pytest.mark.usefixtures("simd")
+def test_scaled_weights_at_every_simd_level():
+    theta = np.random.default_rng(0).standard_normal(300_000).astype(np.float32)
+    theta = np.round(theta * 2**16) / np.float32(2**16)
+    for bins in (7, 1000, 2**14, 2**16):
+        assert_scaled(core, theta, bins)
+
+
+def test_ranges_of_subnormal_weights(backend):
+    smallest = np.float32(1e-45)
+    theta = smallest * np.arange(40, dtype=np.float32)
+    for bins in (1, 2, 40, 1000):
+        counts, low, high, spacing = backend.density(put(backend, theta), bins, 1.0, 0)
+        expected = np.bincount(oracle.bin_index(theta, bins), minlength=bins)
+        np.testing.assert_array_equal(counts, expected)
+        assert (low, high, spacing) == (0, theta[-1], float(theta[-1]) / bins)
+
+
+def test_the_forces_of_float64(backend):
+    theta = (1e-36 * np.random.default_rng(1).standard_normal(2000)).astype(np.float32)
+    single = backend.force(put(backend, theta), 1e-36, 2**10, False)
+    double = backend.force(put(backend, theta.astype(np.float64)), 1e-36, 2**10, False)
+    index = oracle.bin_index(theta, 2**10)
+    other = oracle.bin_index(theta.astype(np.float64), 2**10)
+    np.testing.assert_array_equal(index, other)  # no weight within rounding of an edge
+    np.testing.assert_array_equal(single, double)
+    assert np.any(np.asarray(single))
+
+
+def test_a_spacing_below_float64_is_a_point(backend):
+    theta = np.array([5e-324, 0, 1e-323])
+    counts, low, high, spacing = backend.density(put(backend, theta), 1000, 1.0, 0)
+    assert (int(counts[0]), low, high, spacing) == (3, 0, 1e-323, 0)
+    assert not np.any(np.asarray(backend.force(put(backend, theta), 1e-320, 1000, False)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("name", ["core", "plain", "cuda emulated"])
+def test_a_step_of_the_coupling(monkeypatch, dtype, name):
+    used = {"core": lambda: core, "plain": lambda: plain, "cuda emulated": emulated_cuda.backend}
+    monkeypatch.setattr(backends, "on_device", lambda device: used[name]())
+    gradients = []
+    for scale in (1.0, SCALE):
+        torch.manual_seed(0)
+        model = nn.Linear(300, 200, bias=False).to(dtype)
+        with torch.no_grad():
+            model.weight.mul_(2**16).round_().mul_(2**-16 * scale)
+        model.weight.grad = torch.zeros_like(model.weight)
+        softq = SoftQuantizer(model, h=1e3, fraction=0.6, seed=2)
+        softq.add_force_()
+        softq.check()
+        gradients.append(model.weight.grad)
+    assert gradients[0].any()
+    assert torch.equal(*gradients)
+
+
+def test_the_public_functions():
+    theta = (1e-36 * np.random.default_rng(2).standard_normal(500)).astype(np.float32)
+    rho = pysoftq.density(theta, bins=64)
+    assert np.count_nonzero(rho.counts) > 30
+    assert rho.counts.sum() == 500
+    assert np.any(pysoftq.force(theta, 1e-36, bins=64))
