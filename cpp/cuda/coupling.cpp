@@ -3,16 +3,15 @@
 #include <algorithm>
 #include <utility>
 
-#include "softq/density.h"
+#include "softq/checks.h"
 
 namespace softq::cuda {
 namespace {
 
 constexpr std::uint32_t most_rows = 32;  // of a batch of transforms: bounds their memory
 
-// In the words of the CPU core.
 const std::vector<Layer>& with_checked_sizes(const std::vector<Layer>& layers) {
-  for (const Layer& layer : layers) make_binning(Extent<float>{0, 0, 0}, layer.size, 1);
+  for (const Layer& layer : layers) check_size(layer.size);
   return layers;
 }
 

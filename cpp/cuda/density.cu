@@ -7,6 +7,7 @@
 #include "packs.h"
 #include "range.h"
 #include "softq/binning.h"
+#include "softq/checks.h"
 #include "softq/sampling.h"
 
 namespace softq::cuda {
@@ -206,6 +207,7 @@ std::uint64_t blocks_at_once(std::int32_t bins) {
 
 BinnedRange density(const Weights& weights, std::int32_t bins, double fraction, std::uint64_t seed,
                     std::int64_t* counts, cudaStream_t stream) {
+  check_size(weights.size);
   const Layers layers({{nullptr, nullptr, weights.size, weights.scalar, 0, 0, 0, bins}}, bins,
                       false, stream);
   const auto groups = layers.groups({{weights.theta, nullptr, nullptr}});

@@ -1,12 +1,11 @@
 // The exact interaction of all pairs: by sorting, and by the direct sum over tiles.
 #include <algorithm>
-#include <limits>
 #include <stdexcept>
-#include <string>
 #include <type_traits>
 
 #include "block.h"
 #include "once.h"
+#include "softq/checks.h"
 #include "softq/well.h"
 #include "sort.h"
 
@@ -246,18 +245,11 @@ __global__ void __launch_bounds__(tile)
 
 // ------------------------------------------------------------------------------------------ host
 void check_weights(const Weights& weights, cudaStream_t stream) {
-  if (weights.size > std::numeric_limits<std::uint32_t>::max()) {
-    throw std::invalid_argument("a layer has at most 4294967295 weights, not " +
-                                std::to_string(weights.size));
-  }
+  check_size(weights.size);
   const Layers layers({{nullptr, nullptr, weights.size, weights.scalar, 0, 0, 0, 1}}, 1, false,
                       stream);
   measure(layers.model(), layers.groups({{weights.theta, nullptr, nullptr}})[0], nullptr, stream);
-  const Word nonfinite = layers.range(stream).nonfinite;
-  if (nonfinite > 0) {
-    throw std::invalid_argument(std::to_string(nonfinite) + " of " + std::to_string(weights.size) +
-                                " weights are not finite (NaN or inf)");
-  }
+  check_finite(layers.range(stream).nonfinite, weights.size);
 }
 
 template <class T>

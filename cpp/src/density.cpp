@@ -2,13 +2,13 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <mutex>
 #include <string>
 #include <type_traits>
 
 #include "blocks.h"
 #include "scratch.h"
+#include "softq/checks.h"
 #include "softq/half.h"
 #include "softq/threads.h"
 
@@ -16,8 +16,6 @@ namespace softq {
 namespace {
 
 constexpr std::size_t chunk_length = std::size_t{1} << 18;
-constexpr std::size_t max_weights =
-    std::numeric_limits<std::int32_t>::max();  // differences of counts are int32
 
 // 16-bit counters hold that many weights.
 constexpr std::size_t narrow_length = (std::size_t{1} << 16) - block_length;
@@ -67,14 +65,8 @@ Extent<T> extent(const Storage* theta, std::size_t size) {
 
 template <class T>
 Binning<T> make_binning(const Extent<T>& extent, std::size_t size, std::int32_t bins) {
-  if (size > max_weights) {
-    throw std::invalid_argument("a binned layer has at most " + std::to_string(max_weights) +
-                                " weights, not " + std::to_string(size));
-  }
-  if (extent.nonfinite > 0) {
-    throw std::invalid_argument(std::to_string(extent.nonfinite) + " of " + std::to_string(size) +
-                                " weights are not finite (NaN or inf)");
-  }
+  check_size(size);
+  check_finite(static_cast<std::uint64_t>(extent.nonfinite), size);
   if (!std::isfinite(extent.high - extent.low)) {
     throw std::invalid_argument("the range of the weights, " + std::to_string(extent.low) + " to " +
                                 std::to_string(extent.high) + ", is wider than float" +

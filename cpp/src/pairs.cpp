@@ -5,11 +5,10 @@
 #include <cmath>
 #include <limits>
 #include <ranges>
-#include <stdexcept>
-#include <string>
 #include <utility>
 #include <vector>
 
+#include "softq/checks.h"
 #include "softq/density.h"
 #include "softq/kernels.h"
 #include "softq/threads.h"
@@ -25,16 +24,9 @@ constexpr std::size_t tile_length = 1024;
 
 template <class T>
 Extent<T> checked_extent(const T* theta, std::size_t size) {
-  constexpr std::size_t most = std::numeric_limits<std::int32_t>::max();
-  if (size > most) {
-    throw std::invalid_argument("a layer has at most " + std::to_string(most) + " weights, not " +
-                                std::to_string(size));
-  }
+  check_size(size);
   const Extent<T> range = extent<T, T>(theta, size);
-  if (range.nonfinite > 0) {
-    throw std::invalid_argument(std::to_string(range.nonfinite) + " of " + std::to_string(size) +
-                                " weights are not finite (NaN or inf)");
-  }
+  check_finite(static_cast<std::uint64_t>(range.nonfinite), size);
   return range;
 }
 

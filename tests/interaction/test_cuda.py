@@ -289,8 +289,21 @@ def test_what_no_longer_fits_is_refused(device):
     with pytest.raises(ValueError, match=r"momentum 0\.9 wants a buffer"):
         coupling.sgd_step([theta], [theta], [None], lr=0.1, momentum=0.9)
     huge = CoupledLayer("huge", 2**31, 1.0, 0.1, 1.0, theta)
-    with pytest.raises(ValueError, match="a binned layer has at most 2147483647 weights, not 2147"):
+    with pytest.raises(ValueError, match="a layer has at most 2147483647 weights, not 2147"):
         device.cuda.Coupling([huge], [0], 64, False)
+
+
+def test_the_most_weights_are_those_of_the_core(emulated):
+    place = emulated.Place(0, 0)
+    calls = [
+        lambda n: emulated.pair_energy(0, n, "float32", 0.5, False, place),
+        lambda n: emulated.pair_force(0, n, "float32", 0.5, True, 0, place),
+        lambda n: emulated.density(0, n, "float32", 8, 1.0, 0, 0, place),
+    ]
+    for call in calls:
+        for size in (2**31, 2**32 - 1, 2**40):
+            with pytest.raises(ValueError, match=f"^a layer has at most 2147483647 weights, not {size}$"):
+                call(size)
 
 
 # ------------------------------------------------------------------------------ steps that go on

@@ -10,7 +10,7 @@ namespace softq {
 // O(N log N): with x sorted, E = 2 (sum_k gap_k C_k - w P), where C_k counts the interacting pairs
 // that straddle the k-th gap and P counts all of them. All terms are positive: nothing cancels
 // inside the sum. T is float or double. Throws std::invalid_argument when weights are not finite or
-// N > 2^31 - 1.
+// N > 2^31 - 1 (checks.h).
 template <class T>
 double pair_energy_sort(const T* theta, std::size_t size, double width);
 

@@ -23,7 +23,7 @@ from pysoftq.interaction.segment_table import SegmentTable
 if TYPE_CHECKING:
     from pysoftq.interaction.layers import CoupledLayer
 
-MAX_WEIGHTS = 2**31 - 1  # of a binned layer, as in the core
+MAX_WEIGHTS = 2**31 - 1  # of a layer, as in the core
 MAX_COUNTS = 2**22  # bins of the segments that are looked at together
 TILE = 2048  # rows and columns of the direct sum at a time
 
@@ -300,14 +300,18 @@ class _Binning:
 
 def _binned(theta: Tensor, bins: int) -> tuple[Tensor, _Binning]:
     """The weights as they are computed with (1, N), and their bins; ValueError if unfit."""
-    if theta.numel() > MAX_WEIGHTS:
-        raise ValueError(f"a binned layer has at most {MAX_WEIGHTS} weights, not {theta.numel()}")
+    _check_size(theta)
     x = _compute(theta)[None]
     binning = _Binning.of(x, bins)
     fault = binning.fault()[0].tolist()
     if any(fault):
         raise ValueError(_reason(fault, x.numel(), x.dtype))
     return x, binning
+
+
+def _check_size(theta: Tensor) -> None:
+    if theta.numel() > MAX_WEIGHTS:
+        raise ValueError(f"a layer has at most {MAX_WEIGHTS} weights, not {theta.numel()}")
 
 
 def _reason(fault: Sequence[float], size: int, dtype: torch.dtype) -> str:
@@ -320,6 +324,7 @@ def _reason(fault: Sequence[float], size: int, dtype: torch.dtype) -> str:
 
 def _finite(theta: Tensor) -> Tensor:
     """The weights as differences are taken of them; ValueError unless all are finite."""
+    _check_size(theta)
     nonfinite = int((~theta.isfinite()).sum())
     if nonfinite:
         raise ValueError(_reason((nonfinite, 0, 0, 0), theta.numel(), theta.dtype))
