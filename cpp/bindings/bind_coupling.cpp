@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "arrays.h"
+#include "release.h"
 #include "softq/coupling.h"
 
 namespace softq::bindings {
@@ -49,7 +50,6 @@ class Coupling {
                                                        std::uint64_t step) const {
     if (thetas.size() != layers_ || gradients.size() != layers_)
       throw py::value_error("every layer wants an address, 0 for a gradient that is not there");
-    const py::gil_scoped_release release;
     std::vector<Layer> active;
     std::vector<std::size_t> places;
     active.reserve(segments_.size());
@@ -65,7 +65,9 @@ class Coupling {
       segment.strength *= scale;
     }
     std::vector<std::pair<std::size_t, std::string>> refused;
-    for (const auto& refusal : add_force(active, {method_, fraction, seed, step}))
+    const auto refusals =
+        released([&] { return add_force(active, {method_, fraction, seed, step}); });
+    for (const auto& refusal : refusals)
       refused.emplace_back(places[refusal.layer], refusal.reason);
     std::sort(refused.begin(), refused.end());
     return refused;

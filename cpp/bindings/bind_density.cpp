@@ -2,6 +2,7 @@
 #include <vector>
 
 #include "arrays.h"
+#include "release.h"
 #include "softq/density.h"
 
 namespace softq::bindings {
@@ -15,14 +16,13 @@ void bind_density(py::module_& m) {
           std::int64_t* out = counts.mutable_data();
           Extent<T> range{};
           Binning<T> binning;
-          {
-            const py::gil_scoped_release release;
+          released([&] {
             range = extent<T, T>(weights, size);
             binning = make_binning(range, size, bins);
             std::vector<Count> found(static_cast<std::size_t>(bins));
             histogram(weights, size, binning, Sample(fraction, seed, 0, 0), found.data());
             std::copy(found.begin(), found.end(), out);
-          }
+          });
           return py::make_tuple(counts, static_cast<double>(range.low),
                                 static_cast<double>(range.high), binning.spacing);
         });

@@ -1,7 +1,5 @@
-#include <algorithm>
-
 #include "arrays.h"
-#include "softq/coupling.h"
+#include "release.h"
 #include "softq/force.h"
 
 namespace softq::bindings {
@@ -11,17 +9,11 @@ void bind_force(py::module_& m) {
       "force",
       [](const py::array& theta, double width, std::int32_t bins, bool fft) {
         return with_weights(theta, [&]<class T>(const T* weights, std::size_t size) -> py::array {
-          py::array_t<T> force(static_cast<py::ssize_t>(size));
-          T* out = force.mutable_data();
-          const Layer layer{weights, out, size, sizeof(T) == 4 ? Scalar::float32 : Scalar::float64,
-                            width,   1.0, 0,    bins};
-          {
-            const py::gil_scoped_release release;
-            std::fill_n(out, size, T{0});
-            const auto refusals = add_force({layer}, {fft ? Method::fft : Method::scan, 1.0, 0, 0});
-            if (!refusals.empty()) throw std::invalid_argument(refusals.front().reason);
-          }
-          return force;
+          py::array_t<T> values(static_cast<py::ssize_t>(size));
+          T* out = values.mutable_data();
+          released(
+              [&] { force(weights, size, width, bins, fft ? Method::fft : Method::scan, out); });
+          return values;
         });
       },
       py::arg("theta"), py::arg("width"), py::arg("bins"), py::arg("fft"));
@@ -32,11 +24,8 @@ void bind_force(py::module_& m) {
         const auto bins = static_cast<std::int64_t>(in.size());
         py::array_t<double> table(bins);
         double* out = table.mutable_data();
-        {
-          const py::gil_scoped_release release;
-          const auto force = fft ? force_fft<double> : force_scan<double>;
-          force(in.data(), bins, spacing, width, 1.0, out);
-        }
+        const auto force = fft ? force_fft<double> : force_scan<double>;
+        released([&] { force(in.data(), bins, spacing, width, 1.0, out); });
         return table;
       },
       py::arg("counts"), py::arg("spacing"), py::arg("width"), py::arg("fft"));

@@ -1,4 +1,5 @@
 #include "arrays.h"
+#include "release.h"
 #include "softq/pairs.h"
 
 namespace softq::bindings {
@@ -8,9 +9,10 @@ void bind_pairs(py::module_& m) {
       "pair_energy",
       [](const py::array& theta, double width, bool direct) {
         return with_weights(theta, [&](const auto* weights, std::size_t size) {
-          const py::gil_scoped_release release;
-          return direct ? pair_energy_direct(weights, size, width)
-                        : pair_energy_sort(weights, size, width);
+          return released([&] {
+            return direct ? pair_energy_direct(weights, size, width)
+                          : pair_energy_sort(weights, size, width);
+          });
         });
       },
       py::arg("theta"), py::arg("width"), py::arg("direct"));
@@ -20,11 +22,10 @@ void bind_pairs(py::module_& m) {
         return with_weights(theta, [&](const auto* weights, std::size_t size) {
           py::array_t<std::int64_t> force(static_cast<py::ssize_t>(size));
           std::int64_t* out = force.mutable_data();
-          {
-            const py::gil_scoped_release release;
+          released([&] {
             direct ? pair_force_direct(weights, size, width, out)
                    : pair_force_sort(weights, size, width, out);
-          }
+          });
           return force;
         });
       },

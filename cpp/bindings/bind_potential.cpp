@@ -1,4 +1,5 @@
 #include "arrays.h"
+#include "release.h"
 #include "softq/potential.h"
 
 namespace softq::bindings {
@@ -11,11 +12,10 @@ void bind_potential(py::module_& m) {
         const auto bins = static_cast<std::int64_t>(in.size());
         py::array_t<double> potential(bins);
         double* out = potential.mutable_data();
-        {
-          const py::gil_scoped_release release;
+        released([&] {
           fft ? potential_fft(in.data(), bins, spacing, width, out)
               : potential_scan(in.data(), bins, spacing, width, out);
-        }
+        });
         return potential;
       },
       py::arg("counts"), py::arg("spacing"), py::arg("width"), py::arg("fft"));
@@ -23,8 +23,9 @@ void bind_potential(py::module_& m) {
       "mean_field_energy",
       [](const Counts& counts, double spacing, double width) {
         const std::vector<Count> in = narrow(counts);
-        const py::gil_scoped_release release;
-        return mean_field_energy(in.data(), static_cast<std::int64_t>(in.size()), spacing, width);
+        return released([&] {
+          return mean_field_energy(in.data(), static_cast<std::int64_t>(in.size()), spacing, width);
+        });
       },
       py::arg("counts"), py::arg("spacing"), py::arg("width"), "without the self term");
 }

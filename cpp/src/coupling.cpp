@@ -117,6 +117,7 @@ std::vector<Refusal> add_force(const std::vector<Layer>& layers, const CouplingS
   });
   if (!refusals.empty()) return refusals;
 
+  const Uninterruptible writing;  // an interrupted step would leave some gradients without a force
   for_layers([&](std::size_t l) {
     with_storage(layers[l].scalar, [&]<class Storage, class T>(Storage, T) {
       add_layer<Storage, T>(layers[l], std::get<Binning<T>>(binnings[l]), step);

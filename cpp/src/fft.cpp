@@ -8,6 +8,7 @@
 #include <unordered_map>
 
 #include "softq/potential.h"
+#include "softq/threads.h"
 #include "softq/well.h"
 
 namespace softq {
@@ -44,8 +45,11 @@ std::vector<double> convolve_well(const Count* counts, std::int64_t bins, double
   }
 
   const auto plan = plan_of(length);
+  check_interruption();
   plan->exec(signal.data(), 1.0, true);
+  check_interruption();
   plan->exec(kernel.data(), 1.0, true);
+  check_interruption();
   // Halfcomplex order: r0, r1, i1, r2, i2, …; the kernel is even, so its transform is real.
   signal[0] *= kernel[0];
   for (std::size_t i = 1; i + 1 < length; i += 2) {

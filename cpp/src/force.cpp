@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <vector>
 
+#include "blocks.h"
 #include "softq/fft.h"
 #include "softq/potential.h"
+#include "softq/threads.h"
 #include "windows.h"
 
 namespace softq {
@@ -36,9 +38,29 @@ void force_fft(const Count* counts, std::int64_t bins, double spacing, double wi
   }
 }
 
+template <class T>
+void force(const T* theta, std::size_t size, double width, std::int32_t bins, Method method,
+           T* out) {
+  constexpr std::size_t chunk_length = std::size_t{1} << 18;
+  const auto binning = make_binning(extent<T, T>(theta, size), size, bins);
+  std::vector<Count> counts(static_cast<std::size_t>(bins));
+  histogram(theta, size, binning, Sample(), counts.data());
+  std::vector<T> table(counts.size());
+  const auto on_bins = method == Method::scan ? force_scan<T> : force_fft<T>;
+  on_bins(counts.data(), bins, binning.spacing, width, 1.0, table.data());
+  parallel_chunks(size, chunk_length, [&](std::size_t, std::size_t begin, std::size_t end) {
+    const auto gather = [&](const T* block, std::size_t first, std::size_t count) {
+      std::fill_n(out + first, count, T{0});
+      kernels().weights<T>().gather_add(block, count, binning, table.data(), out + first);
+    };
+    for_blocks<T>(theta, begin, end, binning.factor, gather);
+  });
+}
+
 #define SOFTQ_INSTANTIATE(T)                                                           \
   template void force_scan<T>(const Count*, std::int64_t, double, double, double, T*); \
-  template void force_fft<T>(const Count*, std::int64_t, double, double, double, T*);
+  template void force_fft<T>(const Count*, std::int64_t, double, double, double, T*);  \
+  template void force<T>(const T*, std::size_t, double, std::int32_t, Method, T*);
 SOFTQ_INSTANTIATE(float)
 SOFTQ_INSTANTIATE(double)
 

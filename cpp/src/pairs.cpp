@@ -199,6 +199,7 @@ double pair_energy_direct(const T* theta, std::size_t size, double width) {
     double energy = set.pair_energy(&x[begin], height, &x[begin], height, width) +
                     static_cast<double>(height) * width;
     for (std::size_t j = end; j < size; j += tile_length) {
+      check_interruption();
       energy +=
           2 * set.pair_energy(&x[begin], height, &x[j], std::min(tile_length, size - j), width);
     }
@@ -217,6 +218,7 @@ void pair_force_direct(const T* theta, std::size_t size, double width, std::int6
   parallel_chunks(size, tile_length, [&](std::size_t, std::size_t begin, std::size_t end) {
     std::fill(force + begin, force + end, 0);
     for (std::size_t j = 0; j < size; j += tile_length) {
+      check_interruption();
       set.pair_force(&x[begin], end - begin, &x[j], std::min(tile_length, size - j), width,
                      force + begin);
     }

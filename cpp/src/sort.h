@@ -121,6 +121,7 @@ class RadixSorter {
       auto& places = counts[pass];
       std::uint32_t place = 0;
       for (auto& count : places) place += std::exchange(count, place);
+      check_interruption();
       for (std::size_t i = 0; i < size; ++i) buffer[places[digit(items[i], pass)]++] = items[i];
       std::swap(items, buffer);
     }
@@ -192,6 +193,11 @@ class Distributor {
 inline constexpr std::size_t bucket_length = std::size_t{1} << 13;  // on average
 inline constexpr std::size_t most_buckets = 2048;
 
+// Of the parts that are distributed: each has a table of all buckets, but is done in a tenth of a
+// second.
+inline constexpr std::size_t least_length = bucket_length;
+inline constexpr std::size_t most_length = std::size_t{1} << 24;
+
 // Puts the items into `out` from `start` on, in the order of their buckets; returns where these
 // begin and, last, where they end. item(i) is called from several threads.
 template <class Item, class T, class ItemAt>
@@ -199,8 +205,7 @@ std::vector<std::size_t> distribute(const ItemAt& item, std::size_t size, const 
                                     Item* out, std::size_t start) {
   const auto count = static_cast<std::size_t>(buckets.bins);
   const auto threads = static_cast<std::size_t>(num_threads());
-  // Not below the size of a bucket: each part has a table of all buckets.
-  const std::size_t length = std::max((size + threads - 1) / threads, bucket_length);
+  const std::size_t length = std::clamp((size + threads - 1) / threads, least_length, most_length);
   std::vector<std::vector<std::size_t>> places((size + length - 1) / length);
   parallel_chunks(size, length, [&](std::size_t part, std::size_t begin, std::size_t end) {
     std::vector<Count> counts(count + spare_slots);
@@ -297,6 +302,7 @@ class Sorted {
                  [&](std::size_t) {
                    RadixSorter<Item> sorter;
                    for (std::size_t b = next++; b < buckets.size(); b = next++) {
+                     check_interruption();
                      sorter.sort(items_ + buckets[b].first, buckets[b].second);
                    }
                  });

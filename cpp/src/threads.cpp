@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdlib>
 #include <exception>
@@ -10,6 +11,7 @@
 #include <string>
 #include <system_error>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #if defined(__unix__) || defined(__APPLE__)
@@ -22,9 +24,11 @@
 namespace softq {
 namespace {
 
-thread_local bool inside_task = false;
+thread_local bool inside_call = false;  // of parallel_for: what is called from there runs inline
+thread_local Interruptible* interruptible = nullptr;  // the call that this thread works for
 
 constexpr int max_threads = 4096;
+constexpr std::chrono::milliseconds ask_interval{50};
 
 int processors() {
 #if defined(__linux__)
@@ -87,40 +91,58 @@ class Pool {
       const std::lock_guard lock(mutex_);
       body_ = &body;
       tasks_ = tasks;
+      interruptible_ = interruptible;
       next_ = 0;
       wanted_ = helpers;
       failure_ = nullptr;
     }
     for (std::size_t i = 0; i < helpers; ++i) wake_.notify_one();
     work();
-    std::unique_lock lock(mutex_);
-    wanted_ = 0;  // those that have not come yet would find nothing to do
-    done_.wait(lock, [this] { return busy_ == 0; });
-    if (failure_) std::rethrow_exception(failure_);
+    wait_for_workers();
+    if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
   }
 
  private:
-  void work() {
-    inside_task = true;
-    for (std::size_t task = next_++; task < tasks_; task = next_++) {
-      try {
-        (*body_)(task);
-      } catch (...) {
-        const std::lock_guard lock(mutex_);
-        if (!failure_) failure_ = std::current_exception();
-        next_ = tasks_;
-      }
+  // Its exception ends the round: no further task begins.
+  template <class Body>
+  void attempt(const Body& body) {
+    try {
+      body();
+    } catch (...) {
+      const std::lock_guard lock(mutex_);
+      if (!failure_) failure_ = std::current_exception();
+      next_ = tasks_;
     }
-    inside_task = false;
+  }
+
+  void work() {
+    for (std::size_t task = next_++; task < tasks_; task = next_++) {
+      attempt([&] {
+        check_interruption();
+        (*body_)(task);
+      });
+    }
+  }
+
+  void wait_for_workers() {
+    std::unique_lock lock(mutex_);
+    wanted_ = 0;  // those that have not come yet would find nothing to do
+    while (!done_.wait_for(lock, ask_interval, [this] { return busy_ == 0; })) {
+      lock.unlock();
+      attempt(check_interruption);
+      lock.lock();
+    }
   }
 
   void serve() {
+    inside_call = true;
     std::unique_lock lock(mutex_);
     for (;;) {
       wake_.wait(lock, [this] { return stopping_ || wanted_ > 0; });
       if (stopping_) return;
       --wanted_;
       ++busy_;
+      interruptible = interruptible_;
       lock.unlock();
       work();
       lock.lock();
@@ -134,6 +156,7 @@ class Pool {
   std::condition_variable wake_, done_;
   const std::function<void(std::size_t)>* body_ = nullptr;
   std::size_t tasks_ = 0;
+  Interruptible* interruptible_ = nullptr;
   std::atomic<std::size_t> next_{0};
   std::size_t wanted_ = 0;  // workers that are still to join
   std::size_t busy_ = 0;
@@ -141,11 +164,46 @@ class Pool {
   std::exception_ptr failure_;
 };
 
+struct Inside {
+  Inside() { inside_call = true; }
+  ~Inside() { inside_call = false; }
+  Inside(const Inside&) = delete;
+  Inside& operator=(const Inside&) = delete;
+};
+
 std::mutex pool_mutex;  // held while a pool is in use or being replaced
 Pool* pool = nullptr;   // never destroyed at exit: its threads may outlive static objects
 std::atomic<int> wanted_threads{0};
 
 }  // namespace
+
+Interruptible::Interruptible(bool (*asked)())
+    : asked_(asked),
+      caller_(std::this_thread::get_id()),
+      next_(std::chrono::steady_clock::now() + ask_interval),
+      outer_(std::exchange(interruptible, this)) {}
+
+Interruptible::~Interruptible() { interruptible = outer_; }
+
+void Interruptible::check() {
+  if (std::this_thread::get_id() == caller_) ask();
+  if (interrupted_) throw Interrupted();
+}
+
+void Interruptible::ask() {
+  const auto now = std::chrono::steady_clock::now();
+  if (interrupted_ || now < next_) return;
+  next_ = now + ask_interval;
+  interrupted_ = asked_();
+}
+
+Uninterruptible::Uninterruptible() : outer_(std::exchange(interruptible, nullptr)) {}
+
+Uninterruptible::~Uninterruptible() { interruptible = outer_; }
+
+void check_interruption() {
+  if (interruptible != nullptr) interruptible->check();
+}
 
 int num_threads() {
   int count = wanted_threads.load();
@@ -170,15 +228,19 @@ void set_num_threads(int count) {
 
 void parallel_for(std::size_t tasks, const std::function<void(std::size_t)>& body) {
   const int threads = num_threads();
-  if (tasks > 1 && threads > 1 && !inside_task) {
+  if (tasks > 1 && threads > 1 && !inside_call) {
     const std::unique_lock lock(pool_mutex, std::try_to_lock);
     if (lock.owns_lock()) {
       if (pool == nullptr || !pool->belongs_here()) pool = new Pool(threads);
+      const Inside inside;
       pool->run(tasks, body);
       return;
     }
   }
-  for (std::size_t task = 0; task < tasks; ++task) body(task);
+  for (std::size_t task = 0; task < tasks; ++task) {
+    check_interruption();
+    body(task);
+  }
 }
 
 void parallel_chunks(std::size_t size, std::size_t length,

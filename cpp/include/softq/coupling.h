@@ -39,8 +39,9 @@ struct Refusal {
 
 // gradient += strength * dV/dtheta at each weight's bin midpoint, V from a histogram of the sample
 // scaled by 1 / fraction. When a layer is refused (weights that are not finite), no gradient of any
-// layer has been touched; the list, in no order, is empty when all is well. Layers are best given
-// largest first: then the threads finish together.
+// layer has been touched; the list, in no order, is empty when all is well. Nor can the step be
+// interrupted once it writes gradients. Layers are best given largest first: then the threads
+// finish together.
 std::vector<Refusal> add_force(const std::vector<Layer>& layers, const CouplingStep& step);
 
 }  // namespace softq

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "softq/coupling.h"
 #include "softq/density.h"
 
 namespace softq {
@@ -17,5 +18,11 @@ void force_scan(const Count* counts, std::int64_t bins, double spacing, double w
 template <class T>
 void force_fft(const Count* counts, std::int64_t bins, double spacing, double width, double scale,
                T* force);
+
+// dV/dtheta of each weight, at its bin's midpoint. T is float or double. Throws
+// std::invalid_argument as make_binning().
+template <class T>
+void force(const T* theta, std::size_t size, double width, std::int32_t bins, Method method,
+           T* out);
 
 }  // namespace softq
