@@ -13,17 +13,7 @@ class Place:
 class Control:
     """What differs from step to step; a graph that is replayed counts `step` on by itself."""
 
-    def __init__(
-        self,
-        scale: float,
-        fraction: float,
-        seed: int,
-        step: int,
-        lr: float = 0.0,
-        momentum: float = 0.0,
-        weight_decay: float = 0.0,
-        nesterov: bool = False,
-    ) -> None: ...
+    def __init__(self, scale: float, fraction: float, seed: int, step: int) -> None: ...
 
 class Coupling:
     def __init__(
@@ -37,17 +27,10 @@ class Coupling:
 
     def set(self, control: Control, stream: int) -> None: ...
     def add_force(
-        self, addresses: Sequence[tuple[int, int, int]], control: Control | None, stream: int
+        self, addresses: Sequence[tuple[int, int]], control: Control | None, stream: int
     ) -> None:
-        """Each layer's addresses are (theta, gradient, momentum); theta 0 skips it."""
+        """Each layer's addresses are (theta, gradient); theta 0 skips it."""
 
-    def sgd_step(
-        self,
-        addresses: Sequence[tuple[int, int, int]],
-        control: Control | None,
-        measure_anew: bool,
-        stream: int,
-    ) -> None: ...
     def check(self, stream: int) -> list[tuple[int, str]]:
         """[(layer, reason)] of the first step refused since the last call."""
 

@@ -19,7 +19,7 @@ const std::vector<Layer>& with_checked_sizes(const std::vector<Layer>& layers) {
 
 Coupling::Coupling(const std::vector<Layer>& layers, std::int32_t bins, Method method,
                    cudaStream_t stream)
-    : layers_(with_checked_sizes(layers), bins, true, stream), measured_(layers.size(), nullptr) {
+    : layers_(with_checked_sizes(layers), bins, true, stream) {
   if (method == Method::fft && !layers.empty()) {
     rows_at_once_ = std::min(layers_.size(), most_rows);
     const Model& model = layers_.model();
@@ -44,13 +44,13 @@ void Coupling::set(const Control& control, cudaStream_t stream) const {
   set_control(layers_.model(), control, stream);
 }
 
-void Coupling::prepare(const std::vector<Group>& groups, const std::optional<Control>& control,
-                       bool measured, cudaStream_t stream) const {
+void Coupling::add_force(const std::vector<Addresses>& addresses,
+                         const std::optional<Control>& control, cudaStream_t stream) const {
   const Model& model = layers_.model();
+  const auto groups = layers_.groups(addresses);
   const Control* given = control ? &*control : nullptr;
-  if (measured && given != nullptr) set_control(model, *given, stream);
   for (const Group& group : groups) {
-    if (measured || group.segment_count == 0) continue;
+    if (group.segment_count == 0) continue;
     measure(model, group, std::exchange(given, nullptr), stream);  // the first one sets it
   }
   for (const Group& group : groups) count(model, group, convolution_ == nullptr, stream);
@@ -60,38 +60,7 @@ void Coupling::prepare(const std::vector<Group>& groups, const std::optional<Con
     force_from_potential(model, first, std::min(rows_at_once_, layers_.size() - first),
                          convolution_->potential(), convolution_->length(), stream);
   }
-}
-
-void Coupling::add_force(const std::vector<Addresses>& addresses,
-                         const std::optional<Control>& control, cudaStream_t stream) {
-  const auto groups = layers_.groups(addresses);
-  if (std::any_of(measured_.begin(), measured_.end(),
-                  [](auto theta) { return theta != nullptr; })) {
-    layers_.forget_ranges(stream);
-    std::fill(measured_.begin(), measured_.end(), nullptr);
-  }
-  prepare(groups, control, false, stream);
-  for (const Group& group : groups) cuda::add_force(layers_.model(), group, stream);
-}
-
-void Coupling::sgd_step(const std::vector<Addresses>& addresses,
-                        const std::optional<Control>& control, bool measure_anew,
-                        cudaStream_t stream) {
-  const auto groups = layers_.groups(addresses);
-  bool measured = !measure_anew;
-  for (std::size_t layer = 0; layer < addresses.size(); ++layer) {
-    const void* theta = addresses[layer].theta;
-    measured = measured && (theta == nullptr || theta == measured_[layer]);
-  }
-  if (!measured) {
-    layers_.forget_ranges(stream);
-    std::fill(measured_.begin(), measured_.end(), nullptr);
-  }
-  prepare(groups, control, measured, stream);
-  for (const Group& group : groups) add_force_and_update(layers_.model(), group, stream);
-  for (std::size_t layer = 0; layer < addresses.size(); ++layer) {
-    if (addresses[layer].theta != nullptr) measured_[layer] = addresses[layer].theta;
-  }
+  for (const Group& group : groups) cuda::add_force(model, group, stream);
 }
 
 }  // namespace softq::cuda

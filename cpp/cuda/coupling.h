@@ -26,21 +26,12 @@ class Coupling {
   // Without a control, that of the device is used, whose step has gone on by itself. Refused steps
   // change nothing; check() tells.
   void add_force(const std::vector<Addresses>& addresses, const std::optional<Control>& control,
-                 cudaStream_t stream);
-
-  // The force and the step of SGD in one; gradients are left as they are. Unless they are to be
-  // measured anew, the ranges are those that the last such step has found.
-  void sgd_step(const std::vector<Addresses>& addresses, const std::optional<Control>& control,
-                bool measure_anew, cudaStream_t stream);
+                 cudaStream_t stream) const;
 
   std::vector<Refusal> check(cudaStream_t stream) const { return layers_.refusals(stream); }
 
  private:
-  void prepare(const std::vector<Group>& groups, const std::optional<Control>& control,
-               bool measured, cudaStream_t stream) const;
-
   Layers layers_;
-  std::vector<const void*> measured_;  // weights whose range is known
   std::unique_ptr<Convolution> convolution_;
   std::optional<Array<Row>> rows_;
   std::uint32_t rows_at_once_ = 0;

@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(block_threads)
     const auto* theta = static_cast<const Storage*>(address);
     WeightRange<T> range;
     for_packs<4>(
-        segment.begin, segment.end, theta, no<Storage>, no<Storage>,
+        segment.begin, segment.end, theta, no<Storage>,
         [&]<unsigned n>(Size<n>, std::uint64_t i) { return load<n>(theta + i); },
         [&]<unsigned n>(Size<n>, std::uint64_t, const Pack<Storage, n>& x, bool inside) {
           if (!inside) return;
@@ -73,7 +73,7 @@ template <class Storage, class T>
 __device__ void count_segment(const Segment& segment, const Storage* theta,
                               const Binning<T>& binning, const Sample& sample, unsigned* table) {
   for_packs<2>(
-      segment.begin, segment.end, theta, no<Storage>, no<Storage>,
+      segment.begin, segment.end, theta, no<Storage>,
       [&]<unsigned n>(Size<n>, std::uint64_t i) { return load<n>(theta + i); },
       [&]<unsigned n>(Size<n>, std::uint64_t i, const Pack<Storage, n>& x, bool inside) {
 #pragma unroll
@@ -210,8 +210,8 @@ BinnedRange density(const Weights& weights, std::int32_t bins, double fraction, 
   check_size(weights.size);
   const Layers layers({{nullptr, nullptr, weights.size, weights.scalar, 0, 0, 0, bins}}, bins,
                       false, stream);
-  const auto groups = layers.groups({{weights.theta, nullptr, nullptr}});
-  const Control control{1, fraction, seed, 0, {}};
+  const auto groups = layers.groups({{weights.theta, nullptr}});
+  const Control control{1, fraction, seed, 0};
   measure(layers.model(), groups[0], &control, stream);
   const BinnedRange range = layers.binning(stream);
   count(layers.model(), groups[0], false, stream);

@@ -1,7 +1,6 @@
-// The force of each weight's bin, added to the gradients or taken straight into a step of SGD.
+// The force of each weight's bin, added to the gradients.
 #include "model.h"
 #include "packs.h"
-#include "range.h"
 #include "softq/binning.h"
 
 namespace softq::cuda {
@@ -26,7 +25,7 @@ struct LayerForce {
 // What a thread has fetched of the arrays.
 template <class Storage, unsigned size>
 struct Fetched {
-  Pack<Storage, size> theta, gradient, momentum;
+  Pack<Storage, size> theta, gradient;
 };
 
 // Ends the step: the next one draws a new sample, in a replayed graph too. All blocks have read
@@ -48,9 +47,9 @@ __global__ void __launch_bounds__(block_threads)
       auto* gradient = static_cast<Storage*>(addresses.gradient);
       const LayerForce<T> force(model, segment.layer);
       for_packs<2>(
-          segment.begin, segment.end, theta, gradient, no<Storage>,
+          segment.begin, segment.end, theta, gradient,
           [&]<unsigned n>(Size<n>, std::uint64_t i) {
-            return Fetched<Storage, n>{load_once<n>(theta + i), load_once<n>(gradient + i), {}};
+            return Fetched<Storage, n>{load_once<n>(theta + i), load_once<n>(gradient + i)};
           },
           [&]<unsigned n>(Size<n>, std::uint64_t i, Fetched<Storage, n> at, bool inside) {
             if (!inside) return;
@@ -61,67 +60,6 @@ __global__ void __launch_bounds__(block_threads)
             }
             store_once(gradient + i, at.gradient);
           });
-    });
-  }
-  end_step(model);
-}
-
-// torch.optim.SGD's arithmetic, in T.
-template <class T>
-struct Update {
-  T lr, momentum, weight_decay;
-  bool nesterov;
-
-  __device__ explicit Update(const Sgd& sgd)
-      : lr(static_cast<T>(sgd.lr)),
-        momentum(static_cast<T>(sgd.momentum)),
-        weight_decay(static_cast<T>(sgd.weight_decay)),
-        nesterov(sgd.nesterov) {}
-
-  __device__ T operator()(T x, T g, T& velocity) const {
-    if (weight_decay != 0) g += weight_decay * x;
-    velocity = momentum * velocity + g;
-    return x - lr * (nesterov ? g + momentum * velocity : velocity);
-  }
-};
-
-__global__ void __launch_bounds__(block_threads)
-    sgd_kernel(const Model model, const __grid_constant__ Group group) {
-  const Segment segment = model.segments[group.first_segment + blockIdx.x];
-  const Addresses addresses = group.addresses[segment.layer - group.first_layer];
-  const bool refused = model.progress->refused != 0;
-  if (addresses.theta != nullptr) {
-    with_storage(model.layers[segment.layer].scalar, [&]<class Storage, class T>(Storage, T) {
-      auto* theta = static_cast<Storage*>(const_cast<void*>(addresses.theta));
-      const auto* gradient = static_cast<const Storage*>(addresses.gradient);
-      auto* momentum = static_cast<Storage*>(addresses.momentum);
-      const LayerForce<T> force(model, segment.layer);
-      const Update<T> update(model.control->sgd);
-      WeightRange<T> range;
-      for_packs<2>(
-          segment.begin, segment.end, theta, gradient, momentum,
-          [&]<unsigned n>(Size<n>, std::uint64_t i) {
-            Fetched<Storage, n> at{load_once<n>(theta + i), load_once<n>(gradient + i), {}};
-            if (momentum != nullptr) at.momentum = load_once<n>(momentum + i);
-            return at;
-          },
-          [&]<unsigned n>(Size<n>, std::uint64_t i, Fetched<Storage, n> at, bool inside) {
-            if (!inside) return;
-#pragma unroll
-            for (unsigned j = 0; j < n && !refused; ++j) {
-              const T x = static_cast<T>(at.theta.at[j]);
-              T velocity = static_cast<T>(at.momentum.at[j]);
-              const T pull = static_cast<T>(at.gradient.at[j]) + force(x);
-              at.theta.at[j] = rounded<Storage>(update(x, pull, velocity));
-              at.momentum.at[j] = rounded<Storage>(velocity);
-            }
-#pragma unroll
-            for (unsigned j = 0; j < n; ++j) range.add(static_cast<T>(at.theta.at[j]));
-            if (refused) return;
-            store_once(theta + i, at.theta);
-            if (momentum != nullptr) store_once(momentum + i, at.momentum);
-          });
-      range.widen(model.ranges[segment.layer]);
     });
   }
   end_step(model);
@@ -166,11 +104,6 @@ void force_from_potential(const Model& model, std::uint32_t first_layer, std::ui
 void add_force(const Model& model, const Group& group, cudaStream_t stream) {
   launch("launch of add_force_kernel", add_force_kernel, group.segment_count, block_threads, 0,
          stream, model, group);
-}
-
-void add_force_and_update(const Model& model, const Group& group, cudaStream_t stream) {
-  launch("launch of sgd_kernel", sgd_kernel, group.segment_count, block_threads, 0, stream, model,
-         group);
 }
 
 }  // namespace softq::cuda

@@ -88,7 +88,7 @@ Layers::Layers(const std::vector<Layer>& layers, std::int32_t bins, bool tables,
   for (const Layer& layer : layers) scalars_.push_back(layer.scalar);
   constants_.upload(constants_of(layers, segments_), stream);
   device_segments_.upload(segments_, stream);
-  control_.upload({Control{1, 1, 0, 0, {}}}, stream);
+  control_.upload({Control{1, 1, 0, 0}}, stream);
   ranges_.clear(stream);
   states_.clear(stream);
   progress_.clear(stream);

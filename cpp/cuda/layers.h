@@ -24,7 +24,6 @@ class Layers {
   std::uint32_t size() const { return static_cast<std::uint32_t>(sizes_.size()); }
   // Throws std::invalid_argument unless there is one entry a layer.
   std::vector<Group> groups(const std::vector<Addresses>& addresses) const;
-  void forget_ranges(cudaStream_t stream) const { ranges_.clear(stream); }
   // Of the first layer, once it is measured. These wait for the stream; binning() throws
   // std::invalid_argument as make_binning() of the CPU core.
   DecodedRange range(cudaStream_t stream) const;

@@ -73,18 +73,11 @@ struct LayerState {
   RefusedRange refused;
 };
 
-// Plain SGD as in torch.optim, without dampening.
-struct Sgd {
-  double lr, momentum, weight_decay;
-  bool nesterov;
-};
-
 // What differs from step to step, in device memory: a graph that is replayed goes on counting.
 struct Control {
   double scale;
   double fraction;
   std::uint64_t seed, step;
-  Sgd sgd;
 };
 
 struct Progress {
@@ -120,7 +113,6 @@ struct Model {
 struct Addresses {
   const void* theta;  // null: the layer takes no part in this step
   void* gradient;
-  void* momentum;
 };
 
 // So many layers in a launch: their addresses are passed by value, within the 4 KB of arguments.
@@ -154,8 +146,5 @@ void force_from_potential(const Model& model, std::uint32_t first_layer, std::ui
 
 // gradient += force on the weight's bin; the last block of the step's last group ends the step.
 void add_force(const Model& model, const Group& group, cudaStream_t stream);
-// The same into a copy of the gradient, followed by SGD on theta and momentum; measures the range
-// of the new weights.
-void add_force_and_update(const Model& model, const Group& group, cudaStream_t stream);
 
 }  // namespace softq::cuda

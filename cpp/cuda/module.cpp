@@ -91,10 +91,10 @@ class CouplingOnDevice {
   std::unique_ptr<Coupling> coupling_;
 };
 
-std::vector<Addresses> addresses_of(const std::vector<std::array<Address, 3>>& addresses) {
+std::vector<Addresses> addresses_of(const std::vector<std::array<Address, 2>>& addresses) {
   std::vector<Addresses> out;
-  for (const auto& [theta, gradient, momentum] : addresses)
-    out.push_back({pointer<const void>(theta), pointer<void>(gradient), pointer<void>(momentum)});
+  for (const auto& [theta, gradient] : addresses)
+    out.push_back({pointer<const void>(theta), pointer<void>(gradient)});
   return out;
 }
 
@@ -162,14 +162,11 @@ void bind_potential(py::module_& m) {
 
 void bind_coupling(py::module_& m) {
   py::class_<Control>(m, "Control", py::module_local())
-      .def(py::init([](double scale, double fraction, std::uint64_t seed, std::uint64_t step,
-                       double lr, double momentum, double weight_decay, bool nesterov) {
-             return Control{scale, fraction, seed, step, {lr, momentum, weight_decay, nesterov}};
+      .def(py::init([](double scale, double fraction, std::uint64_t seed, std::uint64_t step) {
+             return Control{scale, fraction, seed, step};
            }),
-           py::arg("scale"), py::arg("fraction"), py::arg("seed"), py::arg("step"),
-           py::arg("lr") = 0.0, py::arg("momentum") = 0.0, py::arg("weight_decay") = 0.0,
-           py::arg("nesterov") = false);
-  using Rows = std::vector<std::array<Address, 3>>;
+           py::arg("scale"), py::arg("fraction"), py::arg("seed"), py::arg("step"));
+  using Rows = std::vector<std::array<Address, 2>>;
   py::class_<CouplingOnDevice>(m, "Coupling", py::module_local())
       .def(py::init<const std::vector<
                         std::tuple<std::uint64_t, std::string, double, double, std::uint64_t>>&,
@@ -193,16 +190,6 @@ void bind_coupling(py::module_& m) {
             });
           },
           py::arg("addresses"), py::arg("control"), py::arg("stream"))
-      .def(
-          "sgd_step",
-          [](CouplingOnDevice& self, const Rows& rows, const std::optional<Control>& control,
-             bool measure_anew, Address stream) {
-            const auto addresses = addresses_of(rows);
-            self.with(stream, [&](Coupling& coupling, cudaStream_t s) {
-              coupling.sgd_step(addresses, control, measure_anew, s);
-            });
-          },
-          py::arg("addresses"), py::arg("control"), py::arg("measure_anew"), py::arg("stream"))
       .def(
           "check",
           [](CouplingOnDevice& self, Address stream) {

@@ -99,13 +99,12 @@ __device__ void for_groups(std::uint64_t begin, std::uint64_t end, const Load& l
 // that are not aligned alike are walked through one by one.
 template <unsigned batch, class Storage, class Load, class Use>
 __device__ void for_packs(std::uint64_t begin, std::uint64_t end, const Storage* a,
-                          const Storage* b, const Storage* c, const Load& load, const Use& use) {
+                          const Storage* b, const Load& load, const Use& use) {
   constexpr unsigned size = pack_bytes / sizeof(Storage);
   const auto phase = [&](const Storage* array) {
     return static_cast<unsigned>(reinterpret_cast<std::uintptr_t>(array + begin) % pack_bytes);
   };
-  const bool alike =
-      (b == nullptr || phase(b) == phase(a)) && (c == nullptr || phase(c) == phase(a));
+  const bool alike = b == nullptr || phase(b) == phase(a);
   if (!alike || phase(a) % sizeof(Storage) != 0) return for_groups<1, batch>(begin, end, load, use);
   const std::uint64_t head = (pack_bytes - phase(a)) % pack_bytes / sizeof(Storage);
   const std::uint64_t first = begin + head < end ? begin + head : end;

@@ -248,7 +248,7 @@ void check_weights(const Weights& weights, cudaStream_t stream) {
   check_size(weights.size);
   const Layers layers({{nullptr, nullptr, weights.size, weights.scalar, 0, 0, 0, 1}}, 1, false,
                       stream);
-  measure(layers.model(), layers.groups({{weights.theta, nullptr, nullptr}})[0], nullptr, stream);
+  measure(layers.model(), layers.groups({{weights.theta, nullptr}})[0], nullptr, stream);
   check_finite(layers.range(stream).nonfinite, weights.size);
 }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from types import ModuleType
 
@@ -110,20 +109,12 @@ def test_partition(sizes, blocks):
 def test_at_most_three_launches_and_no_allocation(emulated):
     thetas = [randn(size, seed=size) for size in (432, 2304, 9216, 36864, 640)]
     gradients = [torch.zeros_like(theta) for theta in thetas]
-    momenta = [torch.zeros_like(theta) for theta in thetas]
     coupling = emulated_cuda.backend().Coupling(layers_of(thetas), range(5), BINS, False)
     memory = emulated.live_allocations()
-    fused = {"lr": 0.01, "momentum": 0.9, "nesterov": True}
-    steps = {
-        "force": lambda: coupling.add_force(thetas, gradients, 1.0, 1.0, 0, 0),
-        "first fused": lambda: coupling.sgd_step(thetas, gradients, momenta, **fused),
-        "fused": lambda: coupling.sgd_step(thetas, gradients, momenta, **fused),
-    }
-    for name, step in steps.items():
-        before = emulated.launches()
-        step()
-        assert emulated.launches() - before <= 3, name
-        assert emulated.live_allocations() == memory, name
+    before = emulated.launches()
+    coupling.add_force(thetas, gradients, 1.0, 1.0, 0, 0)
+    assert emulated.launches() - before <= 3
+    assert emulated.live_allocations() == memory
 
 
 def test_two_hundred_layers(device):
@@ -219,13 +210,11 @@ def test_the_order_of_threads_and_blocks_changes_nothing(emulated):
     seen = []
     for seed in range(4):
         emulated.set_seed(seed)
-        result, weights, velocity = gradient.clone(), theta.clone(), torch.zeros_like(theta)
+        result = gradient.clone()
         coupling = cuda.Coupling(layers_of([theta]), [0], BINS, False)
         coupling.add_force([theta], [result], 1.0, 0.7, 1, 2)
-        coupling.sgd_step([weights], [gradient], [velocity], lr=0.1, momentum=0.9)
-        coupling.sgd_step([weights], [gradient], [velocity], lr=0.1, momentum=0.9)
         numbers = [cuda.pair_energy(theta[:6000], 0.2, direct) for direct in (False, True)]
-        seen.append((result, weights, velocity, torch.tensor(numbers, dtype=torch.float64)))
+        seen.append((result, torch.tensor(numbers, dtype=torch.float64)))
     for other in seen[1:]:
         for a, b in zip(seen[0], other, strict=True):
             assert torch.equal(a, b)
@@ -286,8 +275,6 @@ def test_what_no_longer_fits_is_refused(device):
             coupling.add_force([theta], [wrong], 1.0, 1.0, 0, 0)
     with pytest.raises(ValueError, match="zip"):
         coupling.add_force([theta, theta], [theta], 1.0, 1.0, 0, 0)
-    with pytest.raises(ValueError, match=r"momentum 0\.9 wants a buffer"):
-        coupling.sgd_step([theta], [theta], [None], lr=0.1, momentum=0.9)
     huge = CoupledLayer("huge", 2**31, 1.0, 0.1, 1.0, theta)
     with pytest.raises(ValueError, match="a layer has at most 2147483647 weights, not 2147"):
         device.cuda.Coupling([huge], [0], 64, False)
@@ -302,7 +289,9 @@ def test_the_most_weights_are_those_of_the_core(emulated):
     ]
     for call in calls:
         for size in (2**31, 2**32 - 1, 2**40):
-            with pytest.raises(ValueError, match=f"^a layer has at most 2147483647 weights, not {size}$"):
+            with pytest.raises(
+                ValueError, match=f"^a layer has at most 2147483647 weights, not {size}$"
+            ):
                 call(size)
 
 
@@ -331,117 +320,6 @@ def test_layers_may_be_skipped(device):
         coupling.add_force(weights, results, 1.0, 1.0, 0, 0)
         coupling.check()
         assert all(result is None or result.any() for result in results)
-
-
-SGD = [
-    {"lr": 0.01},
-    {"lr": 0.01, "momentum": 0.9},
-    {"lr": 0.01, "momentum": 0.9, "nesterov": True},
-    {"lr": 0.01, "momentum": 0.9, "nesterov": True, "weight_decay": 0.02},
-    {"lr": 0.01, "weight_decay": 0.02},
-]
-
-
-@pytest.mark.parametrize("options", SGD, ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_force_and_sgd_in_one(device, dtype, options):
-    thetas = [randn(size, seed=size).to(dtype) for size in (1, 30, 4097, 9000)]
-    parameters = [nn.Parameter(theta.clone()) for theta in thetas]
-    optimizer = torch.optim.SGD(parameters, **options)
-    weights = [device.put(theta) for theta in thetas]
-    momenta = [torch.zeros_like(w) if options.get("momentum") else None for w in weights]
-    coupling = device.cuda.Coupling(layers_of(weights), range(4), BINS, False)
-    epsilon = torch.finfo(dtype).eps
-    for step in range(3):
-        gradients = [randn(t.numel(), seed=step).to(dtype) for t in thetas]
-        there = [device.put(gradient) for gradient in gradients]
-        for parameter, weight in zip(parameters, weights, strict=True):
-            parameter.data.copy_(weight)  # so that no bin differs by rounding
-        before = [p.detach().clone() for p in parameters]
-        coupling.sgd_step(
-            weights, there, momenta, **options, scale=2.0, fraction=0.6, seed=1, step=step
-        )
-        coupling.check()
-        here = core.Coupling(layers_of(before), range(4), BINS, False)
-        forces = [gradient.clone() for gradient in gradients]
-        here.add_force(before, forces, 2.0, 0.6, 1, step)
-        for i, parameter in enumerate(parameters):
-            assert torch.equal(there[i].cpu(), gradients[i])
-            parameter.grad = forces[i]
-        optimizer.step()
-        for parameter, weight, velocity, pull in zip(
-            parameters, weights, momenta, forces, strict=True
-        ):
-            close = {"rtol": 4 * epsilon, "atol": 40 * epsilon * pull.abs().max().item()}
-            torch.testing.assert_close(weight.cpu(), parameter.detach(), **close)
-            if velocity is not None:
-                buffer = optimizer.state[parameter]["momentum_buffer"]
-                torch.testing.assert_close(velocity.cpu(), buffer, **close)
-                buffer.copy_(velocity)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_the_range_of_a_fused_step_is_the_next_one_s(device, dtype):
-    start = randn(9001).to(dtype)
-    ends = []
-    for anew in (False, True):
-        theta, velocity = device.put(start), device.put(torch.zeros_like(start))
-        coupling = device.cuda.Coupling(layers_of([theta]), [0], BINS, False)
-        for step in range(4):
-            gradient = device.put(randn(9001, seed=step).to(dtype))
-            options = {"lr": 0.1, "momentum": 0.9, "step": step, "measure_anew": anew}
-            coupling.sgd_step([theta], [gradient], [velocity], **options)
-        coupling.check()
-        ends.append(theta)
-    assert torch.equal(*ends)
-    assert not torch.equal(ends[0].cpu(), start)
-
-
-def test_fused_steps_with_layers_that_come_and_go(device):
-    starts = [randn(500, seed=i) for i in range(3)]
-    ends = []
-    for anew in (False, True):
-        thetas = [device.put(start) for start in starts]
-        momenta = [torch.zeros_like(theta) for theta in thetas]
-        coupling = device.cuda.Coupling(layers_of(thetas), range(3), 64, False)
-        for step, skipped in enumerate([{1}, {1, 2}, {2}, set(), {0}, set()]):
-            gradients = [
-                None if i in skipped else device.put(randn(500, seed=step)) for i in range(3)
-            ]
-            coupling.sgd_step(
-                thetas, gradients, momenta, lr=0.1, momentum=0.5, step=step, measure_anew=anew
-            )
-            if step == 3:  # measures, whatever the fused steps have found
-                coupling.add_force(thetas, [torch.zeros_like(t) for t in thetas], 1.0, 1.0, 0, 0)
-        coupling.check()
-        ends.append(thetas)
-    for a, b in zip(*ends, strict=True):
-        assert torch.equal(a, b)
-
-
-def test_a_refused_fused_step_changes_nothing(device):
-    thetas = [device.put(randn(3000, seed=i)) for i in range(2)]
-    momenta = [torch.ones_like(theta) for theta in thetas]
-    gradients = [torch.ones_like(theta) for theta in thetas]
-    coupling = device.cuda.Coupling(layers_of(thetas), range(2), 64, False)
-    step = {"lr": 0.1, "momentum": 0.9}
-    coupling.sgd_step(thetas, gradients, momenta, **step)
-    gradients[1][5] = float("nan")  # makes a weight NaN, which the next step finds
-    coupling.sgd_step(thetas, gradients, momenta, **step)
-    coupling.check()
-    assert int(thetas[1].isnan().sum()) == 1
-    before = copy.deepcopy((thetas, momenta))
-    for _ in range(2):
-        coupling.sgd_step(thetas, gradients, momenta, **step)
-        for old, new in zip(before[0] + before[1], thetas + momenta, strict=True):
-            assert torch.equal(old.nan_to_num(9), new.nan_to_num(9))
-    with pytest.raises(ValueError, match=r"^layer 'layer 1': 1 of 3000 weights are not finite"):
-        coupling.check()
-    for tensor in (thetas[1], momenta[1], gradients[1]):
-        tensor.nan_to_num_(0)
-    coupling.sgd_step(thetas, gradients, momenta, **step, measure_anew=True)
-    coupling.check()
-    assert not torch.equal(thetas[0], before[0][0])
 
 
 # --------------------------------------------------------------------------- the public functions

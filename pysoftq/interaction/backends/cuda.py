@@ -88,7 +88,7 @@ def force(theta: Tensor, width: float, bins: int, fft: bool) -> Tensor:
     place, stream = _place(theta), _stream(theta.device)
     layer = (theta.numel(), _scalar(theta.dtype), width, 1.0, 0)
     coupling = _cuda.Coupling([layer], bins, fft, place)
-    coupling.add_force([(theta.data_ptr(), out.data_ptr(), 0)], None, stream)
+    coupling.add_force([(theta.data_ptr(), out.data_ptr())], None, stream)
     for _, reason in coupling.check(stream):
         raise ValueError(reason)
     return out
@@ -144,50 +144,7 @@ class Coupling:
         A step in which a weight is not finite changes no gradient; `check` tells.
         """
         control = None if self._captured() else _cuda.Control(scale, fraction, seed, step)
-        nothing = [None] * len(gradients)
-        self._coupling.add_force(
-            self._addresses(thetas, gradients, nothing), control, _stream(self._device)
-        )
-
-    def sgd_step(
-        self,
-        thetas: Sequence[Tensor],
-        gradients: Sequence[Tensor | None],
-        momenta: Sequence[Tensor | None],
-        lr: float,
-        momentum: float = 0.0,
-        weight_decay: float = 0.0,
-        nesterov: bool = False,
-        scale: float = 1.0,
-        fraction: float = 1.0,
-        seed: int = 0,
-        step: int = 0,
-        measure_anew: bool = False,
-    ) -> None:
-        """Force and step of torch.optim.SGD in one pass over the weights.
-
-        Gradients stay as they are. Momentum buffers begin as zeros; without momentum they may be
-        None. The range of the weights comes from the last such step, unless they have moved in
-        memory or `measure_anew` says that they have been changed by something else.
-
-        Raises:
-            ValueError: momentum without a buffer, or a tensor has changed dtype or device.
-        """
-        if momentum and any(
-            v is None and g is not None for v, g in zip(momenta, gradients, strict=True)
-        ):
-            raise ValueError(f"momentum {momentum} wants a buffer for each layer")
-        control = None
-        if not self._captured():
-            control = _cuda.Control(
-                scale, fraction, seed, step, lr, momentum, weight_decay, nesterov
-            )
-        self._coupling.sgd_step(
-            self._addresses(thetas, gradients, momenta),
-            control,
-            measure_anew,
-            _stream(self._device),
-        )
+        self._coupling.add_force(self._addresses(thetas, gradients), control, _stream(self._device))
 
     def check(self) -> None:
         """Wait for the stream and raise for the first step refused since the last call.
@@ -205,25 +162,21 @@ class Coupling:
         return self._device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
     def _addresses(
-        self,
-        thetas: Sequence[Tensor],
-        gradients: Sequence[Tensor | None],
-        momenta: Sequence[Tensor | None],
-    ) -> list[tuple[int, int, int]]:
+        self, thetas: Sequence[Tensor], gradients: Sequence[Tensor | None]
+    ) -> list[tuple[int, int]]:
         addresses = []
-        rows = zip(self._names, self._dtypes, thetas, gradients, momenta, strict=True)
-        for name, dtype, theta, gradient, velocity in rows:
+        rows = zip(self._names, self._dtypes, thetas, gradients, strict=True)
+        for name, dtype, theta, gradient in rows:
             if gradient is None:
-                addresses.append((0, 0, 0))
+                addresses.append((0, 0))
                 continue
-            for tensor in (theta, gradient) if velocity is None else (theta, gradient, velocity):
+            for tensor in (theta, gradient):
                 if tensor.dtype != dtype or tensor.device != self._device:
                     raise ValueError(
                         f"layer '{name}' was coupled as {dtype} on {self._device} and now has "
                         f"{tensor.dtype} on {tensor.device}"
                     )
-            third = 0 if velocity is None else velocity.data_ptr()
-            addresses.append((theta.data_ptr(), gradient.data_ptr(), third))
+            addresses.append((theta.data_ptr(), gradient.data_ptr()))
         return addresses
 
 
