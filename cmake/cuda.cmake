@@ -4,7 +4,11 @@
 # loads where there is no driver), and cuFFT is loaded when first used.
 
 set(cuda_sources cpp/cuda/coupling.cpp cpp/cuda/device.cpp cpp/cuda/layers.cpp
-                 cpp/cuda/module.cpp cpp/cuda/partition.cpp)
+                 cpp/cuda/partition.cpp
+                 cpp/cuda/bindings/bind_coupling.cpp cpp/cuda/bindings/bind_density.cpp
+                 cpp/cuda/bindings/bind_device.cpp cpp/cuda/bindings/bind_pairs.cpp
+                 cpp/cuda/bindings/bind_place.cpp cpp/cuda/bindings/bind_potential.cpp
+                 cpp/cuda/bindings/module.cpp)
 set(cuda_kernels cpp/cuda/density.cu cpp/cuda/fft.cu cpp/cuda/force.cu cpp/cuda/pairs.cu
                  cpp/cuda/potential.cu cpp/cuda/sort.cu)
 
@@ -76,8 +80,10 @@ if(PYSOFTQ_CUDA_EMULATION)
   endforeach()
   pybind11_add_module(
     _cuda_emulated MODULE NO_EXTRAS ${cuda_sources} ${emulated_kernels}
-    cpp/cuda/emulation/cufft.cpp cpp/cuda/emulation/fiber.cpp cpp/cuda/emulation/runtime.cpp)
-  target_compile_definitions(_cuda_emulated PRIVATE PYSOFTQ_CUDA_MODULE=_cuda_emulated)
+    cpp/cuda/emulation/bind.cpp cpp/cuda/emulation/cufft.cpp cpp/cuda/emulation/fiber.cpp
+    cpp/cuda/emulation/runtime.cpp)
+  target_compile_definitions(_cuda_emulated PRIVATE PYSOFTQ_CUDA_MODULE=_cuda_emulated
+                                                    PYSOFTQ_CUDA_EMULATED)
   target_compile_options(_cuda_emulated PRIVATE -Wno-unknown-pragmas)  # unroll
   target_include_directories(_cuda_emulated BEFORE PRIVATE cpp/cuda cpp/cuda/emulation)
   target_link_libraries(_cuda_emulated PRIVATE softq ducc0_fft softq_warnings)

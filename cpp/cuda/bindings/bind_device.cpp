@@ -1,0 +1,24 @@
+#include <pybind11/stl.h>
+
+#include <tuple>
+#include <vector>
+
+#include "../model.h"
+#include "place.h"
+
+namespace softq::cuda {
+
+void bind_device(py::module_& m) {
+  m.def("device_count", &device_count);
+  m.def(
+      "partition",
+      [](const std::vector<std::uint64_t>& sizes, std::uint64_t blocks) {
+        std::vector<std::tuple<std::uint32_t, std::uint64_t, std::uint64_t>> out;
+        for (const Segment& segment : partition(sizes, blocks))
+          out.emplace_back(segment.layer, segment.begin, segment.end);
+        return out;
+      },
+      py::arg("sizes"), py::arg("blocks"), "[(layer, begin, end)] of the blocks' work");
+}
+
+}  // namespace softq::cuda
