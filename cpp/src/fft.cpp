@@ -6,6 +6,7 @@
 #include <memory>
 #include <mutex>
 #include <unordered_map>
+#include <utility>
 
 #include "softq/potential.h"
 #include "softq/threads.h"
@@ -20,11 +21,16 @@ using Plan = ducc0::pocketfft_r<double>;
 std::shared_ptr<const Plan> plan_of(std::size_t length) {
   static std::mutex mutex;
   static std::unordered_map<std::size_t, std::shared_ptr<const Plan>> plans;
+  {
+    const std::lock_guard lock(mutex);
+    const auto found = plans.find(length);
+    if (found != plans.end()) return found->second;
+  }
+  // Without the lock, for it takes long: others need not wait, and a fork does not find it locked.
+  auto plan = std::make_shared<const Plan>(length);
   const std::lock_guard lock(mutex);
-  if (plans.size() >= 64 && !plans.contains(length)) plans.clear();
-  auto& plan = plans[length];
-  if (!plan) plan = std::make_shared<const Plan>(length);
-  return plan;
+  if (plans.size() >= 64) plans.clear();
+  return plans.try_emplace(length, std::move(plan)).first->second;
 }
 
 }  // namespace

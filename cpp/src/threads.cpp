@@ -7,15 +7,15 @@
 #include <cstdlib>
 #include <exception>
 #include <mutex>
+#include <new>
 #include <stdexcept>
 #include <string>
-#include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
 
 #if defined(__unix__) || defined(__APPLE__)
-#include <unistd.h>
+#include <pthread.h>
 #endif
 #if defined(__linux__)
 #include <sched.h>
@@ -49,23 +49,15 @@ int initial_threads() {
   return processors();
 }
 
-long process() {
-#if defined(__unix__) || defined(__APPLE__)
-  return static_cast<long>(getpid());
-#else
-  return 0;
-#endif
-}
-
 class Pool {
  public:
-  explicit Pool(int threads) : process_(process()) {
+  explicit Pool(int threads) {
     workers_.reserve(static_cast<std::size_t>(threads) - 1);
     try {
       for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { serve(); });
-    } catch (const std::system_error&) {
-      // The system gives no more threads: those there will do, results do not depend on their
-      // number.
+    } catch (const std::exception&) {
+      // The system gives no more threads or no memory for them: those there will do, results do not
+      // depend on their number.
     }
   }
 
@@ -80,9 +72,6 @@ class Pool {
 
   Pool(const Pool&) = delete;
   Pool& operator=(const Pool&) = delete;
-
-  // Threads do not survive a fork: a child must leave its parent's pool alone and make its own.
-  bool belongs_here() const { return process_ == process(); }
 
   void run(std::size_t tasks, const std::function<void(std::size_t)>& body) {
     // No more than there are tasks for: of hundreds of threads, each takes a while to wake.
@@ -150,7 +139,6 @@ class Pool {
     }
   }
 
-  long process_;
   std::vector<std::thread> workers_;
   std::mutex mutex_;
   std::condition_variable wake_, done_;
@@ -174,6 +162,16 @@ struct Inside {
 std::mutex pool_mutex;  // held while a pool is in use or being replaced
 Pool* pool = nullptr;   // never destroyed at exit: its threads may outlive static objects
 std::atomic<int> wanted_threads{0};
+
+#if defined(__unix__) || defined(__APPLE__)
+// Threads do not survive a fork: a child must leave its parent's pool alone and make its own. Nor
+// does whoever held the mutex.
+void renew_pool() {
+  pool = nullptr;
+  new (&pool_mutex) std::mutex;
+}
+const int renewed_in_children = pthread_atfork(nullptr, nullptr, renew_pool);
+#endif
 
 }  // namespace
 
@@ -220,10 +218,12 @@ void set_num_threads(int count) {
     throw std::invalid_argument("the number of threads must be at least 1 and at most " +
                                 std::to_string(max_threads) + ", not " + std::to_string(count));
   }
+  if (inside_call) {  // a handler of a signal
+    throw std::runtime_error("the number of threads cannot change while a call is using them");
+  }
   const std::lock_guard lock(pool_mutex);
   wanted_threads = count;
-  if (pool != nullptr && pool->belongs_here()) delete pool;
-  pool = nullptr;
+  delete std::exchange(pool, nullptr);
 }
 
 void parallel_for(std::size_t tasks, const std::function<void(std::size_t)>& body) {
@@ -231,7 +231,7 @@ void parallel_for(std::size_t tasks, const std::function<void(std::size_t)>& bod
   if (tasks > 1 && threads > 1 && !inside_call) {
     const std::unique_lock lock(pool_mutex, std::try_to_lock);
     if (lock.owns_lock()) {
-      if (pool == nullptr || !pool->belongs_here()) pool = new Pool(threads);
+      if (pool == nullptr) pool = new Pool(threads);
       const Inside inside;
       pool->run(tasks, body);
       return;

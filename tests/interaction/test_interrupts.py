@@ -111,6 +111,24 @@ def test_a_handler_may_call_the_core_and_the_call_goes_on(threads: int) -> None:
     assert run(HANDLED, threads) == [True, 1]
 
 
+def test_a_handler_cannot_change_the_threads_in_use() -> None:
+    code = """
+errors = []
+def handler(*_):
+    try:
+        pysoftq.set_num_threads(1)
+    except RuntimeError as error:
+        errors.append(str(error))
+signal.signal(signal.SIGINT, handler)
+large = np.random.default_rng(1).random(60_000)
+timer.start()
+while not sent or not errors:
+    pysoftq.pair_energy(large, 0.3, method="direct")
+print(json.dumps(errors))
+"""
+    assert run(code, 2) == ["the number of threads cannot change while a call is using them"]
+
+
 IN_THREAD = """
 large = np.random.default_rng(1).random(60_000)
 expected_energy = pysoftq.pair_energy(large, 0.3)

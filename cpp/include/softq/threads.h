@@ -13,7 +13,8 @@ namespace softq {
 // PYSOFTQ_NUM_THREADS, else OMP_NUM_THREADS, else the processors this process may use.
 int num_threads();
 
-// Throws std::invalid_argument below 1 and above 4096.
+// Throws std::invalid_argument below 1 and above 4096, std::runtime_error from within a call that
+// uses the threads. Waits for the calls of other threads.
 void set_num_threads(int count);
 
 // Runs body(0) … body(tasks - 1). Inside a task, and while another thread uses the pool, it runs
@@ -30,8 +31,8 @@ struct Interrupted : std::exception {
   const char* what() const noexcept override { return "interrupted"; }
 };
 
-// While it exists, calls that this thread makes can be interrupted: between pieces of the work, about
-// 20 times a second, the thread calls `asked`, and once that returns true the call throws
+// While it exists, calls that this thread makes can be interrupted: between pieces of the work,
+// about 20 times a second, the thread calls `asked`, and once that returns true the call throws
 // Interrupted. `asked` may itself call the core.
 class Interruptible {
  public:
