@@ -155,8 +155,8 @@ def test_force(device, state, dtype, width):
         fft = core.force(x, width, bins, fft=True)
         spacing = core.density(x, bins, 1.0, 0)[-1]
         bound = 1e-11 * x.size * width / spacing if spacing else 0  # of the potential's difference
-        values = device.backend.force(theta, width, bins, fft=True)
-        np.testing.assert_allclose(values.cpu(), fft, rtol=1e-6, atol=bound)
+        values = device.backend.force(theta, width, bins, fft=True).cpu().double()
+        np.testing.assert_allclose(values, fft.astype(np.float64), rtol=1e-6, atol=bound)
 
 
 @states
