@@ -92,7 +92,7 @@ class ComparisonStudy:
         return [method for method in METHODS if self.of(method)]
 
     @property
-    def opponents(self) -> list[Point]:
+    def baselines(self) -> list[Point]:
         """All points but those of soft quantization and of its recipe without coupling."""
         return [point for point in self.points if point.method not in (OURS, ABLATION)]
 

@@ -21,40 +21,27 @@ from typing import Any
 
 from benchmarks.harness import Options
 from benchmarks.report import environment
-from pysoftq.data.tasks import Data
-from pysoftq.run.config import CompressConfig, make_config
+from pysoftq.run.config import make_config
 from pysoftq.run.driver import compress
-from pysoftq.run.state import RunState
+from pysoftq.run.observer import Silent
 from pysoftq.run.summary import NetworkRow
 
 SEEDS = (0, 1, 2, 3, 4)
-REFINED, OPPONENT = "soft, refined", "HEQ-4"
+REFINED, BASELINE = "soft, refined", "HEQ-4"
 RESULTS = Path(__file__).parent / "results"
-
-
-class Quiet:
-    """An observer of a run that says nothing."""
-
-    def message(self, text: str) -> None: ...
-
-    def on_start(self, config: CompressConfig, data: Data, state: RunState) -> None: ...
-
-    def on_step(self, state: RunState) -> None: ...
-
-    def on_epoch(self, metrics: dict[str, Any]) -> None: ...
 
 
 def run_seed(seed: int, folder: Path, options: dict[str, Any]) -> tuple[NetworkRow, ...]:
     """One run of the driver with the defaults but ``options``; all networks it compared."""
-    return compress(make_config({**options, "seed": seed}), folder, Quiet()).networks
+    return compress(make_config({**options, "seed": seed}), folder, Silent()).networks
 
 
 def better(networks: Sequence[NetworkRow]) -> bool:
     """Whether the refined network is both smaller and more accurate than 4-bit HEQ."""
     rows = {row.name: row for row in networks}
-    ours, theirs = rows[REFINED], rows[OPPONENT]
+    ours, theirs = rows[REFINED], rows[BASELINE]
     if ours.bits is None or theirs.bits is None:
-        raise ValueError(f"{REFINED} and {OPPONENT} must have bit-widths")
+        raise ValueError(f"{REFINED} and {BASELINE} must have bit-widths")
     return ours.bits < theirs.bits and ours.accuracy > theirs.accuracy
 
 
@@ -80,14 +67,14 @@ def table(runs: dict[int, tuple[NetworkRow, ...]]) -> str:
             f"{statistics.fmean(row.bytes_on_disk for row in rows) / 1000:.1f}",
         )
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", f"| seed | pretrained | {REFINED} (bits) | {OPPONENT} | both better |"]
+    lines += ["", f"| seed | pretrained | {REFINED} (bits) | {BASELINE} | both better |"]
     lines += ["|---|---|---|---|---|"]
     for seed, networks in runs.items():
         rows = {row.name: row for row in networks}
         lines.append(
             f"| {seed} | {100 * rows['pretrained'].accuracy:.1f} "
             f"| {100 * rows[REFINED].accuracy:.1f} ({rows[REFINED].bits:.2f}) "
-            f"| {100 * rows[OPPONENT].accuracy:.1f} | {'yes' if better(networks) else 'no'} |"
+            f"| {100 * rows[BASELINE].accuracy:.1f} | {'yes' if better(networks) else 'no'} |"
         )
     return "\n".join(lines)
 

@@ -13,7 +13,6 @@ import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -21,17 +20,16 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from benchmarks.digits import REFINED, Quiet, spread
+from benchmarks.digits import REFINED, spread
 from pysoftq.baselines import histogram_equalize
 from pysoftq.clusters.clusters import Clusters, join
-from pysoftq.coupling.lifecycle import prepare
-from pysoftq.coupling.options import ClusteringConfig
 from pysoftq.interaction.segments import segment_bounds
 from pysoftq.run.config import CompressConfig, make_config
 from pysoftq.run.driver import compress
 from pysoftq.run.folder import RunFolder
+from pysoftq.run.observer import Silent
 from pysoftq.run.outcome import clustered_row
-from pysoftq.run.setup import make_model, read_data
+from pysoftq.run.setup import Run
 from pysoftq.run.summary import NetworkRow, Summary
 
 SEEDS = (0, 1, 2)
@@ -47,27 +45,24 @@ def networks(config: CompressConfig, path: Path) -> list[NetworkRow]:
         warnings.simplefilter("ignore")  # of segments that are a point
         if not folder.report.exists():
             print(f"seed {config.seed}, {config.granularity}", file=sys.stderr, flush=True)
-            compress(config, path, Quiet(), figures=False)
+            compress(config, path, Silent())
         summary = Summary.read(folder.report)
-        data = read_data(config)
-        model = make_model(config, data, torch.device("cpu"))
-        model.load_state_dict(load_file(folder.pretrained))
-        softq = prepare(model, ClusteringConfig.of(config))
-    row = partial(clustered_row, model=model, data=data, config=config, folder=folder)
-    layers = softq.layers
-    weights = [layer.parameter.detach().clone() for layer in layers]
+        run = Run.start(config, folder, Silent())
+        run.model.load_state_dict(load_file(folder.pretrained))
+        run.couple()
+    weights = {layer.name: layer.parameter.detach().clone() for layer in run.quantizer.layers}
     equalized = [
-        row(
+        clustered_row(
+            run,
             f"HEQ-{bits}",
-            layers=layers,
-            clusters=[equalize(theta, config.granularity, bits) for theta in weights],
+            {name: equalize(theta, config.granularity, bits) for name, theta in weights.items()},
         )
         for bits in HEQ_BITS
     ]
-    model.load_state_dict(load_file(folder.soft))
-    found = softq.clusters(config.bits)
-    merged = softq.refine(found, 0, "levels", config.rd_weight)
-    ours = row("soft, merged by levels", layers=layers, clusters=list(merged.values()))
+    run.model.load_state_dict(load_file(folder.soft))
+    found = run.quantizer.clusters(config.bits)
+    merged = run.quantizer.refine(found, 0, "levels", config.rd_weight)
+    ours = clustered_row(run, "soft, merged by levels", merged)
     kept = ("pretrained", "soft", f"soft, {config.bits}-bit clusters", REFINED)
     return [*(summary[name] for name in kept), ours, *equalized]
 

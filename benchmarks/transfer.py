@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.digits import REFINED, RESULTS, Quiet, spread
+from benchmarks.digits import REFINED, RESULTS, spread
 from pysoftq.artifact import load_compressed
 from pysoftq.data.datasets import load_dataset
 from pysoftq.models.build import build_model
@@ -22,6 +22,7 @@ from pysoftq.models.weight_files import load_weights, restore
 from pysoftq.run.config import make_config
 from pysoftq.run.driver import compress
 from pysoftq.run.evaluation import evaluate
+from pysoftq.run.observer import Silent
 
 SEEDS = (0, 1, 2)
 QUICK = {"epochs": 50, "lr": 0.003}
@@ -39,7 +40,7 @@ def run_case(source: str, target: str, seed: int, folder: Path) -> dict[str, Any
     """One run, taken from its folder where it is there already; its networks on all digits."""
     config = make_config({"dataset": target, "pretrain_dataset": source, "seed": seed}, QUICK)
     resume = (folder / "config.yaml").is_file()
-    summary = compress(config, folder, Quiet(), resume=resume, figures=False)
+    summary = compress(config, folder, Silent(), resume=resume)
     data = load_dataset("digits", seed=seed)
     model = build_model(config.model, **data.model_shape)
     accuracies = {}

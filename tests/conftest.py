@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from devices import KINDS, Device
 from hypothesis import settings
 from paths import ROOT
 
@@ -45,6 +46,22 @@ def photographs(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> 
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content.read())
     return folder
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Tests of `device` run on the devices that their mark names, else on all."""
+    if "device" not in metafunc.fixturenames:
+        return
+    mark = metafunc.definition.get_closest_marker("devices")
+    kinds = mark.args if mark else KINDS
+    params = [pytest.param(kind, marks=KINDS[kind]) for kind in kinds]
+    metafunc.parametrize("device", params, indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module")
+def device(request: pytest.FixtureRequest) -> Device:
+    """A backend, and where its tensors live."""
+    return Device.of(request.param)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -98,7 +98,7 @@ def _draw_rate(axis: Axes, study: ComparisonStudy, rate: Rate) -> None:
                 **looks,
             )
         axis.plot([], [], **{**looks, "linestyle": "none"}, label=METHODS[method])
-    _draw_front(axis, study.opponents, rate, GREY, "front of the others")
+    _draw_front(axis, study.baselines, rate, GREY, "front of the others")
     _draw_front(axis, study.of(OURS), rate, VERMILLION, "front of soft quantization")
     axis.axhline(
         study.pretrained.mean, color=BLACK, linewidth=0.6, linestyle=":", label="pretrained"

@@ -18,6 +18,7 @@ from pysoftq.artifact.lazy import CompressedTensor, compress_parameter
 from pysoftq.artifact.read import File, read
 from pysoftq.errors import ArtifactError
 from pysoftq.models.build import build_model
+from pysoftq.models.huggingface import PREFIX, is_folder_model
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -80,6 +81,10 @@ def _rebuild(file: File) -> nn.Module:
             f"{file.path} does not say how to build its model; "
             "give one: load_compressed(path, model)"
         )
+    name = str(file.model.get("name"))
+    if is_folder_model(name) and name != PREFIX:
+        # A file may come from anybody; opening a folder that it names could run code from there.
+        raise ArtifactError(f"{file.path}: its model {name!r} is a folder; give the model")
     try:
         # Loading shall not disturb the caller's stream of random numbers.
         with torch.random.fork_rng(devices=[]), _parameters_on_meta(), _Unfilled():

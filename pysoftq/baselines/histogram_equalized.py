@@ -22,8 +22,8 @@ def histogram_equalize(
     The inner edges are the quantiles k / 2**bits (linear interpolation between order statistics);
     a weight on an edge belongs to the bin above it. Equal weights share a bin, so ties may leave
     bins empty, which are dropped. The representative of a bin is the mean or the median of its
-    weights, or the midpoint between its smallest and largest. A layer with no more than 2**bits
-    distinct values is returned without loss.
+    weights, or the midpoint between its smallest and largest. A layer with at most 2**bits distinct
+    values is returned without loss.
 
     Raises:
         TypeError: `theta` is not a floating tensor.
@@ -31,13 +31,13 @@ def histogram_equalize(
     """
     if representative not in get_args(Representative):
         wanted = ", ".join(get_args(Representative))
-        raise ValueError(f"representative is {representative!r}; want one of {wanted}")
+        raise ValueError(f"`representative` must be one of {wanted}, got {representative!r}")
     count = levels(bits)
     values = finite_weights(theta)
     ordered = values.sort().values
     distinct = 1 + int(ordered.diff().count_nonzero())
     if distinct <= count or not values.numel():
-        return unique(theta.detach() + 0.0)  # one zero, not two
+        return unique(theta.detach() + 0.0)  # -0.0 becomes 0.0
     edges = _quantiles(ordered, torch.arange(1, count, dtype=torch.float64) / count)
     index = torch.searchsorted(edges, values, right=True)
     rule = {"mean": bin_means, "median": _medians, "midpoint": _midpoints}[representative]

@@ -9,15 +9,15 @@ from pysoftq.clusters.clusters import Clusters
 from pysoftq.clusters.sorted_weights import SortedWeights, check_levels
 from pysoftq.clusters.values import unique
 
-EXACT_WEIGHTS = 2**18  # beyond, the exact programme takes seconds, and 16 K bytes for each weight
+EXACT_WEIGHTS = 2**18  # beyond, the exact algorithm takes seconds and 16 K bytes per weight
 
 
 def kmeans(theta: Tensor, K: int) -> Clusters:
     """Quantize one layer to at most K values with the least squared error.
 
-    Up to 2**18 weights by the dynamic programme of kmeans1d, which is exact. The weights of a
-    larger layer are put into 1,024 cells, and Lloyd's iteration on all weights begins at the best
-    union of these. A layer with no more than K distinct values is returned without loss.
+    Up to 2**18 weights by the exact algorithm of kmeans1d. For more, Lloyd's iteration on all
+    weights starts from the optimal partition of 1,024 cells, so K is limited to 1,024. A layer with
+    at most K distinct values is returned without loss.
 
     Raises:
         TypeError: `theta` is not a floating tensor.
@@ -26,7 +26,7 @@ def kmeans(theta: Tensor, K: int) -> Clusters:
     check_levels("K", K)
     weights = SortedWeights(theta)
     if weights.distinct <= K:
-        return unique(theta.detach() + 0.0)  # one zero, not two
+        return unique(theta.detach() + 0.0)  # -0.0 becomes 0.0
     if weights.size > EXACT_WEIGHTS:
         edges = weights.best_union(weights.cells(), K, rd_weight=0.0)
     else:

@@ -21,9 +21,9 @@ _SHRINKS = np.linspace(1.0, 0.05, 20)  # of the range, on either side of the mea
 def uniform(theta: Tensor, levels: int, clip: Clip = "mse") -> Clusters:
     """Round each weight of one layer to the nearest of `levels` evenly spaced values.
 
-    The grid spans the layer's smallest to largest weight (`clip` "minmax"), or less, for the least
-    squared error ("mse"): the best of a search over both ends, then fitted by least squares as long
-    as the error falls. Weights beyond it take its ends. Values that no weight takes are dropped.
+    The grid spans the layer's smallest to largest weight (`clip` "minmax"), or less for the least
+    squared error ("mse"): the best of a search over both ends, fitted by least squares as long as
+    the error decreases. Weights outside take the nearest end. Unused values are dropped.
 
     Raises:
         TypeError: `theta` is not a floating tensor.
@@ -31,10 +31,10 @@ def uniform(theta: Tensor, levels: int, clip: Clip = "mse") -> Clusters:
     """
     check_levels("levels", levels)
     if clip not in get_args(Clip):
-        raise ValueError(f"clip is {clip!r}; want one of {', '.join(get_args(Clip))}")
+        raise ValueError(f"`clip` must be one of {', '.join(get_args(Clip))}, got {clip!r}")
     weights = SortedWeights(theta)
     if weights.distinct <= 1:
-        return unique(theta.detach() + 0.0)  # one zero, not two
+        return unique(theta.detach() + 0.0)  # -0.0 becomes 0.0
     low, high = (weights.x[0], weights.x[-1]) if levels > 1 else (0.0, 0.0)
     grid = np.linspace(low, high, levels)
     if clip == "mse" and levels > 1:
@@ -48,7 +48,7 @@ def uniform(theta: Tensor, levels: int, clip: Clip = "mse") -> Clusters:
 
 
 def _fit(weights: SortedWeights, grid: Floats) -> Floats:
-    """The grid moved to the least-squares line through what it rounds, until the error stands."""
+    """The grid fitted to the weights it rounds by least squares, until the error is constant."""
     error = _error(weights, grid)
     while True:
         counts, sums, _ = weights.moments(weights.nearest(grid))

@@ -1,6 +1,6 @@
 """The clusters of a layer: found by binning, refined, merged, trained as codebooks.
 
-`intervals` holds the one-dimensional clustering that all of these and the baselines share.
+`intervals` holds the optimal partitions and envelopes that these and the baselines share.
 May import `interaction`.
 """
 

@@ -32,7 +32,7 @@ def identify(theta: Tensor, bits: int = DEFAULT_BITS, bounds: Tensor | None = No
     bounds = bounds.cpu()
     ids = segment_ids(bounds)
     index = ids * bins + bin_index(values, bins, dtype, ids)
-    # Occupied bins alone, numbered in their order: there may be very many empty ones.
+    # Only the occupied bins are numbered: most of the bins of many segments are empty.
     dense = torch.unique(index, return_inverse=True)[1]
     return from_bins(theta, values, dense, bin_means, bounds)
 
@@ -49,7 +49,7 @@ def from_bins(
     values: (N,) float64, `theta` as `finite_weights` gives it. index: (N,) int64, not decreasing
     with the value; with `bounds` so within each segment, and rising from one to the next.
     representative(values, clusters) returns the (K,) float64 codebook, given clusters whose
-    codebook is their smallest weight; it is held between the smallest and largest weight of each
+    codebook is their smallest weight; it is clamped to the smallest and largest weight of each
     cluster, so the codebook ascends.
     """
     counts = torch.bincount(index)
@@ -80,18 +80,18 @@ def bin_means(values: Tensor, clusters: Clusters) -> Tensor:
 def bin_index(values: Tensor, bins: int, dtype: torch.dtype, ids: Tensor | None = None) -> Tensor:
     """The bin of each weight among `bins` equal ones over [min, max], (N,) int64.
 
-    In arithmetic of `dtype` with separate subtraction and multiplication, as the core counts; a
-    constant layer falls into one bin. With `ids` (N,) each segment has bins of its own.
+    Subtraction and multiplication round separately in `dtype`, as in the core; a constant layer
+    falls into one bin. With `ids` (N,) each segment has bins of its own.
     """
     if not values.numel():
         return torch.zeros(0, dtype=torch.int64)
     if ids is None:
         ids = torch.zeros(values.numel(), dtype=torch.int64)
-    # A power of two changes no rounding, and keeps the widest and narrowest ranges finite.
+    # Scaling by a power of two changes no rounding and keeps extreme ranges finite.
     exponent = torch.frexp(_extreme(values.abs(), ids, "amax")).exponent.clamp(-1022, 1022)
     x = (values * _power_of_two(-exponent)[ids]).to(dtype)
     low, high = _extreme(x, ids, "amin"), _extreme(x, ids, "amax")
-    # Divided by tensors: torch multiplies by the reciprocal where it is given a number.
+    # A tensor as divisor: torch multiplies by the reciprocal of a Python number.
     inverse = torch.where(low < high, low.new_full((), bins) / (high - low), 0)
     return ((x - low[ids]) * inverse[ids]).long().clamp_(0, bins - 1)
 
@@ -102,12 +102,12 @@ def _extreme(values: Tensor, ids: Tensor, reduce: str) -> Tensor:
 
 
 def _power_of_two(exponent: Tensor) -> Tensor:
-    """2**exponent, float64: exactly, by its bits; of exponents from -1022 to 1022."""
+    """2**exponent, exact in float64, for exponents from -1022 to 1022."""
     return (exponent.long() + 1023 << 52).view(torch.float64)
 
 
 def levels(bits: int) -> int:
     """2**bits; ValueError for `bits` outside 0..20."""
     if not 0 <= bits <= 20:
-        raise ValueError(f"bits is {bits}; want 0 to 20")
+        raise ValueError(f"`bits` must be from 0 to 20, got {bits}")
     return 1 << bits

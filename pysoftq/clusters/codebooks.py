@@ -1,4 +1,4 @@
-"""Codebooks as what is trained; each weight stays in its cluster, or may move to another one."""
+"""Trainable codebooks; weights keep their clusters or move between them."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from pysoftq.clusters.values import unique
 
 
 class Codebooks:
-    """The codebooks of some of a model's weight tensors, to be trained by any PyTorch loop.
+    """The codebooks of a model's weight tensors as parameters for any PyTorch training loop.
 
-    Writes the clusters' values into the model, and again after each step of an optimizer that it
-    is attached to. Before the step each value gets its gradient, the sum of its weights'
-    gradients; these are cleared, since the optimizer does not know the weights:
+    Writes the clusters' values into the model, and again after each step of an attached optimizer.
+    Before the step, the gradient of each value is set to the sum of the gradients of its weights;
+    the weights' gradients are cleared, since the optimizer does not hold the weights:
 
         codebooks = Codebooks(model, clusters)
         optimizer = torch.optim.Adam([*codebooks.parameters(), *codebooks.rest()])
         codebooks.attach(optimizer)
 
-    Given the ``weights`` that the clusters were found in, these train too, and may move from one
-    cluster to another: the gradient at a weight's value passes straight through to the weight
-    (Bengio, Léonard and Courville, arXiv:1308.3432), and after each step it goes to the cluster of
-    the least squared error plus its rate-distortion weight times the length of the code word,
-    -log2 of the cluster's share. A separate optimizer trains them, stepping before the values are
+    With ``weights``, the weights before clustering, these train too and may change clusters: the
+    gradient at a weight's value is passed to the weight (straight-through estimator: Bengio,
+    Léonard and Courville, arXiv:1308.3432). After each step a weight is assigned to the cluster of
+    the least squared error plus rate-distortion weight times the length of the code word, -log2 of
+    the cluster's share. A separate optimizer trains the weights, and steps before the values are
     written:
 
         codebooks = Codebooks(model, clusters, weights, softq.rd_weights(0.1))
@@ -43,11 +43,11 @@ class Codebooks:
         weights: by the same names, of the parameters' shapes; None keeps each weight in its
             cluster.
         rd_weights: rate-distortion weights by the same names, in units of the weights squared per
-            bit, 0 or more; without one, each weight goes to the nearest value.
+            bit, 0 or more; the default 0 assigns each weight to the nearest value.
 
     Raises:
-        ValueError: no clusters, a name that is no parameter of the model, clusters or weights of
-            another number, weights that are not finite, or a negative rate-distortion weight.
+        ValueError: no clusters, a name that is not a parameter of the model, a different number of
+            weights, weights that are not finite, or a negative rate-distortion weight.
     """
 
     def __init__(
@@ -58,15 +58,15 @@ class Codebooks:
         rd_weights: Mapping[str, float] | None = None,
     ) -> None:
         if not clusters:
-            raise ValueError("there are no clusters, so no codebook to train")
+            raise ValueError("`clusters` must not be empty")
         parameters = dict(model.named_parameters())
         for name, found in clusters.items():
             if name not in parameters:
-                raise ValueError(f"clusters of '{name}', which is no parameter of the model")
+                raise ValueError(f"clusters of '{name}', which is not a parameter of the model")
             if parameters[name].numel() != found.size:
                 raise ValueError(
-                    f"layer '{name}' has {parameters[name].numel()} weights, "
-                    f"its clusters {found.size}"
+                    f"layer '{name}': clusters of {found.size} weights for "
+                    f"{parameters[name].numel()} weights"
                 )
         self.model = model
         self._quantized = {name: parameters[name] for name in clusters}
@@ -81,7 +81,7 @@ class Codebooks:
         self._moving: dict[str, _Moving] = {}
         if weights is not None:
             if missing := clusters.keys() - weights.keys():
-                raise ValueError(f"no weights of '{min(missing)}', which has clusters")
+                raise ValueError(f"layer '{min(missing)}': clusters without `weights`")
             self._moving = {
                 name: _Moving(
                     name,
@@ -99,7 +99,7 @@ class Codebooks:
         return list(self.values.values())
 
     def weights(self) -> list[nn.Parameter]:
-        """The weights (N,) that may move."""
+        """The weights (N,) of each tensor that may change clusters."""
         return [moving.weights for moving in self._moving.values()]
 
     def rest(self) -> list[nn.Parameter]:
@@ -114,7 +114,7 @@ class Codebooks:
     def attach(self, optimizer: Optimizer) -> None:
         """Sum gradients before each step of the optimizer; assign and write the weights after it.
 
-        Gradients that the weights have now are forgotten.
+        Present gradients of the weights are discarded.
         """
         for weights in self._quantized.values():
             weights.grad = None
@@ -123,7 +123,7 @@ class Codebooks:
 
     @torch.no_grad()
     def sum_gradients(self) -> None:
-        """Turn the gradients of the weights into those of the codebooks; clears the former."""
+        """Set the gradients of the codebooks from those of the weights, and clear the latter."""
         for name, value in self.values.items():
             gradient = self._quantized[name].grad
             if gradient is None:
@@ -135,11 +135,11 @@ class Codebooks:
             if name in self._moving:
                 self._moving[name].take(gradient)
             if gradient is not None:
-                gradient.zero_()  # in place: a CUDA graph writes there again
+                gradient.zero_()  # in place, since a CUDA graph writes to this memory again
 
     @torch.no_grad()
     def write(self) -> None:
-        """Assign the weights that may move, and put each weight's value into the model."""
+        """Assign the weights that may move, and write each weight's value into the model."""
         for name, value in self.values.items():
             if name in self._moving:
                 self._indices[name] = self._moving[name].assign(value, self._indices[name])
@@ -149,17 +149,17 @@ class Codebooks:
     def clusters(self) -> dict[str, Clusters]:
         """The clusters with their present values, ascending; those of equal value become one.
 
-        Segments keep codebooks of their own.
+        Each segment keeps its own codebook.
         """
         return {name: self._sorted(name) for name in self.values}
 
     def _sorted(self, name: str) -> Clusters:
-        weights = self.values[name].detach() + 0.0  # one zero, not two
-        return unique(weights[self._indices[name]], self._bounds[name])
+        values = self.values[name].detach() + 0.0  # -0.0 becomes 0.0
+        return unique(values[self._indices[name]], self._bounds[name])
 
 
 class _Moving:
-    """The weights of one tensor that train, and the clusters that they go to."""
+    """The trained weights of one tensor and their assignment to clusters."""
 
     def __init__(
         self,
@@ -171,25 +171,25 @@ class _Moving:
     ) -> None:
         if weights.numel() != clusters.size:
             raise ValueError(
-                f"layer '{name}': {weights.numel()} weights for clusters of {clusters.size}"
+                f"layer '{name}': clusters of {clusters.size} weights for {weights.numel()} weights"
             )
         if not weights.isfinite().all():
-            raise ValueError(f"layer '{name}' has weights that are NaN or infinite")
+            raise ValueError(f"layer '{name}': weights are NaN or infinite")
         if not (math.isfinite(rd_weight) and rd_weight >= 0):
             raise ValueError(
-                f"layer '{name}': the rate-distortion weight must be >= 0, got {rd_weight}"
+                f"layer '{name}': `rd_weights` must be finite and >= 0, got {rd_weight}"
             )
         self._rd_weight = rd_weight
-        # A copy, in float32 even where the model's own are coarser than the steps.
+        # A copy in float32, as steps can be smaller than the precision of the model's weights.
         flat = weights.detach().reshape(-1).to(device, torch.float32, copy=True)
         self.weights = nn.Parameter(flat)
         self._assignment = Assignment(clusters, device)
 
     def take(self, gradient: Tensor | None) -> None:
-        """The gradient at the weights' values becomes that of the weights."""
+        """Copy the gradient at the weights' values to the weights."""
         copied = None if gradient is None else gradient.reshape(-1).to(torch.float32, copy=True)
         self.weights.grad = copied
 
     def assign(self, values: Tensor, indices: Tensor) -> Tensor:
-        """The clusters (N,) of the weights as they are now."""
+        """The clusters (N,) of the present weights."""
         return self._assignment(self.weights, values.float(), indices, self._rd_weight)

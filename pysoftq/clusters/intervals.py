@@ -136,6 +136,16 @@ def lower_envelope(values: Tensor, offsets: Tensor) -> Tensor:
     return torch.cat(blocks, 1).cummax(1).values
 
 
+def neighbour_crossings(values: Floats, offsets: Floats) -> Floats:
+    """(K - 1,) where each of K parabolas crosses the next; strictly ascending, it is the envelope.
+
+    The common case at a K-th of the cost. Equal values give infinities or NaN.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        slopes = np.diff(offsets) / np.diff(values)
+    return np.asarray((slopes + values[1:] + values[:-1]) / 2)
+
+
 def _first_crossings(values: Tensor, offsets: Tensor, rows: int) -> Tensor:
     """(S, rows): where each of the first `rows` parabolas is first beaten by a later one."""
     own, offset = values[:, :rows, None], offsets[:, :rows, None]

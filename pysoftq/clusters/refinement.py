@@ -21,7 +21,7 @@ def refine(clusters: Clusters, n_min: int = DEFAULT_N_MIN) -> Clusters:
         ValueError: `n_min` is negative.
     """
     if n_min < 0:
-        raise ValueError(f"n_min is {n_min}; want 0 or more")
+        raise ValueError(f"`n_min` must be >= 0, got {n_min}")
     counts = clusters.counts.cpu()
     large = counts > n_min
     segment = torch.arange(clusters.segments).repeat_interleave(clusters.codebook_sizes)

@@ -17,6 +17,7 @@ from pysoftq.clusters.intervals import (
     PartialSums,
     cost_table,
     lower_envelope,
+    neighbour_crossings,
     shortest_path,
     shortest_path_within,
 )
@@ -147,8 +148,10 @@ class SortedWeights:
         if rd_weight == 0:  # without a table, as there may be 2**20 clusters
             return self.edges(self.nearest(means)[1:-1])
         offsets = rd_weight * self._variance * np.log2(self.size / counts)
-        changes = lower_envelope(from_numpy(means)[None], from_numpy(offsets)[None])[0]
-        return self.edges(np.searchsorted(self.x, changes.numpy()))
+        changes = neighbour_crossings(means, offsets)
+        if not (np.diff(changes) > 0).all():  # a parabola may be nowhere the least
+            changes = lower_envelope(from_numpy(means)[None], from_numpy(offsets)[None])[0].numpy()
+        return self.edges(np.searchsorted(self.x, changes))
 
     def _sums_before(self, nodes: Nodes) -> PartialSums:
         return PartialSums(nodes, self._sums[nodes], self._squares[nodes])

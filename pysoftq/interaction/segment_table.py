@@ -1,4 +1,11 @@
-"""The table of segments that a backend couples: one row for each segment of each layer."""
+"""The table of segments that a backend couples: one row for each segment of each layer.
+
+With channels or groups the core couples segments with offsets into their layers. The table is built
+once; a step passes the addresses of the layers. The draw for the histogram depends on the position
+of a weight in its layer, not in its segment. The number of bins is proportional to the number of
+weights. The CUDA kernels require whole layers: on a GPU segments use `backends.plain`, all segments
+of one size at once.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""The state of a run between two steps: enough to go on bit for bit."""
+"""The state of a run between two steps; resumed runs are bitwise identical.
+
+A checkpoint contains a SHA-256 against damage and is read with `weights_only=True`. Pretraining has
+its own checkpoint, `pretraining.pt`.
+"""
 
 from __future__ import annotations
 

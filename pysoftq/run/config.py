@@ -36,8 +36,8 @@ class CompressConfig(ClusteringConfig):
         ge=8)
     mean: tuple[float, ...] | None = option("Data", None, "Mean of the pixels in [0, 1], one "
         "value or one for each channel; ImageNet's for photographs.", metavar="R,G,B")
-    std: tuple[float, ...] | None = option("Data", None, "Standard deviation likewise.",
-        metavar="R,G,B")
+    std: tuple[float, ...] | None = option("Data", None, "Standard deviation of the pixels, in "
+        "the same form.", metavar="R,G,B")
     split_seed: int | None = option("Data", None, "Seed of the split of the digits into training "
         "and test images; that of the run by default.", ge=0, lt=2**31)
     augment: bool = option("Data", True, "Random shifts, and mirror images for photographs.")
@@ -56,11 +56,11 @@ class CompressConfig(ClusteringConfig):
     codebook_epochs: int = option("Clusters", 0, "Epochs in which the clusters' values, biases "
         "and normalisation are trained after refinement, each weight in its cluster.",
         on_resume=True, ge=0)
-    codebook_lr: float = option("Clusters", 0.001, "Highest learning rate of these (Adam, falling "
-        "to 0).", on_resume=True, gt=0)
-    weights_lr: float = option("Clusters", 0.0, "Highest learning rate of the weights in these "
-        "epochs (SGD, falling to 0), by which they move to other clusters; 0 keeps each in its "
-        "own.", on_resume=True, ge=0)
+    codebook_lr: float = option("Clusters", 0.001, "Peak learning rate for codebook training "
+        "(Adam, falling to 0).", on_resume=True, gt=0)
+    weights_lr: float = option("Clusters", 0.0, "Peak learning rate of the weights in these "
+        "epochs (SGD, falling to 0), which lets them move to other clusters; 0 keeps each in its "
+        "cluster.", on_resume=True, ge=0)
 
     epochs: int = option("Training", 30, "Epochs of soft quantization.", ge=1)
     batch_size: int = option("Training", 128, "Images or windows of text in a batch.", ge=1)
@@ -80,7 +80,7 @@ class CompressConfig(ClusteringConfig):
         ge=1)
     pretrain_optimizer: Literal["sgd", "adamw"] = option("Pretraining", "sgd", "As optimizer, "
         "with momentum 0.9.")
-    pretrain_lr: float = option("Pretraining", 0.1, "Highest learning rate of one cycle.", gt=0)
+    pretrain_lr: float = option("Pretraining", 0.1, "Peak learning rate of one cycle.", gt=0)
     pretrain_weight_decay: float = option("Pretraining", 5e-4, "Weight decay.", ge=0)
 
     amp: Literal["off", "bf16"] = option("Speed", "off", "Both trainings in float32, or in "
@@ -93,7 +93,7 @@ class CompressConfig(ClusteringConfig):
         "graph; auto: on a GPU.", on_resume=True)
 
     recipe: Literal["paper", "best"] = option("Run", "paper", "The paper's refinement, or the "
-        "one found best (docs/recipe.md): refine levels and trained codebooks.", on_resume=True)
+        "one found best (docs/recipe.md): refinement levels and trained codebooks.", on_resume=True)
     threads: int | None = option("Run", None, "Threads on the CPU; all cores by default.",
         on_resume=True, ge=1, le=1024)
     device: str = option("Run", "auto", "Where the network runs: auto, cpu, cuda, cuda:N or mps; "

@@ -1,4 +1,8 @@
-"""The folder of a run: its files' names, its lock, its metrics."""
+"""The folder of a run: file names, lock, metrics.
+
+A run can be killed at any time. Files that it requires are written with `atomic_write`; metrics and
+events are appended, and truncated to the checkpoint when the run is resumed.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,13 @@
-"""One step of training, on any device: forward, backward, the coupling's force, the optimizer.
+"""One training step on any device: forward, backward, force of the coupling, optimizer.
 
-Nothing here waits for the device. What a step has to tell stays there and is read once in many
-steps, so that the host runs ahead and the device never idles.
+The host does not wait for the device within an epoch. Losses, hits and trajectories stay on the
+device and are read at the end of an epoch or before a checkpoint, so a non-finite loss is detected
+only then. On a CPU reading is free and done after each step.
+
+On a GPU a CUDA graph contains the whole step: forward, backward, coupling, SGD. Values that change
+between steps are in device memory: the batch in static tensors, the fraction and step of the
+coupling in the memory of its kernels. Weights are channels-last on a GPU only; on a CPU this gained
+nothing.
 """
 
 from __future__ import annotations

@@ -1,13 +1,15 @@
-"""Who does which run of a sweep, and what came out: the trials of an Optuna study.
+"""The runs of a sweep and their results: trials of an Optuna study.
 
-A run is a trial that waits, and whoever makes it running has claimed it. A trial that ends without
-a result stays as it is, with its error if there was one; where the run is to be tried again, that
-is a new trial. So a run has one complete trial at most, and that is never changed.
+A worker claims a waiting trial by setting it to running. A trial is never changed after its end: a
+repetition is a new trial, and a worker that was given up by mistake can no longer write. A run
+therefore has at most one complete trial.
 
-Optuna's own steps are not enough: seeing that a trial waits and making it running are two
-statements, which SQLite does not keep together, and failing a trial and adding its successor are
-two transactions. All steps but heartbeats are therefore taken under one lock, which goes with the
-process that holds it: a file's for SQLite, an advisory one for PostgreSQL.
+Optuna's operations are not atomic: claiming a trial takes two statements, failing one and adding
+its successor two transactions. All operations except heartbeats hold one lock, which is released
+when its process ends: a file lock for SQLite, an advisory lock for PostgreSQL.
+
+Workers that share the folder are alive while they hold their lock file. Other workers are alive
+while their heartbeat changes, counted in looks because clocks differ.
 """
 
 from __future__ import annotations

@@ -219,7 +219,7 @@ def test_without_coupling_the_recipe_is_the_same(config: CompressConfig, folder:
     study = study_comparison(config, SMALL, folder, Log())
     (point,) = study.of("uncoupled")
     assert point.bits.mean < 7
-    assert point not in study.opponents
+    assert point not in study.baselines
 
 
 def test_re_estimated_statistics(folder: Path, config: CompressConfig) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from pysoftq.baselines import ecvq, kmeans, uniform
 from pysoftq.clusters.clusters import Clusters
-from pysoftq.clusters.intervals import SortedWeights
+from pysoftq.clusters.sorted_weights import SortedWeights
 
 METHODS: dict[str, Callable[[torch.Tensor, int], Clusters]] = {
     "uniform": uniform,
@@ -34,8 +34,8 @@ def partitions(count: int, K: int) -> list[list[slice]]:
     return [[slice(a, b) for a, b in itertools.pairwise((0, *inner, count))] for inner in chosen]
 
 
-def lowest_cost(values: list[float], K: int, rate: float) -> float:
-    """MSE / variance + rate · entropy, the least over all partitions."""
+def lowest_cost(values: list[float], K: int, rd_weight: float) -> float:
+    """MSE / variance + rd_weight · entropy, the least over all partitions."""
     x = np.sort(np.array(values))
     variance = x.var() or 1.0
 
@@ -43,15 +43,15 @@ def lowest_cost(values: list[float], K: int, rate: float) -> float:
         members = [x[part] for part in parts]
         errors = sum(float(((one - one.mean()) ** 2).sum()) for one in members) / variance
         bits = sum(one.size * math.log2(x.size / one.size) for one in members)
-        return (errors + rate * bits) / x.size
+        return (errors + rd_weight * bits) / x.size
 
     return min(cost(parts) for parts in partitions(x.size, K))
 
 
-def cost(theta: torch.Tensor, clusters: Clusters, rate: float = 0.0) -> float:
+def cost(theta: torch.Tensor, clusters: Clusters, rd_weight: float = 0.0) -> float:
     error = (clusters.weights().double() - theta.double().reshape(-1)).square().mean()
     variance = float(theta.double().var(correction=0)) or 1.0
-    return float(error) / variance + rate * clusters.entropy_bits
+    return float(error) / variance + rd_weight * clusters.entropy_bits
 
 
 def heavy_tails(count: int) -> torch.Tensor:
@@ -68,12 +68,12 @@ def test_kmeans_is_the_best_of_all_partitions(values: list[float], K: int) -> No
 
 
 @given(weight_lists, st.integers(1, 6), st.sampled_from([0.0, 1e-3, 0.03, 0.3, 2.0]))
-def test_ecvq_is_the_best_of_all_partitions(values: list[float], K: int, rate: float) -> None:
+def test_ecvq_is_the_best_of_all_partitions(values: list[float], K: int, rd_weight: float) -> None:
     theta = torch.tensor(values, dtype=torch.float64)
-    clusters = ecvq(theta, K, rate)
+    clusters = ecvq(theta, K, rd_weight)
     assert clusters.K <= K
-    best = lowest_cost(values, K, rate)
-    assert cost(theta, clusters, rate) == pytest.approx(best, rel=1e-9, abs=1e-12)
+    best = lowest_cost(values, K, rd_weight)
+    assert cost(theta, clusters, rd_weight) == pytest.approx(best, rel=1e-9, abs=1e-12)
 
 
 @given(
@@ -81,33 +81,35 @@ def test_ecvq_is_the_best_of_all_partitions(values: list[float], K: int, rate: f
     st.lists(st.integers(1, 199), min_size=1, max_size=20),
     st.sampled_from([0.0, 0.01, 0.2]),
 )
-def test_converged_cost_never_rises(values: list[float], starts: list[int], rate: float) -> None:
+def test_converged_cost_never_rises(
+    values: list[float], starts: list[int], rd_weight: float
+) -> None:
     weights = SortedWeights(torch.tensor(values, dtype=torch.float64))
     edges = weights.edges(np.array(starts))
-    converged = weights.converge(edges, rate)
-    assert weights.cost(converged, rate) <= weights.cost(edges, rate)
-    assert np.array_equal(converged, weights.converge(converged, rate))
+    converged = weights.converge(edges, rd_weight)
+    assert weights.cost(converged, rd_weight) <= weights.cost(edges, rd_weight)
+    assert np.array_equal(converged, weights.converge(converged, rd_weight))
 
 
 def test_converged_weights_are_in_their_cheapest_cluster() -> None:
     theta = heavy_tails(400).double()
     weights = SortedWeights(theta)
     edges = weights.edges(np.array([3, 50, 180, 220, 390, 399]))
-    rate = 0.3
+    rd_weight = 0.3
 
     def cheapest(clusters: Clusters) -> torch.Tensor:
         lengths = -(clusters.counts.double() / theta.numel()).log2()
         squares = (theta[:, None] - clusters.codebook).square() / theta.var(correction=0)
-        return (squares + rate * lengths).argmin(1)
+        return (squares + rd_weight * lengths).argmin(1)
 
-    before, after = weights.clusters(edges), weights.clusters(weights.converge(edges, rate))
+    before, after = weights.clusters(edges), weights.clusters(weights.converge(edges, rd_weight))
     assert not torch.equal(cheapest(before), before.indices)
     assert torch.equal(cheapest(after), after.indices)
 
 
 def test_ecvq_trades_error_for_bits() -> None:
     theta = heavy_tails(20_000)
-    found = [ecvq(theta, 64, rate) for rate in (0.003, 0.01, 0.03, 0.1, 0.3, 3.0)]
+    found = [ecvq(theta, 64, rd_weight) for rd_weight in (0.003, 0.01, 0.03, 0.1, 0.3, 3.0)]
     bits = [clusters.entropy_bits for clusters in found]
     errors = [cost(theta, clusters) for clusters in found]
     assert bits == sorted(bits, reverse=True)
@@ -115,14 +117,14 @@ def test_ecvq_trades_error_for_bits() -> None:
     assert bits[-1] < 0.1
     # At the bits of k-means, whose cells cost the same whether they are full or not, less error.
     reference = kmeans(theta, 8)
-    rival = next(one for one in found if one.entropy_bits <= reference.entropy_bits)
-    assert cost(theta, rival) < cost(theta, reference)
+    close = next(one for one in found if one.entropy_bits <= reference.entropy_bits)
+    assert cost(theta, close) < cost(theta, reference)
 
 
 def test_large_layers_come_close_to_the_optimum(monkeypatch: pytest.MonkeyPatch) -> None:
     theta = heavy_tails(30_000)
     exact = kmeans(theta, 16)
-    module = importlib.import_module("pysoftq.baselines.kmeans")  # not the function of that name
+    module = importlib.import_module("pysoftq.baselines.k_means")
     monkeypatch.setattr(module, "EXACT_WEIGHTS", 0)
     close = kmeans(theta, 16)
     assert cost(theta, exact) <= cost(theta, close) < 1.001 * cost(theta, exact)
@@ -209,18 +211,18 @@ def test_errors(method: Callable[..., Clusters]) -> None:
     with pytest.raises(ValueError, match="1 of 2 weights are NaN or infinite"):
         method(torch.tensor([math.nan, 1.0]), 4)
     for count in (0, 2**20 + 1, 2.0, True):
-        with pytest.raises(ValueError, match=f"is {count}; want a whole number from 1 to 1048576"):
+        with pytest.raises(ValueError, match=f"must be an integer from 1 to 1048576, got {count}"):
             method(torch.zeros(3), count)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"torch\.int64"):
         method(torch.arange(3), 2)
 
 
-@pytest.mark.parametrize("rate", [-0.1, math.nan, math.inf])
-def test_ecvq_refuses_rates(rate: float) -> None:
-    with pytest.raises(ValueError, match=f"rate is {rate}; want a number from 0 to 1e"):
-        ecvq(torch.zeros(3), 4, rate)
+@pytest.mark.parametrize("rd_weight", [-0.1, math.nan, math.inf])
+def test_ecvq_refuses_rd_weights(rd_weight: float) -> None:
+    with pytest.raises(ValueError, match=f"`rd_weight` must be from 0 to 1e.*, got {rd_weight}"):
+        ecvq(torch.zeros(3), 4, rd_weight)
 
 
 def test_uniform_refuses_other_ranges() -> None:
-    with pytest.raises(ValueError, match="clip is 'max'; want one of mse, minmax"):
+    with pytest.raises(ValueError, match="`clip` must be one of mse, minmax, got 'max'"):
         uniform(torch.zeros(3), 4, "max")  # type: ignore[arg-type]

@@ -74,9 +74,9 @@ def test_few_distinct_values_are_kept(values: list[float], dtype: torch.dtype) -
 def test_errors() -> None:
     with pytest.raises(ValueError, match="1 of 2 weights are NaN or infinite"):
         histogram_equalize(torch.tensor([math.nan, 1.0]), 4)
-    with pytest.raises(ValueError, match="bits is 40; want 0 to 20"):
+    with pytest.raises(ValueError, match="`bits` must be from 0 to 20, got 40"):
         histogram_equalize(torch.zeros(3), 40)
-    with pytest.raises(ValueError, match="'mode'; want one of mean, median, midpoint"):
+    with pytest.raises(ValueError, match="must be one of mean, median, midpoint, got 'mode'"):
         histogram_equalize(torch.zeros(3), 4, "mode")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"torch\.int64"):
         histogram_equalize(torch.arange(3), 1)

@@ -10,25 +10,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pysoftq.clusters.assignment import Assignment, interval_ends
+from pysoftq.clusters.assignment import Assignment
 from pysoftq.clusters.binning import identify
 from pysoftq.clusters.clusters import Clusters
+from pysoftq.clusters.intervals import lower_envelope
 from pysoftq.clusters.values import unique
 from pysoftq.interaction.segments import segment_bounds
 
 VALUES = st.floats(-4, 4, allow_subnormal=False).map(lambda x: round(x, 2))
 
 
-def costs(x: float, values: list[float], counts: list[int], size: int, price: float) -> list[float]:
+def costs(
+    x: float, values: list[float], counts: list[int], size: int, rd_weight: float
+) -> list[float]:
     return [
-        (x - value) ** 2 - price * math.log2(max(count, 1) / size)
+        (x - value) ** 2 - rd_weight * math.log2(max(count, 1) / size)
         for value, count in zip(values, counts, strict=True)
     ]
 
 
-def check(clusters: Clusters, weights: Tensor, values: Tensor, price: float) -> None:
+def check(clusters: Clusters, weights: Tensor, values: Tensor, rd_weight: float) -> None:
     """Every weight goes to a cluster of its segment that no other one there is cheaper than."""
-    found = Assignment(clusters, weights.device)(weights, values, clusters.indices, price)
+    found = Assignment(clusters, weights.device)(weights, values, clusters.indices, rd_weight)
     bounds = [0, clusters.size] if clusters.bounds is None else clusters.bounds.tolist()
     first = 0
     for start, end, K in zip(bounds, bounds[1:], clusters.codebook_sizes.tolist(), strict=False):
@@ -39,7 +42,7 @@ def check(clusters: Clusters, weights: Tensor, values: Tensor, price: float) -> 
                 values[own].tolist(),
                 clusters.counts[own].tolist(),
                 end - start,
-                price,
+                rd_weight,
             )
             chosen = int(found[place]) - first
             assert 0 <= chosen < K
@@ -51,32 +54,32 @@ def check(clusters: Clusters, weights: Tensor, values: Tensor, price: float) -> 
 @given(
     weights=st.lists(VALUES, min_size=1, max_size=40),
     values=st.lists(VALUES, min_size=1, max_size=8),
-    price=st.sampled_from([0.0, 0.01, 0.3, 5.0]),
+    rd_weight=st.sampled_from([0.0, 0.01, 0.3, 5.0]),
     seed=st.integers(0, 99),
 )
 def test_no_other_cluster_is_cheaper(
-    weights: list[float], values: list[float], price: float, seed: int
+    weights: list[float], values: list[float], rd_weight: float, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     indices = torch.randint(len(values), (len(weights),), generator=generator)
     counts = torch.bincount(indices, minlength=len(values))
     clusters = Clusters(torch.tensor(values), indices, counts)
-    check(clusters, torch.tensor(weights), torch.tensor(values), price)
+    check(clusters, torch.tensor(weights), torch.tensor(values), rd_weight)
 
 
 @pytest.mark.parametrize("granularity", ["channel", "group:5"])
-@pytest.mark.parametrize("price", [0.0, 0.05])
-def test_segments_keep_to_their_own_clusters(granularity: str, price: float) -> None:
+@pytest.mark.parametrize("rd_weight", [0.0, 0.05])
+def test_segments_keep_to_their_own_clusters(granularity: str, rd_weight: float) -> None:
     generator = torch.Generator().manual_seed(3)
     theta = torch.randn(4, 13, generator=generator)
     theta[2] = 1.5  # one cluster, in a table of several
     clusters = identify(theta, 3, segment_bounds(theta.shape, granularity))
     moved = theta.reshape(-1) + 0.2 * torch.randn(theta.numel(), generator=generator)
     values = clusters.codebook + 0.3 * torch.randn(clusters.K, generator=generator)
-    check(clusters, moved, values, price)
+    check(clusters, moved, values, rd_weight)
 
 
-def test_without_a_price_it_is_the_nearest_and_clusters_stay_as_they_were() -> None:
+def test_without_an_rd_weight_it_is_the_nearest_and_clusters_stay_as_they_were() -> None:
     theta = torch.randn(500, generator=torch.Generator().manual_seed(0))
     clusters = identify(theta, 4)
     found = Assignment(clusters, theta.device)(
@@ -89,8 +92,8 @@ def test_without_a_price_it_is_the_nearest_and_clusters_stay_as_they_were() -> N
     assert torch.equal(kept, again.indices)
 
 
-def test_a_dear_cluster_is_given_up_and_empty_ones_cost_no_infinity() -> None:
-    ends = interval_ends(torch.tensor([[-1.0, 0.0, 1.0]]), torch.tensor([[0.0, 9.0, 0.0]]))
+def test_an_expensive_cluster_is_given_up_and_empty_ones_cost_no_infinity() -> None:
+    ends = lower_envelope(torch.tensor([[-1.0, 0.0, 1.0]]), torch.tensor([[0.0, 9.0, 0.0]]))
     assert ends.tolist() == [[0.0, 0.0]]  # the middle one is the least nowhere
     clusters = Clusters(torch.tensor([-1.0, 1.0]), torch.tensor([0, 0, 0, 0]), torch.tensor([4, 0]))
     weights = torch.tensor([-1.0, -0.5, 0.9, 1.0])
@@ -100,7 +103,7 @@ def test_a_dear_cluster_is_given_up_and_empty_ones_cost_no_infinity() -> None:
 
 def test_equal_values_go_to_the_cheaper() -> None:
     rows = torch.tensor([[1.0, 1.0], [1.0, 1.0], [1.0, math.inf]])
-    ends = interval_ends(rows, torch.tensor([[2.0, 1.0], [1.0, 1.0], [0.0, 0.0]]))
+    ends = lower_envelope(rows, torch.tensor([[2.0, 1.0], [1.0, 1.0], [0.0, 0.0]]))
     assert ends.tolist() == [[-math.inf], [math.inf], [math.inf]]
 
 

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from pysoftq import density
 from pysoftq.clusters.binning import identify
-from pysoftq.clusters.clusters import Clusters, mean_bit_width, typical_size
+from pysoftq.clusters.clusters import Clusters, join, layer_rd_weights, mean_bit_width, split
 from pysoftq.clusters.refinement import refine
-from pysoftq.clusters.values import unique
+from pysoftq.clusters.values import by_segment, unique
+from pysoftq.interaction.segments import segment_bounds
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
@@ -171,18 +172,20 @@ def test_non_finite_weights_are_counted() -> None:
 
 @pytest.mark.parametrize("function", [identify, unique])
 def test_wrong_types(function: object) -> None:
-    with pytest.raises(TypeError, match=r"torch\.int64; want one of float16"):
+    with pytest.raises(
+        TypeError, match=r"must be float16, bfloat16, float32, float64, got torch\.int64"
+    ):
         function(torch.arange(3))  # type: ignore[operator]
-    with pytest.raises(TypeError, match="list; want a torch tensor"):
+    with pytest.raises(TypeError, match="must be a torch tensor, got list"):
         function([1.0])  # type: ignore[operator]
 
 
 def test_wrong_bits_and_n_min() -> None:
-    with pytest.raises(ValueError, match="bits is 21; want 0 to 20"):
+    with pytest.raises(ValueError, match="`bits` must be from 0 to 20, got 21"):
         identify(torch.zeros(2), bits=21)
-    with pytest.raises(ValueError, match="bits is -1"):
+    with pytest.raises(ValueError, match="`bits` must be from 0 to 20, got -1"):
         identify(torch.zeros(2), bits=-1)
-    with pytest.raises(ValueError, match="n_min is -1"):
+    with pytest.raises(ValueError, match="`n_min` must be >= 0, got -1"):
         refine(identify(torch.zeros(2)), n_min=-1)
 
 
@@ -240,6 +243,53 @@ def test_unique_keeps_both_zeros_and_is_ascending(dtype: torch.dtype) -> None:
     assert torch.equal(clusters.weights(theta.shape).signbit(), theta.signbit())
 
 
+@given(
+    st.lists(st.sampled_from([-1.5, -0.0, 0.0, 0.25, 3.0]), min_size=12, max_size=12),
+    st.sampled_from(["layer", "channel", "group:3"]),
+)
+def test_distinct_values_of_segments(values: list[float], granularity: str) -> None:
+    theta = torch.tensor(values).reshape(3, 4)
+    bounds = segment_bounds(theta.shape, granularity)
+    clusters = unique(theta, bounds)
+    assert torch.equal(clusters.weights(theta.shape).signbit(), theta.signbit())
+    assert torch.equal(clusters.weights(theta.shape), theta)
+    assert torch.equal(clusters.counts, torch.bincount(clusters.indices, minlength=clusters.K))
+    parts = split(clusters)
+    assert len(parts) == clusters.segments == len(bounds) - 1
+    for part, own in zip(parts, theta.reshape(-1).split(bounds.diff().tolist()), strict=True):
+        alone = unique(own)
+        for field in ("codebook", "indices", "counts"):
+            assert torch.equal(getattr(part, field), getattr(alone, field))
+    assert clusters.codebook_sizes.tolist() == [part.K for part in parts]
+    local = torch.cat([part.indices for part in parts])
+    assert torch.equal(clusters.local_indices, local)
+    assert clusters.container_bits == max((part.K - 1).bit_length() for part in parts)
+    weighted = [part.size * part.bits for part in parts]
+    assert clusters.bits == pytest.approx(sum(weighted) / theta.numel())
+    weighted = [part.size * part.entropy_bits for part in parts]
+    assert clusters.entropy_bits == pytest.approx(sum(weighted) / theta.numel(), abs=1e-12)
+    again = join(parts, bounds)
+    for field in ("codebook", "indices", "counts", "bounds"):
+        assert torch.equal(getattr(again, field), getattr(clusters, field))
+
+
+def test_values_of_a_clustered_layer_are_divided_without_another_search() -> None:
+    theta = torch.tensor([[2.0, 1.0, 2.0], [1.0, 1.0, 3.0]])
+    divided = by_segment(unique(theta), segment_bounds(theta.shape, "channel"))
+    assert divided.codebook.tolist() == [1.0, 2.0, 1.0, 3.0]
+    assert divided.indices.tolist() == [1, 0, 1, 2, 2, 3]
+    assert divided.local_indices.tolist() == [1, 0, 1, 0, 0, 1]
+    assert divided.counts.tolist() == [1, 2, 2, 1]
+
+
+@pytest.mark.parametrize("granularity", ["layer", "channel"])
+def test_no_weights_have_no_values(granularity: str) -> None:
+    bounds = segment_bounds((0, 3), granularity)
+    clusters = unique(torch.zeros(0, 3), bounds)
+    assert clusters.K == clusters.size == clusters.local_indices.numel() == 0
+    assert clusters.bits == clusters.entropy_bits == clusters.container_bits == 0
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_device_does_not_matter(dtype: torch.dtype) -> None:
@@ -275,8 +325,12 @@ def test_mean_bit_width_is_weighted_by_size() -> None:
         mean_bit_width([1], [1.0, 2.0])
 
 
-def test_a_weight_lies_in_a_large_layer() -> None:
-    sizes = [3, 0, 10, 1]
+def test_rd_weights_of_layers_are_relative_to_the_layer_of_a_typical_weight() -> None:
+    sizes, variances = [3, 0, 10, 1], [0.5, 1.0, 4.0, 2.0]
     owners = [size for size in sizes for _ in range(size)]
-    assert typical_size(sizes) == pytest.approx(sum(owners) / len(owners))
-    assert typical_size([]) == typical_size([0]) == 0.0
+    typical = sum(owners) / len(owners)
+    expected = [0.1 * v * n / typical for v, n in zip(variances, sizes, strict=True)]
+    assert layer_rd_weights(0.1, variances, sizes) == pytest.approx(expected)
+    assert layer_rd_weights(0.1, [], []) == []
+    assert layer_rd_weights(0.1, [1.0, 2.0], [0, 0]) == [0.0, 0.0]
+    assert layer_rd_weights(0.1, [3.0], [7]) == pytest.approx([0.3])

@@ -16,13 +16,8 @@ from pysoftq.clusters.clusters import Clusters
 from pysoftq.clusters.codebooks import Codebooks
 from pysoftq.clusters.values import unique
 from pysoftq.data.images import Dataset
-from pysoftq.errors import Interrupted
-from pysoftq.interaction.segments import segment_bounds
 from pysoftq.models.build import build_model
 from pysoftq.models.weight_files import coupled_weights
-from pysoftq.run.codebooks import train_codebooks
-from pysoftq.run.config import CompressConfig, make_config
-from pysoftq.run.interrupt import StopRequest
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +39,6 @@ def found_in(model: nn.Module, bits: int = 3) -> dict[str, Clusters]:
 
 def pretrained_weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in coupled_weights(model.state_dict()).items()}
-
-
-def options(**given: object) -> CompressConfig:
-    return make_config({"dataset": "digits", "batch_size": 32}, given)
 
 
 def batch(data: Dataset) -> tuple[Tensor, Tensor]:
@@ -136,28 +127,6 @@ def test_a_layer_without_gradient_keeps_its_values() -> None:
     assert not torch.equal(codebooks.values["0.weight"], clusters["0.weight"].codebook)
 
 
-@pytest.mark.parametrize("rest", [True, False])
-def test_training_lowers_the_loss(model: nn.Module, data: Dataset, rest: bool) -> None:
-    clusters = found_in(model)
-    bias = model.get_parameter("linear.bias").detach().clone()
-
-    def loss() -> float:
-        model.eval()
-        with torch.no_grad():
-            images, labels = next(data.ordered(data.train))
-            return float(F.cross_entropy(model(images), labels))
-
-    Codebooks(model, clusters)
-    before = loss()
-    trained = train_codebooks(model, clusters, data, options(), epochs=3, rest=rest)
-    assert not model.training
-    assert loss() < before
-    assert torch.equal(model.get_parameter("linear.bias"), bias) != rest
-    for name, value in coupled_weights(model.state_dict()).items():
-        assert torch.equal(value, trained[name].weights(value.shape))
-        assert trained[name].codebook.diff().gt(0).all()
-
-
 def test_gradients_of_before_are_forgotten() -> None:
     model = nn.Linear(2, 1, bias=False)
     model(torch.ones(1, 2)).sum().backward()
@@ -167,33 +136,6 @@ def test_gradients_of_before_are_forgotten() -> None:
     before = codebooks.values["weight"].detach().clone()
     optimizer.step()
     assert torch.equal(codebooks.values["weight"], before)
-
-
-def test_the_same_again(data: Dataset) -> None:
-    results = []
-    for _ in range(2):
-        torch.manual_seed(0)
-        model = build_model("digits-resnet-small", 10, 1)
-        train_codebooks(model, found_in(model), data, options(), epochs=1)
-        results.append(model.state_dict())
-    assert all(torch.equal(value, results[1][name]) for name, value in results[0].items())
-
-
-def test_other_epochs_see_other_batches(data: Dataset) -> None:
-    results = []
-    for first_epoch in (0, 1):
-        torch.manual_seed(0)
-        model = build_model("digits-resnet-small", 10, 1)
-        train_codebooks(model, found_in(model), data, options(), epochs=1, first_epoch=first_epoch)
-        results.append(model.get_parameter("linear.bias"))
-    assert not torch.equal(*results)
-
-
-def test_a_stop_is_heard_after_a_step(model: nn.Module, data: Dataset) -> None:
-    stop = StopRequest()
-    stop.asked = True
-    with pytest.raises(Interrupted):
-        train_codebooks(model, found_in(model), data, options(), epochs=1, stop=stop)
 
 
 def test_gradients_pass_straight_through(model: nn.Module, data: Dataset) -> None:
@@ -229,42 +171,6 @@ def test_a_weight_moves_when_it_has_passed_the_middle() -> None:
     )
 
 
-@pytest.mark.parametrize("granularity", ["layer", "channel", "group:7"])
-def test_moving_weights_lower_the_loss_and_a_price_the_entropy(
-    model: nn.Module, data: Dataset, granularity: str
-) -> None:
-    state = copy.deepcopy(model.state_dict())
-    weights = pretrained_weights(model)
-    bounds = {
-        name: None if granularity == "layer" else segment_bounds(value.shape, granularity)
-        for name, value in weights.items()
-    }
-    clusters = {name: identify(value, 3, bounds[name]) for name, value in weights.items()}
-    entropies, losses = [], []
-    for price in (0.0, 5e-3):
-        model.load_state_dict(state)
-        trained = train_codebooks(
-            *(model, clusters, data, options()),
-            epochs=3,
-            weights=weights,
-            prices=dict.fromkeys(clusters, price),
-        )
-        for name, value in pretrained_weights(model).items():
-            assert torch.equal(value, trained[name].weights(value.shape))
-            assert trained[name].K <= clusters[name].K
-            assert (trained[name].codebook_sizes <= clusters[name].codebook_sizes).all()
-        entropies.append(sum(found.size * found.entropy_bits for found in trained.values()))
-        with torch.no_grad():
-            losses.append(float(F.cross_entropy(model(batch(data)[0]), batch(data)[1])))
-    model.load_state_dict(state)
-    fixed = Codebooks(model, clusters)
-    with torch.no_grad():
-        before = float(F.cross_entropy(model.eval()(batch(data)[0]), batch(data)[1]))
-    assert max(losses) < before
-    assert entropies[1] < 0.9 * entropies[0]
-    assert entropies[0] != sum(c.size * c.entropy_bits for c in fixed.clusters().values())
-
-
 def test_half_precision_weights_move_by_small_steps() -> None:
     model = nn.Linear(2, 1, bias=False, dtype=torch.bfloat16)
     weights = torch.tensor([[1.0, 3.0]], dtype=torch.bfloat16)
@@ -273,7 +179,7 @@ def test_half_precision_weights_move_by_small_steps() -> None:
     optimizer = torch.optim.SGD(codebooks.parameters(), lr=0.0)
     optimizer.register_step_post_hook(lambda *_: sgd.step())
     codebooks.attach(optimizer)
-    for _ in range(1100):  # each far below what bfloat16 tells apart at 1
+    for _ in range(1100):  # each far below the precision of bfloat16 at 1
         optimizer.zero_grad()
         (-model.weight[0, 0]).backward()
         optimizer.step()
@@ -281,30 +187,24 @@ def test_half_precision_weights_move_by_small_steps() -> None:
     assert model.weight.dtype == torch.bfloat16
 
 
-def test_refusals(model: nn.Module, data: Dataset) -> None:
+def test_refusals(model: nn.Module) -> None:
     clusters = found_in(model)
-    with pytest.raises(ValueError, match="no codebook to train"):
+    with pytest.raises(ValueError, match="`clusters` must not be empty"):
         Codebooks(model, {})
-    with pytest.raises(ValueError, match="'conv9', which is no parameter"):
+    with pytest.raises(ValueError, match="'conv9', which is not a parameter"):
         Codebooks(model, {"conv9": clusters["conv1.weight"]})
-    with pytest.raises(ValueError, match=r"'linear\.weight' has 160 weights, its clusters 36"):
+    with pytest.raises(
+        ValueError, match=r"'linear\.weight': clusters of 36 weights for 160 weights"
+    ):
         Codebooks(model, {"linear.weight": clusters["conv1.weight"]})
     weights = pretrained_weights(model)
-    with pytest.raises(ValueError, match=r"price of layer 'conv1\.weight' is -1"):
+    with pytest.raises(
+        ValueError, match=r"'conv1\.weight': `rd_weights` must be finite and >= 0, got -1"
+    ):
         Codebooks(model, clusters, weights, {"conv1.weight": -1.0})
-    with pytest.raises(ValueError, match=r"no weights of 'conv1\.weight'"):
+    with pytest.raises(ValueError, match=r"'conv1\.weight': clusters without `weights`"):
         Codebooks(model, clusters, {})
-    with pytest.raises(ValueError, match=r"'conv1\.weight': 5 weights for clusters of 36"):
+    with pytest.raises(ValueError, match=r"'conv1\.weight': clusters of 36 weights for 5 weights"):
         Codebooks(model, clusters, {**weights, "conv1.weight": torch.ones(5)})
-    with pytest.raises(ValueError, match=r"'conv1\.weight' has weights that are NaN"):
+    with pytest.raises(ValueError, match=r"'conv1\.weight': weights are NaN"):
         Codebooks(model, clusters, {**weights, "conv1.weight": torch.full((36,), torch.nan)})
-    with pytest.raises(ValueError, match="weights_lr is 0"):
-        train_codebooks(
-            *(model, clusters, data, options()), epochs=1, weights=weights, weights_lr=0.0
-        )
-    with pytest.raises(ValueError, match="epochs is 0"):
-        train_codebooks(model, clusters, data, options(), epochs=0)
-    with pytest.raises(ValueError, match="lr nan"):
-        train_codebooks(model, clusters, data, options(), epochs=1, lr=float("nan"))
-    with pytest.raises(ValueError, match=r"loss is (nan|inf) while codebooks are trained"):
-        train_codebooks(model, clusters, data, options(), epochs=1, lr=1e30)

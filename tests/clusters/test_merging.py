@@ -27,11 +27,11 @@ def clusters_of(values: list[float], counts: list[int]) -> Clusters:
     return Clusters(codebook, indices[order], torch.tensor(counts))
 
 
-def cost(before: Clusters, after: Clusters, price: float, rate: Rate) -> float:
-    """Squared error + price · bits, from the weights themselves."""
+def cost(before: Clusters, after: Clusters, rd_weight: float, rate: Rate) -> float:
+    """Squared error + rd_weight · bits, from the weights themselves."""
     error = float((before.weights() - after.weights()).double().square().sum())
     bits = after.bits if rate == "levels" else after.entropy_bits
-    return error + price * before.size * bits
+    return error + rd_weight * before.size * bits
 
 
 def every_merging(found: Clusters) -> list[Clusters]:
@@ -51,15 +51,15 @@ def every_merging(found: Clusters) -> list[Clusters]:
 @given(
     values=st.lists(st.integers(-50, 50), min_size=1, max_size=8, unique=True),
     counts=st.lists(st.integers(1, 40), min_size=8, max_size=8),
-    price=st.floats(0.01, 1000),
+    rd_weight=st.floats(0.01, 1000),
 )
 def test_no_other_merging_is_cheaper(
-    values: list[int], counts: list[int], price: float, rate: Rate
+    values: list[int], counts: list[int], rd_weight: float, rate: Rate
 ) -> None:
     found = clusters_of([float(v) for v in sorted(values)], counts[: len(values)])
-    merged = merge(found, price, rate)
-    least = min(cost(found, other, price, rate) for other in every_merging(found))
-    assert cost(found, merged, price, rate) == pytest.approx(least, rel=1e-9)
+    merged = merge(found, rd_weight, rate)
+    least = min(cost(found, other, rd_weight, rate) for other in every_merging(found))
+    assert cost(found, merged, rd_weight, rate) == pytest.approx(least, rel=1e-9)
     assert merged.counts.tolist() == torch.bincount(merged.indices).tolist()
     assert bool(merged.codebook.diff().gt(0).all())
 
@@ -82,10 +82,10 @@ def test_far_outliers_stay_and_near_neighbours_merge() -> None:
 
 
 @pytest.mark.parametrize("rate", RATES)
-def test_a_higher_price_never_takes_more_bits(rate: Rate) -> None:
+def test_a_higher_rd_weight_never_takes_more_bits(rate: Rate) -> None:
     theta = torch.randn(3000, generator=torch.Generator().manual_seed(1))
     found = identify(theta, 6)
-    results = [merge(found, price, rate) for price in (1e-6, 1e-4, 1e-2, 0.1, 1.0, 1e12)]
+    results = [merge(found, rd_weight, rate) for rd_weight in (1e-6, 1e-4, 1e-2, 0.1, 1.0, 1e12)]
     bits = [r.bits if rate == "levels" else r.entropy_bits for r in results]
     errors = [float((theta - r.weights()).square().sum()) for r in results]
     assert bits == sorted(bits, reverse=True)
@@ -94,10 +94,10 @@ def test_a_higher_price_never_takes_more_bits(rate: Rate) -> None:
 
 
 def test_the_same_for_all_layers_together() -> None:
-    """One price: no other choice in two layers has as few bits and less error."""
+    """One rd_weight: no other choice in two layers has as few bits and less error."""
     first, second = clusters_of([0, 1, 5, 7], [9, 2, 1, 3]), clusters_of([0, 2, 3], [20, 1, 6])
-    price = 0.4
-    chosen = [merge(found, price) for found in (first, second)]
+    rd_weight = 0.4
+    chosen = [merge(found, rd_weight) for found in (first, second)]
 
     def total(pair: tuple[Clusters, Clusters]) -> tuple[float, float]:
         both = list(zip((first, second), pair, strict=True))
@@ -140,13 +140,15 @@ def test_little_to_merge() -> None:
 
 def test_refusals() -> None:
     found = clusters_of([0.0, 1.0], [1, 1])
-    for price in (-1.0, math.nan, math.inf):
-        with pytest.raises(ValueError, match=f"price is {price}; want a finite number"):
-            merge(found, price)
-    with pytest.raises(ValueError, match="rate is 'bits'; want one of levels, entropy"):
+    for rd_weight in (-1.0, math.nan, math.inf):
+        with pytest.raises(
+            ValueError, match=f"`rd_weight` must be finite and >= 0, got {rd_weight}"
+        ):
+            merge(found, rd_weight)
+    with pytest.raises(ValueError, match="`rate` must be one of levels, entropy, got 'bits'"):
         merge(found, 1.0, "bits")  # type: ignore[arg-type]
     many = torch.from_numpy(np.arange(MAX_CLUSTERS + 1.0))
-    with pytest.raises(ValueError, match="2049 clusters are too many"):
+    with pytest.raises(ValueError, match="limited to 2048 clusters, got 2049"):
         merge(unique(many), 1.0)
     with pytest.raises(ValueError, match="NaN or infinite"):
         merge(unique(torch.tensor([1.0, math.nan])), 1.0)

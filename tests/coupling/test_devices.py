@@ -10,56 +10,57 @@ import sys
 from types import ModuleType
 from typing import Any
 
-import emulated_cuda
 import numpy as np
 import pytest
 import torch
+from devices import Device
 from torch import nn
 from torch.nn import functional as F
 
 import pysoftq
 from pysoftq import SoftQuantizer
-from pysoftq.interaction import arrays as _arrays
-from pysoftq.interaction import backends
-from pysoftq.interaction.backends import plain
+from pysoftq.interaction import arrays, backends
 
 THETA = np.random.default_rng(0).standard_normal(3000).astype(np.float32)
 
 
-@pytest.fixture(params=["plain", "cuda emulated", pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.device:
-    if request.param in ("plain", "cuda emulated"):
-        backend = plain if request.param == "plain" else emulated_cuda.backend()
-        monkeypatch.setattr(backends, "on_device", lambda device: backend)
-        monkeypatch.setattr(_arrays, "_on_host", lambda tensor: False)
-    return torch.device("cuda" if request.param == "cuda" else "cpu")
+pytestmark = pytest.mark.devices("plain", "cuda emulated", "cuda")
+
+
+@pytest.fixture
+def place(device: Device, monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """Where tensors are whose interaction the backend of `device` computes."""
+    if device.name == "cpu":
+        monkeypatch.setattr(backends, "on_device", lambda _: device.backend)
+        monkeypatch.setattr(arrays, "_on_host", lambda _: False)
+    return torch.device(device.name)
 
 
 @pytest.mark.parametrize(
     "dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.float8_e5m2]
 )
 @pytest.mark.parametrize("layout", ["flat", "transposed", "strided"])
-def test_front_ends(device, dtype, layout):
+def test_front_ends(place, dtype, layout):
     theta = torch.from_numpy(THETA).to(dtype)
     theta = {"flat": theta, "transposed": theta.view(50, 60).T, "strided": theta[::3]}[layout]
-    there = theta.to(device)
+    there = theta.to(place)
     x = (theta if dtype == torch.float64 else theta.float()).numpy()
     for method in ("sort", "direct"):
         forces = pysoftq.pair_force(there, 0.5, method)
-        assert (forces.device.type, forces.dtype) == (device.type, torch.int64)
+        assert (forces.device.type, forces.dtype) == (place.type, torch.int64)
         np.testing.assert_array_equal(forces.cpu(), pysoftq.pair_force(x, 0.5, method))
         energy = pysoftq.pair_energy(there, 0.5, method)
         assert energy == pytest.approx(pysoftq.pair_energy(x, 0.5, method), rel=1e-11)
     forces = pysoftq.force(there, 0.5, 256)
-    assert (forces.device.type, str(forces.dtype)) == (device.type, f"torch.{x.dtype}")
+    assert (forces.device.type, str(forces.dtype)) == (place.type, f"torch.{x.dtype}")
     np.testing.assert_array_equal(forces.cpu(), pysoftq.force(x, 0.5, 256))
     rho, expected = pysoftq.density(there, 256, 0.5, 3), pysoftq.density(x, 256, 0.5, 3)
-    assert (rho.counts.device.type, rho.counts.dtype) == (device.type, torch.int64)
+    assert (rho.counts.device.type, rho.counts.dtype) == (place.type, torch.int64)
     np.testing.assert_array_equal(rho.counts.cpu(), expected.counts)
     np.testing.assert_array_equal(rho.midpoints, expected.midpoints)
     assert (rho.size, rho.bins, rho.spacing) == (expected.size, 256, expected.spacing)
     v = pysoftq.potential(rho, 0.5)
-    assert (v.device.type, v.dtype) == (device.type, torch.float64)
+    assert (v.device.type, v.dtype) == (place.type, torch.float64)
     np.testing.assert_array_equal(v.cpu(), pysoftq.potential(expected, 0.5))
     for self_energy in (False, True):
         energy = pysoftq.mean_field_energy(there, 0.5, 256, self_energy)
@@ -67,14 +68,14 @@ def test_front_ends(device, dtype, layout):
         assert energy == pytest.approx(expected_energy, rel=1e-12)
 
 
-def test_front_ends_refuse_the_same(device):
+def test_front_ends_refuse_the_same(place):
     with pytest.raises(TypeError, match=r"floating dtype, not torch\.int64"):
-        pysoftq.force(torch.arange(3, device=device), 0.5)
+        pysoftq.force(torch.arange(3, device=place), 0.5)
     with pytest.raises(ValueError, match="1 of 2 weights are not finite"):
-        pysoftq.density(torch.tensor([1.0, torch.nan], device=device))
+        pysoftq.density(torch.tensor([1.0, torch.nan], device=place))
 
     def rho(counts: Any, spacing: float = 0.1) -> pysoftq.Density:
-        return pysoftq.Density(torch.tensor(counts, device=device), 0.0, 1.0, spacing, 5)
+        return pysoftq.Density(torch.tensor(counts, device=place), 0.0, 1.0, spacing, 5)
 
     for counts, message in [
         ([1, -1], "must not be negative"),
@@ -105,8 +106,8 @@ class Foreign:
         return (2, 0)
 
 
-def test_arrays_of_other_libraries(device, monkeypatch):
-    if device.type == "cuda":
+def test_arrays_of_other_libraries(place, monkeypatch):
+    if place.type == "cuda":
         pytest.skip("CuPy's own test follows")
     monkeypatch.setattr("torch.utils.dlpack.from_dlpack", lambda array: array.tensor)
     theta = Foreign(torch.from_numpy(THETA).view(50, 60))
@@ -129,8 +130,8 @@ def test_arrays_of_other_libraries(device, monkeypatch):
     assert pysoftq.pair_energy(theta, 0.5) == pytest.approx(pysoftq.pair_energy(THETA, 0.5))
 
 
-def test_arrays_with_the_cuda_array_interface(device, monkeypatch):
-    if device.type == "cuda":
+def test_arrays_with_the_cuda_array_interface(place, monkeypatch):
+    if place.type == "cuda":
         pytest.skip("CuPy's own test follows")
 
     class Numba:
@@ -207,8 +208,8 @@ def assert_same_gradients(a: nn.Module, b: nn.Module) -> None:
         assert torch.equal(x.grad.cpu(), y.grad.cpu())
 
 
-def test_training(expected, device):
-    net = Net().to(device)
+def test_training(expected, place):
+    net = Net().to(place)
     softq = train(net, 6)
     assert_same(net, expected[0])
     assert softq.state_dict() == expected[1].state_dict()
@@ -216,11 +217,11 @@ def test_training(expected, device):
     assert energy.total == pytest.approx(other.total, rel=1e-9)
     assert softq.finalize(4, 3) == expected[1].finalize(4, 3)
     assert_same(net, expected[0])
-    assert all(parameter.device.type == device.type for parameter in net.parameters())
+    assert all(parameter.device.type == place.type for parameter in net.parameters())
 
 
-def test_channels_last(device):
-    net = Net().to(device, memory_format=torch.channels_last)
+def test_channels_last(place):
+    net = Net().to(place, memory_format=torch.channels_last)
     other = Net()
     for model in (net, other):
         gradients_of(model, 0)
@@ -234,11 +235,11 @@ def test_channels_last(device):
     ["cpu", "plain", "cuda emulated", pytest.param("cuda", marks=pytest.mark.gpu)],
     indirect=True,
 )
-def test_a_model_that_moves_and_changes(device):
+def test_a_model_that_moves_and_changes(place):
     net = Net()
     softq = SoftQuantizer(net, h=0.1, fraction=0.5)
     changes = [
-        lambda net: net.to(device),
+        lambda net: net.to(place),
         lambda net: net.double(),
         lambda net: net.to(memory_format=torch.channels_last),
         lambda net: net.bfloat16(),
@@ -256,8 +257,8 @@ def test_a_model_that_moves_and_changes(device):
         assert_same_gradients(net, fresh)
 
 
-def test_a_refused_step_is_reported_by_check(device):
-    net = Net().to(device)
+def test_a_refused_step_is_reported_by_check(place):
+    net = Net().to(place)
     softq = SoftQuantizer(net, h=0.1)
     gradients_of(net, 0)
     before = [parameter.grad.clone() for parameter in net.parameters()]
@@ -278,8 +279,8 @@ def test_a_refused_step_is_reported_by_check(device):
         softq.add_force_()
 
 
-def test_gradients_in_another_order(device):
-    net, other = Net().to(device), Net()
+def test_gradients_in_another_order(place):
+    net, other = Net().to(place), Net()
     gradients_of(net, 0)
     gradients_of(other, 0)
     net.fc.weight.grad = net.fc.weight.grad.T.contiguous().T
@@ -290,7 +291,7 @@ def test_gradients_in_another_order(device):
     assert net.fc.weight.grad.T.is_contiguous()
 
 
-def test_steps_that_were_replayed(device):
+def test_steps_that_were_replayed(place):
     def before_step(softq: SoftQuantizer, step: int) -> None:
         if step == 2:
             softq.step = 17
@@ -298,7 +299,7 @@ def test_steps_that_were_replayed(device):
         if step == 4:
             softq.advance(5)
 
-    net = Net().to(device)
+    net = Net().to(place)
     softq = train(net, 6, before_step)
     assert softq.step == softq.state_dict()["step"] == 17 + 5 + 4
     with pytest.raises(ValueError, match="replays must be an integer from 0"):
@@ -335,8 +336,8 @@ def test_graphs_draw_the_samples_of_ordinary_steps():
     assert_same_gradients(run(graphed=False), run(graphed=True))
 
 
-def test_copies_of_a_coupling_in_use(device):
-    net = Net().to(device)
+def test_copies_of_a_coupling_in_use(place):
+    net = Net().to(place)
     softq = SoftQuantizer(net, h=0.1)
     gradients_of(net, 0)
     softq.add_force_()
@@ -350,8 +351,8 @@ def test_copies_of_a_coupling_in_use(device):
     assert theirs[1].grad.any()
 
 
-def test_a_dtype_that_cannot_be_computed_with(device):
-    net = Net().to(device)
+def test_a_dtype_that_cannot_be_computed_with(place):
+    net = Net().to(place)
     softq = SoftQuantizer(net, h=0.1)
     net.fc.weight.data = net.fc.weight.data.to(torch.float8_e4m3fn)
     net.fc.weight.grad = torch.zeros_like(net.fc.weight)
@@ -359,12 +360,12 @@ def test_a_dtype_that_cannot_be_computed_with(device):
         softq.add_force_()
 
 
-def test_loss_and_coupling_together(device):
-    net = Net().to(device)
+def test_loss_and_coupling_together(place):
+    net = Net().to(place)
     softq = SoftQuantizer(net, h=0.1)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
     softq.attach(optimizer)
-    images = torch.randn(8, 1, 6, 6, generator=torch.Generator().manual_seed(1)).to(device)
+    images = torch.randn(8, 1, 6, 6, generator=torch.Generator().manual_seed(1)).to(place)
     for _ in range(3):
         optimizer.zero_grad()
         net.fc(F.relu(net.conv(images)).flatten(1)).square().mean().backward()

@@ -29,14 +29,7 @@ DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 BINS = 2**14
 
 
-@pytest.fixture(
-    scope="module",
-    params=["core", "plain", pytest.param("plain on cuda", marks=pytest.mark.gpu)],
-)
-def device(request: pytest.FixtureRequest) -> tuple[backends.Backend, str]:
-    if request.param == "core":
-        return core, "cpu"
-    return plain, "cuda" if "cuda" in request.param else "cpu"
+pytestmark = pytest.mark.devices("core", "plain", "plain on cuda")
 
 
 def weights(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -87,7 +80,7 @@ def expected(
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("fraction", [1.0, 0.4])
 def test_each_segment_feels_the_pairs_of_its_own(device, granularity, dtype, fraction):
-    backend, name = device
+    backend, name = device.backend, device.name
     thetas = [weights(5, 3, 11, seed=1, dtype=dtype), weights(4, 50, seed=2, dtype=dtype)]
     gradients = [torch.randn(theta.shape).to(dtype) for theta in thetas]
     there = [layer_of(theta.to(name), granularity, f"layer {i}") for i, theta in enumerate(thetas)]
@@ -100,7 +93,7 @@ def test_each_segment_feels_the_pairs_of_its_own(device, granularity, dtype, fra
 
 
 def test_a_layer_without_a_gradient_is_left_out(device):
-    backend, name = device
+    backend, name = device.backend, device.name
     layers = [layer_of(weights(3, 40, seed=seed).to(name), "channel") for seed in range(3)]
     gradients = [torch.zeros(3, 40, device=name), None, torch.zeros(3, 40, device=name)]
     thetas = [layer.parameter.detach() for layer in layers]
@@ -111,7 +104,7 @@ def test_a_layer_without_a_gradient_is_left_out(device):
 
 
 def test_one_segment_of_many_weights_is_the_layer(device):
-    backend, name = device
+    backend, name = device.backend, device.name
     theta = weights(1, 3000).to(name)
     segments = layer_of(theta, "channel")
     width, strength = float(segments.segments.width), float(segments.segments.strength)
@@ -132,7 +125,7 @@ def stepped(coupling: backends.DeviceCoupling, thetas: list, gradients: list) ->
 
 
 def test_a_refused_segment_leaves_all_gradients_and_is_named(device):
-    backend, name = device
+    backend, name = device.backend, device.name
     thetas = [weights(4, 30).to(name), weights(6, 20, seed=3).to(name)]
     layers = [layer_of(theta, "group:10", f"layer {i}") for i, theta in enumerate(thetas)]
     coupling = backend.Coupling(layers, [0, 1], BINS, False)
@@ -155,7 +148,7 @@ def test_a_refused_segment_leaves_all_gradients_and_is_named(device):
 
 
 def test_thousands_of_segments_at_once(device):
-    backend, name = device
+    backend, name = device.backend, device.name
     theta = torch.randn(300, 30, generator=torch.Generator().manual_seed(0)).to(name)
     theta[::7] = theta[1]  # equal slices feel equal forces
     layer = layer_of(theta, "group:6")

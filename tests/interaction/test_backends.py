@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from types import SimpleNamespace
 
-import emulated_cuda
 import numpy as np
 import oracle
 import pytest
@@ -32,40 +31,12 @@ STATES = {
 }
 
 states = pytest.mark.parametrize("state", STATES.values(), ids=STATES)
+pytestmark = pytest.mark.devices("plain", "cuda emulated", "plain on cuda", "cuda")
 hostile = hnp.arrays(
     st.sampled_from([np.float32, np.float64]),
     st.integers(1, 60),
     elements=st.floats(-(2.0**126), 2.0**126, width=32) | st.floats(-1, 1, width=32),
 )
-
-
-class Device:
-    """A backend other than the core, and where its tensors live."""
-
-    def __init__(self, backend: backends.Backend, name: str) -> None:
-        self.backend, self.name = backend, name
-
-    def put(self, values: np.ndarray | torch.Tensor) -> torch.Tensor:
-        return torch.as_tensor(values).to(self.name)
-
-
-@pytest.fixture(
-    scope="module",
-    params=[
-        "plain",
-        "cuda emulated",
-        pytest.param("plain on cuda", marks=pytest.mark.gpu),
-        pytest.param("cuda", marks=pytest.mark.gpu),
-    ],
-)
-def device(request: pytest.FixtureRequest) -> Device:
-    if request.param == "cuda":
-        if not backends.has_cuda():
-            pytest.skip("built without CUDA")
-        return Device(backends.on_device(torch.device("cuda")), "cuda")
-    if request.param == "cuda emulated":
-        return Device(emulated_cuda.backend(), "cpu")
-    return Device(plain, "cuda" if "cuda" in request.param else "cpu")
 
 
 def wide(tensor: torch.Tensor) -> np.ndarray:

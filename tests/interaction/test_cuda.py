@@ -9,6 +9,7 @@ import emulated_cuda
 import numpy as np
 import pytest
 import torch
+from devices import Device
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -22,25 +23,7 @@ DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 BINS = 2**14
 
 
-class Device:
-    """The CUDA backend and where its tensors live."""
-
-    def __init__(self, cuda: ModuleType, name: str) -> None:
-        self.cuda, self.name = cuda, name
-
-    def put(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.to(self.name, copy=True)
-
-
-@pytest.fixture(scope="module", params=["emulated", pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request: pytest.FixtureRequest) -> Device:
-    if request.param == "emulated":
-        return Device(emulated_cuda.backend(), "cpu")
-    if not backends.has_cuda():
-        pytest.skip("built without CUDA")
-    from pysoftq.interaction.backends import cuda
-
-    return Device(cuda, "cuda")
+pytestmark = pytest.mark.devices("cuda emulated", "cuda")
 
 
 @pytest.fixture
@@ -82,7 +65,7 @@ def assert_force_as_on_the_cpu(
     core.Coupling(layers_of(thetas), indices, bins, False).add_force(
         thetas, expected, 1.0, fraction, 3, 4
     )
-    coupling = device.cuda.Coupling(layers_of(weights), indices, bins, False)
+    coupling = device.backend.Coupling(layers_of(weights), indices, bins, False)
     coupling.add_force(weights, results, 1.0, fraction, 3, 4)
     coupling.check()
     for i in indices:
@@ -135,7 +118,7 @@ def test_many_chunks(device, state, bins):
         "a point": lambda: torch.full((size,), 0.3),
     }[state]()
     assert_force_as_on_the_cpu(device, [theta], [randn(size, seed=2)], bins=bins)
-    counts, *numbers = device.cuda.density(device.put(theta), bins, 0.3, 9)
+    counts, *numbers = device.backend.density(device.put(theta), bins, 0.3, 9)
     expected, *expected_numbers = core.density(theta.numpy(), bins, 0.3, 9)
     np.testing.assert_array_equal(counts.cpu(), expected)
     assert numbers == expected_numbers
@@ -171,7 +154,7 @@ def test_every_half_precision_gradient(device, dtype):
     layers = layers_of([theta])
     core.Coupling(layers, [0], BINS, False).add_force([theta], [expected], 1.0, 1.0, 0, 0)
     weights, result = device.put(theta), device.put(patterns)
-    device.cuda.Coupling(layers_of([weights]), [0], BINS, False).add_force(
+    device.backend.Coupling(layers_of([weights]), [0], BINS, False).add_force(
         [weights], [result], 1.0, 1.0, 0, 0
     )
     result = result.cpu()
@@ -183,11 +166,11 @@ def test_potential_of_many_bins(device):
     counts = torch.randint(50, (5000,), generator=torch.Generator().manual_seed(0))
     there = device.put(counts)
     for width in (0.05, 3.0, 1e3):
-        values = device.cuda.potential(there, 0.01, width, fft=False)
+        values = device.backend.potential(there, 0.01, width, fft=False)
         np.testing.assert_array_equal(
             values.cpu(), core.potential(counts.numpy(), 0.01, width, fft=False)
         )
-        energy = device.cuda.mean_field_energy(there, 0.01, width)
+        energy = device.backend.mean_field_energy(there, 0.01, width)
         expected = core.mean_field_energy(counts.numpy(), 0.01, width)
         assert energy == pytest.approx(expected, rel=1e-13)
 
@@ -195,12 +178,12 @@ def test_potential_of_many_bins(device):
 def test_pairs_over_many_chunks(device):
     for theta in (randn(20_000), randn(20_000).round(), torch.zeros(9000)):
         for width in (1e-5, 0.3, 100.0):
-            forces = device.cuda.pair_force(device.put(theta), width, direct=False)
+            forces = device.backend.pair_force(device.put(theta), width, direct=False)
             expected = core.pair_force(theta.numpy(), width, False)
             np.testing.assert_array_equal(forces.cpu(), expected)
-            energy = device.cuda.pair_energy(device.put(theta), width, direct=False)
+            energy = device.backend.pair_energy(device.put(theta), width, direct=False)
             assert energy == pytest.approx(core.pair_energy(theta.numpy(), width, False), rel=1e-12)
-            assert energy == device.cuda.pair_energy(device.put(theta), width, direct=False)
+            assert energy == device.backend.pair_energy(device.put(theta), width, direct=False)
 
 
 # ------------------------------------------------------------------------------------ order, errors
@@ -269,7 +252,7 @@ def test_without_a_device_errors_name_the_call():
 
 def test_what_no_longer_fits_is_refused(device):
     theta = device.put(randn(50))
-    coupling = device.cuda.Coupling(layers_of([theta]), [0], 64, False)
+    coupling = device.backend.Coupling(layers_of([theta]), [0], 64, False)
     for wrong in (theta.half(), theta.to("meta")):
         with pytest.raises(ValueError, match=r"layer 'layer 0' was coupled as torch\.float32 on"):
             coupling.add_force([theta], [wrong], 1.0, 1.0, 0, 0)
@@ -277,7 +260,7 @@ def test_what_no_longer_fits_is_refused(device):
         coupling.add_force([theta, theta], [theta], 1.0, 1.0, 0, 0)
     huge = CoupledLayer("huge", 2**31, 1.0, 0.1, 1.0, theta)
     with pytest.raises(ValueError, match="a layer has at most 2147483647 weights, not 2147"):
-        device.cuda.Coupling([huge], [0], 64, False)
+        device.backend.Coupling([huge], [0], 64, False)
 
 
 def test_the_most_weights_are_those_of_the_core(emulated):
@@ -300,9 +283,9 @@ def test_the_device_counts_the_steps(device, monkeypatch):
     theta = randn(5000)
     weights = device.put(theta)
     here = core.Coupling(layers_of([theta]), [0], 64, False)
-    coupling = device.cuda.Coupling(layers_of([weights]), [0], 64, False)
+    coupling = device.backend.Coupling(layers_of([weights]), [0], 64, False)
     coupling.set(scale=2.0, fraction=0.4, seed=6, step=11)
-    monkeypatch.setattr(device.cuda.Coupling, "_captured", lambda self: True)
+    monkeypatch.setattr(device.backend.Coupling, "_captured", lambda self: True)
     expected, result = torch.zeros_like(theta), torch.zeros_like(weights)
     for step in range(11, 14):  # as replays of a graph
         here.add_force([theta], [expected], 2.0, 0.4, 6, step)
@@ -314,7 +297,7 @@ def test_layers_may_be_skipped(device):
     thetas = [randn(5000, seed=i) for i in range(3)]
     weights = [device.put(theta) for theta in thetas]
     weights[1][7] = float("nan")  # without a gradient nobody looks at it
-    coupling = device.cuda.Coupling(layers_of(weights), range(3), BINS, False)
+    coupling = device.backend.Coupling(layers_of(weights), range(3), BINS, False)
     for skipped in ({1}, {0, 1}, {0, 1, 2}):
         results = [None if i in skipped else torch.zeros_like(w) for i, w in enumerate(weights)]
         coupling.add_force(weights, results, 1.0, 1.0, 0, 0)

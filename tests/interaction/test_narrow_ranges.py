@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import emulated_cuda
 import numpy as np
 import oracle
 import pytest
 import torch
+from devices import Device
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import nn
 
 import pysoftq
-from pysoftq import SoftQuantizer, _core, backends
-from pysoftq.backends import core, plain
+from pysoftq import SoftQuantizer, _core
+from pysoftq.interaction import backends
+from pysoftq.interaction.backends import core
+
+pytestmark = pytest.mark.devices("core", "plain", "cuda emulated")
 
 SCALE = 2.0**-100
 WIDTH = 0.3
@@ -36,11 +39,9 @@ def simd(request: pytest.FixtureRequest) -> Iterator[None]:
     _core.set_simd_level(before)
 
 
-@pytest.fixture(scope="module", params=["core", "plain", "cuda emulated"])
-def backend(request: pytest.FixtureRequest) -> backends.Backend:
-    if request.param == "cuda emulated":
-        return emulated_cuda.backend()
-    return {"core": core, "plain": plain}[request.param]
+@pytest.fixture(scope="module")
+def backend(device: Device) -> backends.Backend:
+    return device.backend
 
 
 def put(backend: backends.Backend, theta: np.ndarray) -> np.ndarray | torch.Tensor:
@@ -106,10 +107,8 @@ def test_a_spacing_below_float64_is_a_point(backend):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
-@pytest.mark.parametrize("name", ["core", "plain", "cuda emulated"])
-def test_a_step_of_the_coupling(monkeypatch, dtype, name):
-    used = {"core": lambda: core, "plain": lambda: plain, "cuda emulated": emulated_cuda.backend}
-    monkeypatch.setattr(backends, "on_device", lambda device: used[name]())
+def test_a_step_of_the_coupling(monkeypatch, dtype, backend):
+    monkeypatch.setattr(backends, "on_device", lambda device: backend)
     gradients = []
     for scale in (1.0, SCALE):
         torch.manual_seed(0)

@@ -1,8 +1,10 @@
-"""Where the interaction is computed: the device that holds the weights decides.
+"""Implementations of the interaction; the device that holds the weights selects one (`of`).
 
-`core` is the C++ core on the CPU, `cuda` the CUDA kernels where they are built, `plain` torch
-operations for every other device. All fulfil `Backend`, with the same counts and the same integer
-forces. What the front-ends pass on is checked; only the weights' values are not.
+`core` is the C++ core (CPU), `cuda` the CUDA kernels if they were built, `plain` torch operations
+for every other device. All implement `Backend` and return identical counts and integer forces.
+Results stay on the device. No coupling step on a GPU waits for it: refused weights are recorded
+there until `SoftQuantizer.check()` reads the record. The front-ends validate all arguments except
+the values of the weights.
 """
 
 from __future__ import annotations

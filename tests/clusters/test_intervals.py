@@ -1,0 +1,165 @@
+"""Shortest paths and lower envelopes against brute force."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pysoftq.clusters import intervals, sorted_weights
+from pysoftq.clusters.intervals import (
+    Floats,
+    PartialSums,
+    cost_table,
+    lower_envelope,
+    shortest_path,
+    shortest_path_within,
+)
+from pysoftq.clusters.sorted_weights import SortedWeights
+
+costs_of_steps = st.integers(2, 7).flatmap(
+    lambda nodes: st.lists(st.integers(0, 9), min_size=nodes * nodes, max_size=nodes * nodes)
+)
+
+
+def table_of(numbers: list[int]) -> Floats:
+    """Costs of the steps between the nodes, infinite where a step leads back."""
+    nodes = math.isqrt(len(numbers))
+    grid = np.array(numbers, dtype=float).reshape(nodes, nodes)
+    return cost_table(nodes, lambda starts, ends: grid[ends, starts])
+
+
+def paths(nodes: int) -> list[tuple[int, ...]]:
+    """All paths from the first node to the last, the shorter ones first."""
+    inner = range(1, nodes - 1)
+    chosen = (c for k in range(nodes - 1) for c in itertools.combinations(inner, k))
+    return [(0, *nodes_between, nodes - 1) for nodes_between in chosen]
+
+
+def length(path: tuple[int, ...], costs: Floats) -> float:
+    return float(sum(costs[end, start] for start, end in itertools.pairwise(path)))
+
+
+@given(costs_of_steps)
+def test_the_shortest_path_is_the_best_of_all(numbers: list[int]) -> None:
+    costs = table_of(numbers)
+    found = shortest_path(len(costs), lambda best, node: best + costs[node, :node])
+    assert tuple(found) in paths(len(costs))
+    assert length(tuple(found), costs) == min(length(path, costs) for path in paths(len(costs)))
+
+
+@given(costs_of_steps, st.integers(1, 9), st.sampled_from([0.0, 0.5, 1.0, 20.0]))
+def test_at_most_so_many_steps_and_fewer_on_a_tie(
+    numbers: list[int], most: int, weight: float
+) -> None:
+    costs = table_of(numbers)
+    allowed = [path for path in paths(len(costs)) if len(path) - 1 <= most]
+
+    def total(path: tuple[int, ...]) -> float:
+        return length(path, costs) + weight * (len(path) - 2)
+
+    found = tuple(shortest_path_within(costs, most, lambda steps: weight * (steps - 1)))
+    assert found in allowed
+    best = min(allowed, key=total)  # the first of the shortest
+    assert total(found) == total(best)
+    assert len(found) == len(best)
+
+
+def test_one_node_is_a_path() -> None:
+    assert shortest_path(1, lambda best, node: best).tolist() == [0]
+
+
+def test_errors_and_rates_of_intervals() -> None:
+    x, counts = np.array([1.0, 2.0, 4.0, 8.0]), np.array([1.0, 3.0, 2.0, 2.0])
+    sums = PartialSums(*(np.concatenate([[0], (counts * x**k).cumsum()]) for k in range(3)))
+    members = np.repeat(x, counts.astype(int))[1:6]
+    assert float(sums.errors(1, 3)) == pytest.approx(((members - members.mean()) ** 2).sum())
+    assert float(sums.rates(1, 3, 0.5)) == pytest.approx(0.5 * 5 * math.log2(8 / 5))
+    assert sums.errors(slice(None, -1), slice(1, None)).tolist() == pytest.approx([0] * 4, abs=1e-9)
+
+
+def test_rounding_makes_no_error_negative() -> None:
+    values = np.full(200, 0.1)
+    sums = PartialSums(
+        np.arange(201),
+        np.concatenate([[0.0], values.cumsum()]),
+        np.concatenate([[0.0], np.square(values).cumsum()]),
+    )
+    ends, starts = np.tril_indices(201, -1)
+    assert sums.errors(starts, ends).min() >= 0
+
+
+def least(values: torch.Tensor, offsets: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """(S, X) least height of the parabolas of each row."""
+    return ((x[None, None, :] - values[:, :, None]).square() + offsets[:, :, None]).amin(1)
+
+
+@pytest.mark.parametrize("K", [1, 2, 5, 128, 129, 130, 300])
+@pytest.mark.parametrize("grid", [False, True], ids=["generic", "ties"])
+def test_the_envelope_is_the_least_of_all_parabolas(K: int, grid: bool) -> None:
+    generator = torch.Generator().manual_seed(K)
+    values = torch.randn(3, K, generator=generator, dtype=torch.float64)
+    offsets = torch.rand(3, K, generator=generator, dtype=torch.float64)
+    if grid:
+        values, offsets = (values * 4).round() / 4, (offsets * 4).round() / 4
+    values = values.sort(1).values
+    ends = lower_envelope(values, offsets)
+    assert ends.shape == (3, K - 1)
+    assert (ends[:, 1:] >= ends[:, :-1]).all()
+    x = torch.linspace(-5, 5, 501, dtype=torch.float64)
+    chosen = torch.searchsorted(ends, x.expand(3, -1).contiguous())
+    heights = (x - values.gather(1, chosen)).square() + offsets.gather(1, chosen)
+    torch.testing.assert_close(heights, least(values, offsets, x), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 128])
+def test_the_envelope_does_not_depend_on_the_block_size(
+    rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+    values = torch.randn(2, 40, generator=generator).sort(1).values
+    values[1, 30:] = math.inf
+    offsets = torch.rand(2, 40, generator=generator)
+    whole = lower_envelope(values, offsets)
+    monkeypatch.setattr(intervals, "_ROWS", rows)
+    assert torch.equal(lower_envelope(values, offsets), whole)
+
+
+@pytest.mark.parametrize("zeros", [(-0.0, 0.0), (0.0, -0.0), (0.0, 0.0)])
+def test_zeros_of_either_sign_are_equal_values(zeros: tuple[float, float]) -> None:
+    values = torch.tensor([zeros])
+    assert lower_envelope(values, torch.tensor([[2.0, 1.0]])).tolist() == [[-math.inf]]
+    assert lower_envelope(values, torch.tensor([[1.0, 2.0]])).tolist() == [[math.inf]]
+
+
+def test_kmeans_of_many_clusters_needs_no_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("a table of (K, K)")
+
+    for name in ("lower_envelope", "cost_table"):
+        monkeypatch.setattr(sorted_weights, name, refuse)
+    theta = torch.randn(2**17, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    weights = SortedWeights(theta)
+    edges = weights.edges(np.arange(0, 2**17, 2))
+    assert weights.cost(weights.converge(edges)) < weights.cost(edges)
+    cells = weights.cells()
+    assert weights.best_union(cells, cells.size - 1, 0.0).tolist() == cells.tolist()
+
+
+@given(st.lists(st.floats(-10, 10, width=16), min_size=1, max_size=60), st.integers(4, 20))
+def test_cells_cover_the_weights_and_share_equal_ones(values: list[float], count: int) -> None:
+    weights = SortedWeights(torch.tensor(values, dtype=torch.float64))
+    cells = weights.cells(count)
+    assert cells[0] == 0
+    assert cells[-1] == len(values)
+    assert (np.diff(cells) > 0).all()
+    assert cells.size - 1 <= count
+    inner = cells[1:-1]
+    assert (weights.x[inner] > weights.x[inner - 1]).all()
+    if weights.distinct <= count:
+        assert cells.size - 1 == np.unique(weights.x).size
