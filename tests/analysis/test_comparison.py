@@ -129,7 +129,7 @@ def test_records_are_what_the_files_hold(config: CompressConfig, folder: Path) -
     study = study_comparison(config, SMALL, folder, Log())
     data, model = tiny_digits(), build_model(config.model, 10, 1)
     files = networks(folder)
-    untrained = {f"seed-0/{name}" for name in ("uniform-K4", "kmeans-K4", "ecvq-rate0.1")}
+    untrained = {f"seed-0/{name}" for name in ("uniform-K4", "kmeans-K4", "ecvq-rd_weight0.1")}
     trained = {
         f"seed-{seed}/{name}"
         for seed in (0, 1)
@@ -164,7 +164,7 @@ def test_records_are_what_the_files_hold(config: CompressConfig, folder: Path) -
 def test_small_layers_are_quantized_more_finely(folder: Path, config: CompressConfig) -> None:
     model = build_model(config.model, 10, 1)
     theirs = contest.load_weights(config.weights)  # type: ignore[arg-type]
-    contest.load_compressed(networks(folder)["seed-0/ecvq-rate0.1"], model)
+    contest.load_compressed(networks(folder)["seed-0/ecvq-rd_weight0.1"], model)
     layers = {name: p for name, p in model.named_parameters() if p.dim() > 1}
     sizes = np.array([p.numel() for p in layers.values()])
     for name, weight in layers.items():
@@ -189,7 +189,13 @@ def test_training_keeps_the_clusters_and_helps(folder: Path, config: CompressCon
 def test_all_that_are_trained_see_as_many_epochs(config: CompressConfig, tmp_path: Path) -> None:
     methods = ("kmeans+ft", *(("parq",) if has_parq() else ()), "uncoupled", "soft")
     options = ComparisonOptions(
-        **{**vars(SMALL), "methods": methods, "seeds": 1, "bits": (2,), "recipes": ("best",)}
+        **{
+            **vars(SMALL),
+            "methods": methods,
+            "seeds": 1,
+            "baseline_bits": (2,),
+            "recipes": ("best",),
+        }
     )
     epochs: list[int] = []
 
@@ -485,7 +491,7 @@ def test_the_command(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     [
         (("--methods", "magic"), "unknown method 'magic'"),
         (("--levels", "2.5"), "option 'levels': wanted whole numbers, given '2.5'"),
-        (("--rates", "a"), "option 'rates': wanted numbers"),
+        (("--ecvq-rd-weights", "a"), "option 'ecvq_rd_weights': wanted numbers"),
         (("--epochs", 0), "option 'epochs'"),
     ],
 )

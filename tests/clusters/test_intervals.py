@@ -17,6 +17,7 @@ from pysoftq.clusters.intervals import (
     PartialSums,
     cost_table,
     lower_envelope,
+    neighbour_crossings,
     shortest_path,
     shortest_path_within,
 )
@@ -163,3 +164,74 @@ def test_cells_cover_the_weights_and_share_equal_ones(values: list[float], count
     assert (weights.x[inner] > weights.x[inner - 1]).all()
     if weights.distinct <= count:
         assert cells.size - 1 == np.unique(weights.x).size
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_of_equally_short_paths_the_one_of_fewer_steps(weight: float) -> None:
+    grid = np.array([[0, 0, 0], [1.0, 0, 0], [2.0 + weight, 1.0, 0]])
+    costs = cost_table(3, lambda starts, ends: grid[ends, starts])
+    path = shortest_path_within(costs, 2, lambda steps: weight * (steps - 1))
+    assert path.tolist() == [0, 2]
+
+
+@pytest.mark.parametrize("K", [2, 3, 20])
+def test_crossings_of_neighbours_are_the_envelope_where_they_ascend(K: int) -> None:
+    values = np.sort(np.random.default_rng(K).normal(size=K))
+    offsets = 1e-3 * np.arange(K) ** 0.5
+    found = neighbour_crossings(values, np.zeros(K))
+    np.testing.assert_allclose(found, (values[1:] + values[:-1]) / 2, rtol=1e-15)
+    found = neighbour_crossings(values, offsets)
+    ends = lower_envelope(torch.from_numpy(values)[None], torch.from_numpy(offsets)[None])[0]
+    assert (ends.numpy() <= np.maximum.accumulate(found) + 1e-12).all()
+    if (np.diff(found) > 0).all():
+        np.testing.assert_allclose(found, ends.numpy(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("rd_weight", [0.0, 0.02, 0.5])
+def test_weights_go_to_the_cheapest_cluster_even_if_one_is_given_up(rd_weight: float) -> None:
+    theta = torch.tensor([-1.0] * 40 + [-0.45] + [0.05] + [0.5] * 2 + [1.0] * 30).double()
+    weights = SortedWeights(theta)
+    edges = weights.edges(np.array([40, 41, 42, 44]))
+    before = weights.clusters(edges)
+    lengths = -(before.counts.double() / theta.numel()).log2()
+    squares = (theta[:, None] - before.codebook).square() / theta.var(correction=0)
+    cheapest = (squares + rd_weight * lengths).argmin(1)
+    moved = weights._reassign(edges, rd_weight)
+    assert torch.equal(
+        weights.clusters(moved).indices, torch.unique(cheapest, return_inverse=True)[1]
+    )
+
+
+def test_equal_weights_share_an_interval() -> None:
+    weights = SortedWeights(torch.tensor([2.0, 1.0, 1.0, 3.0, 1.0]))
+    assert weights.edges(np.array([1, 2])).tolist() == [0, 5]
+    assert weights.edges(np.array([2, 3, 4, 5])).tolist() == [0, 3, 4, 5]
+
+
+@pytest.mark.parametrize("rd_weight", [0.0, 0.03])
+def test_far_from_zero_the_same_intervals_are_found(rd_weight: float) -> None:
+    theta = torch.randn(3000, generator=torch.Generator().manual_seed(5)).double()
+    theta = (theta * 2**20).round() / 2**20
+    near, far = SortedWeights(theta), SortedWeights(theta + 2**26)  # the sum is exact
+    found = [one.best_union(one.cells(), 16, rd_weight) for one in (near, far)]
+    assert found[0].tolist() == found[1].tolist()
+    assert near.cost(found[0], rd_weight) == pytest.approx(far.cost(found[1], rd_weight), rel=1e-6)
+
+
+def test_means_ascend_even_if_rounding_swaps_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    received = []
+
+    def record(values: Floats, offsets: Floats) -> Floats:
+        received.append(values)
+        return neighbour_crossings(values, offsets)
+
+    monkeypatch.setattr(sorted_weights, "neighbour_crossings", record)
+    tail = np.random.default_rng(0).uniform(1, 2, 1000)  # its sum makes small differences round
+    close = 0.3 + np.arange(200) * 1e-15
+    theta = torch.from_numpy(np.concatenate([-tail, close, tail]))
+    weights = SortedWeights(theta)
+    edges = weights.edges(np.arange(1000, 1200))
+    counts, sums, _ = weights.moments(edges)
+    assert (np.diff(sums / counts) < 0).any()
+    weights.converge(edges, 0.01)
+    assert all((np.diff(values) >= 0).all() for values in received)

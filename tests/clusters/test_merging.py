@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from itertools import combinations
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from pysoftq.clusters.binning import identify
 from pysoftq.clusters.clusters import Clusters
-from pysoftq.clusters.merging import MAX_CLUSTERS, Rate, merge
+from pysoftq.clusters.merging import MAX_CLUSTERS, Rate, _errors, _partial_sums, merge
 from pysoftq.clusters.values import unique
 
 RATES: tuple[Rate, ...] = ("levels", "entropy")
@@ -127,6 +128,30 @@ def test_extreme_weights(size: float, rate: Rate) -> None:
     assert merge(found, 0.0, rate).K == 3
     assert merge(found, 1e-320, rate).K in (1, 3)
     assert merge(found, 1e308, rate).K == (1 if size < 1e100 else 3)
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_an_rd_weight_of_0_changes_nothing(rate: Rate) -> None:
+    found = clusters_of([-1.0, 0.0, 1.0], [5, 7, 9])
+    assert merge(found, 0.0, rate) is found
+
+
+def test_a_cluster_that_stays_has_no_error() -> None:
+    generator = np.random.default_rng(0)
+    counts = generator.integers(1, 10**6, 100).astype(float)
+    errors = _errors(_partial_sums(counts, np.sort(generator.normal(size=100))))
+    single = np.arange(100)
+    assert (errors[single + 1, single] == 0).all()
+    assert (errors[single[1:] + 1, single[1:] - 1] > 0).all()
+    assert np.isinf(errors[np.triu_indices(101)]).all()
+
+
+def test_a_mean_is_never_outside_its_clusters() -> None:
+    low = 0.1
+    high = math.nextafter(low, 1)
+    for first, second in itertools.product(range(1, 60), repeat=2):
+        value = float(merge(clusters_of([low, high], [first, second]), 1.0).codebook)
+        assert low <= value <= high
 
 
 def test_little_to_merge() -> None:

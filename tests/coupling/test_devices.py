@@ -230,11 +230,7 @@ def test_channels_last(place):
     assert_same_gradients(net, other)
 
 
-@pytest.mark.parametrize(
-    "device",
-    ["cpu", "plain", "cuda emulated", pytest.param("cuda", marks=pytest.mark.gpu)],
-    indirect=True,
-)
+@pytest.mark.devices("core", "plain", "cuda emulated", "cuda")
 def test_a_model_that_moves_and_changes(place):
     net = Net()
     softq = SoftQuantizer(net, h=0.1, fraction=0.5)

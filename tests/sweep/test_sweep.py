@@ -172,7 +172,7 @@ def test_processors_are_never_oversubscribed(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize(
-    ("device", "gpus", "devices"),
+    ("chosen", "gpus", "devices"),
     [
         ("auto", 3, ["cuda:0", "cuda:1", "cuda:2"]),
         ("auto", 0, ["auto"]),
@@ -181,16 +181,16 @@ def test_processors_are_never_oversubscribed(monkeypatch: pytest.MonkeyPatch) ->
     ],
 )
 def test_workers_take_all_cuda_devices_unless_told_otherwise(
-    monkeypatch: pytest.MonkeyPatch, device: str, gpus: int, devices: list[str]
+    monkeypatch: pytest.MonkeyPatch, chosen: str, gpus: int, devices: list[str]
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-    assert share_devices(device) == devices
-    _, execute = executor({}, make_config({"device": device}))
+    assert share_devices(chosen) == devices
+    _, execute = executor({}, make_config({"device": chosen}))
     workers = len(devices) if "cuda" in devices[0] else 8
     assert execute.keywords == {"workers": workers, "devices": devices}
-    _, execute = executor({"workers": 4}, make_config({"device": device}))
+    _, execute = executor({"workers": 4}, make_config({"device": chosen}))
     assert execute.keywords == {"workers": 4, "devices": devices}
 
 
