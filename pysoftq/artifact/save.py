@@ -47,8 +47,8 @@ def save_compressed(
     """Write all parameters and buffers of `model` to `path`, atomically and without loss.
 
     Each tensor takes the smallest of the forms allowed: as it is; with one codebook, or with one
-    for each segment of `granularity` (`pysoftq.segments`); with indices of ceil(log2 K) bits, or,
-    where `coding` is "entropy", of as many bits as their entropy.
+    for each segment of `granularity` (`pysoftq.interaction.segments`); with indices of
+    ceil(log2 K) bits, or, where `coding` is "entropy", of as many bits as their entropy.
 
     `model.pysoftq_spec`, if there, is stored so that the model can be rebuilt; `metadata` is
     any JSON object to keep with it. Equal models give equal files.

@@ -131,7 +131,7 @@ class Data(Protocol):
 
     @property
     def model_shape(self) -> dict[str, Any]:
-        """What `pysoftq.models.build_model` has to know of the data, by the argument's name."""
+        """What `pysoftq.models.build_model` requires of the data, by the argument's name."""
 
     def metadata(self) -> dict[str, Any]:
         """What the compressed file tells of the network's inputs, plain JSON."""

@@ -42,7 +42,7 @@ class Tokens:
 
 @dataclass(frozen=True)
 class TextData:
-    """A text to learn and a text to be tested on, as `pysoftq.tasks.Data`.
+    """A text to learn and a text to be tested on, as `pysoftq.data.tasks.Data`.
 
     ``tokenizer`` says how tokens are made, ``vocabulary`` how many there are, and ``context`` how
     many of them a network sees at once.

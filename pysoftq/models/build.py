@@ -5,7 +5,7 @@
   to the last layer. State-dict keys: ``conv1``, ``bn1``, ``layer1.0.conv1`` …, ``linear``.
 - ``digits-resnet``: the same family with 8/16/32 channels, for 8×8 images with one channel.
 - any classification model of torchvision, which is imported only when asked for.
-- ``gpt``: a small language model (`pysoftq.gpt`); ``hf:DIR``: one of a Hugging Face folder.
+- ``gpt``: a small language model (`pysoftq.models.gpt`); ``hf:DIR``: one of a Hugging Face folder.
 """
 
 from __future__ import annotations

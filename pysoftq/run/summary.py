@@ -91,7 +91,7 @@ class TrainingSpeed:
 class Summary:
     """The end of a run: every network compared, and the table of layers.
 
-    ``task`` is the name of the `pysoftq.tasks.Task` that says what is the figure of merit.
+    ``task`` is the name of the `pysoftq.data.tasks.Task` that says what is the figure of merit.
     """
 
     networks: tuple[NetworkRow, ...]

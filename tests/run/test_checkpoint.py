@@ -121,7 +121,9 @@ def test_other_options_and_data_are_refused(tmp_path: Path) -> None:
     load(tmp_path / "c.pt", training, CONFIG.model_copy(update={"n_min": 2, "threads": 1}))
 
 
-@pytest.mark.parametrize("content", [{"format": 99}, {}, [1], "text"])
+@pytest.mark.parametrize(
+    "content", [{"format": 99}, {}, [1], "text", dict.fromkeys((*KEYS, "more"))]
+)
 def test_foreign_files_are_refused(tmp_path: Path, content: Any) -> None:
     path = tmp_path / "c.pt"
     torch.save(content, path)

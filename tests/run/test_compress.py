@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -43,6 +44,7 @@ from pysoftq.run.driver import compress as run_compress
 from pysoftq.run.evaluation import evaluate
 from pysoftq.run.folder import open_run
 from pysoftq.run.outcome import written_size
+from pysoftq.run.records import EpochMetrics
 from pysoftq.run.state import RunState
 
 FILES = {
@@ -219,7 +221,7 @@ def test_records_hold_what_the_figures_need(finished: Path, weights: Path) -> No
 @pytest.fixture
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out what takes longest and is seen in another test."""
-    monkeypatch.setattr("pysoftq.driver.draw", lambda folder: None)
+    monkeypatch.setattr("pysoftq.analysis.figures.draw_run", lambda folder: None)
 
 
 KILLED = """
@@ -596,7 +598,7 @@ def test_a_refused_resume_of_a_pretraining_changes_nothing(
     def other_data(name: str, **options: Any) -> Dataset:
         return tiny_digits()
 
-    monkeypatch.setattr("pysoftq.data.load_dataset", other_data)
+    monkeypatch.setattr("pysoftq.run.setup.load_dataset", other_data)
     with pytest.raises(ConfigError, match="its data or options have changed"):
         run_compress(config.model_copy(update={"n_min": 5}), run, Recorder(), resume=True)
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
@@ -739,7 +741,7 @@ def test_a_failed_measurement_leaves_no_file(tmp_path: Path) -> None:
 
 
 def test_metrics_refuse_what_is_not_json(tmp_path: Path) -> None:
-    line = {"epoch": 1, "task_loss": float("nan")}
+    line = EpochMetrics(1, 1, math.nan, -5.0, 0.9, 0.8, 0.3, 0.01, 5.0, 4.0, {}, 1.0)
     with open_run(tmp_path) as folder:
         for write in (folder.append_metrics, lambda line: folder.write_metrics([line])):
             with pytest.raises(ValueError, match="not JSON compliant"):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,6 +23,7 @@ from pysoftq.run.evaluation import evaluate
 from pysoftq.run.finetune import finetune
 from pysoftq.run.folder import open_run
 from pysoftq.run.interrupt import StopRequest
+from pysoftq.run.metrics import epoch_metrics
 from pysoftq.run.recording import Recording
 from pysoftq.run.state import RunState
 from pysoftq.run.step import Tally
@@ -72,19 +75,23 @@ def test_training_equals_a_plain_loop(
         optimizer,
         lambda step: (1 + math.cos(math.pi * step / 10)) / 2 if schedule == "cosine" else 1.0,
     )
-    losses = []
+    losses, hits = [], []
     for epoch in range(2):
         plain.model.train()
         losses.append(0.0)
+        hits.append(0)
         plain.softq.fraction = (0.3, 1.0)[epoch]
         for images, labels in data.batches(0, epoch, 32):
-            loss = F.cross_entropy(plain.model(images), labels)
+            logits = plain.model(images)
+            loss = F.cross_entropy(logits, labels)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             cosine.step()
             losses[-1] += loss.item() * len(labels)
+            hits[-1] += int((logits.argmax(1) == labels).sum())
     assert [line["task_loss"] for line in observer.epochs[1:]] == [loss / 160 for loss in losses]
+    assert [line["train_accuracy"] for line in observer.epochs[1:]] == [hit / 160 for hit in hits]
     assert observer.steps == list(range(1, 11))
     for name, value in plain.model.state_dict().items():
         assert torch.equal(value, training.model.state_dict()[name]), name
@@ -236,22 +243,25 @@ def test_trains_in_bfloat16(data: Dataset, tmp_path: Path) -> None:
 class Spoiler(Recorder):
     """Spoils a weight after the seventh step."""
 
-    def __init__(self, training: Training) -> None:
+    def __init__(self, training: Training, value: float = math.nan) -> None:
         super().__init__()
-        self.training = training
+        self.training, self.value = training, value
 
     def on_step(self, state: RunState) -> None:
         super().on_step(state)
         if state.step == 7:
             with torch.no_grad():
-                self.training.model.linear.bias[0] = float("nan")
+                self.training.model.linear.bias[0] = self.value
 
 
-def test_a_loss_that_is_no_number_names_the_step(data: Dataset, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("bias", "loss"), [(math.nan, "nan"), (-math.inf, "inf")])
+def test_a_loss_that_is_not_finite_names_the_step(
+    data: Dataset, tmp_path: Path, bias: float, loss: str
+) -> None:
     config = options()
     training = tiny_training(config)
-    with pytest.raises(NonFiniteLossError, match=r"nan at step 7 \(epoch 2\)"):
-        run(training, data, config, tmp_path / "run", observer=Spoiler(training))
+    with pytest.raises(NonFiniteLossError, match=rf"{loss} at step 7 \(epoch 2\)"):
+        run(training, data, config, tmp_path / "run", observer=Spoiler(training, bias))
     content = read_sealed(tmp_path / "run" / "checkpoint.pt", KEYS)
     assert content["state"]["step"] == 5
     assert torch.isfinite(content["model"]["linear.bias"]).all()
@@ -286,3 +296,38 @@ def test_a_stop_writes_a_checkpoint_after_the_step(data: Dataset, tmp_path: Path
     content = read_sealed(tmp_path / "run" / "checkpoint.pt", KEYS)
     assert (content["state"]["epoch"], content["state"]["batch"]) == (0, 3)
     assert torch.equal(content["model"]["linear.bias"], training.model.linear.bias)
+
+
+def test_a_checkpoint_is_written_within_an_epoch_when_it_is_due(
+    data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    minutes, written = 0, []
+
+    class Clock(Recorder):
+        """Lets a minute pass in each step, and notes the step of the last checkpoint."""
+
+        def on_step(self, state: RunState) -> None:
+            nonlocal minutes
+            minutes += 1
+            content = read_sealed(tmp_path / "run" / "checkpoint.pt", KEYS)
+            written.append(content["state"]["step"])
+
+    clock = SimpleNamespace(monotonic=lambda: 60 * minutes, perf_counter=time.perf_counter)
+    monkeypatch.setattr("pysoftq.run.loop.time", clock)
+    config = options(checkpoint_minutes=1.5)
+    run(tiny_training(config), data, config, tmp_path / "run", observer=Clock())
+    # After every second step of an epoch of five, and at the end of the epoch.
+    assert written == [0, 0, 2, 2, 4, 5, 5, 7, 7, 9]
+
+
+def test_a_hidden_part_of_the_force_time_hides_its_share(data: Dataset, tmp_path: Path) -> None:
+    config = options()
+    training = tiny_training(config)
+    state = RunState(loss_sum=1.0, seen=10, seconds=2.0)
+    with open_run(tmp_path / "run") as folder:
+        run = training.as_run(config, folder, data, Recorder())
+        for seconds, share in ((0.5, 0.25), (None, None), (0.5, None)):
+            state.add_force_time(seconds)
+            assert epoch_metrics(run, training.optimizer, state).coupling_share == share
+    state.next_epoch()
+    assert state.force_seconds == 0.0

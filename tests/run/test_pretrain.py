@@ -189,8 +189,10 @@ def test_key_follows_all_that_determines_the_weights() -> None:
         "model": "digits-resnet",
         "seed": 1,
         "augment": False,
+        "amp": "bf16",
         "pretrain_epochs": 3,
         "pretrain_batch_size": 32,
+        "pretrain_optimizer": "adamw",
         "pretrain_lr": 0.2,
         "pretrain_weight_decay": 0.0,
     }

@@ -142,6 +142,7 @@ def test_all_runs_share_network_and_split() -> None:
         ({"h": "-0.1,1"}, "option 'h'"),
         ({"seeds": 0}, "option 'seeds'"),
         ({"seeds": 10**9}, "at most 100,000 runs, this would have 1,000,000,000"),
+        ({"seed": 2**31 - 1}, "option 'seed'"),  # of the last runs
         ({"split_seed": 1}, "set by the sweep itself"),
     ],
 )
