@@ -81,10 +81,8 @@ def _rebuild(file: File) -> nn.Module:
             f"{file.path} does not say how to build its model; "
             "give one: load_compressed(path, model)"
         )
-    name = str(file.model.get("name"))
-    if is_folder_model(name) and name != PREFIX:
-        # A file may come from anybody; opening a folder that it names could run code from there.
-        raise ArtifactError(f"{file.path}: its model {name!r} is a folder; give the model")
+    if _opens_a_folder(file.model):
+        raise ArtifactError(f"{file.path}: its model is in a folder; pass the model")
     try:
         # Loading shall not disturb the caller's stream of random numbers.
         with torch.random.fork_rng(devices=[]), _parameters_on_meta(), _Unfilled():
@@ -95,6 +93,14 @@ def _rebuild(file: File) -> nn.Module:
     for name, tensor in model.state_dict(keep_vars=True).items():
         tensor.data = tensor.data.to(dtypes.get(file.ties.get(name, name), tensor.dtype))
     return model
+
+
+def _opens_a_folder(specification: Any) -> bool:
+    """Whether to build a model would open a folder, which could run code from there."""
+    if not isinstance(specification, dict):
+        return False
+    name = str(specification.get("name"))
+    return is_folder_model(name) and (name != PREFIX or specification.get("config") is None)
 
 
 @contextmanager

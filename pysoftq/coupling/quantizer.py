@@ -275,7 +275,12 @@ class SoftQuantizer:
                 group.coupling.check()
 
     def energy(self) -> CouplingEnergy:
-        """Compression loss L_C = sum_l h_l sum_i V(theta_i), self terms left out (Eq. 6)."""
+        """Compression loss L_C = sum_l h_l sum_i V(theta_i), self terms left out (Eq. 6).
+
+        Raises:
+            ValueError: a layer's parameter has been replaced since it was measured.
+        """
+        self._refuse_replaced()
         energies = {layer.name: _energy(layer, self.bins) for layer in self.layers}
         return CouplingEnergy(math.fsum(energies.values()), energies)
 
@@ -299,8 +304,10 @@ class SoftQuantizer:
         """Clusters of each layer by binning, refined if `n_min` is given; nothing is written.
 
         Raises:
-            ValueError: `bits` is outside 1..20, or `n_min` is negative.
+            ValueError: `bits` is outside 1..20, `n_min` is negative, or a layer's parameter has been
+                replaced since it was measured.
         """
+        self._refuse_replaced()
         if not 1 <= bits <= MAX_BITS:
             raise ValueError(f"`bits` must be from 1 to {MAX_BITS}, got {bits}")
         found = {
@@ -351,7 +358,6 @@ class SoftQuantizer:
             ValueError: a value is out of range, or a layer's parameter has been replaced since
                 it was measured; nothing has changed then.
         """
-        self._refuse_replaced()
         before = self.clusters(bits)
         after = self.refine(before, n_min, refinement, rd_weight)
         self.detach()

@@ -27,6 +27,7 @@ from pysoftq.artifact import (
     load_state_dict,
     save_compressed,
 )
+from pysoftq.artifact.entropy_coding import encode
 from pysoftq.baselines import histogram_equalize
 from pysoftq.clusters.binning import identify
 from pysoftq.clusters.clusters import mean_bit_width
@@ -501,6 +502,17 @@ def test_inconsistent_tensors_are_refused_and_the_model_kept(
         inspect_compressed(path)
 
 
+def test_coded_indices_with_other_counts_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    indices = (torch.arange(400) % 40).clamp(max=3)
+    save_compressed(Holder(weight=indices.float().reshape(20, 20)), path, coding="entropy")
+    counts = torch.tensor([11, 9, 10, 370])  # 10 of each of the first three
+    coded = encode(indices, counts, torch.tensor([4]), torch.tensor([0, 400]))
+    rewrite(path, tensors=lambda tensors: tensors.update({"coded/weight": coded}))
+    with pytest.raises(ArtifactError, match="weight: its coded indices have other counts than"):
+        load_state_dict(path)
+
+
 def test_a_constant_layer_of_any_claimed_size_costs_no_memory(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     save_compressed(Holder(weight=torch.ones(3, 3)), path)
@@ -544,6 +556,15 @@ def test_mismatches_are_listed_and_the_model_kept(saved: Path) -> None:
         assert torch.equal(tensor, before[name])
 
 
+def test_another_shape_of_as_many_weights_is_refused(saved: Path) -> None:
+    target = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(20, 4))
+    target[3].bias = nn.Parameter(torch.zeros(20))
+    with pytest.raises(
+        ArtifactError, match=r"3\.weight has shape \(4, 20\) in the model, \(20, 4\) in the file"
+    ):
+        load_compressed(saved, target)
+
+
 def test_no_or_wrong_specification(saved: Path, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"give one: load_compressed\(path, model\)"):
         load_compressed(saved)
@@ -557,6 +578,20 @@ def test_no_or_wrong_specification(saved: Path, tmp_path: Path) -> None:
         saved, header=lambda header: header.update(model={"name": "resnet20", "num_classes": 2})
     )
     with pytest.raises(ArtifactError, match="does not fit the model"):
+        load_compressed(saved)
+
+
+@pytest.mark.parametrize("place", ["somewhere/else", ""])
+def test_a_specification_that_names_a_folder_is_refused(
+    saved: Path, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opened(*_: object) -> None:
+        pytest.fail("the folder has been opened")
+
+    monkeypatch.setattr("pysoftq.models.huggingface.load_model", opened)
+    model = {"name": f"hf:{place}", "vocab_size": 256, "context": 8}
+    rewrite(saved, header=lambda header: header.update(model=model))
+    with pytest.raises(ArtifactError, match="its model is in a folder; pass the model"):
         load_compressed(saved)
 
 

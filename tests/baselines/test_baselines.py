@@ -107,6 +107,21 @@ def test_converged_weights_are_in_their_cheapest_cluster() -> None:
     assert torch.equal(cheapest(after), after.indices)
 
 
+def test_large_layers_converge_from_the_best_union_of_cells(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    theta = heavy_tails(20_000)
+    weights = SortedWeights(theta)
+    monkeypatch.setattr(importlib.import_module("pysoftq.baselines.k_means"), "EXACT_WEIGHTS", 0)
+    for rd_weight, clusters in ((0.0, kmeans(theta, 16)), (0.02, ecvq(theta, 16, 0.02))):
+        start = weights.best_union(weights.cells(), 16, rd_weight)
+        assert weights.cost(weights.converge(start, rd_weight), rd_weight) < weights.cost(
+            start, rd_weight
+        )
+        converged = weights.clusters(weights.converge(start, rd_weight))
+        assert torch.equal(clusters.indices, converged.indices)
+
+
 def test_ecvq_trades_error_for_bits() -> None:
     theta = heavy_tails(20_000)
     found = [ecvq(theta, 64, rd_weight) for rd_weight in (0.003, 0.01, 0.03, 0.1, 0.3, 3.0)]

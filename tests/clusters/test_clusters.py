@@ -211,6 +211,15 @@ def test_refine_ties_go_to_the_lower_cluster_which_keeps_its_value() -> None:
     assert refined.counts.tolist() == [21, 11]
 
 
+def test_refine_keeps_to_the_clusters_of_a_segment() -> None:
+    # The nearest large cluster of the 1.0 in the second row lies in the first, at the same value.
+    theta = torch.tensor([[1.0, 1.0, 1.0, 1.0], [1.0, 5.0, 5.0, 5.0], [0.0, 0.0, 0.0, 4.9]])
+    clusters = identify(theta, 3, segment_bounds(theta.shape, "channel"))
+    refined = refine(clusters, n_min=2)
+    assert refined.weights().reshape(3, 4).tolist() == [[1.0] * 4, [5.0] * 4, [0.0] * 4]
+    assert refined.codebook_sizes.tolist() == [1, 1, 1]
+
+
 def test_refine_keeps_large_clusters_of_both_zeros() -> None:
     refined = refine(unique(torch.tensor([-0.0, -0.0, 0.0, 0.0, 1.0])), n_min=1)
     assert refined.codebook.signbit().tolist() == [True, False]

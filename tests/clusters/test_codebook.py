@@ -96,6 +96,10 @@ def test_values_that_cross_are_sorted_and_equal_ones_merged() -> None:
     assert found.codebook.tolist() == [0.0, 0.5, 2.0]
     assert found.indices.tolist() == [2, 0, 1, 1]
     assert found.counts.tolist() == [1, 2, 1]
+    codebooks.values["weight"].data = torch.tensor([0.0, -0.0, 1.0])
+    found = codebooks.clusters()["weight"]
+    assert found.codebook.tolist() == [0.0, 1.0]
+    assert not found.codebook.signbit().any()
     codebooks.values["weight"].data = torch.tensor([0.5, -3.0, 0.5])
     found = codebooks.clusters()["weight"]
     assert found.codebook.tolist() == [-3.0, 0.5]

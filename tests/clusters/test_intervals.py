@@ -187,19 +187,18 @@ def test_crossings_of_neighbours_are_the_envelope_where_they_ascend(K: int) -> N
         np.testing.assert_allclose(found, ends.numpy(), rtol=1e-12)
 
 
-@pytest.mark.parametrize("rd_weight", [0.0, 0.02, 0.5])
+@pytest.mark.parametrize("rd_weight", [0.0, 0.02, 0.3])
 def test_weights_go_to_the_cheapest_cluster_even_if_one_is_given_up(rd_weight: float) -> None:
-    theta = torch.tensor([-1.0] * 40 + [-0.45] + [0.05] + [0.5] * 2 + [1.0] * 30).double()
+    theta = torch.linspace(-1.2, 1.2, 50, dtype=torch.float64)
     weights = SortedWeights(theta)
-    edges = weights.edges(np.array([40, 41, 42, 44]))
+    edges = weights.edges(np.array([25, 26]))
     before = weights.clusters(edges)
     lengths = -(before.counts.double() / theta.numel()).log2()
     squares = (theta[:, None] - before.codebook).square() / theta.var(correction=0)
     cheapest = (squares + rd_weight * lengths).argmin(1)
-    moved = weights._reassign(edges, rd_weight)
-    assert torch.equal(
-        weights.clusters(moved).indices, torch.unique(cheapest, return_inverse=True)[1]
-    )
+    moved = weights.clusters(weights._reassign(edges, rd_weight))
+    assert torch.equal(moved.indices, torch.unique(cheapest, return_inverse=True)[1])
+    assert moved.K == (2 if rd_weight == 0.3 else 3)
 
 
 def test_equal_weights_share_an_interval() -> None:
@@ -226,9 +225,9 @@ def test_means_ascend_even_if_rounding_swaps_them(monkeypatch: pytest.MonkeyPatc
         return neighbour_crossings(values, offsets)
 
     monkeypatch.setattr(sorted_weights, "neighbour_crossings", record)
-    tail = np.random.default_rng(0).uniform(1, 2, 1000)  # its sum makes small differences round
-    close = 0.3 + np.arange(200) * 1e-15
-    theta = torch.from_numpy(np.concatenate([-tail, close, tail]))
+    # Among these the partial sums pass a power of two, from where on they round differently.
+    close = 0.395 + np.arange(200) * 1e-15
+    theta = torch.from_numpy(np.concatenate([np.full(1000, -1.0), close, np.full(1000, 1.0)]))
     weights = SortedWeights(theta)
     edges = weights.edges(np.arange(1000, 1200))
     counts, sums, _ = weights.moments(edges)

@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pysoftq.clusters.binning import identify
-from pysoftq.clusters.clusters import Clusters
+from pysoftq.clusters.clusters import Clusters, split
 from pysoftq.clusters.merging import MAX_CLUSTERS, Rate, _errors, _partial_sums, merge
 from pysoftq.clusters.values import unique
+from pysoftq.interaction.segments import segment_bounds
 
 RATES: tuple[Rate, ...] = ("levels", "entropy")
 
@@ -144,6 +145,32 @@ def test_a_cluster_that_stays_has_no_error() -> None:
     assert (errors[single + 1, single] == 0).all()
     assert (errors[single[1:] + 1, single[1:] - 1] > 0).all()
     assert np.isinf(errors[np.triu_indices(101)]).all()
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_far_from_zero_the_same_runs_are_merged(rate: Rate) -> None:
+    generator = np.random.default_rng(1)
+    values = np.unique(np.round(generator.normal(size=40) * 2**20)) / 2**20
+    counts = generator.integers(1, 50, values.size).tolist()
+    near, far = (clusters_of([*(values + shift)], counts) for shift in (0, 2**27))
+    for rd_weight in (1e-3, 1e-2):
+        found = [merge(one, rd_weight, rate) for one in (near, far)]
+        assert 1 < found[0].K < near.K
+        assert torch.equal(found[0].counts, found[1].counts)
+
+
+@pytest.mark.parametrize("rate", RATES)
+@pytest.mark.parametrize("granularity", ["layer", "channel", "group:40"])
+def test_each_segment_is_merged_independently(granularity: str, rate: Rate) -> None:
+    theta = torch.randn(3, 100, generator=torch.Generator().manual_seed(4))
+    bounds = segment_bounds(theta.shape, granularity)
+    merged = merge(identify(theta, 5, bounds), 0.05, rate)
+    parts = theta.reshape(-1).split(bounds.diff().tolist())
+    assert merged.segments == len(parts)
+    for found, part in zip(split(merged), parts, strict=True):
+        alone = merge(identify(part, 5), 0.05, rate)
+        for field in ("codebook", "indices", "counts"):
+            assert torch.equal(getattr(found, field), getattr(alone, field))
 
 
 def test_a_mean_is_never_outside_its_clusters() -> None:

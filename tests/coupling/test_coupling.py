@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import io
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 
 import pysoftq
 from pysoftq import SoftQuantizer, force, pair_energy
+from pysoftq.coupling import devices
 
 
 class Net(nn.Module):
@@ -430,9 +432,11 @@ def test_states_that_do_not_fit(net):
         softq.load_state_dict(wrong)
     with pytest.raises(ValueError, match="lacks bins, step"):
         softq.load_state_dict({k: v for k, v in state.items() if k not in ("step", "bins")})
-    for key, value in {"h": float("nan"), "w": -3, "step": -1, "layers": [], "bins": 0}.items():
+    other = {**state, "h": 0.2, "bins": 1024, "fraction": 0.5, "seed": 3, "step": 7}
+    values = {"h": float("nan"), "w": -3, "step": -1, "layers": [], "bins": 0, "fraction": 0}
+    for key, value in values.items():
         with pytest.raises(ValueError, match=r"must be|no layer"):
-            softq.load_state_dict({**state, key: value})
+            softq.load_state_dict({**other, key: value})
     with pytest.raises(ValueError, match="a layer of the state has"):
         softq.load_state_dict({**state, "layers": [{}]})
     assert softq.state_dict() == state
@@ -443,7 +447,7 @@ def test_not_finite_weights_leave_all_gradients_alone(net):
     loss_of(net, 0).backward()
     before = [p.grad.clone() for p in net.parameters()]
     with torch.no_grad():
-        net.fc.weight[0, :3] = float("nan")
+        net.fc.weight[0, :3] = torch.tensor([float("nan"), float("inf"), float("-inf")])
     with pytest.raises(ValueError, match=r"layer 'fc\.weight': 3 of 480 weights are not finite"):
         softq.add_force_()
     for old, parameter in zip(before, net.parameters(), strict=True):
@@ -588,6 +592,7 @@ def test_bad_input_is_refused(net):
         ({"h": float("nan")}, "h must be finite"),
         ({"w": 0}, "w must be finite and above 0, not 0"),
         ({"alpha": float("inf")}, "alpha must be from -10 to 10, not inf"),
+        ({"alpha": 10.5}, "alpha must be from -10 to 10, not 10.5"),
         ({"bins": 0}, "bins must be an integer"),
         ({"method": "sort"}, "method must be 'scan' or 'fft'"),
         ({"fraction": 0}, "fraction must be"),
@@ -609,3 +614,77 @@ def test_bad_input_is_refused(net):
     ):
         with pytest.raises(RuntimeError, match="attached"):
             call()
+
+
+def test_a_replaced_parameter_is_refused(net):
+    softq, optimizer = SoftQuantizer(net, h=0.1), sgd(net)
+    softq.attach(optimizer)
+    net.load_state_dict({"fc.weight": torch.randn(5, 96)}, strict=False, assign=True)
+    loss_of(net, 0).backward()
+    weights = [p.detach().clone() for p in net.parameters()]
+    gradients = [p.grad.clone() for p in net.parameters()]
+    message = r"layer 'fc\.weight': its parameter has been replaced since it was measured"
+    for call in (optimizer.step, softq.energy, softq.clusters, softq.finalize):
+        with pytest.raises(ValueError, match=message):
+            call()
+    with pytest.raises(RuntimeError, match="attached"):  # the refused finalize has not detached
+        softq.add_force_()
+    softq.detach()
+    with pytest.raises(ValueError, match=message):
+        softq.add_force_()
+    assert softq.step == 0
+    for parameter, weight, gradient in zip(net.parameters(), weights, gradients, strict=True):
+        assert torch.equal(parameter, weight)
+        assert torch.equal(parameter.grad, gradient)
+
+
+@pytest.mark.parametrize("bits", [0, 21])
+def test_finalize_refuses_bits_out_of_range(net, bits):
+    softq, before = SoftQuantizer(net, h=0.1), copy.deepcopy(net)
+    softq.attach(sgd(net))
+    with pytest.raises(ValueError, match=f"`bits` must be from 1 to 20, got {bits}"):
+        softq.finalize(bits=bits)
+    assert_same(net, before)
+    with pytest.raises(RuntimeError, match="attached"):  # still
+        softq.add_force_()
+
+
+def test_normalization_and_biases_of_two_dimensions_are_left_out():
+    class LlamaRMSNorm(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(4, 4))
+
+    model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm((4, 4)), LlamaRMSNorm())
+    model[0].bias = nn.Parameter(torch.randn(4, 4))
+    softq = SoftQuantizer(model)
+    assert [layer.name for layer in softq.layers] == ["0.weight"]
+    assert softq.excluded == {
+        "0.bias": "bias",
+        "1.weight": "normalization",
+        "1.bias": "normalization",
+        "2.weight": "normalization",
+    }
+
+
+def test_samples_follow_a_change_of_the_order_of_memory():
+    torch.manual_seed(0)
+    model = nn.Conv2d(4, 8, 3)
+    softq = SoftQuantizer(model, h=0.1, fraction=0.5)
+    for order in (torch.channels_last, torch.contiguous_format, torch.channels_last):
+        model.to(memory_format=order)
+        fresh = SoftQuantizer(model)
+        fresh.load_state_dict(softq.state_dict())
+        forces = []
+        for coupling in (softq, fresh):
+            model.weight.grad = torch.zeros_like(model.weight)
+            coupling.add_force_()
+            forces.append(model.weight.grad)
+        assert torch.equal(*forces)
+
+
+def test_layers_on_the_cpu_come_first(monkeypatch):
+    # Its steps refuse weights at once, before gradients on other devices have changed.
+    monkeypatch.setattr(devices, "DeviceGroup", lambda layers, *_: layers[0].parameter.device.type)
+    layers = [SimpleNamespace(parameter=torch.empty(2, device=name)) for name in ("meta", "cpu")]
+    assert devices.group_by_device(layers, [0, 1], bins=8, fft=False) == ["cpu", "meta"]

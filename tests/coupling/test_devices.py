@@ -166,7 +166,7 @@ class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.conv = nn.Conv2d(1, 6, 3)
+        self.conv = nn.Conv2d(2, 6, 3)  # of one channel, every order of memory is the same
         self.fc = nn.Linear(96, 5)
 
 
@@ -361,7 +361,7 @@ def test_loss_and_coupling_together(place):
     softq = SoftQuantizer(net, h=0.1)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
     softq.attach(optimizer)
-    images = torch.randn(8, 1, 6, 6, generator=torch.Generator().manual_seed(1)).to(place)
+    images = torch.randn(8, 2, 6, 6, generator=torch.Generator().manual_seed(1)).to(place)
     for _ in range(3):
         optimizer.zero_grad()
         net.fc(F.relu(net.conv(images)).flatten(1)).square().mean().backward()

@@ -428,3 +428,11 @@ def test_finalize_writes_a_codebook_for_each_segment_and_reports_it(net):
     assert report.to_dict()["codebook_bytes"] == report.codebook_bytes
     assert "codebook bytes" in str(report)
     assert "codebook bytes" not in str(SoftQuantizer(net).finalize())
+
+
+def test_scales_of_weights_far_from_zero_are_exact():
+    model = nn.Linear(1000, 2, bias=False).double()
+    with torch.no_grad():
+        model.weight.copy_(1e16 + 2 * (torch.arange(2000).reshape(2, 1000) % 2).double())
+    (layer,) = SoftQuantizer(model, granularity="channel").layers
+    assert layer.segments.sigma.tolist() == [1.0, 1.0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -97,3 +98,10 @@ def test_row_of_a_sweep_counts_perplexity(summary: Summary) -> None:
     assert kept["degradation"] == pytest.approx(100)
     assert kept["pretrained_perplexity"] == pytest.approx(4)
     assert kept["task"] == "language modelling"
+
+
+def test_rows_of_a_sweep_without_a_task_are_of_classifiers(summary: Summary) -> None:
+    result = RunResult.of(replace(summary, task=CLASSIFICATION.name), 7)
+    kept = result.to_dict()
+    del kept["task"]
+    assert RunResult.from_dict(kept) == result

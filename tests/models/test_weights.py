@@ -17,6 +17,7 @@ from pysoftq.models.weight_files import (
     load_weights,
     restore,
     save_state,
+    stored_once,
 )
 
 
@@ -194,3 +195,9 @@ def test_restore_does_without_batch_counts() -> None:
     restore(model, state, "w.pt")
     assert model.running_var is not None
     assert torch.equal(model.running_var, torch.full((3,), 2.0))
+
+
+def test_tied_tensors_are_stored_once() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model[1].weight = model[0].weight
+    assert list(stored_once(model)) == ["0.weight", "0.bias", "1.bias"]

@@ -42,7 +42,7 @@ from pysoftq.run.checkpoint import KEYS, read_sealed
 from pysoftq.run.config import make_config, read_config
 from pysoftq.run.driver import compress as run_compress
 from pysoftq.run.evaluation import evaluate
-from pysoftq.run.folder import open_run
+from pysoftq.run.folder import RunFolder, open_run
 from pysoftq.run.outcome import written_size
 from pysoftq.run.records import EpochMetrics
 from pysoftq.run.state import RunState
@@ -747,3 +747,15 @@ def test_metrics_refuse_what_is_not_json(tmp_path: Path) -> None:
             with pytest.raises(ValueError, match="not JSON compliant"):
                 write(line)
         assert not folder.metrics.exists()
+
+
+def test_the_configuration_of_a_run_is_removed_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, removed = RunFolder(tmp_path), []
+    for path in (folder.config, folder.metrics, folder.soft):
+        path.touch()
+    monkeypatch.setattr(Path, "unlink", lambda path: removed.append(path.name))
+    folder.clear()
+    assert sorted(removed) == ["config.yaml", "metrics.jsonl", "soft.safetensors"]
+    assert removed[-1] == "config.yaml"

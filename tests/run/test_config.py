@@ -71,6 +71,7 @@ def test_a_data_set_given_later_brings_its_own_defaults() -> None:
         ("epochs", 0),
         ("momentum", 1),
         ("lr", 0),
+        ("lr", float("inf")),
         ("seed", -1),
         ("alpha", 10.5),
         ("alpha", -11),
