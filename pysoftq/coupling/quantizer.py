@@ -304,7 +304,7 @@ class SoftQuantizer:
         """Clusters of each layer by binning, refined if `n_min` is given; nothing is written.
 
         Raises:
-            ValueError: `bits` is outside 1..20, `n_min` is negative, or a layer's parameter has been
+            ValueError: `bits` is outside 1..20, `n_min` is negative, or a parameter has been
                 replaced since it was measured.
         """
         self._refuse_replaced()
