@@ -1,4 +1,4 @@
-"""The tree: rooms, their surfaces, tests that mirror them, the length of functions."""
+"""The tree: sub-packages, their public names, tests that mirror them, the length of functions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PACKAGES = sorted(
     for module in pkgutil.walk_packages(pysoftq.__path__, "pysoftq.")
     if module.ispkg and not module.name.startswith("pysoftq.analysis")
 )
-ROOMS = sorted(
+SUBPACKAGES = sorted(
     module.name
     for module in pkgutil.iter_modules(pysoftq.__path__)
     if module.ispkg and module.name != "analysis"
@@ -46,9 +46,9 @@ def test_every_public_name_is_there(package: str) -> None:
         assert getattr(module, name) is not None
 
 
-def test_tests_mirror_the_rooms() -> None:
+def test_tests_mirror_the_package() -> None:
     folders = {path.name for path in TESTS.iterdir() if any(path.glob("test_*.py"))}
-    assert folders == {*ROOMS, "analysis"}
+    assert folders == {*SUBPACKAGES, "analysis"}
 
 
 def test_functions_are_short() -> None:
@@ -85,7 +85,7 @@ def test_the_tree_of_the_architecture_is_there(path: str) -> None:
     assert (ROOT / path).exists()
 
 
-def test_the_architecture_names_every_room() -> None:
+def test_the_architecture_names_every_sub_package() -> None:
     paths = tree()
-    for room in ROOMS:
-        assert f"pysoftq/{room}/" in paths
+    for name in SUBPACKAGES:
+        assert f"pysoftq/{name}/" in paths

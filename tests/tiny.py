@@ -6,13 +6,17 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
+from pysoftq.clusters.binning import identify
+from pysoftq.clusters.clusters import Clusters
 from pysoftq.coupling.quantizer import SoftQuantizer
 from pysoftq.data.datasets import load_dataset
 from pysoftq.data.images import Dataset, Images
 from pysoftq.data.tasks import Data
 from pysoftq.models.build import build_model
 from pysoftq.models.resnet import ResNet
+from pysoftq.models.weight_files import coupled_weights
 from pysoftq.run.config import CompressConfig
 from pysoftq.run.folder import RunFolder
 from pysoftq.run.optimizers import make_optimizer
@@ -86,3 +90,20 @@ class Recorder:
 
     def on_start(self, config: CompressConfig, data: Dataset, state: RunState) -> None:
         pass
+
+
+def found_in(model: nn.Module, bits: int = 3) -> dict[str, Clusters]:
+    """The clusters of each weight in 2**bits bins."""
+    return {
+        name: identify(value, bits) for name, value in coupled_weights(model.state_dict()).items()
+    }
+
+
+def pretrained_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of the weights that are coupled."""
+    return {name: value.clone() for name, value in coupled_weights(model.state_dict()).items()}
+
+
+def batch(data: Dataset) -> tuple[Tensor, Tensor]:
+    """The first 32 images and labels."""
+    return next(data.batches(0, 0, 32))

@@ -1,7 +1,7 @@
 """One compression run: pretrained network, coupled training, comparison, files.
 
 `driver.compress` is the whole of it; `loop` is the training loop of all trainings.
-May import every room but `sweep`, `integrations`, `analysis` and `cli`.
+May import every sub-package except `sweep`, `integrations`, `analysis` and `cli`.
 """
 
 import lazy_loader

@@ -7,8 +7,8 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import tiny_digits
-from torch import Tensor, nn
+from tiny import batch, found_in, pretrained_weights, tiny_digits
+from torch import nn
 from torch.func import functional_call
 
 from pysoftq.clusters.binning import identify
@@ -29,20 +29,6 @@ def data() -> Dataset:
 def model() -> nn.Module:
     torch.manual_seed(0)
     return build_model("digits-resnet-small", 10, 1)
-
-
-def found_in(model: nn.Module, bits: int = 3) -> dict[str, Clusters]:
-    return {
-        name: identify(value, bits) for name, value in coupled_weights(model.state_dict()).items()
-    }
-
-
-def pretrained_weights(model: nn.Module) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in coupled_weights(model.state_dict()).items()}
-
-
-def batch(data: Dataset) -> tuple[Tensor, Tensor]:
-    return next(data.batches(0, 0, 32))
 
 
 def test_gradients_are_those_of_autograd(model: nn.Module, data: Dataset) -> None:

@@ -7,11 +7,10 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import tiny_digits
-from torch import Tensor, nn
+from tiny import batch, found_in, pretrained_weights, tiny_digits
+from torch import nn
 
 from pysoftq.clusters.binning import identify
-from pysoftq.clusters.clusters import Clusters
 from pysoftq.clusters.codebooks import Codebooks
 from pysoftq.data.images import Dataset
 from pysoftq.errors import ConfigError, Interrupted, NonFiniteLossError
@@ -34,22 +33,8 @@ def model() -> nn.Module:
     return build_model("digits-resnet-small", 10, 1)
 
 
-def found_in(model: nn.Module, bits: int = 3) -> dict[str, Clusters]:
-    return {
-        name: identify(value, bits) for name, value in coupled_weights(model.state_dict()).items()
-    }
-
-
-def pretrained_weights(model: nn.Module) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in coupled_weights(model.state_dict()).items()}
-
-
 def options(**given: object) -> CompressConfig:
     return make_config({"dataset": "digits", "batch_size": 32, "codebook_epochs": 1}, given)
-
-
-def batch(data: Dataset) -> tuple[Tensor, Tensor]:
-    return next(data.batches(0, 0, 32))
 
 
 def test_training_lowers_the_loss(model: nn.Module, data: Dataset) -> None:
