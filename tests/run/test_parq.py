@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny import tiny_digits, tiny_training
 
+from pysoftq.errors import NonFiniteLossError
 from pysoftq.run.config import CompressConfig, make_config
 from pysoftq.run.evaluation import evaluate
 from pysoftq.run.optimizers import set_lr
@@ -56,7 +57,7 @@ def test_the_learning_rate_follows_the_options(monkeypatch: pytest.MonkeyPatch) 
         set_lr(optimizer, config, done)
         told.append((done, optimizer.param_groups[0]["lr"]))
 
-    monkeypatch.setattr("pysoftq.baselines.parq.set_lr", note)
+    monkeypatch.setattr("pysoftq.run.parq.set_lr", note)
     config = make_config({"epochs": 2, "batch_size": 80, "lr": 0.1, "lr_schedule": "cosine"})
     model = tiny_training(config).model
     train_parq(model, {"linear.weight": model.linear.weight}, 2, tiny_digits(), config)
@@ -76,5 +77,5 @@ def test_errors() -> None:
         train_parq(model, weights, 2, tiny_digits(), config)
     torch.nn.init.constant_(model.linear.bias, math.nan)
     config = make_config({"epochs": 2, "batch_size": 80})
-    with pytest.raises(ValueError, match="the loss is not finite in epoch 1 of PARQ"):
+    with pytest.raises(NonFiniteLossError, match=r"PARQ: the task loss is nan"):
         train_parq(model, weights, 2, tiny_digits(), config)
