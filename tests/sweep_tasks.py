@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from pysoftq.atomic import atomic_write
 from pysoftq.run.config import CompressConfig
 from pysoftq.sweep.ledger import Worker
 from pysoftq.sweep.worker import Job
@@ -27,7 +28,8 @@ def slow(config: CompressConfig, folder: Path) -> dict[str, Any]:
     done = int(steps.read_text()) if steps.is_file() else 0
     for step in range(done, 8):
         time.sleep(0.05)
-        steps.write_text(str(step + 1))
+        with atomic_write(steps) as file:  # half-written by a kill, it would fail the next try
+            file.write_text(str(step + 1))
     note(folder, "ended")
     return {"degradation": config.h, "bits": config.w + config.seed}
 
