@@ -351,7 +351,7 @@ class Arena:
 def _images(config: CompressConfig) -> Dataset:
     data = read_data(config)
     if not isinstance(data, Dataset):
-        raise ConfigError(f"option 'dataset': images are wanted, given {config.dataset!r}")
+        raise ConfigError(f"option 'dataset': must name a set of images, got {config.dataset!r}")
     return data
 
 

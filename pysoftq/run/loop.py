@@ -147,7 +147,7 @@ class TrainingLoop:
             if not math.isfinite(loss):
                 raise NonFiniteLossError(
                     f"{self.name}: the task loss is {loss} at step {step} "
-                    f"(epoch {place.epoch + 1}): a lower learning rate or h may help"
+                    f"(epoch {place.epoch + 1}): try a lower learning rate or a weaker coupling"
                     + ("; the last checkpoint is kept" if self.save else "")
                 )
             place.loss_sum += loss * size
