@@ -4,11 +4,11 @@
 # loads where there is no driver), and cuFFT is loaded when first used.
 
 set(cuda_sources cpp/cuda/coupling.cpp cpp/cuda/device.cpp cpp/cuda/layers.cpp
-                 cpp/cuda/partition.cpp
-                 cpp/cuda/bindings/bind_coupling.cpp cpp/cuda/bindings/bind_density.cpp
-                 cpp/cuda/bindings/bind_device.cpp cpp/cuda/bindings/bind_pairs.cpp
-                 cpp/cuda/bindings/bind_place.cpp cpp/cuda/bindings/bind_potential.cpp
-                 cpp/cuda/bindings/module.cpp)
+                 cpp/cuda/partition.cpp)
+set(cuda_bindings cpp/cuda/bindings/bind_coupling.cpp cpp/cuda/bindings/bind_density.cpp
+                  cpp/cuda/bindings/bind_device.cpp cpp/cuda/bindings/bind_pairs.cpp
+                  cpp/cuda/bindings/bind_place.cpp cpp/cuda/bindings/bind_potential.cpp
+                  cpp/cuda/bindings/module.cpp)
 set(cuda_kernels cpp/cuda/density.cu cpp/cuda/fft.cu cpp/cuda/force.cu cpp/cuda/pairs.cu
                  cpp/cuda/potential.cu cpp/cuda/sort.cu)
 
@@ -56,7 +56,9 @@ else()
     set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION "-std=c++20")
   endif()
   find_package(CUDAToolkit REQUIRED)
-  pybind11_add_module(_cuda MODULE NO_EXTRAS ${cuda_sources} cpp/cuda/cufft.cpp ${cuda_kernels})
+  pybind11_add_module(_cuda MODULE NO_EXTRAS ${cuda_sources} ${cuda_bindings} cpp/cuda/cufft.cpp
+                      ${cuda_kernels})
+  softq_compile_together(_cuda ${cuda_bindings})
   target_compile_definitions(_cuda PRIVATE PYSOFTQ_CUDA_MODULE=_cuda)
   target_compile_options(
     _cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr --threads 2
@@ -79,9 +81,10 @@ if(PYSOFTQ_CUDA_EMULATION)
     list(APPEND emulated_kernels "${source}")
   endforeach()
   pybind11_add_module(
-    _cuda_emulated MODULE NO_EXTRAS ${cuda_sources} ${emulated_kernels}
+    _cuda_emulated MODULE NO_EXTRAS ${cuda_sources} ${cuda_bindings} ${emulated_kernels}
     cpp/cuda/emulation/bind.cpp cpp/cuda/emulation/cufft.cpp cpp/cuda/emulation/fiber.cpp
     cpp/cuda/emulation/runtime.cpp)
+  softq_compile_together(_cuda_emulated ${cuda_bindings} cpp/cuda/emulation/bind.cpp)
   target_compile_definitions(_cuda_emulated PRIVATE PYSOFTQ_CUDA_MODULE=_cuda_emulated
                                                     PYSOFTQ_CUDA_EMULATED)
   target_compile_options(_cuda_emulated PRIVATE -Wno-unknown-pragmas)  # unroll

@@ -610,7 +610,7 @@ def test_runs_on_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     storage = f"sqlite:///{tmp_path / 'sweep.db'}"
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setenv("PYTHONPATH", str(TESTS))  # of Ray's workers
+    monkeypatch.setenv("PYTHONPATH", str(TESTS), prepend=os.pathsep)  # of Ray's workers
     job = make_job(tmp_path, storage, sweep_tasks.failing, h="0.1,0.2,2", w="0.5")
     status = run_on_ray(job, 2, 1.0, 0.0, lambda _: None)
     assert (status.done, status.failed) == (4, 2)
