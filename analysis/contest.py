@@ -324,7 +324,8 @@ class Arena:
         restore(self.model, load_weights(folder.soft), folder.soft)
         recipe = chosen["recipe"]
         if recipe in ("unrefined", "paper"):
-            run.quantizer.finalize(config.bits, config.n_min if recipe == "paper" else 0)
+            n_min = config.n_min if recipe == "paper" else 0
+            run.quantizer.finalize(RECIPES["paper"]["bits"], n_min, "count")
             return
         best = {
             "refinement": RECIPES["best"]["refinement"],

@@ -30,7 +30,7 @@ from pysoftq.run.folder import RunFolder
 from pysoftq.run.observer import Silent
 from pysoftq.run.outcome import clustered_row
 from pysoftq.run.setup import Run
-from pysoftq.run.summary import NetworkRow, Summary
+from pysoftq.run.summary import NetworkRow, Summary, clusters_name
 
 SEEDS = (0, 1, 2)
 HEQ_BITS = (4, 3)
@@ -63,7 +63,7 @@ def networks(config: CompressConfig, path: Path) -> list[NetworkRow]:
     found = run.quantizer.clusters(config.bits)
     merged = run.quantizer.refine(found, 0, "levels", config.rd_weight)
     ours = clustered_row(run, "soft, merged by levels", merged)
-    kept = ("pretrained", "soft", f"soft, {config.bits}-bit clusters", REFINED)
+    kept = ("pretrained", "soft", clusters_name(config.bits), REFINED)
     return [*(summary[name] for name in kept), ours, *equalized]
 
 

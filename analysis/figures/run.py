@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
-from torch import from_numpy
+from torch import from_numpy, tensor
 
 from pysoftq.analysis.dynamics import LossCurves, read_run
-from pysoftq.clusters.binning import identify
+from pysoftq.clusters.binning import identify, identify_at_scale
 from pysoftq.interaction.densities import density
 from pysoftq.interaction.potentials import potential
 from pysoftq.run.records import WeightRecords
@@ -165,7 +165,11 @@ def _draw_potential(axis: Axes, records: WeightRecords) -> None:
 
 
 def _draw_clusters(axis: Axes, records: WeightRecords) -> None:
-    clusters = identify(from_numpy(records.weights_soft), bits=records.bits)
+    weights = from_numpy(records.weights_soft)
+    if records.bits:
+        clusters = identify(weights, records.bits)
+    else:
+        clusters = identify_at_scale(weights, tensor(records.width))
     values, counts = clusters.codebook.numpy(), clusters.counts.numpy()
     # A cluster was reassigned if its weights ended on another value than its own.
     first = np.unique(clusters.indices.numpy(), return_index=True)[1]

@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 
 from pysoftq.options import option_info
 from pysoftq.run.config import CompressConfig
-from pysoftq.run.presets import DATASET_DEFAULTS
+from pysoftq.run.presets import DATASET_DEFAULTS, RECIPES
 
 Function = Callable[..., Any]
 
@@ -115,14 +115,18 @@ def _click_type(annotation: Any) -> tuple[Any, bool]:
 
 def _default_text(name: str, field: FieldInfo) -> str:
     default = field.default
-    if default is None or default in ((), {}):
-        return ""
-    if isinstance(default, bool):
-        default = "on" if default else "off"
-    text = str(default)
-    departures = [
+    switches = {True: "on", False: "off"} if isinstance(default, bool) else {}
+    departures = [] if default in (None, (), {}) else [switches.get(default, str(default))]
+    departures += [
         f"{dataset}: {values[name]}"
         for dataset, values in DATASET_DEFAULTS.items()
         if name in values
     ]
-    return f"[default: {'; '.join([text, *departures])}]"
+    departures += [
+        f"recipe {recipe}: {values[name]}"
+        for recipe, values in RECIPES.items()
+        if values.get(name, default) != default
+    ]
+    if not departures:
+        return ""
+    return f"[{'' if default in (None, (), {}) else 'default: '}{'; '.join(departures)}]"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -12,13 +14,26 @@ from pysoftq.clusters.defaults import DEFAULT_BITS
 from pysoftq.clusters.values import finite_weights
 from pysoftq.interaction.segments import segment_ids
 
+MAX_BITS = 20
+BINS_PER_WELL = 4
+MAX_OCCUPIED = 2**10
 
-def identify(theta: Tensor, bits: int = DEFAULT_BITS, bounds: Tensor | None = None) -> Clusters:
+
+def identify(
+    theta: Tensor,
+    bits: int = DEFAULT_BITS,
+    bounds: Tensor | None = None,
+    *,
+    zeros: bool = False,
+) -> Clusters:
     """Cut [min, max] into 2**bits equal bins; a cluster is an occupied bin, its value the mean.
 
     The binning rule is that of `pysoftq.density`; means are accumulated in float64 and rounded to
     the dtype of `theta`. Computed on the CPU, so the result is the same for every device; it is
     returned on the device of `theta`. With `bounds` (G+1,) each segment has bins of its own.
+
+    With `zeros`, weights that are exactly 0 are a cluster of the value 0, which refinement and
+    training leave at 0, and no other cluster has weights of both signs.
 
     Raises:
         TypeError: `theta` is not a floating tensor.
@@ -28,13 +43,48 @@ def identify(theta: Tensor, bits: int = DEFAULT_BITS, bounds: Tensor | None = No
     values = finite_weights(theta)
     dtype = torch.float64 if theta.dtype == torch.float64 else torch.float32
     if bounds is None:
-        return from_bins(theta, values, bin_index(values, bins, dtype), bin_means)
-    bounds = bounds.cpu()
-    ids = segment_ids(bounds)
-    index = ids * bins + bin_index(values, bins, dtype, ids)
-    # Only the occupied bins are numbered: most of the bins of many segments are empty.
-    dense = torch.unique(index, return_inverse=True)[1]
-    return from_bins(theta, values, dense, bin_means, bounds)
+        index = bin_index(values, bins, dtype)
+    else:
+        bounds = bounds.cpu()
+        ids = segment_ids(bounds)
+        index = ids * bins + bin_index(values, bins, dtype, ids)
+    if zeros:
+        index = 3 * index + values.sign().long() + 1
+    if zeros or bounds is not None:
+        # Only the occupied bins are numbered: most of the bins of many segments are empty.
+        index = torch.unique(index, return_inverse=True)[1]
+    return replace(from_bins(theta, values, index, bin_means, bounds), zeros=zeros)
+
+
+def identify_at_scale(
+    theta: Tensor, width: Tensor, bounds: Tensor | None = None, *, zeros: bool = False
+) -> Clusters:
+    """As `identify`, with bins at most a quarter as wide as the well, whatever the range.
+
+    There are at least 2**7 bins, as in the paper; on long tails more. Fewer and wider ones are
+    taken where more than 2**10 would be occupied, which `merge` would take long for.
+
+    Args:
+        theta: the weights.
+        width: () or, with `bounds` (G+1,), (G,) float64, the range w_l of the interaction.
+        bounds: as in `identify`.
+        zeros: as in `identify`.
+    """
+    bits = _bits_at_scale(finite_weights(theta), width, bounds)
+    while True:
+        found = identify(theta, bits, bounds, zeros=zeros)
+        if bits <= DEFAULT_BITS or int(found.codebook_sizes.max()) <= MAX_OCCUPIED:
+            return found
+        bits -= 1
+
+
+def _bits_at_scale(values: Tensor, width: Tensor, bounds: Tensor | None) -> int:
+    if not values.numel():
+        return DEFAULT_BITS
+    ids = torch.zeros(values.numel(), dtype=torch.int64) if bounds is None else segment_ids(bounds)
+    ranges = _extreme(values, ids, "amax") - _extreme(values, ids, "amin")
+    bins = float((ranges * BINS_PER_WELL / width).max())
+    return min(max(math.ceil(math.log2(max(bins, 1.0))), DEFAULT_BITS), MAX_BITS)
 
 
 def from_bins(
@@ -108,6 +158,6 @@ def _power_of_two(exponent: Tensor) -> Tensor:
 
 def levels(bits: int) -> int:
     """2**bits; ValueError for `bits` outside 0..20."""
-    if not 0 <= bits <= 20:
-        raise ValueError(f"`bits` must be from 0 to 20, got {bits}")
+    if not 0 <= bits <= MAX_BITS:
+        raise ValueError(f"`bits` must be from 0 to {MAX_BITS}, got {bits}")
     return 1 << bits

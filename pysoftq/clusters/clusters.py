@@ -22,12 +22,15 @@ class Clusters:
             (`pysoftq.interaction.segments`); None if the layer is one segment. Each segment has
             its own clusters: the codebook is the concatenation of theirs, ascending within each,
             and values may recur between segments.
+        zeros: whether exact zeros stay what they are, as in pruned layers: a cluster of value 0
+            keeps this value, whatever joins it.
     """
 
     codebook: Tensor
     indices: Tensor
     counts: Tensor
     bounds: Tensor | None = None
+    zeros: bool = False
 
     @property
     def size(self) -> int:
@@ -68,6 +71,11 @@ class Clusters:
             return math.log2(self.K) if self.K else 0.0
         bits = self.bounds.diff() * self.codebook_sizes.double().log2()
         return float(bits.sum()) / max(self.size, 1)
+
+    @property
+    def pinned(self) -> Tensor:
+        """(K,) bool, which clusters keep their value: those of exact zeros, if `zeros`."""
+        return (self.codebook == 0) & self.zeros
 
     @property
     def container_bits(self) -> int:
@@ -111,7 +119,7 @@ def split(clusters: Clusters) -> list[Clusters]:
         clusters.counts.split(values),
         strict=True,
     )
-    return [Clusters(*part) for part in parts]
+    return [Clusters(*part, zeros=clusters.zeros) for part in parts]
 
 
 def join(parts: Sequence[Clusters], bounds: Tensor) -> Clusters:
@@ -122,6 +130,7 @@ def join(parts: Sequence[Clusters], bounds: Tensor) -> Clusters:
         torch.cat([part.indices + start for part, start in zip(parts, first, strict=True)]),
         torch.cat([part.counts for part in parts]),
         bounds,
+        zeros=any(part.zeros for part in parts),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,8 @@ class Codebooks:
 
     Writes the clusters' values into the model, and again after each step of an attached optimizer.
     Before the step, the gradient of each value is set to the sum of the gradients of its weights;
-    the weights' gradients are cleared, since the optimizer does not hold the weights:
+    the weights' gradients are cleared, since the optimizer does not hold the weights. Pinned zeros
+    of the clusters get no gradient:
 
         codebooks = Codebooks(model, clusters)
         optimizer = torch.optim.Adam([*codebooks.parameters(), *codebooks.rest()])
@@ -74,6 +76,11 @@ class Codebooks:
             name: found.indices.to(parameters[name].device) for name, found in clusters.items()
         }
         self._bounds = {name: found.bounds for name, found in clusters.items()}
+        self._pinned = {
+            name: found.pinned.to(parameters[name].device)
+            for name, found in clusters.items()
+            if found.pinned.any()
+        }
         self.values = {
             name: nn.Parameter(found.codebook.to(parameters[name]).clone())
             for name, found in clusters.items()
@@ -132,6 +139,8 @@ class Codebooks:
                 value.grad = torch.zeros_like(value).index_add_(
                     0, self._indices[name], gradient.reshape(-1)
                 )
+                if name in self._pinned:
+                    value.grad.masked_fill_(self._pinned[name], 0)
             if name in self._moving:
                 self._moving[name].take(gradient)
             if gradient is not None:
@@ -155,7 +164,8 @@ class Codebooks:
 
     def _sorted(self, name: str) -> Clusters:
         values = self.values[name].detach() + 0.0  # -0.0 becomes 0.0
-        return unique(values[self._indices[name]], self._bounds[name])
+        found = unique(values[self._indices[name]], self._bounds[name])
+        return replace(found, zeros=name in self._pinned)
 
 
 class _Moving:
@@ -184,12 +194,17 @@ class _Moving:
         flat = weights.detach().reshape(-1).to(device, torch.float32, copy=True)
         self.weights = nn.Parameter(flat)
         self._assignment = Assignment(clusters, device)
+        # Weights that are exactly 0 stay in their cluster, that of the pinned zeros.
+        self._kept = (flat == 0) if clusters.pinned.any() else None
 
     def take(self, gradient: Tensor | None) -> None:
         """Copy the gradient at the weights' values to the weights."""
         copied = None if gradient is None else gradient.reshape(-1).to(torch.float32, copy=True)
+        if copied is not None and self._kept is not None:
+            copied.masked_fill_(self._kept, 0)
         self.weights.grad = copied
 
     def assign(self, values: Tensor, indices: Tensor) -> Tensor:
         """The clusters (N,) of the present weights."""
-        return self._assignment(self.weights, values.float(), indices, self._rd_weight)
+        found = self._assignment(self.weights, values.float(), indices, self._rd_weight)
+        return found if self._kept is None else torch.where(self._kept, indices, found)

@@ -7,6 +7,7 @@ needs: no other choice of clusters in all layers has as few bits and less square
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -34,7 +35,7 @@ def merge(clusters: Clusters, rd_weight: float, rate: Rate = "levels") -> Cluste
     A merged cluster's value is the mean of its weights; merging a and b costs the squared error
     n_a n_b / (n_a + n_b) (c_a - c_b)². The result is the best of all 2^(K - 1), on a tie one of
     fewer clusters. `rd_weight` 0 returns the clusters unchanged. Each segment is merged
-    independently.
+    independently. Pinned zeros stay at 0, whatever joins them.
 
     Args:
         clusters: of one layer, for example its occupied bins (`identify`).
@@ -66,8 +67,15 @@ def merge(clusters: Clusters, rd_weight: float, rate: Rate = "levels") -> Cluste
     scaled = np.ldexp(values, -exponent)
     with np.errstate(over="ignore", under="ignore"):
         weight = min(float(np.ldexp(rd_weight, -2 * exponent)), MAX_RD_WEIGHT)
-    sums = _partial_sums(counts, scaled - np.average(scaled, weights=counts))
-    runs = _best_by_entropy(sums, weight) if rate == "entropy" else _best_by_levels(sums, weight)
+    centre = np.average(scaled, weights=counts)
+    sums = _partial_sums(counts, scaled - centre)
+    errors = _errors(sums)
+    for zero in clusters.pinned.nonzero().flatten().tolist():
+        _pin(errors, sums, zero, centre)
+    if rate == "entropy":
+        runs = _best_by_entropy(errors, sums, weight)
+    else:
+        runs = _best_by_levels(errors, weight * sums.counts[-1])
     return _merged(clusters, scaled, exponent, runs)
 
 
@@ -85,16 +93,22 @@ def _errors(sums: PartialSums) -> Floats:
     return errors
 
 
-def _best_by_levels(sums: PartialSums, rd_weight: float) -> Nodes:
-    """Edges of the best runs if each weight takes log2 of their number."""
-    bit = rd_weight * sums.counts[-1]
-    errors = _errors(sums)
+def _pin(errors: Floats, sums: PartialSums, zero: int, centre: float) -> None:
+    """Errors about 0 instead of the mean for the runs with the cluster `zero`, whose value is 0."""
+    ends, starts = np.arange(zero + 1, len(errors))[:, None], np.arange(zero + 1)[None]
+    counts, first, squares = sums.moments(starts, ends)
+    about_zero = squares + centre * (2 * first + centre * counts)
+    errors[zero + 1 :, : zero + 1] = np.maximum(about_zero, 0.0)
+    errors[zero + 1, zero] = 0.0
+
+
+def _best_by_levels(errors: Floats, bit: float) -> Nodes:
+    """Edges of the best runs if a bit more for every weight costs `bit`."""
     return shortest_path_within(errors, len(errors) - 1, lambda levels: bit * math.log2(levels))
 
 
-def _best_by_entropy(sums: PartialSums, rd_weight: float) -> Nodes:
+def _best_by_entropy(errors: Floats, sums: PartialSums, rd_weight: float) -> Nodes:
     """Edges of the best runs if each weight of a run of n takes log2(N / n)."""
-    errors = _errors(sums)
 
     def reach(best: Floats, end: int) -> Floats:
         return np.asarray(best + errors[end, :end] + sums.rates(slice(end), end, rd_weight))
@@ -109,9 +123,11 @@ def _merged(clusters: Clusters, scaled: Floats, exponent: int, edges: Nodes) -> 
     means = np.add.reduceat(counts * scaled, starts) / np.add.reduceat(counts, starts)
     means = np.ldexp(np.clip(means, scaled[starts], scaled[ends - 1]), exponent)
     run = torch.from_numpy(np.repeat(np.arange(ends.size), ends - starts))
+    means[run[clusters.pinned.cpu()].numpy()] = 0.0
     run = run.to(clusters.indices.device)
-    return Clusters(
-        torch.from_numpy(means).to(clusters.codebook),
-        run[clusters.indices],
-        torch.zeros_like(clusters.counts[: ends.size]).index_add_(0, run, clusters.counts),
+    return replace(
+        clusters,
+        codebook=torch.from_numpy(means).to(clusters.codebook),
+        indices=run[clusters.indices],
+        counts=torch.zeros_like(clusters.counts[: ends.size]).index_add_(0, run, clusters.counts),
     )

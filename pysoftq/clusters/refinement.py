@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 
@@ -15,35 +16,36 @@ def refine(clusters: Clusters, n_min: int = DEFAULT_N_MIN) -> Clusters:
 
     Nearest by codebook distance within the segment, the lower one on a tie. The larger cluster
     keeps its value. Without any larger cluster a segment is left unchanged. Idempotent; K never
-    rises.
+    rises. Pinned zeros stay, and no cluster joins them.
 
     Raises:
         ValueError: `n_min` is negative.
     """
     if n_min < 0:
         raise ValueError(f"`n_min` must be >= 0, got {n_min}")
-    counts = clusters.counts.cpu()
-    large = counts > n_min
+    counts, pinned = clusters.counts.cpu(), clusters.pinned.cpu()
     segment = torch.arange(clusters.segments).repeat_interleave(clusters.codebook_sizes)
     most = torch.zeros(clusters.segments, dtype=counts.dtype)
-    most.scatter_reduce_(0, segment, counts, "amax")
-    kept = large | (most <= n_min)[segment]
+    most.scatter_reduce_(0, segment[~pinned], counts[~pinned], "amax")
+    large = ((counts > n_min) | (most <= n_min)[segment]) & ~pinned
+    kept = large | pinned
     if kept.all():
         return clusters
     value = clusters.codebook.cpu().double()
-    # The kept clusters before and behind each one, of which at least one is in its segment.
-    rank = kept.cumsum(0)
+    # The large clusters before and behind each one, of which at least one is in its segment.
+    rank = large.cumsum(0)
     below, above = (rank - 1).clamp(min=0), rank.clamp(max=int(rank[-1]) - 1)
-    home, place = segment[kept], value[kept]
+    home, place = segment[large], value[large]
     far = value.new_full((), math.inf)
     down = torch.where(home[below] == segment, value - place[below], far).abs()
     up = torch.where(home[above] == segment, place[above] - value, far).abs()
-    nearest = torch.where(down <= up, below, above)
-    moved = torch.zeros_like(place, dtype=torch.int64).index_add_(0, nearest, counts)
+    number = kept.cumsum(0) - 1  # of each cluster that is kept
+    joined = torch.where(pinned, number, number[large][torch.where(down <= up, below, above)])
+    moved = counts.new_zeros(int(number[-1]) + 1).index_add_(0, joined, counts)
     device = clusters.indices.device
-    return Clusters(
-        clusters.codebook[kept.to(device)],
-        nearest.to(device)[clusters.indices],
-        moved.to(device),
-        clusters.bounds,
+    return replace(
+        clusters,
+        codebook=clusters.codebook[kept.to(device)],
+        indices=joined.to(device)[clusters.indices],
+        counts=moved.to(device),
     )

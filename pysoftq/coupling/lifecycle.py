@@ -34,6 +34,7 @@ def prepare(model: nn.Module, config: ClusteringConfig) -> SoftQuantizer:
         include=config.include or None,
         exclude=config.exclude or None,
         override=config.override,
+        sparsity=config.sparsity,
     )
 
 

@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 from pydantic import ValidationInfo, field_validator
 
-from pysoftq.clusters.defaults import DEFAULT_BITS, DEFAULT_N_MIN
+from pysoftq.clusters.defaults import DEFAULT_N_MIN
+from pysoftq.coupling.zeros import Sparsity
 from pysoftq.interaction.arrays import check_granularity
 from pysoftq.interaction.densities import DEFAULT_BINS
 from pysoftq.options import Options, option
@@ -20,8 +21,9 @@ MAX_MERGED_BITS = 11
 class ClusteringConfig(Options):
     """Which weights are coupled, how strongly, and how their clusters are found.
 
-    The defaults are those of Table I of the paper. Patterns are shell-style (``"layer1.*"``) and
-    match parameter names; `prepare` raises for one that matches nothing.
+    The defaults of the coupling are those of Table I of the paper; those of the clusters are not:
+    its refinement is `refinement="count"` with `bits=7`. Patterns are shell-style (``"layer1.*"``)
+    and match parameter names; `prepare` raises for one that matches nothing.
     """
 
     # fmt: off
@@ -50,15 +52,19 @@ class ClusteringConfig(Options):
         "width for parameters whose name matches this pattern (repeatable; the first matching "
         "pattern applies).", metavar="PATTERN:h=H,w=W")
 
-    bits: int = option("Clusters", DEFAULT_BITS, "Clusters are the occupied ones of 2^BITS equal "
-        "bins.", on_resume=True, ge=1, le=16)
+    sparsity: Sparsity = option("Soft quantization", "auto", "Exact zeros that stay zero: those "
+        "of pruned layers and padding rows (auto), all (keep) or none (ignore).")
+
+    bits: int | None = option("Clusters", None, "Clusters are the occupied ones of 2^BITS equal "
+        "bins; by default bins of at most a quarter of the coupling's width.", on_resume=True,
+        ge=1, le=16)
     n_min: int = option("Clusters", DEFAULT_N_MIN, "Clusters of at most this many weights join "
-        "the nearest larger one.", on_resume=True, ge=0)
-    refinement: Refinement = option("Clusters", "count", "Refinement of the clusters: by n_min "
-        "(count), or neighbours are merged where the bits saved outweigh the squared error added, "
-        "in bits of fixed-width indices (levels) or of an entropy coder (entropy).",
-        on_resume=True)
-    rd_weight: float = option("Clusters", 0.01, "Rate-distortion weight of the refinements levels "
+        "the nearest larger one (refinement count).", on_resume=True, ge=0)
+    refinement: Refinement = option("Clusters", "levels", "Neighbouring clusters merge where the "
+        "bits saved outweigh the squared error added, in bits of fixed-width indices (levels) or "
+        "of an entropy coder (entropy); or small ones join larger ones by n_min, the paper's rule "
+        "(count).", on_resume=True)
+    rd_weight: float = option("Clusters", 0.05, "Rate-distortion weight of the refinements levels "
         "and entropy, in variances of a layer per bit; higher means fewer bits.", on_resume=True,
         ge=0)
 
@@ -92,7 +98,7 @@ class ClusteringConfig(Options):
     @field_validator("refinement")
     @classmethod
     def _few_bins(cls, refinement: str, info: ValidationInfo) -> str:
-        if refinement != "count" and info.data.get("bits", 0) > MAX_MERGED_BITS:
+        if refinement != "count" and (info.data.get("bits") or 0) > MAX_MERGED_BITS:
             raise ValueError(f"clusters are merged in 2^{MAX_MERGED_BITS} bins at most")
         return refinement
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pysoftq.clusters.binning import identify
+from pysoftq.clusters.binning import MAX_BITS, identify, identify_at_scale
 from pysoftq.clusters.clusters import Clusters, layer_rd_weights
 from pysoftq.clusters.merging import merge
 from pysoftq.clusters.refinement import refine
@@ -27,6 +27,7 @@ from pysoftq.coupling.selection import (
     select,
     unwrapped,
 )
+from pysoftq.coupling.zeros import KeptZeros
 from pysoftq.interaction.arrays import (
     check_bins,
     check_fraction,
@@ -39,8 +40,6 @@ from pysoftq.interaction.layers import CoupledLayer, Scales, degeneracy
 from pysoftq.interaction.potentials import METHODS, mean_field_energy
 from pysoftq.interaction.scales import Segments
 from pysoftq.interaction.segments import segment_bounds
-
-MAX_BITS = 20  # of the bins that clusters are found in
 
 
 @dataclass(frozen=True)
@@ -88,6 +87,9 @@ class SoftQuantizer:
         exclude: patterns to leave out, stronger than include.
         override: h, w or both for the layers that a pattern matches, `{"fc.*": {"w": 0.3}}`; of
             several patterns that match a layer, the first decides alone.
+        sparsity: which exact zeros stay zero, through training (their gradients are cleared) and
+            in the clusters: those of pruned layers (at least 1 % zeros) and of padding rows
+            ("auto"), all ("keep") or none ("ignore").
 
     Attributes:
         model: as given, or what it wraps.
@@ -115,6 +117,7 @@ class SoftQuantizer:
         include: str | Iterable[str] | None = None,
         exclude: str | Iterable[str] | None = None,
         override: Mapping[str, Mapping[str, float]] | None = None,
+        sparsity: str = DEFAULTS.sparsity,
     ) -> None:
         self._scales = Scales(h, w, alpha)
         self.override = check_override(override)
@@ -143,6 +146,8 @@ class SoftQuantizer:
         self._couple(layers)
         if not self.layers:
             raise ValueError(f"the model has no weight to couple; left out: {self.excluded}")
+        coupled = {layer.name: layer.parameter for layer in self.layers}
+        self._zeros = KeptZeros.find(self.model, coupled, sparsity)
 
     @property
     def h(self) -> float:
@@ -300,22 +305,33 @@ class SoftQuantizer:
             return None
         return segment_bounds(layer.parameter.shape, self._granularity)
 
-    def clusters(self, bits: int = DEFAULTS.bits, n_min: int | None = None) -> dict[str, Clusters]:
+    def clusters(self, bits: int | None = None, n_min: int | None = None) -> dict[str, Clusters]:
         """Clusters of each layer by binning, refined if `n_min` is given; nothing is written.
+
+        Args:
+            bits: clusters are the occupied ones of 2**bits equal bins of each layer, 7 in the
+                paper; None takes bins of at most a quarter of the layer's width w_l, and at least
+                2**7 of them (`pysoftq.clusters.binning.identify_at_scale`).
+            n_min: as in `finalize`.
 
         Raises:
             ValueError: `bits` is outside 1..20, `n_min` is negative, or a parameter has been
                 replaced since it was measured.
         """
         self._refuse_replaced()
-        if not 1 <= bits <= MAX_BITS:
+        if bits is not None and not 1 <= bits <= MAX_BITS:
             raise ValueError(f"`bits` must be from 1 to {MAX_BITS}, got {bits}")
-        found = {
-            layer.name: identify(layer.parameter, bits, self.bounds(layer)) for layer in self.layers
-        }
+        found = {layer.name: self._identify(layer, bits) for layer in self.layers}
         if n_min is None:
             return found
         return {name: refine(clusters, n_min) for name, clusters in found.items()}
+
+    def _identify(self, layer: CoupledLayer, bits: int | None) -> Clusters:
+        theta = self._zeros.restored(layer.name, layer.parameter)
+        bounds, zeros = self.bounds(layer), layer.name in self._zeros.masks
+        if bits is None:
+            return identify_at_scale(theta, layer.widths, bounds, zeros=zeros)
+        return identify(theta, bits, bounds, zeros=zeros)
 
     def refine(
         self,
@@ -335,7 +351,7 @@ class SoftQuantizer:
 
     def finalize(
         self,
-        bits: int = DEFAULTS.bits,
+        bits: int | None = DEFAULTS.bits,
         n_min: int = DEFAULTS.n_min,
         refinement: Refinement = DEFAULTS.refinement,
         rd_weight: float = DEFAULTS.rd_weight,
@@ -343,13 +359,17 @@ class SoftQuantizer:
         """Detach, and write the refined clusters' values into the model (Table I, steps 3 and 4).
 
         Args:
-            bits: clusters are the occupied ones of 2**bits equal bins of each layer.
+            bits: clusters are the occupied ones of 2**bits equal bins of each layer, 7 in the
+                paper; None takes bins of at most a quarter of the layer's width w_l, and at least
+                2**7 of them.
             n_min: clusters of at most so many weights join the nearest larger one, by the
-                refinement "count", which is the paper's.
-            refinement: "levels" and "entropy" merge neighbouring clusters instead, wherever the
-                bits saved outweigh the squared error added: bits of fixed-width indices, log2 K
-                for each weight, or of an entropy coder (`pysoftq.clusters.merging`).
-            rd_weight: rate-distortion weight of these, in variances of a layer (`rd_weights`).
+                refinement "count".
+            refinement: "levels" and "entropy" merge neighbouring clusters wherever the bits saved
+                outweigh the squared error added: bits of fixed-width indices, log2 K for each
+                weight, or of an entropy coder (`pysoftq.clusters.merging`). "count" is the paper's
+                (Table I, step 4): it ignores how far a weight is moved, and can ruin a network.
+            rd_weight: rate-distortion weight of "levels" and "entropy", in variances of a layer
+                (`rd_weights`); higher means fewer bits.
 
         Returns:
             The table of layers, with clusters and bit-widths before and after refinement.
@@ -360,6 +380,13 @@ class SoftQuantizer:
         """
         before = self.clusters(bits)
         after = self.refine(before, n_min, refinement, rd_weight)
+        for layer in self.layers:
+            if moved := self._zeros.moved(layer.name, layer.parameter):
+                warnings.warn(
+                    f"layer '{layer.name}': {moved} of the zeros to be kept have moved in training "
+                    "and are set to 0 again; pass sparsity='ignore' to let them move",
+                    stacklevel=2,
+                )
         self.detach()
         with torch.no_grad():
             for layer in self.layers:
@@ -379,7 +406,8 @@ class SoftQuantizer:
             scales = layer.scales(self.alpha)
             pattern = first_match(self.override, layer.name)
             by = "" if pattern is None else f"override {pattern!r}: "
-            rules[layer.name] = f"{by}h = {scales.h:g}, w = {scales.w:g}"
+            kept = self._zeros.note(layer.name)
+            rules[layer.name] = f"{by}h = {scales.h:g}, w = {scales.w:g}{kept and ', ' + kept}"
         return take_inventory(self.model, rules, self.excluded)
 
     def state_dict(self) -> dict[str, Any]:
@@ -397,6 +425,7 @@ class SoftQuantizer:
             "override": [[pattern, dict(values)] for pattern, values in self.override.items()],
             "layers": [layer.record() for layer in self.layers],
             "excluded": dict(self.excluded),
+            "zeros": dict(self._zeros.masks),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -409,7 +438,7 @@ class SoftQuantizer:
         """
         if self._handles:
             raise RuntimeError("attached to an optimizer: load the state before attach()")
-        state = {"granularity": "layer", "override": [], **state}  # older ones have neither
+        state = {"granularity": "layer", "override": [], "zeros": {}, **state}  # not in older ones
         if missing := sorted(set(self.state_dict()) - set(state)):
             raise ValueError(f"the state lacks {', '.join(missing)}")
         fft = check_method(state["method"], METHODS)
@@ -440,6 +469,7 @@ class SoftQuantizer:
         self._scales, self.override = scales, override
         self.excluded = dict(state["excluded"])
         self._couple(layers)
+        self._zeros = KeptZeros(state["zeros"])
 
     def _layer_scales(self, names: Collection[str]) -> dict[str, Scales]:
         """The scales asked for each layer, overrides included."""
@@ -498,6 +528,8 @@ class SoftQuantizer:
             batches = [group.collect() for group in self._regroup(indices)]
         for batch in batches:
             batch.add_force(scale, self._fraction, self.seed, step)
+        for index in indices:
+            self._zeros.clear_gradient(self.layers[index].name, self.layers[index].parameter)
         # What is recorded in a CUDA graph happens later; see advance().
         recorded = self.layers[0].parameter.is_cuda and torch.cuda.is_current_stream_capturing()
         if not recorded:

@@ -8,18 +8,16 @@ from fnmatch import fnmatchcase
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils import parametrize
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from pysoftq.coupling.roles import roles
 from pysoftq.coupling.sharding import refuse_sharded
 
 # What an override may set for the layers that its pattern matches.
 OVERRIDABLE = ("h", "w")
-
-NORMALIZATION = (_NormBase, nn.LayerNorm, nn.GroupNorm)
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -60,6 +58,7 @@ def select(
     Args:
         model: any module.
         include: shell-style patterns of parameter names ("layer1.*"); None takes all weights.
+            Position embeddings, tokens and scales are taken only under their full names.
         exclude: patterns of names to leave out, stronger than include.
 
     Returns:
@@ -72,15 +71,15 @@ def select(
     wanted, unwanted = as_patterns(include), as_patterns(exclude)
     candidates: dict[str, nn.Parameter] = {}
     excluded: dict[str, str] = {}
-    normalization = {
-        id(parameter)
-        for module in model.modules()
-        if isinstance(module, NORMALIZATION) or type(module).__name__.endswith("RMSNorm")
-        for parameter in module.parameters(recurse=False)
-    }
+    by_role: list[str] = []
+    role_of = roles(model)
     reparametrized = {id(parameter) for parameter in _reparametrized(model)}
     for name, parameter in model.named_parameters():
-        reason = _unfit(name, parameter, id(parameter) in normalization)
+        role = role_of.get(id(parameter), "")
+        reason = _unfit(name, parameter, role == "normalization")
+        if not reason and role and name not in wanted:
+            reason = role
+            by_role.append(name)
         if not reason and id(parameter) in reparametrized:
             reason = "parametrized: the layer's weights are computed from it"
             warnings.warn(f"parameter '{name}' is not coupled: {reason}", stacklevel=3)
@@ -88,13 +87,8 @@ def select(
             excluded[name] = reason
         else:
             candidates[name] = parameter
-    for option, patterns in (("include", wanted), ("exclude", unwanted)):
-        for pattern in patterns:
-            if not any(fnmatchcase(name, pattern) for name in candidates):
-                raise ValueError(
-                    f"{option} pattern {pattern!r} matches no weight that could be coupled; "
-                    f"there are: {', '.join(candidates) or 'none'}"
-                )
+    _refuse_unmatched("include", wanted, candidates)
+    _refuse_unmatched("exclude", unwanted, (*candidates, *by_role))
     chosen: dict[str, nn.Parameter] = {}
     for name, parameter in candidates.items():
         if wanted and first_match(wanted, name) is None:
@@ -104,6 +98,15 @@ def select(
         else:
             chosen[name] = parameter
     return chosen, excluded
+
+
+def _refuse_unmatched(option: str, patterns: Iterable[str], names: Collection[str]) -> None:
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ValueError(
+                f"{option} pattern {pattern!r} matches no weight that could be coupled; "
+                f"there are: {', '.join(names) or 'none'}"
+            )
 
 
 def _reparametrized(model: nn.Module) -> Iterator[nn.Parameter]:

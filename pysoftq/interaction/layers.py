@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pysoftq.interaction.scales import Segments
 
@@ -89,6 +89,14 @@ class CoupledLayer:
         if segments is None:
             return Scales(self.strength * self.size**alpha, w, alpha)
         return Scales(float(segments.strength[0]) * int(segments.size[0]) ** alpha, w, alpha)
+
+    @property
+    def widths(self) -> Tensor:
+        """The width of each segment, float64 (G,), inf where one is not coupled; () of a layer."""
+        if self.segments is None:
+            return torch.tensor(self.width, dtype=torch.float64)
+        widths = torch.full((self.segments.total,), math.inf, dtype=torch.float64)
+        return widths.index_copy(0, self.segments.number, self.segments.width)
 
     @property
     def uncoupled_segments(self) -> str:

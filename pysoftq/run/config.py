@@ -1,6 +1,7 @@
 """Options of a compression run, and how they are read from files and the command line.
 
-The defaults are those of Table I of the paper; `presets` lists where data sets and recipes depart.
+The defaults of the coupling are those of Table I of the paper, those of the clusters are the recipe
+`best`; `presets` lists where data sets and recipes depart.
 """
 
 from __future__ import annotations
@@ -53,12 +54,12 @@ class CompressConfig(ClusteringConfig):
         "compressed file: as many bits as their entropy, or ceil(log2 K) bits each (packed).",
         on_resume=True)
 
-    codebook_epochs: int = option("Clusters", 0, "Epochs in which the clusters' values, biases "
+    codebook_epochs: int = option("Clusters", 5, "Epochs in which the clusters' values, biases "
         "and normalisation are trained after refinement, each weight in its cluster.",
         on_resume=True, ge=0)
     codebook_lr: float = option("Clusters", 0.001, "Peak learning rate for codebook training "
         "(Adam, falling to 0).", on_resume=True, gt=0)
-    weights_lr: float = option("Clusters", 0.0, "Peak learning rate of the weights in these "
+    weights_lr: float = option("Clusters", 0.01, "Peak learning rate of the weights in these "
         "epochs (SGD, falling to 0), which lets them move to other clusters; 0 keeps each in its "
         "cluster.", on_resume=True, ge=0)
 
@@ -92,8 +93,9 @@ class CompressConfig(ClusteringConfig):
     graph: Literal["auto", "on", "off"] = option("Speed", "auto", "A training step as one CUDA "
         "graph; auto: on a GPU.", on_resume=True)
 
-    recipe: Literal["paper", "best"] = option("Run", "paper", "The paper's refinement, or the "
-        "one found best (docs/recipe.md): refinement levels and trained codebooks.", on_resume=True)
+    recipe: Literal["best", "paper"] = option("Run", "best", "Refinement levels with trained "
+        "codebooks and weights (best, see docs/recipe.md), or the paper's refinement (paper).",
+        on_resume=True)
     threads: int | None = option("Run", None, "Threads on the CPU; all cores by default.",
         on_resume=True, ge=1, le=1024)
     device: str = option("Run", "auto", "Where the network runs: auto, cpu, cuda, cuda:N or mps; "

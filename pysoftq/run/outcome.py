@@ -24,11 +24,19 @@ from pysoftq.run.codebooks import train_codebooks
 from pysoftq.run.evaluation import evaluate
 from pysoftq.run.folder import RunFolder
 from pysoftq.run.interrupt import stop_on_signals
+from pysoftq.run.presets import RECIPES
 from pysoftq.run.recording import figure_part, followed_part, snapshot
 from pysoftq.run.records import WeightRecords
 from pysoftq.run.setup import Run
 from pysoftq.run.state import RunState
-from pysoftq.run.summary import NetworkRow, Summary, TrainingSpeed
+from pysoftq.run.summary import (
+    PAPER,
+    REFINED,
+    NetworkRow,
+    Summary,
+    TrainingSpeed,
+    clusters_name,
+)
 
 HEQ_BITS = (5, 4, 3, 2)
 
@@ -42,8 +50,11 @@ def finish(run: Run, state: RunState, pretrained: dict[str, Tensor]) -> Summary:
     weights = {"weights_soft": snapshot(shown.weights())}
 
     networks = [float_row(run, "pretrained", pretrained), float_row(run, "soft", soft)]
-    name = f"soft, {config.bits}-bit clusters"
-    networks.append(clustered_row(run, name, softq.clusters(config.bits)))
+    found = softq.clusters(config.bits)
+    networks.append(clustered_row(run, clusters_name(config.bits), found))
+    if config.refinement != "count":
+        paper = softq.clusters(RECIPES["paper"]["bits"], config.n_min)
+        networks.append(clustered_row(run, PAPER, paper))
 
     model.load_state_dict(soft)
     report = softq.finalize(**config.cluster_options)
@@ -57,7 +68,7 @@ def finish(run: Run, state: RunState, pretrained: dict[str, Tensor]) -> Summary:
     weights["weights_final"] = snapshot(shown.weights())
     write_compressed(run, run.folder.compressed)
     refined = present_clusters(run)  # those of the file
-    networks.append(clustered_row(run, "soft, refined", refined))
+    networks.append(clustered_row(run, REFINED, refined))
 
     model.load_state_dict(pretrained)
     weights["weights_pretrained"] = snapshot(shown.weights())
@@ -171,7 +182,7 @@ def weight_records(run: Run, state: RunState, weights: dict[str, Tensor]) -> Wei
         width=shown.width,
         strength=shown.strength,
         bins=run.config.bins,
-        bits=run.config.bits,
+        bits=run.config.bits or 0,
         weights_early=early.numpy(),
         **stages,
         trajectory_layer=followed.name,

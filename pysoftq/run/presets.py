@@ -39,9 +39,22 @@ DATASET_DEFAULTS: dict[str, dict[str, Any]] = {
 
 SAME_DEFAULTS = {"text": "pydoc"}
 
-# Where a recipe departs from the defaults, those of the data set included; measured in
-# docs/recipe.md. All of it may be applied to a finished run.
+# What a recipe sets, over the defaults of the data set; measured in docs/recipe.md. All of it may
+# be applied to a finished run. The recipe "best" is the default: its values are those of the
+# options.
 RECIPES: dict[str, dict[str, Any]] = {
-    "paper": {"refinement": "count", "rd_weight": 0.01, "codebook_epochs": 0, "weights_lr": 0.0},
-    "best": {"refinement": "levels", "rd_weight": 0.05, "codebook_epochs": 5, "weights_lr": 0.01},
+    "paper": {
+        "bits": 7,
+        "refinement": "count",
+        "rd_weight": 0.05,
+        "codebook_epochs": 0,
+        "weights_lr": 0.0,
+    },
+    "best": {
+        "bits": None,
+        "refinement": "levels",
+        "rd_weight": 0.05,
+        "codebook_epochs": 5,
+        "weights_lr": 0.01,
+    },
 }

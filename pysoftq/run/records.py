@@ -134,7 +134,8 @@ class WeightRecords:
 
     The four stages have shape (N,) and one order; ``width`` and ``strength`` are w_l and h_l of
     ``layer``; ``trajectories`` is (T, M): M weights of ``trajectory_layer``, whose width is
-    ``trajectory_width``, at T steps. ``densities`` is (D, B): counts of the weights of ``layer`` in
+    ``trajectory_width``, at T steps. ``bits`` is that of `CompressConfig`, 0 for None.
+    ``densities`` is (D, B): counts of the weights of ``layer`` in
     B bins between low and high of ``density_ranges`` (D, 2), at D steps.
     """
 

@@ -17,6 +17,14 @@ from pysoftq.coupling.report import CompressionReport
 from pysoftq.data.tasks import CLASSIFICATION, TASKS, Task
 from pysoftq.run.records import EpochMetrics
 
+REFINED = "soft, refined"  # the network of the compressed file
+PAPER = "soft, refined as in the paper"
+
+
+def clusters_name(bits: int | None) -> str:
+    """The name of the network with the clusters of 2**bits bins, or at the coupling's scale."""
+    return "soft, clusters" if bits is None else f"soft, {bits}-bit clusters"
+
 
 @dataclass(frozen=True)
 class NetworkRow:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pysoftq.data.tasks import CLASSIFICATION, TASKS, Task
-from pysoftq.run.summary import Summary
+from pysoftq.run.summary import REFINED, Summary, clusters_name
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,12 @@ class RunResult:
         return TASKS[self.task]
 
     @classmethod
-    def of(cls, summary: Summary, bits: int) -> RunResult:
-        """Of a finished run, whose clusters were found in 2**bits bins."""
+    def of(cls, summary: Summary, bits: int | None) -> RunResult:
+        """Of a finished run with this option `bits`."""
         heq = (row.name for row in summary.networks if row.name.startswith("HEQ-"))
         return cls(
-            refined=NetworkResult.of(summary, "soft, refined"),
-            before=NetworkResult.of(summary, f"soft, {bits}-bit clusters"),
+            refined=NetworkResult.of(summary, REFINED),
+            before=NetworkResult.of(summary, clusters_name(bits)),
             heq={int(name.removeprefix("HEQ-")): NetworkResult.of(summary, name) for name in heq},
             pretrained=summary.merit(summary["pretrained"]),
             seconds=summary.training.seconds,

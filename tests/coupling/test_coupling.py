@@ -533,7 +533,7 @@ def test_finalize_writes_the_refined_clusters(net):
     softq = SoftQuantizer(net, h=0.1)
     bias = net.fc.bias.detach().clone()
     refined = softq.clusters(bits=4, n_min=25)
-    report = softq.finalize(bits=4, n_min=25)
+    report = softq.finalize(bits=4, n_min=25, refinement="count")
     for row, layer in zip(report.layers, softq.layers, strict=True):
         clusters = refined[layer.name]
         assert torch.equal(layer.parameter, clusters.weights(layer.parameter.shape))
@@ -549,7 +549,7 @@ def test_finalize_writes_the_refined_clusters(net):
 
 
 def test_finalize_says_where_nothing_could_be_refined(net):
-    report = SoftQuantizer(net, h=0.1).finalize(bits=7, n_min=53)
+    report = SoftQuantizer(net, h=0.1).finalize(bits=7, n_min=53, refinement="count")
     assert report.layers[0].note == "not refined: no cluster has more than 53 weights"
     assert report.layers[0].clusters == report.layers[0].clusters_before
 

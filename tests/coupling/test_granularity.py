@@ -265,7 +265,7 @@ def test_degenerate_segments_are_left_out_with_one_warning_for_each_layer(net):
     assert not net.fc.weight.grad[1].any()
     assert not net.fc.weight.grad[3, :4].any()
     assert net.fc.weight.grad[3, 4:].any()
-    report = softq.finalize(n_min=0)
+    report = softq.finalize(bits=7, n_min=0, refinement="count")
     row = report.layers[1]
     assert (row.segments, row.degenerate_segments) == (30, 7)
     assert row.note.startswith("7 of 30 segments are not coupled")
@@ -415,7 +415,7 @@ def assert_joined(together: Clusters, alone: list[Clusters]) -> None:
 def test_finalize_writes_a_codebook_for_each_segment_and_reports_it(net):
     softq = SoftQuantizer(net, granularity="channel")
     found = softq.clusters(bits=3, n_min=2)
-    report = softq.finalize(bits=3, n_min=2)
+    report = softq.finalize(bits=3, n_min=2, refinement="count")
     for row, layer in zip(report.layers, softq.layers, strict=True):
         channels = list(layer.parameter.detach())
         distinct = [len(channel.unique()) for channel in channels]
