@@ -15,7 +15,7 @@ train, test = digits.load()
 model = digits.pretrained(train)
 print(f"pretrained: {digits.accuracy(model, test):.1%} of the test images")
 
-config = ClusteringConfig(h=0.1, w=0.4, n_min=1, override={"4.weight": {"w": 0.3}})
+config = ClusteringConfig(h=0.1, w=0.4, override={"4.weight": {"w": 0.3}})
 softq = prepare(model, config)  # measures the size and standard deviation of each layer
 optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True)
 softq.attach(optimizer)  # adds the force of the coupling to the gradients of each step

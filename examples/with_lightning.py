@@ -35,7 +35,7 @@ model = digits.pretrained(train)
 print(f"pretrained: {digits.accuracy(model, test):.1%} of the test images")
 
 # Parameter names of the LightningModule: model.0.weight, model.2.weight, model.4.weight.
-config = ClusteringConfig(h=0.1, w=0.4, n_min=1, override={"*.4.weight": {"w": 0.3}})
+config = ClusteringConfig(h=0.1, w=0.4, override={"*.4.weight": {"w": 0.3}})
 callback = SoftQuantizationCallback(config)
 trainer = Trainer(
     max_epochs=30,

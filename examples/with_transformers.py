@@ -29,7 +29,7 @@ train, test = digits.load()
 model = digits.pretrained(train)
 print(f"pretrained: {digits.accuracy(model, test):.1%} of the test images")
 
-config = ClusteringConfig(h=0.1, w=0.4, n_min=1, override={"*.4.weight": {"w": 0.3}})
+config = ClusteringConfig(h=0.1, w=0.4, override={"*.4.weight": {"w": 0.3}})
 callback = SoftQuantizationCallback(config)
 classifier = Classifier(model)
 optimizer = torch.optim.SGD(classifier.parameters(), lr=0.01, momentum=0.9, nesterov=True)

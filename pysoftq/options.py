@@ -6,6 +6,7 @@ Keyword arguments, YAML files, the command line and the reference documentation 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from copy import copy
 from difflib import get_close_matches
 from inspect import cleandoc
 from pathlib import Path
@@ -86,6 +87,13 @@ class Options(BaseModel):
         with atomic_write(path) as temporary:
             text = yaml.safe_dump(self.to_dict(), sort_keys=False)
             temporary.write_text(text, encoding="utf-8")
+
+
+def changed_default(options: type[BaseModel], name: str, default: Any) -> Any:
+    """A field as in another class of options, with a default of its own."""
+    field = copy(options.model_fields[name])
+    field.default = default
+    return field
 
 
 def option_info(field: FieldInfo) -> dict[str, Any]:

@@ -8,12 +8,12 @@ from typing import Any, Literal
 from pydantic import ValidationInfo, field_validator
 
 from pysoftq.clusters.defaults import DEFAULT_N_MIN
-from pysoftq.coupling.zeros import Sparsity
 from pysoftq.interaction.arrays import check_granularity
 from pysoftq.interaction.densities import DEFAULT_BINS
 from pysoftq.options import Options, option
 
 Refinement = Literal["count", "levels", "entropy"]
+Sparsity = Literal["auto", "keep", "ignore"]
 
 MAX_MERGED_BITS = 11
 
@@ -64,7 +64,7 @@ class ClusteringConfig(Options):
         "bits saved outweigh the squared error added, in bits of fixed-width indices (levels) or "
         "of an entropy coder (entropy); or small ones join larger ones by n_min, the paper's rule "
         "(count).", on_resume=True)
-    rd_weight: float = option("Clusters", 0.05, "Rate-distortion weight of the refinements levels "
+    rd_weight: float = option("Clusters", 0.01, "Rate-distortion weight of the refinements levels "
         "and entropy, in variances of a layer per bit; higher means fewer bits.", on_resume=True,
         ge=0)
 
@@ -74,8 +74,14 @@ class ClusteringConfig(Options):
     @property
     def cluster_options(self) -> dict[str, Any]:
         """The arguments of `SoftQuantizer.finalize`."""
-        names = ("bits", "n_min", "refinement", "rd_weight")
-        return {name: getattr(self, name) for name in names}
+        return {"bits": self.bits, **self.refinement_options}
+
+    @property
+    def refinement_options(self) -> dict[str, Any]:
+        """The arguments of `SoftQuantizer.refine`."""
+        if self.refinement == "count":
+            return {"refinement": self.refinement, "n_min": self.n_min}
+        return {"refinement": self.refinement, "rd_weight": self.rd_weight}
 
     def fraction(self, done: int, total: float) -> float:
         """Fraction of the weights in the histogram after ``done`` of ``total`` epochs, or steps.

@@ -336,7 +336,7 @@ class SoftQuantizer:
     def refine(
         self,
         clusters: Mapping[str, Clusters],
-        n_min: int = DEFAULTS.n_min,
+        n_min: int | None = None,
         refinement: Refinement = DEFAULTS.refinement,
         rd_weight: float = DEFAULTS.rd_weight,
     ) -> dict[str, Clusters]:
@@ -345,14 +345,17 @@ class SoftQuantizer:
             known = ", ".join(get_args(Refinement))
             raise ValueError(f"`refinement` must be one of {known}, got {refinement!r}")
         if refinement == "count":
+            n_min = DEFAULTS.n_min if n_min is None else n_min
             return {name: refine(found, n_min) for name, found in clusters.items()}
+        if n_min is not None:
+            raise ValueError(f"`n_min` is for refinement 'count', got {n_min} for {refinement!r}")
         weights = self.rd_weights(rd_weight)
         return {name: merge(found, weights[name], refinement) for name, found in clusters.items()}
 
     def finalize(
         self,
         bits: int | None = DEFAULTS.bits,
-        n_min: int = DEFAULTS.n_min,
+        n_min: int | None = None,
         refinement: Refinement = DEFAULTS.refinement,
         rd_weight: float = DEFAULTS.rd_weight,
     ) -> CompressionReport:
@@ -362,8 +365,8 @@ class SoftQuantizer:
             bits: clusters are the occupied ones of 2**bits equal bins of each layer, 7 in the
                 paper; None takes bins of at most a quarter of the layer's width w_l, and at least
                 2**7 of them.
-            n_min: clusters of at most so many weights join the nearest larger one, by the
-                refinement "count".
+            n_min: clusters of at most so many weights (10 by default) join the nearest larger one,
+                by the refinement "count" only.
             refinement: "levels" and "entropy" merge neighbouring clusters wherever the bits saved
                 outweigh the squared error added: bits of fixed-width indices, log2 K for each
                 weight, or of an entropy coder (`pysoftq.clusters.merging`). "count" is the paper's
@@ -392,9 +395,14 @@ class SoftQuantizer:
             for layer in self.layers:
                 parameter = layer.parameter
                 parameter.copy_(after[layer.name].weights(parameter.shape))
-        n_min = n_min if refinement == "count" else 0
+        unrefined = DEFAULTS.n_min if n_min is None else n_min
         rows = (
-            LayerReport.of(layer, before[layer.name], after[layer.name], n_min)
+            LayerReport.of(
+                layer,
+                before[layer.name],
+                after[layer.name],
+                unrefined if refinement == "count" else 0,
+            )
             for layer in self.layers
         )
         return CompressionReport(tuple(rows), self.tensors())

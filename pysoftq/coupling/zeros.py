@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
+from pysoftq.coupling.options import Sparsity
 from pysoftq.coupling.roles import padding_rows
-
-Sparsity = Literal["auto", "keep", "ignore"]
 
 MIN_SHARE = 0.01  # of a layer's weights: no training leaves as many exact zeros by chance
 

@@ -17,7 +17,7 @@ from pydantic import field_validator
 from pysoftq.coupling.options import ClusteringConfig, override_texts
 from pysoftq.data.names import DATASET_PATTERN, DATASETS
 from pysoftq.errors import ConfigError
-from pysoftq.options import may_change_on_resume, option, read_mapping
+from pysoftq.options import changed_default, may_change_on_resume, option, read_mapping
 from pysoftq.run.presets import DATASET_DEFAULTS, RECIPES, SAME_DEFAULTS
 
 
@@ -50,6 +50,8 @@ class CompressConfig(ClusteringConfig):
     weights: Path | None = option("Network", None, "Pretrained weights (.pt, .pth, .th or "
         ".safetensors); without them the network is pretrained first.", metavar="FILE")
 
+    # Higher than without training afterwards, which regains most of what merging costs.
+    rd_weight: float = changed_default(ClusteringConfig, "rd_weight", 0.05)
     coding: Literal["entropy", "packed"] = option("Clusters", "entropy", "Indices in the "
         "compressed file: as many bits as their entropy, or ceil(log2 K) bits each (packed).",
         on_resume=True)

@@ -51,7 +51,7 @@ def _measured(run: Run) -> dict[str, Any]:
     """What is measured alike at the start and after each epoch."""
     config, softq, task = run.config, run.quantizer, run.data.task
     found = softq.clusters(config.bits)
-    refined = softq.refine(found, config.n_min, config.refinement, config.rd_weight)
+    refined = softq.refine(found, **config.refinement_options)
     sizes = [layer.size for layer in softq.layers]
     return {
         "task": task.name,

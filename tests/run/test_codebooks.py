@@ -131,7 +131,7 @@ def test_refusals(model: nn.Module, data: Dataset) -> None:
     clusters = found_in(model)
     moving = Codebooks(model, clusters, pretrained_weights(model))
     with pytest.raises(ValueError, match="`weights_lr` must be > 0 for weights that move, got 0"):
-        train_codebooks(moving, data, options())
+        train_codebooks(moving, data, options(weights_lr=0.0))
     with pytest.raises(ValueError, match="`codebook_epochs` must be >= 1, got 0"):
         train_codebooks(Codebooks(model, clusters), data, options(codebook_epochs=0))
     for lr in (0.0, -1.0, float("nan")):

@@ -78,7 +78,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def options(weights: Path) -> list[str]:
     given = {"model": "digits-resnet-small", "weights": weights, "h": 0.05, "lr": 0.02, "epochs": 3}
-    given |= {"w": 0.5, "n-min": 10, "batch-size": 128}
+    given |= {"w": 0.5, "n-min": 10, "batch-size": 128, "recipe": "paper"}
     return [part for name, value in given.items() for part in (f"--{name}", str(value))]
 
 

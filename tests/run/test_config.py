@@ -27,6 +27,8 @@ PAPER = {
     "fraction_start": 0.3,
     "bits": 7,
     "n_min": 10,
+    "refinement": "count",
+    "codebook_epochs": 0,
     "epochs": 30,
     "batch_size": 128,
     "lr": 0.001,
@@ -35,8 +37,8 @@ PAPER = {
 }
 
 
-def test_defaults_are_those_of_the_paper() -> None:
-    config = make_config({"dataset": "cifar10"}).model_dump()
+def test_the_recipe_of_the_paper_has_its_options() -> None:
+    config = make_config({"dataset": "cifar10", "recipe": "paper"}).model_dump()
     assert {name: config[name] for name in PAPER} == PAPER
 
 

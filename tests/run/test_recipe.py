@@ -73,7 +73,8 @@ def finished(
 def test_the_file_is_that_of_the_recipe(finished: Path, data: Dataset) -> None:
     summary = Summary.read(finished / "report.json")
     names = [row.name for row in summary.networks]
-    assert names[:5] == ["pretrained", "soft", "soft, 7-bit clusters", TRAINED, "soft, refined"]
+    stages = ["soft", "soft, clusters", "soft, refined as in the paper", TRAINED, "soft, refined"]
+    assert names[:6] == ["pretrained", *stages]
     before, after = summary[TRAINED], summary["soft, refined"]
     assert after.bits is not None
     assert before.bits is not None
@@ -196,14 +197,16 @@ def test_clustering_options_reach_the_model() -> None:
 def test_a_recipe_is_a_layer_of_options() -> None:
     best = make_config({"recipe": "best"})
     assert {name: getattr(best, name) for name in RECIPES["best"]} == RECIPES["best"]
-    assert make_config({}).recipe == "paper"
+    assert make_config({}) == best
     own = make_config({"recipe": "best", "codebook_epochs": 1})
     assert (own.codebook_epochs, own.refinement) == (1, best.refinement)
     assert make_config({"refinement": "count"}, {"recipe": "best"}).refinement == best.refinement
     assert make_config({"recipe": "best"}, {"refinement": "count"}).refinement == "count"
     assert make_config(best.model_dump(), {"recipe": "paper"}).codebook_epochs == 0
-    assert command_line(best) == "pysoftq compress --recipe best"
-    assert command_line(own) == "pysoftq compress --recipe best --codebook-epochs 1"
+    assert command_line(best) == "pysoftq compress"
+    assert command_line(own) == "pysoftq compress --codebook-epochs 1"
+    paper = make_config({"recipe": "paper", "h": 0.1})
+    assert command_line(paper) == "pysoftq compress --recipe paper --h 0.1"
     for recipe in RECIPES:
         assert make_config({"recipe": recipe}).model_dump(exclude={"recipe", *RECIPES["best"]}) == (
             make_config({}).model_dump(exclude={"recipe", *RECIPES["best"]})
@@ -213,7 +216,7 @@ def test_a_recipe_is_a_layer_of_options() -> None:
 def test_what_cannot_be_merged_is_refused_at_once() -> None:
     with pytest.raises(ConfigError, match=r"option 'refinement'.*2\^11 bins at most"):
         make_config({"recipe": "best", "bits": 12})
-    assert make_config({"bits": 12}).bits == 12
+    assert make_config({"recipe": "paper", "bits": 12}).bits == 12
     for name, value in (("refinement", "size"), ("rd_weight", -1), ("codebook_epochs", -1)):
         with pytest.raises(ConfigError, match=f"option '{name}'"):
             make_config({name: value})

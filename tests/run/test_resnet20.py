@@ -75,6 +75,7 @@ def run(
             "batch_size": 200,
             "bits": 4,
             "n_min": 0,
+            "recipe": "paper",
             "coding": request.param,
         }
     )
