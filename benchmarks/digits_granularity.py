@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from benchmarks.digits import REFINED, spread
+from benchmarks.digits import spread
 from pysoftq.baselines import histogram_equalize
 from pysoftq.clusters.clusters import Clusters, join
 from pysoftq.interaction.segments import segment_bounds
@@ -30,7 +30,7 @@ from pysoftq.run.folder import RunFolder
 from pysoftq.run.observer import Silent
 from pysoftq.run.outcome import clustered_row
 from pysoftq.run.setup import Run
-from pysoftq.run.summary import NetworkRow, Summary, clusters_name
+from pysoftq.run.summary import REFINED, NetworkRow, Summary, clusters_name
 
 SEEDS = (0, 1, 2)
 HEQ_BITS = (4, 3)

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.digits import REFINED, RESULTS, spread
+from benchmarks.digits import RESULTS, spread
 from pysoftq.artifact import load_compressed
 from pysoftq.data.datasets import load_dataset
 from pysoftq.models.build import build_model
@@ -23,6 +23,7 @@ from pysoftq.run.config import make_config
 from pysoftq.run.driver import compress
 from pysoftq.run.evaluation import evaluate
 from pysoftq.run.observer import Silent
+from pysoftq.run.summary import REFINED
 
 SEEDS = (0, 1, 2)
 QUICK = {"epochs": 50, "lr": 0.003}

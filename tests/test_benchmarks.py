@@ -326,26 +326,30 @@ def test_better_means_smaller_and_more_accurate(
 def test_digits_table_over_seeds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given: list[tuple[int, dict]] = []
+    given: list[tuple[int, int, dict]] = []
 
-    def run_seed(seed: int, folder: Path, options: dict) -> tuple[NetworkRow, ...]:
-        given.append((seed, options))
+    def run_seed(seed: int, threads: int, folder: Path, options: dict) -> tuple[NetworkRow, ...]:
+        given.append((seed, threads, options))
         return _networks(*((0.96, 3.5) if seed == 7 else (0.94, 3.7)))
 
     monkeypatch.setattr(digits, "run_seed", run_seed)
     arguments = ["--seeds", "7", "9", "--set", "h=0.3", "--output", str(tmp_path)]
-    assert digits.main(arguments) == 0
-    assert given == [(7, {"h": "0.3", "threads": 1}), (9, {"h": "0.3", "threads": 1})]
+    assert digits.main([*arguments, "--threads", "2"]) == 0
+    assert digits.main([*arguments, "--threads", "2", "1"]) == 0  # goes on where it was
+    assert given == [(seed, threads, {"h": "0.3"}) for threads in (2, 1) for seed in (7, 9)]
     page = (tmp_path / "digits.md").read_text()
     assert "| pretrained | 99.0 ± 0.0 | 32 | – | 80.0 |" in page
     # Sample standard deviations: 1.41 of 96 and 94, 0.14 of 3.5 and 3.7.
     assert "| soft, refined | 95.0 ± 1.4 | 3.60 ± 0.14 | 2.50 ± 0.00 | 17.0 |" in page
-    assert "| 7 | 99.0 | 96.0 (3.50) | 95.0 | yes |" in page
-    assert "| 9 | 99.0 | 94.0 (3.70) | 95.0 | no |" in page
+    assert "| 7 | 99.0 | 96.0 | 96.0 (3.50) | 95.0 | yes |" in page
+    assert "| 9 | 99.0 | 94.0 | 94.0 (3.70) | 95.0 | no |" in page
+    assert "than HEQ-4 in 2 of 4 runs" in page
     assert page in capsys.readouterr().out
     content = json.loads((tmp_path / "digits.json").read_text())
     assert content["config"]["h"] == 0.3
-    assert content["seeds"]["9"][1]["accuracy"] == 0.94
+    assert content["threads"]["2"]["9"][1]["accuracy"] == 0.94
+    with pytest.raises(SystemExit, match="made with other options"):
+        digits.main(["--output", str(tmp_path)])
 
 
 def test_heq_of_segments_has_few_values_in_each() -> None:
