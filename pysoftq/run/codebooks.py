@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch.optim import SGD, Adam
-from torch.optim.lr_scheduler import CosineAnnealingLR
-
 from pysoftq.clusters.clusters import Clusters
 from pysoftq.clusters.codebooks import Codebooks
+from pysoftq.clusters.training import CodebookTraining
 from pysoftq.data.tasks import Data
 from pysoftq.run.config import CompressConfig
 from pysoftq.run.interrupt import StopRequest
@@ -27,10 +25,8 @@ def train_codebooks(
 ) -> dict[str, Clusters]:
     """Train codebooks, biases and normalisation for ``config.codebook_epochs`` epochs.
 
-    Adam, whose steps are alike for clusters of one weight and of thousands; its learning rate
-    falls from ``codebook_lr`` to 0 along a cosine. SGD trains the weights of ``codebooks`` that
-    may move, so that a weight of little gradient stays where it is; its learning rate falls from
-    ``weights_lr`` in the same way.
+    `pysoftq.clusters.training.CodebookTraining` with the learning rates ``codebook_lr`` and
+    ``weights_lr``.
 
     Args:
         codebooks: of a model; not attached to an optimizer.
@@ -48,14 +44,10 @@ def train_codebooks(
         NonFiniteLossError: a loss is NaN or infinite.
         Interrupted: a stop was requested.
     """
-    epochs, lr, weights_lr = config.codebook_epochs, config.codebook_lr, config.weights_lr
-    moving = codebooks.weights()
+    epochs = config.codebook_epochs
     if epochs < 1:
         raise ValueError(f"`codebook_epochs` must be >= 1, got {epochs}")
-    if moving and not weights_lr > 0:
-        raise ValueError(f"`weights_lr` must be > 0 for weights that move, got {weights_lr}")
     model = codebooks.model
-    optimizer = Adam([*codebooks.parameters(), *codebooks.rest()], lr=lr)
     loop = TrainingLoop(
         "training of codebooks",
         data,
@@ -66,19 +58,19 @@ def train_codebooks(
         first_epoch=first_epoch,
         stop=stop or StopRequest(),
     )
-    schedules = [CosineAnnealingLR(optimizer, loop.steps_in_all)]
-    if moving:
-        sgd = SGD(moving, lr=weights_lr, momentum=config.momentum, nesterov=config.momentum > 0)
-        optimizer.register_step_post_hook(lambda *_: sgd.step())
-        schedules.append(CosineAnnealingLR(sgd, loop.steps_in_all))
-    codebooks.attach(optimizer)
-    step = make_step(model, optimizer, config, config.batch_size)
+    training = CodebookTraining(
+        codebooks,
+        loop.steps_in_all,
+        lr=config.codebook_lr,
+        weights_lr=config.weights_lr,
+        momentum=config.momentum,
+    )
+    step = make_step(model, training.optimizer, config, config.batch_size)
     model.train()
     for epoch in loop.epochs():
         for inputs, targets in loop.batches():
             loop.add(*step(inputs, targets), targets)
-            for schedule in schedules:
-                schedule.step()
+            training.advance()
         if message is not None:
             message(f"codebooks: epoch {epoch + 1} of {epochs}, loss {loop.mean_loss:.4f}")
     model.eval()
