@@ -13,7 +13,7 @@ DATASET_DEFAULTS: dict[str, dict[str, Any]] = {
         "h": 0.2,
         "w": 0.35,
         "n_min": 1,
-        "epochs": 150,
+        "epochs": 100,
         "batch_size": 64,
         "pretrain_epochs": 40,
         "pretrain_batch_size": 128,
