@@ -140,13 +140,18 @@ def speed() -> str:
         timings = {timing["name"]: timing for timing in found[key]["timings"]}
         own = found[key]["timings"][0]["seconds"]["median"]
         others = [
-            f"{name} {told(seconds)} ({seconds / own:,.3g}×)"
+            f"{name} {told(seconds)} ({ratio(seconds / own)}×)"
             + ("" if timings[name]["share"] == 1 else ", extrapolated from a part")
             for name in peers
             for seconds in [timings[name]["seconds"]["median"]]
         ]
         rows.append((label, told(own), "; ".join(others)))
     return table(("case", "pysoftq", "compared with"), rows)
+
+
+def ratio(value: float) -> str:
+    """A ratio with three digits."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def told(seconds: float) -> str:

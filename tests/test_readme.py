@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,18 @@ import torch
 from paths import ROOT
 from torch import Tensor, nn
 
+if not (ROOT / "benchmarks").is_dir():
+    pytest.skip("the benchmarks are not beside the tests", allow_module_level=True)
+sys.path.append(str(ROOT))
+from benchmarks import readme
+
 README = ROOT / "README.md"
+
+
+def test_the_tables_are_those_of_the_results() -> None:
+    text = README.read_text(encoding="utf-8")
+    assert set(readme.TABLES) == {name for _, name, _ in readme.BLOCK.findall(text)}
+    assert readme.regenerated(text) == text
 
 
 def test_the_example_runs_as_it_stands(
