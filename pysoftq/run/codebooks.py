@@ -10,6 +10,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from pysoftq.clusters.clusters import Clusters
 from pysoftq.clusters.codebooks import Codebooks
 from pysoftq.data.tasks import Data
+from pysoftq.run.batches import check_batches
 from pysoftq.run.config import CompressConfig
 from pysoftq.run.interrupt import StopRequest
 from pysoftq.run.loop import TrainingLoop
@@ -44,6 +45,7 @@ def train_codebooks(
         The clusters with the trained values; the model has them too, in evaluation mode.
 
     Raises:
+        ConfigError: batches of one example, which the model cannot be trained on.
         ValueError: there is no epoch to train for, or no learning rate for weights that may move.
         NonFiniteLossError: a loss is NaN or infinite.
         Interrupted: a stop was requested.
@@ -55,6 +57,7 @@ def train_codebooks(
     if moving and not weights_lr > 0:
         raise ValueError(f"`weights_lr` must be > 0 for weights that move, got {weights_lr}")
     model = codebooks.model
+    check_batches(model, data, config.batch_size, "batch_size")
     optimizer = Adam([*codebooks.parameters(), *codebooks.rest()], lr=lr)
     loop = TrainingLoop(
         "training of codebooks",
@@ -62,7 +65,9 @@ def train_codebooks(
         config,
         epochs,
         config.batch_size,
-        next(model.parameters()).device,
+        model,
+        f"lower `codebook_lr`, now {lr:g}"
+        + (f", or `weights_lr`, now {weights_lr:g}" if moving else ""),
         first_epoch=first_epoch,
         stop=stop or StopRequest(),
     )
