@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pysoftq.data.tasks import Data
-from pysoftq.errors import ConfigError, NonFiniteLossError
+from pysoftq.errors import ConfigError, NonFiniteLossError, abridged
 from pysoftq.models.huggingface import is_folder_model
 from pysoftq.models.weight_files import cpu_state, load_weights, restore, save_state
 from pysoftq.run.batches import check_batches
@@ -82,7 +82,7 @@ def transfer(learner: nn.Module, model: nn.Module, message: Callable[[str], None
     learnt, state = cpu_state(learner), model.state_dict()
     head = [name for name, value in state.items() if learnt[name].shape != value.shape]
     model.load_state_dict({**learnt, **{name: state[name] for name in head}})
-    message(f"begun anew, for other classes: {', '.join(head)}")
+    message(f"begun anew, for other classes: {abridged(head)}")
 
 
 def pretrain_or_reuse(run: Run, learner: nn.Module, source: Data, stop: StopRequest) -> None:
