@@ -25,8 +25,8 @@ class CompressConfig(ClusteringConfig):
 
     # fmt: off
     dataset: str = option("Data", "digits", f"{', '.join(DATASETS)}. A folder has train/ and "
-        "test/ or val/, one sub-folder for each class; pydoc is Python's own help, a text for language "
-        "models; digits:A-B are the digits from A to B, digits:shifted all of them, moved.",
+        "test/ or val/, one sub-folder for each class; pydoc is Python's own help, a text for "
+        "language models; digits:A-B are the digits from A to B, digits:shifted all, moved.",
         metavar="NAME")
     data_root: Path = option("Data", Path("data"), "Folder for torchvision's data sets.",
         on_resume=True, metavar="DIR")
