@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pydantic import PlainSerializer, PlainValidator, TypeAdapter, ValidationError
 
 from pysoftq.atomic import atomic_write
+from pysoftq.paths import user_path
 
 Result = TypeVar("Result")
 
@@ -31,7 +32,7 @@ def save_result(result: Any, path: str | Path) -> Path:
 
     Raises ValueError where it holds a NaN or an infinity.
     """
-    path = Path(path)
+    path = user_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     content = TypeAdapter(type(result)).dump_python(result)
     text = json.dumps(content, indent=1, allow_nan=False)
@@ -45,7 +46,7 @@ def load_result(kind: type[Result], path: str | Path) -> Result:
 
     Raises OSError where the file cannot be read, ValueError naming it where it is another thing.
     """
-    path = Path(path)
+    path = user_path(path)
     try:
         return TypeAdapter(kind).validate_json(path.read_bytes())
     except ValidationError as error:

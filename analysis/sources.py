@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pysoftq.coupling.selection import select
 from pysoftq.models.weight_files import coupled_weights, load_weights
+from pysoftq.paths import user_path
 from pysoftq.run.folder import RunFolder
 
 
@@ -40,7 +41,7 @@ def read_networks(sources: Sequence[str | Path]) -> list[Network]:
 
 def read_network(source: str | Path) -> Network:
     """The network of one source; see `read_networks`."""
-    path = Path(source)
+    path = user_path(source)
     if path.is_dir():
         file = RunFolder(path).pretrained
         if not file.is_file():

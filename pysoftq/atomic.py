@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from pysoftq.paths import user_path
+
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
@@ -24,7 +26,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         IsADirectoryError: `path` is a folder.
         OSError: the file cannot be written, naming `path` (a full disk, for one).
     """
-    target = Path(os.path.realpath(path))
+    target = Path(os.path.realpath(user_path(path)))
     if target.is_dir():
         raise IsADirectoryError(f"{path} is a folder; want the name of a file")
     if not target.parent.is_dir():
@@ -58,7 +60,7 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         NotADirectoryError: `path` is a file.
         OSError: the folder cannot be written.
     """
-    target = Path(os.path.realpath(path))
+    target = Path(os.path.realpath(user_path(path)))
     if target.exists() and not target.is_dir():
         raise NotADirectoryError(f"{path} is a file; want the name of a folder")
     if not target.parent.is_dir():

@@ -19,6 +19,7 @@ from typing_extensions import Self
 
 from pysoftq.atomic import atomic_write
 from pysoftq.errors import ConfigError
+from pysoftq.paths import user_path
 
 
 def option(
@@ -121,7 +122,7 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
 
     Raises OSError for a missing file, ConfigError where it is no mapping, or a key comes twice.
     """
-    with Path(path).open(encoding="utf-8") as file:
+    with user_path(path).open(encoding="utf-8") as file:
         try:
             content = yaml.load(file, _Loader)  # noqa: S506 - it is a SafeLoader
         except yaml.YAMLError as error:

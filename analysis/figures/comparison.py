@@ -27,6 +27,7 @@ from .style import (
     TEXT,
     VERMILLION,
     letter,
+    plain,
     style,
 )
 
@@ -67,8 +68,8 @@ def draw_comparison(study: ComparisonStudy) -> Figure:
     )
     statistics = {"keep": "own", "reestimate": "re-estimated"}[study.normalization]
     figure.suptitle(
-        f"{study.name}; seeds: {len(study.seeds)}; {study.epochs} epochs where a method trains; "
-        f"{statistics} statistics of normalisation",
+        f"{plain(study.name)}; seeds: {len(study.seeds)}; "
+        f"{study.epochs} epochs where a method trains; {statistics} statistics of normalisation",
         fontsize=TEXT,
         color=GREY,
     )

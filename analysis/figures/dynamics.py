@@ -20,8 +20,22 @@ from pysoftq.analysis.collapse import DynamicsStudy
 from pysoftq.analysis.dynamics import Run
 from pysoftq.atomic import atomic_write
 from pysoftq.interaction.potentials import potential
+from pysoftq.paths import user_path
 
-from .style import BLACK, COLUMN, CYCLE, GREY, PAGE, SKY, SMALL, TEXT, VERMILLION, letter, style
+from .style import (
+    BLACK,
+    COLUMN,
+    CYCLE,
+    GREY,
+    PAGE,
+    SKY,
+    SMALL,
+    TEXT,
+    VERMILLION,
+    letter,
+    plain,
+    style,
+)
 
 EPOCHS = (0, 1, 2, 4, 8)  # panels where none are asked for, and the last epoch
 FRAMES = 80
@@ -57,7 +71,9 @@ def draw_densities(run: Run, epochs: Sequence[float] | None = None) -> Figure:
             twin.tick_params(labelright=False)
     figure.supylabel("number of weights", fontsize=TEXT)
     figure.suptitle(
-        f"{run.records.layer}; line: $V_{{w_l}}(\\theta)$, right axes", fontsize=TEXT, color=GREY
+        f"{plain(run.records.layer)}; line: $V_{{w_l}}(\\theta)$, right axes",
+        fontsize=TEXT,
+        color=GREY,
     )
     return figure
 
@@ -110,7 +126,7 @@ def draw_clusters(study: DynamicsStudy) -> Figure:
     many = len(study.clusters) > len(CYCLE)
     colours = _depth_colours(len(study.clusters)) if many else list(CYCLE)
     for (name, counts), colour in zip(study.clusters.items(), colours, strict=False):
-        axis.plot(study.epochs, counts, color=colour, linewidth=0.8, label=name)
+        axis.plot(study.epochs, counts, color=colour, linewidth=0.8, label=plain(name))
     axis.set_yscale("log", base=2)
     axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axis.set_xlabel("epoch")
@@ -168,7 +184,7 @@ def draw_collapse(study: DynamicsStudy) -> Figure:
         right.axvline(median, color=VERMILLION, linewidth=0.8, label=f"median {median:.2g}")
         right.legend(fontsize=SMALL, frameon=False)
     figure.suptitle(
-        f"{study.layer}  ($w_l$ = {study.width:.3g});  area of a point: followed weights",
+        f"{plain(study.layer)}  ($w_l$ = {study.width:.3g});  area of a point: followed weights",
         fontsize=TEXT,
         color=GREY,
     )
@@ -184,7 +200,7 @@ def animate(run: Run, path: str | Path) -> Path:
 
     At most `FRAMES` of the records are shown, evenly spaced among them.
     """
-    path = Path(path)
+    path = user_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     moments = run.losses.epochs_of(run.records.density_steps)
     scene = _Scene(run)
@@ -195,13 +211,13 @@ def animate(run: Run, path: str | Path) -> Path:
     axis.set_xlabel(r"weight $\theta$")
     axis.set_ylabel("number of weights")
     twin.set_ylabel(r"$V_{w_l}(\theta)$")
-    title = axis.set_title(run.records.layer, fontsize=TEXT, color=GREY)
+    title = axis.set_title(plain(run.records.layer), fontsize=TEXT, color=GREY)
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # what is laid out once holds for all frames
 
     def draw(row: int) -> list[Artist]:
         scene.show(row)
-        title.set_text(f"{run.records.layer}, epoch {moments[row]:.2f}")
+        title.set_text(f"{plain(run.records.layer)}, epoch {moments[row]:.2f}")
         return []
 
     every = np.unique(np.linspace(0, len(moments) - 1, FRAMES).astype(int))

@@ -11,7 +11,20 @@ from numpy.typing import NDArray
 from pysoftq.analysis.meanfield import MeanFieldStudy
 from pysoftq.analysis.results import Integers
 
-from .style import BLACK, BLUE, GREEN, GREY, ORANGE, PAGE, SMALL, TEXT, VERMILLION, letter, style
+from .style import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PAGE,
+    SMALL,
+    TEXT,
+    VERMILLION,
+    letter,
+    plain,
+    style,
+)
 
 _METHODS = {"scan": (BLUE, "o", "-"), "fft": (VERMILLION, "s", "--")}
 
@@ -36,7 +49,7 @@ def draw_mean_field(study: MeanFieldStudy, tolerance: float = 0.01) -> Figure:
     for axis in axes.flat:
         axis.legend(fontsize=SMALL - 1, frameon=False, labelspacing=0.25, handlelength=1.6)
     axes[0, 0].legend_.set_loc("upper right")
-    title = f"{study.name}: {len(study.layers)} layers, $w$ = {study.width:g}"
+    title = f"{plain(study.name)}: {len(study.layers)} layers, $w$ = {study.width:g}"
     figure.suptitle(title, fontsize=TEXT, color=GREY)
     return figure
 

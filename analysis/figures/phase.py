@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pysoftq.analysis.phase import Outcome, PhaseStudy, Point, Statistic
 
-from .style import BLACK, GREY, PAGE, SMALL, TEXT, VERMILLION, letter, style
+from .style import BLACK, GREY, PAGE, SMALL, TEXT, VERMILLION, letter, plain, style
 
 _BITS = r"mean bits $\bar{b}$"
 _OUTLINED = "outlined: better than 4-bit HEQ in both"
@@ -69,7 +69,7 @@ def _degradation(study: PhaseStudy) -> str:
 def _title(study: PhaseStudy) -> str:
     seeds = sorted({point.seeds for point in study.points})
     count = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
-    return f"{study.name}, seeds of each point: {count}"
+    return f"{plain(study.name)}, seeds of each point: {count}"
 
 
 def _grid(study: PhaseStudy, value: Callable[[Point], float | None]) -> NDArray[np.float64]:

@@ -30,6 +30,7 @@ from .style import (
     SMALL,
     TEXT,
     VERMILLION,
+    plain,
     save_figure,
     style,
 )
@@ -84,7 +85,8 @@ def draw_histograms(records: WeightRecords) -> Figure:
     margin = 0.03 * (high - low)
     axes[0].set_xlim(low - margin, high + margin)
     figure.suptitle(
-        f"{records.layer}  ($N$ = {records.weights_soft.size:,},  $w_l$ = {records.width:.3g})",
+        f"{plain(records.layer)}  "
+        f"($N$ = {records.weights_soft.size:,},  $w_l$ = {records.width:.3g})",
         fontsize=TEXT,
         color=GREY,
     )
@@ -102,7 +104,9 @@ def draw_trajectories(records: WeightRecords) -> Figure:
     axis.margins(x=0)
     axis.set_xlabel("step", fontsize=TEXT)
     axis.set_ylabel(r"weight $\theta$", fontsize=TEXT)
-    axis.set_title(f"{ends.size} weights of {records.trajectory_layer}", fontsize=TEXT, color=GREY)
+    axis.set_title(
+        f"{ends.size} weights of {plain(records.trajectory_layer)}", fontsize=TEXT, color=GREY
+    )
     return figure
 
 

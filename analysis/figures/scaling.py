@@ -11,7 +11,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from pysoftq.analysis.scaling import PowerLaw, ScalingStudy, Terms
 
-from .style import BLACK, CYCLE, GREY, MARKERS, PAGE, SKY, SMALL, TEXT, letter, style
+from .style import BLACK, CYCLE, GREY, MARKERS, PAGE, SKY, SMALL, TEXT, letter, plain, style
 
 PAPER_SLOPE = 1.66
 
@@ -53,7 +53,7 @@ def _draw_law(axis: Axes, study: ScalingStudy) -> None:
             markersize=3.5,
             markeredgewidth=0.5,
             fillstyle="none" if number % 2 else "full",
-            label=network.name,
+            label=plain(network.name),
         )
     axis.plot(ends, fit.energy(ends), color=BLACK, linewidth=1, label=f"slope {_law(study.pooled)}")
     naive = fit.energy(middle) * (ends / middle) ** 2
@@ -112,7 +112,7 @@ def _draw_widths(axis: Axes, study: ScalingStudy) -> None:
             color=colour,
             markersize=2.5,
             linewidth=1.2 if pooled else 0.8,
-            label=scan.name,
+            label=plain(scan.name),
         )
     axis.fill_between(last.widths, last.low, last.high, color=GREY, alpha=0.15, linewidth=0)
     gaussian = study.pooled.fit.slope - study.pooled.terms.shape.value

@@ -13,6 +13,8 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from pysoftq.paths import user_path
+
 BLACK = "#000000"
 BLUE = "#0072B2"
 GREEN = "#009E73"
@@ -32,7 +34,7 @@ TEXT, SMALL = 8.0, 7.0  # points
 
 def save_figure(figure: Figure, stem: str | Path) -> list[Path]:
     """Write ``stem.png`` and ``stem.pdf``, making their folder; returns the two paths."""
-    stem = Path(stem)
+    stem = user_path(stem)
     stem.parent.mkdir(parents=True, exist_ok=True)
     png, pdf = stem.with_name(f"{stem.name}.png"), stem.with_name(f"{stem.name}.pdf")
     figure.savefig(png, dpi=PNG_DPI)
@@ -40,6 +42,12 @@ def save_figure(figure: Figure, stem: str | Path) -> list[Path]:
     with rc_context({"pdf.fonttype": 42}):
         figure.savefig(pdf, metadata={"CreationDate": None})
     return [png, pdf]
+
+
+def plain(name: str) -> str:
+    """A name from the user as text: its dollars begin no formula, its underscore hides no label."""
+    text = name.replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
 
 
 def style(axis: Axes) -> None:

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from pysoftq import __version__
 from pysoftq.atomic import atomic_write
+from pysoftq.paths import user_path
 
 TEMPLATES = Path(__file__).parent / "templates"
 _DPI = 160
@@ -45,7 +46,7 @@ def render(template: str, **values: Any) -> str:
 
 def write_page(text: str, path: str | Path) -> Path:
     """Write a page, atomically, making its folder; returns the path."""
-    path = Path(path)
+    path = user_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

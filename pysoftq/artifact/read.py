@@ -7,7 +7,6 @@ import math
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import safetensors.torch
@@ -33,6 +32,7 @@ from pysoftq.clusters.values import total_order
 from pysoftq.errors import ArtifactError
 from pysoftq.interaction.arrays import check_granularity
 from pysoftq.interaction.segments import segment_count
+from pysoftq.paths import user_path
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def read(path: str | os.PathLike[str]) -> File:
         ArtifactError: it is altered, cut short, foreign, of another version, or makes no sense.
         OSError: it cannot be read.
     """
-    with Path(path).open("rb") as stream:
+    with user_path(path).open("rb") as stream:
         start = stream.read(8 + len(HEADER_START))
         data = start + stream.read() if start[8:] == HEADER_START else b""
     return check(os.fspath(path), data)

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 from rich import box
-from rich.markup import escape
 from rich.table import Table
 
 from pysoftq.analysis.options import METHODS, ComparisonOptions, Normalization
@@ -26,6 +25,7 @@ from pysoftq.cli.options import (
     config_options,
     given_options,
 )
+from pysoftq.cli.paths import UserPath
 from pysoftq.cli.studies import write_study
 from pysoftq.cli.tables import print_table
 from pysoftq.errors import ConfigError
@@ -113,13 +113,13 @@ def _option(*flags: str, help: str, **settings: Any) -> Callable[[Any], Any]:  #
     "runs",
     multiple=True,
     metavar="RUN",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=UserPath(exists=True, file_okay=False, path_type=Path),
     help="A finished run from the same weights takes part as well (repeatable).",
 )
 @config_file_option("Comparison", "Options of pysoftq compress")
 @_option(
     "--out",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=UserPath(file_okay=False, path_type=Path),
     default=Path("comparison"),
     show_default=True,
     help="Folder of the comparison; existing results are resumed.",
@@ -225,12 +225,12 @@ def _numbers(name: str, statistic: Statistic) -> dict[str, float | None]:
 
 def print_summary(study: ComparisonStudy) -> None:
     """The table on the terminal."""
-    table = Table(title=escape(headline(study)), title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title=headline(study), title_justify="left", box=box.SIMPLE_HEAD)
     for heading in HEADINGS:
         left = heading in ("method", "setting")
         table.add_column(heading, justify="left" if left else "right", no_wrap=True)
     for row in rows(study):
-        table.add_row(*map(escape, row))
+        table.add_row(*row)
     print_table(table)
 
 

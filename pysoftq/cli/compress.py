@@ -19,6 +19,7 @@ from pysoftq.cli.options import (
     config_options,
     given_options,
 )
+from pysoftq.cli.paths import UserPath
 from pysoftq.cli.tables import print_table
 from pysoftq.errors import ConfigError
 from pysoftq.options import may_change_on_resume
@@ -47,7 +48,7 @@ def _folder(ctx: click.Context, parameter: click.Parameter, given: str | None) -
     "--out",
     cls=ConfigOption,
     group="Run",
-    type=click.Path(file_okay=False),
+    type=UserPath(file_okay=False),
     callback=_folder,
     help="Folder of the run.  [default: runs/1, runs/2, …]",
 )
@@ -56,7 +57,7 @@ def _folder(ctx: click.Context, parameter: click.Parameter, given: str | None) -
     "--resume",
     cls=ConfigOption,
     group="Run",
-    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    type=UserPath(path_type=Path, file_okay=False, exists=True),
     help="Go on with the run in this folder; a finished one is only evaluated and drawn anew.",
 )
 def compress(

@@ -12,6 +12,7 @@ import click
 from rich import box
 from rich.table import Table
 
+from pysoftq.cli.paths import UserPath
 from pysoftq.cli.studies import write_study
 from pysoftq.cli.tables import print_table
 
@@ -41,7 +42,7 @@ def _numbers(
 
 
 @click.command("dynamics", epilog=EXAMPLES)
-@click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("run", type=UserPath(exists=True, file_okay=False, path_type=Path))
 @click.option(
     "--epochs",
     callback=_numbers,
@@ -59,7 +60,7 @@ def _numbers(
 )
 @click.option(
     "--out",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=UserPath(file_okay=False, path_type=Path),
     help="Folder for the figures and all numbers.  [default: RUN/dynamics]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON in place of the table.")

@@ -14,6 +14,7 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
+from pysoftq.cli.paths import UserPath
 from pysoftq.cli.studies import positive
 from pysoftq.cli.tables import print_table
 from pysoftq.interaction.pairs import pair_energy
@@ -51,7 +52,7 @@ class LayerEnergy:
 
 
 @click.command("energy")
-@click.argument("weights", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("weights", type=UserPath(exists=True, dir_okay=False, path_type=Path))
 @click.option(
     "--width",
     type=float,

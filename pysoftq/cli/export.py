@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pysoftq.cli.paths import UserPath
 from pysoftq.cli.tables import print_table
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ Examples:
   pysoftq export net.safetensors --onnx net.onnx --model nets:make_net --input-shape 3,32,32
 """
 
-_OUT = click.Path(path_type=Path)
+_OUT = UserPath(path_type=Path)
 
 
 def shape(
@@ -43,7 +44,7 @@ def shape(
 
 
 @click.command("export", epilog=EXAMPLES)
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("file", type=UserPath(exists=True, dir_okay=False, path_type=Path))
 @click.option(
     "--onnx",
     metavar="OUT.onnx",

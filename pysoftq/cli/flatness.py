@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from pysoftq.analysis.options import FlatnessOptions, Half, Normalization
+from pysoftq.cli.paths import UserPath
 from pysoftq.cli.studies import write_study
 from pysoftq.cli.tables import print_table
 
@@ -38,7 +39,7 @@ def _count(flag: str, least: int, text: str) -> Callable[[Any], Any]:
 
 
 @click.command("flatness", epilog=EXAMPLES)
-@click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("run", type=UserPath(exists=True, file_okay=False, path_type=Path))
 @_count("--draws", 2, "Random perturbations matched to each network.")
 @_count("--bits", 1, "Bits of histogram-equalized quantization.")
 @click.option(
@@ -72,7 +73,7 @@ def _count(flag: str, least: int, text: str) -> Callable[[Any], Any]:
 )
 @click.option(
     "--out",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=UserPath(file_okay=False, path_type=Path),
     help="Folder for the figures and all numbers.  [default: RUN/flatness]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON in place of the table.")

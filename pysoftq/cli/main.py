@@ -6,6 +6,7 @@ import importlib
 import os
 import sys
 import traceback
+import warnings
 
 import click
 
@@ -96,6 +97,7 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Torch takes fresh memory for every large tensor: in huge pages, that costs a tenth less time.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    warnings.formatwarning = one_line_warning
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
@@ -112,6 +114,18 @@ def main() -> None:
         else:
             click.echo(f"error: {one_line(error)}", err=True)
         sys.exit(1)
+
+
+def one_line_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    line: str | None = None,
+) -> str:
+    """A warning without the place in the code."""
+    del category, filename, lineno, line
+    return f"warning: {' '.join(str(message).split())}\n"
 
 
 def one_line(error: Exception) -> str:

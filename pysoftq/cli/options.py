@@ -11,6 +11,7 @@ from typing import Any, Literal
 import click
 from pydantic.fields import FieldInfo
 
+from pysoftq.cli.paths import UserPath
 from pysoftq.options import option_info
 from pysoftq.run.config import CompressConfig
 from pysoftq.run.presets import DATASET_DEFAULTS, RECIPES
@@ -67,7 +68,7 @@ def config_file_option(group: str, what: str) -> Callable[[Function], Function]:
         "config_file",
         cls=ConfigOption,
         group=group,
-        type=click.Path(path_type=Path, dir_okay=False, exists=True),
+        type=UserPath(path_type=Path, dir_okay=False, exists=True),
         help=f"{what} from a YAML file; those of the command line win.",
     )
 
@@ -109,7 +110,7 @@ def _click_type(annotation: Any) -> tuple[Any, bool]:
     if origin is dict:
         return str, True
     if annotation is Path:
-        return click.Path(path_type=Path), False
+        return UserPath(path_type=Path), False
     return annotation, False
 
 

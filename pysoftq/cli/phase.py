@@ -12,6 +12,7 @@ import click
 from rich import box
 from rich.table import Table
 
+from pysoftq.cli.paths import UserPath
 from pysoftq.cli.studies import write_study
 from pysoftq.cli.tables import print_table
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from pysoftq.analysis.phase import PhaseStudy, Statistic
 
 sweep_argument = click.argument(
-    "sweep", type=click.Path(exists=True, file_okay=False, path_type=Path)
+    "sweep", type=UserPath(exists=True, file_okay=False, path_type=Path)
 )
 storage_option = click.option(
     "--storage", metavar="URL", help="Database of the sweep.  [default: as its folder says]"
@@ -31,7 +32,7 @@ storage_option = click.option(
 @storage_option
 @click.option(
     "--out",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=UserPath(file_okay=False, path_type=Path),
     help="Folder for the figures and all numbers.  [default: SWEEP/phase]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON in place of the table.")

@@ -14,7 +14,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from pysoftq.data.images import batch_count
+from pysoftq.data.batching import batch_count
 from pysoftq.data.tasks import CLASSIFICATION, Data, Task
 from pysoftq.run.config import CompressConfig
 from pysoftq.run.observer import Silent
@@ -33,7 +33,7 @@ class TerminalObserver:
     """A progress bar with losses and bits in a terminal, plain lines elsewhere."""
 
     def __init__(self) -> None:
-        self.console = Console()
+        self.console = Console(emoji=False)
         self._bar: Progress | None = None
         self._loss = 0.0
         self._energy = 0.0
@@ -136,7 +136,7 @@ class SweepProgress:
     """A progress bar of runs in a terminal, plain lines elsewhere."""
 
     def __init__(self) -> None:
-        self.console = Console()
+        self.console = Console(emoji=False)
         self._bar = Progress(
             TextColumn("runs"),
             BarColumn(bar_width=16),
@@ -176,7 +176,7 @@ class ComparisonProgress(Silent):
     """A line for each network, and in a terminal a bar; how long the others may take."""
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self.console = Console(stderr=quiet)
+        self.console = Console(stderr=quiet, emoji=False)
         self._bar = Progress(
             TextColumn("networks"),
             BarColumn(bar_width=16),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from pysoftq.cli.paths import UserPath
 from pysoftq.cli.phase import read_study, storage_option
 
 EXAMPLES = """\b
@@ -17,11 +18,11 @@ Examples:
 
 @click.command("report", epilog=EXAMPLES)
 @click.argument(
-    "folder", metavar="RUN|SWEEP", type=click.Path(exists=True, file_okay=False, path_type=Path)
+    "folder", metavar="RUN|SWEEP", type=UserPath(exists=True, file_okay=False, path_type=Path)
 )
 @click.option(
     "--out",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=UserPath(dir_okay=False, path_type=Path),
     help="File to write.  [default: report.html in the folder]",
 )
 @storage_option

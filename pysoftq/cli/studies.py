@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pysoftq.cli.paths import UserPath
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -25,7 +27,7 @@ def positive(ctx: click.Context, parameter: click.Parameter, value: float) -> fl
 
 out_option = click.option(
     "--out",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=UserPath(file_okay=False, path_type=Path),
     help=f"Folder for the figure and all numbers.  [default: {DEFAULT_FOLDER}; with --json, none]",
 )
 

@@ -21,6 +21,7 @@ from pysoftq.cli.options import (
     config_options,
     given_options,
 )
+from pysoftq.cli.paths import UserPath
 from pysoftq.errors import ConfigError
 from pysoftq.options import read_mapping
 from pysoftq.run.config import CompressConfig
@@ -53,7 +54,7 @@ def _option(*flags: str, group: str = "Sweep", **settings: Any) -> Callable[[Any
 @config_file_option("Sweep", "All of these")
 @_option(
     "--out",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=UserPath(file_okay=False, path_type=Path),
     default=Path("sweep"),
     show_default=True,
     help="Folder of the sweep; existing results are resumed.",

@@ -31,7 +31,12 @@ def as_patterns(patterns: str | Iterable[str] | None) -> tuple[str, ...]:
 
 def first_match(patterns: Iterable[str], name: str) -> str | None:
     """The first of the patterns that matches a name."""
-    return next((pattern for pattern in patterns if fnmatchcase(name, pattern)), None)
+    return next((pattern for pattern in patterns if matches(name, pattern)), None)
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether a pattern stands for a name, or is that name, which may contain brackets."""
+    return name == pattern or fnmatchcase(name, pattern)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -102,7 +107,7 @@ def select(
 
 def _refuse_unmatched(option: str, patterns: Iterable[str], names: Collection[str]) -> None:
     for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
+        if not any(matches(name, pattern) for name in names):
             raise ValueError(
                 f"{option} pattern {pattern!r} matches no weight that could be coupled; "
                 f"there are: {', '.join(names) or 'none'}"
@@ -148,7 +153,7 @@ def match_override(patterns: Collection[str], names: Collection[str]) -> dict[st
     """
     deciding: dict[str, str] = {}
     for pattern in patterns:
-        matched = [name for name in names if fnmatchcase(name, pattern)]
+        matched = [name for name in names if matches(name, pattern)]
         if not matched:
             raise ValueError(
                 f"override pattern {pattern!r} matches no coupled weight; "

@@ -1,6 +1,6 @@
 """Data sets held in memory, and the tasks that networks are trained for on them.
 
-A batch depends only on seed, epoch and batch number. Imports `errors` only.
+A batch depends only on seed, epoch and batch number. Imports `errors` and `paths` only.
 """
 
 import lazy_loader

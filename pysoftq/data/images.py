@@ -1,9 +1,9 @@
 """Image data sets held in the device's memory, cut into batches that depend only on their numbers.
 
-Pixels stay uint8; a batch is gathered, moved and normalised on the device. The order of the images
-and their random shifts and flips are pure functions of (seed, epoch, batch), the same on every
-device: a resumed run needs no generator state. The host draws them for a whole epoch and sends
-them in one piece, so that no batch waits for it.
+Pixels of 8 bits stay uint8; a batch is gathered, moved and normalised on the device. The order of
+the images and their random shifts and flips are pure functions of (seed, epoch, batch), the same on
+every device: a resumed run needs no generator state. The host draws them for a whole epoch and
+sends them in one piece, so that no batch waits for it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pysoftq.data.batching import batch_slices
 from pysoftq.data.tasks import CLASSIFICATION, Task
 
 EVALUATION_BATCH = 500
@@ -27,7 +28,10 @@ EVALUATION_BATCH = 500
 
 @dataclass(frozen=True)
 class Images:
-    """One half of a data set: pixels (N, H, W, C) uint8 and labels (N,) int64."""
+    """One half of a data set: pixels (N, H, W, C) and labels (N,) int64.
+
+    Pixels are uint8, or float32 on the same scale, 0 to 255.
+    """
 
     pixels: Tensor
     labels: Tensor
@@ -100,7 +104,9 @@ class Dataset:
         oneDNN convolves channels-last images about twice as fast on a CPU.
         """
         factor, offset = self._scales
-        return pixels.float().mul_(factor).sub_(offset).permute(0, 3, 1, 2)
+        # A copy: pixels that are float32 already are those of the data set.
+        scaled = pixels.to(torch.float32, copy=True).mul_(factor)
+        return scaled.sub_(offset).permute(0, 3, 1, 2)
 
     @cached_property
     def _scales(self) -> tuple[Tensor, Tensor]:
@@ -114,13 +120,12 @@ class Dataset:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Shuffled training batches of one epoch from batch number ``start`` on.
 
-        Yields images (B, C, H, W) float32 and labels (B,). The last batch may be smaller.
+        Yields images (B, C, H, W) float32 and labels (B,), in `batch_slices`.
         """
         count, device = len(self.train), self.train.labels.device
         order = torch.from_numpy(np.random.default_rng((seed, epoch)).permutation(count)).to(device)
         moves = self._moves(seed, epoch, batch_size).to(device) if augment else None
-        for first in range(start * batch_size, count, batch_size):
-            batch = slice(first, first + batch_size)
+        for batch in batch_slices(count, batch_size, start):
             pixels = self.train.pixels.index_select(0, order[batch])
             if moves is not None:
                 pixels = shift_and_flip(pixels, moves[batch], self.shift)
@@ -128,13 +133,11 @@ class Dataset:
 
     def _moves(self, seed: int, epoch: int, batch_size: int) -> Tensor:
         """Random moves (N, 3) of the images of an epoch, in its order, drawn batch by batch."""
-        count = len(self.train)
         drawn = []
-        for batch in range(batch_count(count, batch_size)):
-            # One added, so that no batch shares its stream with the order of an epoch.
-            rng = np.random.default_rng((seed, epoch, batch + 1))
-            size = min(batch_size, count - batch * batch_size)
-            drawn.append(draw_moves(rng, size, self.shift, self.flip))
+        # From 1 on, so that no batch shares its stream with the order of an epoch.
+        for number, batch in enumerate(batch_slices(len(self.train), batch_size), 1):
+            rng = np.random.default_rng((seed, epoch, number))
+            drawn.append(draw_moves(rng, batch.stop - batch.start, self.shift, self.flip))
         return torch.from_numpy(np.concatenate(drawn))
 
     def ordered(self, images: Images) -> Iterator[tuple[Tensor, Tensor]]:
@@ -142,11 +145,6 @@ class Dataset:
         for start in range(0, len(images), EVALUATION_BATCH):
             stop = start + EVALUATION_BATCH
             yield self.normalize(images.pixels[start:stop]), images.labels[start:stop]
-
-
-def batch_count(images: int, batch_size: int) -> int:
-    """Number of batches in an epoch, a smaller last one included."""
-    return -(-images // batch_size)
 
 
 def draw_moves(rng: np.random.Generator, count: int, shift: int, flip: bool) -> NDArray[np.int64]:

@@ -147,7 +147,7 @@ class Data(Protocol):
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Inputs (B, …) and targets (B,) or (B, T) of one epoch, from batch ``start`` on.
 
-        Pure functions of (seed, epoch, batch). The last batch may be smaller.
+        Pure functions of (seed, epoch, batch), cut as `pysoftq.data.batching.batch_slices` says.
         """
 
     def ordered(self, half: Any) -> Iterator[tuple[Tensor, Tensor]]:

@@ -18,8 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pysoftq.data.batching import batch_slices
 from pysoftq.data.tasks import LANGUAGE_MODELLING, Task
 from pysoftq.errors import ConfigError
+from pysoftq.paths import user_path
 
 EVALUATION_TOKENS = 2**14  # in a batch
 TEST_PART = 10  # the last of so many parts of the text
@@ -94,8 +96,7 @@ class TextData:
         """Shuffled windows of one epoch from batch number ``start`` on.
 
         Yields tokens (B, context) and, as targets, those that follow each of them. Windows do not
-        overlap; with ``augment`` the first one begins at a random place. The last batch may be
-        smaller.
+        overlap; with ``augment`` the first one begins at a random place.
         """
         context, ids = self.context, self.train.ids
         rng = np.random.default_rng((seed, epoch))
@@ -103,8 +104,8 @@ class TextData:
         first = int(rng.integers(context)) if augment else 0
         starts = torch.from_numpy(first + context * order).to(ids.device)
         span = torch.arange(context + 1, device=ids.device)
-        for place in range(start * batch_size, len(order), batch_size):
-            windows = ids[starts[place : place + batch_size, None] + span]
+        for batch in batch_slices(len(order), batch_size, start):
+            windows = ids[starts[batch, None] + span]
             yield windows[:, :-1], windows[:, 1:]
 
     def ordered(self, half: Tokens) -> Iterator[tuple[Tensor, Tensor]]:
@@ -150,7 +151,7 @@ def read_text(name: str, context: int, tokenizer: Tokenizer | None = None) -> Te
     """
     tokenizer = Bytes() if tokenizer is None else tokenizer
     kind, _, file = name.partition(":")
-    text = pydoc_text() if kind == "pydoc" else _file_text(Path(file))
+    text = pydoc_text() if kind == "pydoc" else _file_text(user_path(file))
     middle = len(text) - len(text) // TEST_PART
     train, test = (
         Tokens(tokenizer.encode(part), context) for part in (text[:middle], text[middle:])

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from pysoftq.models.weight_files import SUFFIXES as STATE_DICT_SUFFIXES
+from pysoftq.paths import user_path
 
 Format = Literal["onnx", "coreml", "state_dict"]
 
@@ -27,7 +28,7 @@ def check_target(path: str | os.PathLike[str], kind: Format, overwrite: bool) ->
             Core ML package, and never replaced.
         FileNotFoundError: its folder is missing.
     """
-    target = Path(path)
+    target = user_path(path)
     if target.suffix not in SUFFIXES[kind]:
         wanted = " or ".join(SUFFIXES[kind])
         raise ValueError(f"{path} has the suffix {target.suffix!r}; want {wanted}")

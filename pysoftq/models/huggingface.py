@@ -6,13 +6,18 @@ transformers is imported only when asked for, and nothing is ever downloaded.
 from __future__ import annotations
 
 import json
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pysoftq.errors import ConfigError
+from pysoftq.errors import ConfigError, abridged
+from pysoftq.models.weight_files import not_finite
+from pysoftq.paths import user_path
 
 PREFIX = "hf:"
 
@@ -25,16 +30,27 @@ def is_folder_model(name: str) -> bool:
 def load_model(name: str, vocab_size: int, context: int) -> nn.Module:
     """The causal language model of the folder in ``hf:DIR``, with its weights, in float32.
 
-    Raises ConfigError where transformers is missing, the folder is none of such a model, its
-    vocabulary is smaller than ``vocab_size`` or it sees fewer tokens than ``context``.
+    Warns of tensors in the folder that the model does not use.
+
+    Raises:
+        ConfigError: transformers is missing, or the folder holds no causal language model, lacks
+            tensors of it, holds one of another shape or one that is not finite; or its vocabulary
+            is smaller than `vocab_size`, or it sees fewer tokens than `context`.
     """
     folder, transformers = _folder(name), _transformers()
-    try:
-        model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True
-        ).float()
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"model {name!r} cannot be loaded: {_first_line(error)}") from error
+    with _quiet(transformers):
+        try:
+            model, info = transformers.AutoModelForCausalLM.from_pretrained(
+                folder,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are refused below, by name
+            )
+        except Exception as error:  # of transformers, safetensors, or the operating system
+            raise ConfigError(f"model {name!r} cannot be loaded: {_first_line(error)}") from error
+    model = model.float().eval()
+    _refuse_misfits(name, model, info)
     longest = getattr(model.config, "max_position_embeddings", None)
     if longest is not None and longest < context:
         raise ConfigError(
@@ -45,7 +61,49 @@ def load_model(name: str, vocab_size: int, context: int) -> nn.Module:
             f"model {name!r} has a vocabulary of {model.config.vocab_size}, its tokenizer one of "
             f"{vocab_size}"
         )
+    if _sees_the_future(model):
+        raise ConfigError(
+            f"model {name!r} is no causal language model: its predictions depend on later tokens, "
+            "as those of an encoder do"
+        )
     return _ready(model)
+
+
+def _refuse_misfits(name: str, model: nn.Module, info: dict[str, Any]) -> None:
+    """Compare what the folder holds with what the model is made of."""
+    shapes = [
+        f"{key} is {_extent(found)}, wanted {_extent(wanted)}"
+        for key, found, wanted in sorted(info["mismatched_keys"])
+    ]
+    # Tied tensors that are stored once are not missing: transformers leaves them out.
+    problems = {
+        "missing": sorted(info["missing_keys"]),
+        "wrong shape": shapes,
+        "NaN or infinite values": not_finite(model.state_dict()),
+    }
+    listed = [f"{problem}: {abridged(keys)}" for problem, keys in problems.items() if keys]
+    if listed:
+        raise ConfigError(
+            f"model {name!r}: the folder does not hold the causal language model of its "
+            f"config.json ({type(model).__name__}); {'; '.join(listed)}"
+        )
+    if unused := sorted(info["unexpected_keys"]):
+        warnings.warn(
+            f"model {name!r}: {len(unused)} tensors of the folder are not used by "
+            f"{type(model).__name__}: {abridged(unused)}",
+            stacklevel=3,
+        )
+
+
+@torch.no_grad()
+def _sees_the_future(model: Any) -> bool:
+    """Whether another last token changes the predictions before it."""
+    tokens = torch.arange(4)[None] % model.config.vocab_size
+    changed = tokens.clone()
+    changed[0, -1] = 0
+    before, after = (model(ids).logits[0, :-1] for ids in (tokens, changed))
+    # Rounding differs in the last digits only: 1e-4 is far above it, and far below an encoder.
+    return bool((before - after).abs().max() > 1e-4 * before.abs().max())
 
 
 def rebuild_model(config: dict[str, Any]) -> nn.Module:
@@ -70,9 +128,9 @@ class FolderTokenizer:
         folder, transformers = _folder(name), _transformers()
         try:
             self._tokenizer = transformers.AutoTokenizer.from_pretrained(
-                folder, local_files_only=True
+                folder, local_files_only=True, trust_remote_code=False
             )
-        except (OSError, ValueError, KeyError) as error:
+        except Exception as error:
             raise ConfigError(
                 f"model {name!r} has no tokenizer that can be loaded: {_first_line(error)}"
             ) from error
@@ -88,7 +146,7 @@ class FolderTokenizer:
 
 
 def _folder(name: str) -> Path:
-    folder = Path(name.removeprefix(PREFIX))
+    folder = user_path(name.removeprefix(PREFIX))
     if not (folder / "config.json").is_file():
         raise ConfigError(
             f"model {name!r}: wanted hf: and a folder with config.json, weights and tokenizer, "
@@ -108,5 +166,24 @@ def _transformers() -> Any:
     return transformers
 
 
+@contextmanager
+def _quiet(transformers: Any) -> Iterator[None]:
+    """Without the progress bars and tables of transformers: what they tell is in our messages."""
+    logging = transformers.utils.logging
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _extent(shape: Iterable[int]) -> str:
+    return "×".join(map(str, shape))
+
+
 def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
+    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -2,48 +2,69 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
+from torch.serialization import safe_globals
 
 from pysoftq.atomic import atomic_write
+from pysoftq.errors import abridged
+from pysoftq.paths import user_path
+
+Value = TypeVar("Value")
 
 PICKLED = (".pt", ".pth", ".th")
-SUFFIXES = (*PICKLED, ".safetensors")
+SUFFIXES = (*PICKLED, ".safetensors")  # of the files that are written
+# What checkpoints are called; .tar only as in model_best.pth.tar, which is no archive.
+_READ = (*SUFFIXES, ".ckpt", ".bin", ".pt.tar", ".pth.tar")
+
+# Left in the names by DataParallel, torch.compile, and a LightningModule with `self.model`.
+_PREFIXES = ("module.", "_orig_mod.", "model.")
+
+# Plain containers that training scripts keep beside the tensors; making one runs no other code.
+_HARMLESS = (argparse.Namespace,)
 
 # How torch says that a file wants more than tensors, or is a TorchScript archive.
 _CODE = re.compile(r"GLOBAL|Unsupported class|unrecognized function|TorchScript")
 
 
 def load_weights(path: str | Path) -> dict[str, Tensor]:
-    """Read a state dict from a .pt, .pth, .th or .safetensors file, onto the CPU.
+    """Read the state dict in a checkpoint of PyTorch or a .safetensors file, onto the CPU.
 
-    A dict under the key ``state_dict`` is taken out, and the prefix ``module.`` (left by
-    ``DataParallel``) removed where every key has it.
+    The suffix is .safetensors, .pt, .pth, .th, .ckpt, .bin, .pt.tar or .pth.tar, in any case. A
+    state dict that a checkpoint holds under a key (``state_dict``, ``model``, ``net`` …) is taken
+    out. The prefixes ``module.``, ``_orig_mod.`` and ``model.`` are removed where every key has
+    them.
 
-    Raises OSError where the file cannot be read, ValueError where it holds no state dict or would
-    need unpickling of anything but tensors.
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it holds no state dict, or several, or would need unpickling of more than
+            tensors and plain values.
     """
-    path = Path(path)
+    path = user_path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder, wanted a weight file")
     if not path.is_file():
         raise FileNotFoundError(f"no weight file {path}")
-    if path.suffix == ".safetensors":
+    name = path.name.lower()
+    if not name.endswith(_READ):
+        kind, wanted = path.suffix, ", ".join(_READ)
+        raise ValueError(f"{path}: unknown kind of weight file {kind!r}; wanted {wanted}")
+    if name.endswith(".safetensors"):
         try:
-            return load_file(path)
+            return without_prefixes(load_file(path))
         except SafetensorError as error:
             raise ValueError(f"{path} is no safetensors file: {error}") from error
-    if path.suffix not in PICKLED:
-        wanted = ", ".join(SUFFIXES)
-        raise ValueError(f"{path}: unknown kind of weight file {path.suffix!r}; wanted {wanted}")
     with path.open("rb") as file:
-        return _state_dict(load_plain(file, path), path)
+        return without_prefixes(_state_dict(load_plain(file, path), path))
 
 
 def load_plain(file: BinaryIO, path: Path) -> Any:
@@ -52,7 +73,7 @@ def load_plain(file: BinaryIO, path: Path) -> Any:
     Raises ValueError naming ``path``, where ``file`` is from, if it is broken or foreign.
     """
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), safe_globals([*_HARMLESS]):
             warnings.simplefilter("ignore")  # what they tell is in the errors below
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -64,20 +85,42 @@ def load_plain(file: BinaryIO, path: Path) -> Any:
         raise ValueError(f"{path} is no PyTorch file, or a broken one") from error
 
 
+def without_prefixes(state: Mapping[str, Value]) -> dict[str, Value]:
+    """The same values without the prefixes that wrappers add, where every name has them."""
+    names = list(state)
+    while prefix := next((p for p in _PREFIXES if names and _all_begin(names, p)), None):
+        names = [name.removeprefix(prefix) for name in names]
+    return dict(zip(names, state.values(), strict=True))
+
+
+def _all_begin(names: Iterable[str], prefix: str) -> bool:
+    return all(name.startswith(prefix) and name != prefix for name in names)
+
+
 def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
+    if isinstance(content, Mapping) and not _has_weights(content):
+        nested = {key: value for key, value in content.items() if _has_weights(value)}
+        if len(nested) > 1:
+            keys = abridged([repr(key) for key in nested])
+            raise ValueError(f"{path} holds several state dicts: {keys}; save one of them alone")
+        content = next(iter(nested.values()), content)
     if not isinstance(content, Mapping) or not content:
         kind = type(content).__name__
         raise ValueError(f"{path} holds no state dict: wanted names and tensors, found {kind}")
     if nameless := [repr(key) for key in content if not isinstance(key, str)]:
-        raise ValueError(f"{path} holds no state dict: not names: {_listed(nameless)}")
+        raise ValueError(f"{path} holds no state dict: not names: {abridged(nameless)}")
     others = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
     if others:
-        raise ValueError(f"{path} holds no state dict: not tensors: {_listed(others)}")
-    if all(key.startswith("module.") for key in content):
-        return {key.removeprefix("module."): value for key, value in content.items()}
+        raise ValueError(f"{path} holds no state dict: not tensors: {abridged(others)}")
     return dict(content)
+
+
+def _has_weights(value: Any) -> bool:
+    """Whether an entry of a checkpoint is a state dict; metrics are scalars, seeds are integers."""
+    return isinstance(value, Mapping) and any(
+        isinstance(entry, Tensor) and entry.is_floating_point() and entry.ndim > 0
+        for entry in value.values()
+    )
 
 
 def coupled_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -92,44 +135,59 @@ def coupled_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def restore(model: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
     """Copy a state dict into a model whose names and shapes match it exactly.
 
-    Raises ValueError listing every key that is missing, unexpected, wrongly shaped, of integers
-    where the model has floating point, or not finite; ``source`` says in the message where the
-    weights came from. ``num_batches_tracked`` may be missing. The model is unchanged then.
+    Prefixes of wrappers are ignored on both sides. ``num_batches_tracked`` may be missing, and so
+    may all names but one of a tied tensor.
+
+    Raises ValueError listing keys that are missing, unexpected, wrongly shaped, of integers where
+    the model has floating point, or not finite; ``source`` says in the message where the weights
+    came from. The model is unchanged then.
     """
-    wanted = model.state_dict()
+    wanted = without_prefixes(model.state_dict(keep_vars=True))
+    state = without_prefixes(state)
+    problems = [f"{what}: {abridged(keys)}" for what, keys in _misfits(wanted, state) if keys]
+    if problems:
+        raise ValueError(f"{source} does not fit the model: {'; '.join(problems)}")
+    full = dict(zip(wanted, model.state_dict(), strict=True))
+    model.load_state_dict({full[name]: value for name, value in state.items()}, strict=False)
+
+
+def _misfits(
+    wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]
+) -> list[tuple[str, list[str]]]:
+    """Each kind of problem, and the names that have it."""
+    both = [(key, state[key], wanted[key]) for key in wanted if key in state]
+    filled = {id(place) for _, _, place in both}
     missing = [
-        key for key in wanted if key not in state and not key.endswith("num_batches_tracked")
+        key
+        for key, place in wanted.items()
+        if id(place) not in filled and not key.endswith("num_batches_tracked")
     ]
-    unexpected = [key for key in state if key not in wanted]
-    misshapen = [
-        f"{key} is {_shape(state[key])}, wanted {_shape(wanted[key])}"
-        for key in wanted
-        if key in state and state[key].shape != wanted[key].shape
+    shapes = [
+        f"{key} is {_shape(value)}, wanted {_shape(place)}"
+        for key, value, place in both
+        if value.shape != place.shape
     ]
     integers = [
         key
-        for key in wanted
-        if key in state and wanted[key].is_floating_point() > state[key].is_floating_point()
+        for key, value, place in both
+        if place.is_floating_point() and not value.is_floating_point()
     ]
-    infinite = [
-        key
-        for key, value in state.items()
+    return [
+        ("missing", missing),
+        ("unexpected", [key for key in state if key not in wanted]),
+        ("wrong shape", shapes),
+        ("not floating point", integers),
+        ("NaN or infinite values", not_finite(state)),
+    ]
+
+
+def not_finite(state: Mapping[str, Tensor]) -> list[str]:
+    """Names of the tensors that hold a NaN or an infinity."""
+    return [
+        name
+        for name, value in state.items()
         if value.is_floating_point() and not bool(value.isfinite().all())
     ]
-    problems = []
-    if missing:
-        problems.append(f"missing: {_listed(missing)}")
-    if unexpected:
-        problems.append(f"unexpected: {_listed(unexpected)}")
-    if misshapen:
-        problems.append(f"wrong shape: {_listed(misshapen)}")
-    if integers:
-        problems.append(f"not floating point: {_listed(integers)}")
-    if infinite:
-        problems.append(f"NaN or infinite values: {_listed(infinite)}")
-    if problems:
-        raise ValueError(f"{source} does not fit the model: {'; '.join(problems)}")
-    model.load_state_dict(dict(state), strict=False)
 
 
 def cpu_state(model: nn.Module) -> dict[str, Tensor]:
@@ -154,10 +212,6 @@ def save_state(state: dict[str, Tensor], path: Path) -> None:
     """Write a state dict as safetensors, atomically."""
     with atomic_write(path) as temporary:
         temporary.write_bytes(save(state))
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names)
 
 
 def _shape(tensor: Tensor) -> str:

@@ -8,6 +8,7 @@ from pysoftq.clusters.clusters import Clusters
 from pysoftq.clusters.codebooks import Codebooks
 from pysoftq.clusters.training import CodebookTraining
 from pysoftq.data.tasks import Data
+from pysoftq.run.batches import check_batches
 from pysoftq.run.config import CompressConfig
 from pysoftq.run.interrupt import StopRequest
 from pysoftq.run.loop import TrainingLoop
@@ -40,6 +41,7 @@ def train_codebooks(
         The clusters with the trained values; the model has them too, in evaluation mode.
 
     Raises:
+        ConfigError: batches of one example, which the model cannot be trained on.
         ValueError: there is no epoch to train for, or no learning rate for weights that may move.
         NonFiniteLossError: a loss is NaN or infinite.
         Interrupted: a stop was requested.
@@ -48,13 +50,16 @@ def train_codebooks(
     if epochs < 1:
         raise ValueError(f"`codebook_epochs` must be >= 1, got {epochs}")
     model = codebooks.model
+    check_batches(model, data, config.batch_size, "batch_size")
     loop = TrainingLoop(
         "training of codebooks",
         data,
         config,
         epochs,
         config.batch_size,
-        next(model.parameters()).device,
+        model,
+        f"lower `codebook_lr`, now {lr:g}"
+        + (f", or `weights_lr`, now {weights_lr:g}" if moving else ""),
         first_epoch=first_epoch,
         stop=stop or StopRequest(),
     )

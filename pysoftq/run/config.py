@@ -26,8 +26,8 @@ class CompressConfig(ClusteringConfig):
 
     # fmt: off
     dataset: str = option("Data", "digits", f"{', '.join(DATASETS)}. A folder has train/ and "
-        "test/, one sub-folder for each class; pydoc is Python's own help, a text for language "
-        "models; digits:A-B are the digits from A to B, digits:shifted all of them, moved.",
+        "test/ or val/, one sub-folder for each class; pydoc is Python's own help, a text for "
+        "language models; digits:A-B are the digits from A to B, digits:shifted all, moved.",
         metavar="NAME")
     data_root: Path = option("Data", Path("data"), "Folder for torchvision's data sets.",
         on_resume=True, metavar="DIR")
@@ -47,8 +47,8 @@ class CompressConfig(ClusteringConfig):
     model: str = option("Network", "resnet20", "resnet20/32/44/56/110, digits-resnet, "
         "digits-resnet-small or a classification model of torchvision; for text gpt, or hf:DIR, a "
         "causal language model in a Hugging Face folder.", metavar="NAME")
-    weights: Path | None = option("Network", None, "Pretrained weights (.pt, .pth, .th or "
-        ".safetensors); without them the network is pretrained first.", metavar="FILE")
+    weights: Path | None = option("Network", None, "Pretrained weights (.safetensors, .pt, "
+        ".pth, .ckpt, .bin …); without them the network is pretrained first.", metavar="FILE")
 
     # Higher than without training afterwards, which regains most of what merging costs.
     rd_weight: float = changed_default(ClusteringConfig, "rd_weight", 0.05)

@@ -18,6 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from pysoftq.atomic import atomic_write
 from pysoftq.errors import BusyError
+from pysoftq.paths import user_path
 from pysoftq.run.records import EpochMetrics
 
 NO_SCALARS = ("epoch", "step", "clusters", "seconds")  # of the metrics
@@ -30,7 +31,7 @@ class RunFolder:
     """Paths and records of one run; use ``open_run`` to hold its lock as well."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path = path = user_path(path)
         self.config = path / "config.yaml"
         self.metrics = path / "metrics.jsonl"
         self.events = path / "tensorboard"

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from pysoftq.data.images import batch_count
+from pysoftq.data.batching import batch_count
 from pysoftq.data.tasks import Data
-from pysoftq.errors import Interrupted, NonFiniteLossError
+from pysoftq.errors import Interrupted, NonFiniteLossError, abridged
+from pysoftq.models.weight_files import not_finite
 from pysoftq.run.config import CompressConfig
 from pysoftq.run.interrupt import StopRequest
 from pysoftq.run.step import Tally
@@ -58,10 +58,11 @@ class TrainingLoop:
 
     Attributes:
         name: of the training, for messages.
-        data: on the device of the network.
+        data: on the device of the model.
         config: gives seed, augmentation and the time between checkpoints.
         epochs_in_all, batch_size: of this training.
-        device: of the network.
+        model: the network.
+        remedy: what to do against divergence, for messages.
         place: where to begin; kept up to date.
         first_epoch: offset of the epochs that determine the order of the examples.
         stop: asked whether to stop after each step.
@@ -70,7 +71,8 @@ class TrainingLoop:
 
     Raises:
         Interrupted: a stop was requested; with `save`, a checkpoint has been written.
-        NonFiniteLossError: a loss is NaN or infinite; the last checkpoint is kept.
+        NonFiniteLossError: a loss is NaN or infinite, or a tensor of the model at the end of an
+            epoch; nothing of it is in a checkpoint.
     """
 
     SYNCHRONOUS: ClassVar = ("cpu",)  # devices whose results can be read without waiting
@@ -80,7 +82,8 @@ class TrainingLoop:
     config: CompressConfig
     epochs_in_all: int
     batch_size: int
-    device: torch.device
+    model: nn.Module
+    remedy: str
     place: Place = field(default_factory=Place)
     first_epoch: int = 0
     stop: StopRequest = field(default_factory=StopRequest)
@@ -89,6 +92,7 @@ class TrainingLoop:
 
     def __post_init__(self) -> None:
         self._tally = Tally()
+        self._device = next(self.model.parameters()).device
         self._saved = time.monotonic()
         self.batches_in_epoch = batch_count(len(self.data.train), self.batch_size)
 
@@ -121,10 +125,12 @@ class TrainingLoop:
             ended = place.batch == self.batches_in_epoch
             asked = not ended and self.stop.asked  # read once: a signal may come at any time
             due = time.monotonic() - self._saved > 60 * config.checkpoint_minutes
-            if ended or asked or due or self.device.type in self.SYNCHRONOUS:
+            if ended or asked or due or self._device.type in self.SYNCHRONOUS:
                 self._read()
                 now = time.perf_counter()
                 place.seconds, clock = place.seconds + now - clock, now
+            if ended:
+                self._check_model()
             if (asked or due) and not ended:
                 self._checkpoint()
                 if asked:
@@ -147,14 +153,21 @@ class TrainingLoop:
             if not math.isfinite(loss):
                 raise NonFiniteLossError(
                     f"{self.name}: the task loss is {loss} at step {step} "
-                    f"(epoch {place.epoch + 1}): try a lower learning rate or a weaker coupling"
-                    + ("; the last checkpoint is kept" if self.save else "")
+                    f"(epoch {place.epoch + 1}): {self.remedy}"
                 )
             place.loss_sum += loss * size
             place.correct += correct
             place.seen += size
         if self.on_read is not None:
             self.on_read()
+
+    def _check_model(self) -> None:
+        """A weight or a running mean may overflow before the loss of any batch does."""
+        if names := not_finite(self.model.state_dict()):
+            raise NonFiniteLossError(
+                f"{self.name}: NaN or infinite values in {abridged(names)} after epoch "
+                f"{self.place.epoch + 1}: {self.remedy}"
+            )
 
     def _checkpoint(self) -> None:
         if self.save is not None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch.optim import Optimizer
 
 from pysoftq.clusters.clusters import mean_bit_width
+from pysoftq.errors import NonFiniteLossError
 from pysoftq.run.evaluation import evaluate
 from pysoftq.run.records import EpochMetrics
 from pysoftq.run.setup import Run
@@ -17,6 +19,7 @@ def first_metrics(run: Run) -> EpochMetrics:
     """The pretrained state, as epoch 0; only here is the training loss that of evaluation mode."""
     config, task = run.config, run.data.task
     loss, accuracy = evaluate(run.model, run.data, run.data.train)
+    _refuse_nan(loss, "training")
     return EpochMetrics(
         epoch=0,
         step=0,
@@ -53,13 +56,24 @@ def _measured(run: Run) -> dict[str, Any]:
     found = softq.clusters(config.bits)
     refined = softq.refine(found, **config.refinement_options)
     sizes = [layer.size for layer in softq.layers]
+    loss, accuracy = evaluate(run.model, run.data, run.data.test)
+    _refuse_nan(loss, "test")
     return {
         "task": task.name,
         "coupling_energy": softq.energy().total,
-        "test_merit": task.merit_of(*evaluate(run.model, run.data, run.data.test)),
+        "test_merit": task.merit_of(loss, accuracy),
         "mean_bits": mean_bit_width(sizes, [clusters.bits for clusters in found.values()]),
         "mean_bits_refined": mean_bit_width(
             sizes, [clusters.bits for clusters in refined.values()]
         ),
         "clusters": {name: clusters.K for name, clusters in found.items()},
     }
+
+
+def _refuse_nan(loss: float, half: str) -> None:
+    """An accuracy counted among NaN predictions is a number, but means nothing."""
+    if not math.isfinite(loss):
+        raise NonFiniteLossError(
+            f"the loss of the network on the {half} data is {loss}: its weights are finite, but "
+            "what it makes of the data is not"
+        )

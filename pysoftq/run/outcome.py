@@ -203,7 +203,7 @@ def write_report(run: Run, summary: Summary, state: RunState) -> None:
         "steps": state.step,
     }
     text = io.StringIO()
-    console = Console(file=text, width=200)
+    console = Console(file=text, width=200, markup=False, emoji=False)
     layers = summary.layers
     console.print(layers.table(), *summary.remarks(), summary.table(), sep="\n")
     console.print(layers.coverage_table(), layers.tensor_table())

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pysoftq.clusters.clusters import Clusters
 from pysoftq.clusters.values import unique
 from pysoftq.data.images import Dataset
+from pysoftq.run.batches import check_batches
 from pysoftq.run.config import CompressConfig
 from pysoftq.run.loop import TrainingLoop
 from pysoftq.run.optimizers import set_lr
@@ -44,13 +45,15 @@ def train_parq(
 
     Raises:
         ImportError: torchao is missing.
+        ConfigError: batches of one image, which the model cannot be trained on.
         ValueError: `bits` outside 1..8, or fewer than two steps.
         NonFiniteLossError: a loss is NaN or infinite.
     """
     if not 1 <= bits <= 8:
         raise ValueError(f"bits is {bits}; want 1 to 8")
-    device = next(model.parameters()).device
-    loop = TrainingLoop("PARQ", data, config, config.epochs, config.batch_size, device)
+    check_batches(model, data, config.batch_size, "batch_size")
+    remedy = f"lower `lr`, now {config.lr:g}"
+    loop = TrainingLoop("PARQ", data, config, config.epochs, config.batch_size, model, remedy)
     steps = loop.steps_in_all
     if steps < 2:
         raise ValueError(f"PARQ anneals over its steps, and has {steps}; want 2 or more")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -10,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from pysoftq.data.tasks import Data
-from pysoftq.errors import ConfigError
+from pysoftq.errors import ConfigError, NonFiniteLossError, abridged
 from pysoftq.models.huggingface import is_folder_model
 from pysoftq.models.weight_files import cpu_state, load_weights, restore, save_state
+from pysoftq.run.batches import check_batches
 from pysoftq.run.checkpoint import (
     explained,
     random_state,
@@ -80,7 +82,7 @@ def transfer(learner: nn.Module, model: nn.Module, message: Callable[[str], None
     learnt, state = cpu_state(learner), model.state_dict()
     head = [name for name, value in state.items() if learnt[name].shape != value.shape]
     model.load_state_dict({**learnt, **{name: state[name] for name in head}})
-    message(f"begun anew, for other classes: {', '.join(head)}")
+    message(f"begun anew, for other classes: {abridged(head)}")
 
 
 def pretrain_or_reuse(run: Run, learner: nn.Module, source: Data, stop: StopRequest) -> None:
@@ -93,6 +95,7 @@ def pretrain_or_reuse(run: Run, learner: nn.Module, source: Data, stop: StopRequ
     path = cache_folder() / f"{config.model}-{key}.safetensors"
     if reuse(learner, path, message):
         return
+    check_batches(learner, source, config.pretrain_batch_size, "pretrain_batch_size")
     writable = may_write(path.parent, message)
     name = config.pretrain_dataset or config.dataset
     message(f"pretraining {config.model} on {name}: {config.pretrain_epochs} epochs")
@@ -105,7 +108,8 @@ def pretrain(run: Run, learner: nn.Module, source: Data, key: str, stop: StopReq
     """Train with weight decay and one cycle of the learning rate, momentum 0.9.
 
     Resumes from the folder's checkpoint of pretraining where there is one, bit for bit; ``key``
-    identifies the pretraining that a checkpoint belongs to.
+    identifies the pretraining that a checkpoint belongs to. One that diverges leaves none: the
+    same options would lead there again.
 
     Raises as `TrainingLoop` does, and ConfigError where the checkpoint is of other data or options.
     """
@@ -120,7 +124,8 @@ def pretrain(run: Run, learner: nn.Module, source: Data, key: str, stop: StopReq
         config,
         config.pretrain_epochs,
         config.pretrain_batch_size,
-        run.device,
+        learner,
+        f"lower `pretrain_lr`, now {config.pretrain_lr:g}",
         place=place,
         stop=stop,
     )
@@ -150,12 +155,29 @@ def pretrain(run: Run, learner: nn.Module, source: Data, key: str, stop: StopReq
             setattr(place, name, content[name])
         run.observer.message(f"pretraining resumes after {place.epoch} epochs")
 
-    report_every = max(1, config.pretrain_epochs // 5)
     step = make_step(learner, optimizer, config, config.pretrain_batch_size)
     learner.train()
-    for epoch in loop.epochs():
-        for inputs, targets in loop.batches():
-            loop.add(*step(inputs, targets), targets)
-            schedule.step()
-        if (epoch + 1) % report_every == 0:
-            run.observer.message(f"pretraining: epoch {epoch + 1}, loss {loop.mean_loss:.4f}")
+    try:
+        for epoch in loop.epochs():
+            for inputs, targets in loop.batches():
+                loop.add(*step(inputs, targets), targets)
+                schedule.step()
+            report(epoch + 1, loop.mean_loss, source, run)
+    except NonFiniteLossError:
+        checkpoint.unlink(missing_ok=True)
+        raise
+
+
+def report(epoch: int, loss: float, source: Data, run: Run) -> None:
+    """Send the loss of some epochs, and at the end a warning if nothing has been learnt."""
+    config, message = run.config, run.observer.message
+    if epoch % max(1, config.pretrain_epochs // 5) == 0:
+        message(f"pretraining: epoch {epoch}, loss {loss:.4f}")
+    shape = source.model_shape
+    classes = shape.get("num_classes") or shape["vocab_size"]
+    if epoch == config.pretrain_epochs and loss >= math.log(classes):
+        message(
+            f"pretraining: the loss, {loss:.4g}, is no better than that of a guess between "
+            f"{classes} classes, {math.log(classes):.4g}: lower `pretrain_lr`, now "
+            f"{config.pretrain_lr:g}, or raise `pretrain_epochs`, now {epoch}"
+        )

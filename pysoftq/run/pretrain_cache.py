@@ -15,10 +15,11 @@ from torch import nn
 
 from pysoftq.data.tasks import Data
 from pysoftq.models.weight_files import cpu_state, load_weights, restore, save_state
+from pysoftq.paths import user_path
 from pysoftq.run.config import CompressConfig
 
 # To be raised whenever the recipe of pretraining changes: it is a part of the cache's key.
-RECIPE = 1
+RECIPE = 2
 
 
 def cache_key(data: Data, config: CompressConfig) -> str:
@@ -43,7 +44,7 @@ def cache_key(data: Data, config: CompressConfig) -> str:
 def cache_folder() -> Path:
     """``PYSOFTQ_CACHE``, or the folder for caches that is usual on this platform."""
     if chosen := os.environ.get("PYSOFTQ_CACHE"):
-        return Path(chosen)
+        return user_path(chosen)
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches" / "pysoftq"
     if sys.platform == "win32":  # pragma: no cover

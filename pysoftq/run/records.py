@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pysoftq.atomic import atomic_write
 from pysoftq.data.tasks import CLASSIFICATION, TASKS, Task
 from pysoftq.interaction.densities import Density
+from pysoftq.paths import user_path
 
 FloatArray = NDArray[np.float32] | NDArray[np.float64]
 
@@ -233,7 +234,7 @@ def _misshapen(values: Mapping[str, NDArray[Any]]) -> str:
 
 
 def _existing(path: str | Path) -> Path:
-    path = Path(path)
+    path = user_path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file, wanted one written by `pysoftq compress`")
     return path

@@ -18,6 +18,7 @@ from pysoftq.errors import ConfigError
 from pysoftq.interaction.threads import set_num_threads
 from pysoftq.models.build import build_model
 from pysoftq.models.huggingface import FolderTokenizer, is_folder_model
+from pysoftq.run.batches import check_batches
 from pysoftq.run.config import CompressConfig
 from pysoftq.run.folder import RunFolder
 from pysoftq.run.observer import Observer
@@ -55,14 +56,19 @@ class Run:
     ) -> Run:
         """Read the data, unless given, and build the network.
 
-        Raises ConfigError as `choose_device` does, and whatever is wrong with data or network.
+        Raises ConfigError as `choose_device` and `check_batches` do, and whatever is wrong with
+        data or network.
         """
         device = choose_device(config)
         if data is None:
             observer.message(f"loading {config.dataset}")
             data = read_data(config)
         data = data.to(device)
-        return cls(config, folder, device, observer, data, make_model(config, data, device))
+        model = make_model(config, data, device)
+        check_batches(model, data, config.batch_size, "batch_size")
+        if (count := len(data.train)) < config.batch_size:
+            observer.message(f"batches hold all {count} examples: `batch_size` is more")
+        return cls(config, folder, device, observer, data, model)
 
     def couple(self) -> None:
         """Measure the layers of the network, which holds its pretrained weights."""

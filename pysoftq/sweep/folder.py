@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from sqlalchemy import URL
 
 from pysoftq.atomic import atomic_write
 from pysoftq.errors import ConfigError
 from pysoftq.options import read_mapping
+from pysoftq.paths import user_path
 from pysoftq.sweep.grid import Run, SweepSpec, make_spec, saved_spec
-from pysoftq.sweep.ledger import Ledger, database_url
+from pysoftq.sweep.ledger import Ledger, database_file, database_url
 
 # What the file holds beside the grid and the options of the runs.
 WHERE = ("storage", "name", "workers", "executor", "cpus", "gpus")
@@ -23,7 +25,7 @@ class SweepFolder:
     """Paths of a sweep, and what its ``sweep.yaml`` holds; a password is never kept there."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path = path = user_path(path)
         self.file = path / "sweep.yaml"
         self.pretrained = path / "pretrained"
         self.workers = path / "workers"
@@ -60,11 +62,12 @@ class SweepFolder:
         """Grid and options of the sweep."""
         return make_spec({name: value for name, value in self.read().items() if name not in WHERE})
 
-    def database(self, where: Mapping[str, Any]) -> tuple[str, str]:
+    def database(self, where: Mapping[str, Any]) -> tuple[URL, str]:
         """URL of the database, and the name of the sweep in it."""
-        file = (self.path / "sweep.db").resolve()
-        storage = where.get("storage") or f"sqlite:///{file}"
-        return storage, where.get("name") or self.path.resolve().name
+        path = self.path.resolve()
+        given = where.get("storage")
+        storage = database_url(given) if given else database_file(path / "sweep.db")
+        return storage, where.get("name") or path.name
 
     def ledger(self, where: Mapping[str, Any]) -> Ledger:
         """The database of a sweep that has been begun; ``where`` wins over the file."""

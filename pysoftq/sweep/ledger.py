@@ -31,6 +31,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from pysoftq.errors import ConfigError
+from pysoftq.paths import user_path
 from pysoftq.sweep.grid import Run, SweepSpec
 
 Stage = Literal["done", "running", "failed", "waiting"]
@@ -129,7 +130,9 @@ class Ledger:
     Raises ConfigError for another kind of database, RuntimeError where it cannot be used.
     """
 
-    def __init__(self, url: str, name: str, workers: Path, *, patience: int = 60) -> None:
+    def __init__(
+        self, url: str | sqlalchemy.URL, name: str, workers: Path, *, patience: int = 60
+    ) -> None:
         self._url = database_url(url)
         self._workers, self._patience = workers, patience
         self._beats: dict[int, tuple[Any, int]] = {}
@@ -140,16 +143,8 @@ class Ledger:
         try:
             self._engine = sqlalchemy.create_engine(self._url, poolclass=sqlalchemy.NullPool)
             with self._locked():  # two processes must not make the tables at once
-                storage = optuna.storages.RDBStorage(
-                    self._url.render_as_string(hide_password=False),
-                    # Without a pool, a server that was started anew is no trouble.
-                    engine_kwargs={
-                        "poolclass": sqlalchemy.NullPool,
-                        "connect_args": {"timeout": 60} if sqlite else {},
-                    },
-                )
                 self._study = optuna.create_study(
-                    storage=storage,
+                    storage=self._storage(),
                     study_name=name,
                     directions=["minimize", "minimize"],  # degradation and bits
                     sampler=optuna.samplers.RandomSampler(),  # never asked: all runs are given
@@ -158,6 +153,25 @@ class Ledger:
         except (ImportError, OSError, sqlalchemy.exc.SQLAlchemyError) as error:
             reason = str(error).partition("\n")[0]
             raise RuntimeError(f"cannot use the database {self._url}: {reason}") from error
+
+    def _storage(self) -> optuna.storages.RDBStorage:
+        """Optuna's tables in the database.
+
+        Optuna formats URLs as templates, and versions of SQLAlchemy differ in what they quote: it
+        is given the driver only, and a way to connect.
+        """
+        dialect = self._engine.dialect
+        arguments, options = dialect.create_connect_args(self._url)
+        if dialect.name == "sqlite":
+            options.setdefault("timeout", 60)
+        return optuna.storages.RDBStorage(
+            f"{self._url.drivername}://",
+            engine_kwargs={
+                # Without a pool, a server that was started anew is no trouble.
+                "poolclass": sqlalchemy.NullPool,
+                "creator": lambda: dialect.connect(*arguments, **options),
+            },
+        )
 
     def _locked(self) -> AbstractContextManager[Any]:
         """One process at a time."""
@@ -346,8 +360,16 @@ def _advisory_lock(engine: sqlalchemy.Engine) -> Iterator[None]:
         yield
 
 
-def database_url(url: str) -> sqlalchemy.URL:
-    """The URL with its driver; raises ConfigError for any but files of SQLite and PostgreSQL."""
+def database_file(path: Path) -> sqlalchemy.URL:
+    """The URL of a file of SQLite; no character of the path has a meaning in it."""
+    return sqlalchemy.URL.create("sqlite", database=str(path.absolute()))
+
+
+def database_url(url: str | sqlalchemy.URL) -> sqlalchemy.URL:
+    """The URL with its driver, the path of a file made absolute.
+
+    Raises ConfigError for any but files of SQLite and PostgreSQL.
+    """
     try:
         parsed = sqlalchemy.make_url(url)
     except sqlalchemy.exc.ArgumentError:
@@ -359,4 +381,6 @@ def database_url(url: str) -> sqlalchemy.URL:
         raise ConfigError(
             f"option 'storage': wanted sqlite:///FILE or postgresql://…, given {parsed}"
         )
+    if file and "uri" not in parsed.query:
+        parsed = parsed.set(database=str(user_path(parsed.database or "").absolute()))
     return parsed

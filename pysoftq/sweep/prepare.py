@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
@@ -73,4 +74,6 @@ def compress_run(config: CompressConfig, folder: Path) -> dict[str, Any]:
 @lru_cache(maxsize=1)
 def _shared_data(options: str) -> Data:
     """The data of all runs that differ in h, w and seed only (the split has a seed of its own)."""
-    return read_data(CompressConfig.model_validate_json(options))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # `prepare` has read them before, and warned once
+        return read_data(CompressConfig.model_validate_json(options))

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import URL
+
 from pysoftq.run.config import CompressConfig
 from pysoftq.sweep.folder import SweepFolder
 from pysoftq.sweep.grid import SweepSpec
@@ -30,7 +32,7 @@ class Job:
 
     spec: SweepSpec
     folder: Path
-    storage: str
+    storage: str | URL
     name: str
     weights: Path
     threads: int

@@ -1,17 +1,20 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
 import pytest
+from matplotlib import cbook
 from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 from PIL import Image
 from run_folders import metrics, records, write_run
 
 from pysoftq.analysis import figures
 from pysoftq.analysis.dynamics import LossCurves, WeightRecords, read_losses, read_run
-from pysoftq.analysis.figures.style import BLACK, BLUE, VERMILLION
+from pysoftq.analysis.figures.style import BLACK, BLUE, VERMILLION, plain
 
 
 @pytest.fixture(scope="module")
@@ -134,3 +137,20 @@ def test_losses_on_twin_axes(folder: Path) -> None:
     np.testing.assert_array_equal(right.lines[0].get_data(), (losses.epochs, losses.task))
     for axis, colour in ((left, BLUE), (right, VERMILLION)):
         assert axis.lines[0].get_color() == axis.yaxis.label.get_color() == colour
+
+
+@pytest.mark.parametrize("name", ["a$_{$b", "$x$", "cost_$", "_$_$"])
+def test_dollars_in_names_are_no_formulas(
+    weights: WeightRecords, name: str, tmp_path: Path
+) -> None:
+    named = replace(weights, layer=name, trajectory_layer=name)
+    for draw in (figures.draw_histograms, figures.draw_trajectories):
+        figure = draw(named)
+        figure.savefig(tmp_path / "x.png")  # a formula that is none fails here
+    assert not cbook.is_math_text(plain(name))
+
+
+def test_names_with_an_underscore_are_in_the_legend() -> None:
+    axis = Figure().subplots()
+    axis.plot([1, 2], label=plain("_conv"))
+    assert [text.get_text() for text in axis.legend().get_texts()] == [" _conv"]

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
 import yaml
+from rich.table import Table
 
 from pysoftq import __version__, show_config
 from pysoftq.cli import main as cli_main
 from pysoftq.cli.compress import compress
+from pysoftq.cli.progress import TerminalObserver
+from pysoftq.cli.tables import print_table
 from pysoftq.run.config import CompressConfig
 
 Run = Callable[..., int]
@@ -168,3 +173,36 @@ def test_an_interrupt_exits_with_130(
 ) -> None:
     fail_with(KeyboardInterrupt())
     assert run("inspect") == 130
+
+
+def test_names_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    names = ("[red]conv[/red]", "[/]", ":tada:")
+    table = Table("layer", title="[bold]x")
+    for name in names:
+        table.add_row(name)
+    print_table(table)
+    TerminalObserver().message("runs/[red]:tada:")
+    text = capsys.readouterr().out
+    assert all(name in text for name in (*names, "[bold]x", "runs/[red]:tada:"))
+
+
+def test_a_warning_is_one_line_without_the_place(
+    run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+
+    @click.command("inspect")
+    def command() -> None:
+        warnings.warn("two\nlines", stacklevel=1)
+
+    monkeypatch.setattr(cli_main.LazyGroup, "get_command", lambda *_: command)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        monkeypatch.setattr(warnings, "showwarning", show_on_stderr)
+        assert run("inspect") == 0
+    assert capsys.readouterr().err == "warning: two lines\n"
+
+
+def show_on_stderr(*given: Any) -> None:
+    """As Python does where pytest does not collect warnings."""
+    sys.stderr.write(warnings.formatwarning(*given[:4]))

@@ -688,3 +688,13 @@ def test_layers_on_the_cpu_come_first(monkeypatch):
     monkeypatch.setattr(devices, "DeviceGroup", lambda layers, *_: layers[0].parameter.device.type)
     layers = [SimpleNamespace(parameter=torch.empty(2, device=name)) for name in ("meta", "cpu")]
     assert devices.group_by_device(layers, [0, 1], bins=8, fft=False) == ["cpu", "meta"]
+
+
+def test_a_name_with_brackets_stands_for_itself() -> None:
+    model = nn.ModuleDict({"[red]": nn.Linear(4, 4), "r": nn.Linear(4, 4)})
+    softq = SoftQuantizer(model, 0.1, 0.5, include="[red].weight")
+    assert sorted(layer.name for layer in softq.layers) == ["[red].weight", "r.weight"]
+    softq = SoftQuantizer(model, 0.1, 0.5, exclude="[[]red].weight")
+    assert [layer.name for layer in softq.layers] == ["r.weight"]
+    softq = SoftQuantizer(model, 0.1, 0.5, override={"[red].weight": {"w": 0.2}})
+    assert softq.layers[0].width != softq.layers[1].width

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import types
 from pathlib import Path
@@ -12,8 +13,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from pysoftq.data.batching import batch_count, batch_slices
 from pysoftq.data.datasets import PHOTO_MEAN, PHOTO_STD, load_dataset
-from pysoftq.data.images import Dataset, Images, batch_count, draw_moves, shift_and_flip
+from pysoftq.data.images import Dataset, Images, draw_moves, shift_and_flip
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +76,38 @@ def test_an_epoch_shows_every_image_once(digits: Dataset) -> None:
     shown = torch.cat([images for images, _ in batches]).flatten(1)
     stored = digits.normalize(digits.train.pixels).flatten(1)
     assert sorted(map(tuple, shown.tolist())) == sorted(map(tuple, stored.tolist()))
+
+
+@pytest.mark.parametrize(
+    ("examples", "size", "wanted"),
+    [
+        (10, 4, [4, 4, 2]),
+        (8, 4, [4, 4]),
+        (9, 4, [4, 5]),  # one example more would be a batch of its own
+        (3, 2, [3]),
+        (3, 1, [1, 1, 1]),
+        (3, 5, [3]),
+        (1, 4, [1]),
+        (0, 4, []),
+    ],
+)
+def test_batches_of_an_epoch(examples: int, size: int, wanted: list[int]) -> None:
+    slices = batch_slices(examples, size)
+    assert [batch.stop - batch.start for batch in slices] == wanted
+    assert [place for batch in slices for place in range(examples)[batch]] == list(range(examples))
+    assert batch_count(examples, size) == len(wanted)
+    assert batch_slices(examples, size, 1) == slices[1:]
+
+
+def test_a_lone_last_image_joins_the_batch_before() -> None:
+    images = Images(pictures(9), torch.arange(9))
+    data = Dataset("x", images, images, ("a",), PHOTO_MEAN, PHOTO_STD, 1, True)
+    whole = list(data.batches(0, 0, 4))
+    assert [len(labels) for _, labels in whole] == [4, 5]
+    assert sorted(torch.cat([labels for _, labels in whole]).tolist()) == list(range(9))
+    ((last, labels),) = data.batches(0, 0, 4, start=1)
+    assert torch.equal(last, whole[1][0])
+    assert torch.equal(labels, whole[1][1])
 
 
 def test_images_keep_their_labels(digits: Dataset) -> None:
@@ -155,7 +189,6 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_image_folder_is_read_in_sorted_order(folder: Path) -> None:
-    (folder / "train" / "ant" / "notes.txt").write_text("not an image")
     data = load_dataset(f"imagefolder:{folder}")
     assert data.classes == ("ant", "zebra")
     assert data.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
@@ -204,17 +237,127 @@ def test_broken_image_is_named(folder: Path) -> None:
 
 
 def test_incomplete_folders_are_named(folder: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="nowhere/train"):
+    with pytest.raises(FileNotFoundError, match=r"no image folder .*nowhere"):
         load_dataset(f"imagefolder:{folder}/nowhere")
     (folder / "test" / "bee").mkdir()
-    with pytest.raises(ValueError, match="test/bee holds no images"):
+    with pytest.raises(ValueError, match=r"test/bee holds no images: .*\.png"):
         load_dataset(f"imagefolder:{folder}")
     Image.fromarray(pictures(1, (6, 8))[0].numpy()).save(folder / "test" / "bee" / "0.png")
     with pytest.raises(ValueError, match="differ in the classes bee"):
         load_dataset(f"imagefolder:{folder}")
-    (folder / "bare" / "train").mkdir(parents=True)
-    with pytest.raises(ValueError, match="holds no class folders"):
-        load_dataset(f"imagefolder:{folder}/bare")
+
+
+@pytest.mark.parametrize(
+    ("folders", "told"),
+    [
+        ((), "has no test/: wanted train/CLASS/IMAGE .* train/cat/1.png.*; it holds nothing"),
+        (("train",), "has no test/: .*; it holds train"),
+        (("cat", "dog", "test"), "has no train/: .*; it holds cat, dog, test"),
+        (("train", "test"), "train holds no class folders: wanted train/CLASS/IMAGE"),
+        (("train", "val", "valid"), "has val/, valid/: call the one to test on test/"),
+    ],
+)
+def test_a_folder_of_another_layout_is_told_the_right_one(
+    tmp_path: Path, folders: tuple[str, ...], told: str
+) -> None:
+    for name in folders:
+        (tmp_path / name).mkdir()
+    with pytest.raises((ValueError, FileNotFoundError), match=told):
+        load_dataset(f"imagefolder:{tmp_path}")
+
+
+def test_a_folder_of_one_class_is_refused(folder: Path) -> None:
+    for half in ("train", "test"):
+        shutil.rmtree(folder / half / "ant")
+    with pytest.raises(ValueError, match="has one class, zebra"):
+        load_dataset(f"imagefolder:{folder}")
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+def test_other_names_of_the_test_folder(folder: Path, name: str) -> None:
+    wanted = load_dataset(f"imagefolder:{folder}").fingerprint()
+    (folder / "test").rename(folder / name)
+    assert load_dataset(f"imagefolder:{folder}").fingerprint() == wanted
+
+
+def test_validation_images_beside_test_images_are_told_of(folder: Path) -> None:
+    (folder / "val").mkdir()
+    with pytest.warns(UserWarning, match="val/ is not used: accuracies are those on test/"):
+        load_dataset(f"imagefolder:{folder}")
+
+
+def test_images_inside_of_folders_of_a_class_are_read(folder: Path) -> None:
+    wanted = load_dataset(f"imagefolder:{folder}").fingerprint()
+    inside = folder / "train" / "ant"
+    (inside / "more").mkdir()
+    (inside / "2.png").rename(inside / "more" / "0.PNG")
+    (inside / "more" / "circle").symlink_to(inside)
+    assert load_dataset(f"imagefolder:{folder}").fingerprint() == wanted
+
+
+def test_files_that_are_left_out_are_named_and_counted(folder: Path) -> None:
+    for number in range(7):
+        (folder / "train" / "ant" / f"{number}.txt").touch()
+    (folder / "train" / "loose.png").touch()
+    with pytest.warns(
+        UserWarning,
+        match=r"train: left out, not images of a class by their names: loose\.png, ant/0\.txt.* "
+        "and 3 more",
+    ):
+        load_dataset(f"imagefolder:{folder}")
+
+
+def test_what_is_lost_of_images_is_told_once_for_all(folder: Path) -> None:
+    for path in sorted(folder.rglob("*.png")):
+        Image.new("RGBA", (8, 6), (1, 2, 3, 4)).save(path)
+    with pytest.warns(UserWarning, match="images with transparent pixels") as told:
+        load_dataset(f"imagefolder:{folder}")
+    assert len(told) == 2  # of train/ and of test/
+    assert "ant/0.png, ant/1.png, ant/2.png, zebra/0.png, zebra/1.png and 1 more" in str(
+        told[0].message
+    )
+
+
+def deepen(folder: Path, factor: int) -> None:
+    """Write 16-bit images in place of all, of values up to 63 times a factor."""
+    for number, path in enumerate(sorted(folder.rglob("*.png"))):
+        values = np.random.default_rng(number).integers(0, 64, (6, 8)) * factor
+        Image.fromarray(values.astype(np.uint16)).save(path)
+
+
+def test_images_of_16_bits_are_normalised_with_all_their_precision(folder: Path) -> None:
+    deepen(folder, 1000)
+    data = load_dataset(f"imagefolder:{folder}", mean=(0.5,), std=(0.25,))
+    assert data.train.pixels.dtype == torch.float32
+    before = data.train.pixels.clone()
+    images = data.normalize(data.train.pixels)
+    wanted = (np.asarray(Image.open(folder / "train" / "ant" / "0.png")) / 65535 - 0.5) / 0.25
+    torch.testing.assert_close(images[0, 2], torch.from_numpy(wanted).float(), rtol=1e-4, atol=1e-5)
+    assert torch.equal(data.train.pixels, before)
+    for inputs, _ in data.batches(0, 0, 2):
+        assert inputs.dtype == torch.float32
+
+
+def test_images_that_fill_little_of_their_range_are_told_of(folder: Path) -> None:
+    deepen(folder, 60)
+    with pytest.warns(UserWarning, match="standard deviation .* give `mean` and `std`"):
+        load_dataset(f"imagefolder:{folder}")
+
+
+def test_depths_that_differ_are_named(folder: Path) -> None:
+    Image.fromarray(np.zeros((6, 8), np.uint16)).save(folder / "train" / "zebra" / "1.png")
+    with pytest.raises(ValueError, match=r"zebra/1\.png has more than 8 bits .*ant/0\.png has 8"):
+        load_dataset(f"imagefolder:{folder}")
+    deepen(folder / "train", 1000)
+    with pytest.raises(ValueError, match="train/ and test/ differ in their bits"):
+        load_dataset(f"imagefolder:{folder}")
+
+
+def test_home_is_expanded_in_names_of_data_sets(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(folder))
+    assert len(load_dataset("imagefolder:~").train) == 6
 
 
 @pytest.mark.parametrize("name", ["mnist", "digits:x", "imagefolder", "imagefolder:", ""])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -31,17 +32,62 @@ def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
 
 
-@pytest.mark.parametrize("suffix", [".pt", ".pth", ".th"])
-@pytest.mark.parametrize("prefix", ["", "module."])
-@pytest.mark.parametrize("nested", [False, True])
-def test_pickled_kinds(
-    tmp_path: Path, state: dict[str, Tensor], suffix: str, prefix: str, nested: bool
-) -> None:
-    content: Any = {prefix + name: tensor for name, tensor in state.items()}
-    if nested:
-        content = {"epoch": 7, "state_dict": content, "best": 0.5}
-    torch.save(content, tmp_path / f"w{suffix}")
+KINDS = [".pt", ".pth", ".th", ".ckpt", ".bin", ".pth.tar", ".pt.tar", ".PTH"]
+
+
+@pytest.mark.parametrize("suffix", KINDS)
+def test_pickled_kinds(tmp_path: Path, state: dict[str, Tensor], suffix: str) -> None:
+    torch.save(state, tmp_path / f"w{suffix}")
     assert same(load_weights(tmp_path / f"w{suffix}"), state)
+
+
+@pytest.mark.parametrize(
+    "prefix", ["module.", "_orig_mod.", "model.", "_orig_mod.module.", "model._orig_mod."]
+)
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_prefixes_of_wrappers(
+    tmp_path: Path, state: dict[str, Tensor], prefix: str, suffix: str
+) -> None:
+    wrapped = {prefix + name: tensor for name, tensor in state.items()}
+    (save_file if suffix == ".safetensors" else torch.save)(wrapped, tmp_path / f"w{suffix}")
+    assert same(load_weights(tmp_path / f"w{suffix}"), state)
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model", "model_state_dict", "net", "ema"])
+def test_a_state_dict_in_a_checkpoint(tmp_path: Path, state: dict[str, Tensor], key: str) -> None:
+    model = nn.Linear(2, 2)
+    content = {
+        key: state,
+        "optimizer": torch.optim.AdamW(model.parameters()).state_dict(),
+        "epoch": 7,
+        "best": torch.tensor(0.5),
+        "metrics": {"accuracy": torch.tensor(0.9)},
+        "random": {"torch": torch.get_rng_state()},
+        "args": argparse.Namespace(lr=0.1),
+    }
+    torch.save(content, tmp_path / "w.pt")
+    assert same(load_weights(tmp_path / "w.pt"), state)
+
+
+def test_several_state_dicts_are_named_and_refused(
+    tmp_path: Path, state: dict[str, Tensor]
+) -> None:
+    torch.save({"model": state, "model_ema": state, "epoch": 1}, tmp_path / "w.pt")
+    with pytest.raises(ValueError, match="several state dicts: 'model', 'model_ema'; save one"):
+        load_weights(tmp_path / "w.pt")
+
+
+def test_weights_beside_other_state_are_no_checkpoint(
+    tmp_path: Path, state: dict[str, Tensor]
+) -> None:
+    torch.save({**state, "optimizer": {"average": torch.ones(3)}}, tmp_path / "w.pt")
+    with pytest.raises(ValueError, match="not tensors: optimizer"):
+        load_weights(tmp_path / "w.pt")
+
+
+def test_a_folder_is_no_weight_file(tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError, match="is a folder, wanted a weight file"):
+        load_weights(tmp_path)
 
 
 def test_safetensors(tmp_path: Path, state: dict[str, Tensor]) -> None:
@@ -162,6 +208,37 @@ def test_restore_lists_every_misfit() -> None:
     assert "unexpected: extra" in message
     assert "wrong shape: 0.weight is 3×5, wanted 3×2" in message
     assert torch.equal(model[0].weight, before)
+
+
+def test_long_lists_of_misfits_are_cut() -> None:
+    model = nn.Sequential(*(nn.Linear(2, 2) for _ in range(50)))
+    with pytest.raises(ValueError, match="does not fit") as found:
+        restore(model, {f"a.{name}": value for name, value in model.state_dict().items()}, "w.pt")
+    assert str(found.value) == (
+        "w.pt does not fit the model: "
+        "missing: 0.weight, 0.bias, 1.weight, 1.bias, 2.weight and 95 more; "
+        "unexpected: a.0.weight, a.0.bias, a.1.weight, a.1.bias, a.2.weight and 95 more"
+    )
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod."])
+def test_restore_ignores_wrappers_on_both_sides(prefix: str) -> None:
+    inner = nn.Linear(2, 2)
+    model = nn.ModuleDict({"model": inner})
+    state = {f"{prefix}{name}": value + 1 for name, value in inner.state_dict().items()}
+    restore(model, state, "w.pt")
+    assert torch.equal(inner.weight.detach(), state[f"{prefix}weight"])
+
+
+def test_tied_tensors_may_be_given_once() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model[1].weight = model[0].weight
+    state = {name: value + 1 for name, value in stored_once(model).items()}
+    restore(model, state, "w.pt")
+    assert torch.equal(model[1].weight.detach(), state["0.weight"])
+    model[1].weight = nn.Parameter(torch.ones(2, 2))
+    with pytest.raises(ValueError, match=r"missing: 1\.weight$"):
+        restore(model, state, "w.pt")
 
 
 def test_restore_refuses_integers_and_what_is_not_finite() -> None:

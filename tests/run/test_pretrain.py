@@ -5,20 +5,22 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tiny import Recorder, tiny_digits
-from torch import Tensor
+from torch import Tensor, nn
 
 from pysoftq.data.images import Dataset
-from pysoftq.errors import ConfigError, Interrupted
+from pysoftq.errors import ConfigError, Interrupted, NonFiniteLossError
 from pysoftq.models.build import build_model
 from pysoftq.models.weight_files import cpu_state, load_weights, save_state
 from pysoftq.run.config import CompressConfig, make_config
 from pysoftq.run.evaluation import evaluate
 from pysoftq.run.folder import RunFolder
 from pysoftq.run.interrupt import StopRequest
+from pysoftq.run.optimizers import make_optimizer
 from pysoftq.run.pretrain import pretrain_or_reuse
 from pysoftq.run.pretrain_cache import cache_folder, cache_key
 from pysoftq.run.setup import Run
@@ -48,7 +50,7 @@ class Pretraining:
         self.messages = self.observer.messages
         self.folder = RunFolder(folder)
         torch.manual_seed(seed)
-        self.model = build_model(CONFIG.model, 10, 1)
+        self.model: nn.Module = build_model(CONFIG.model, 10, 1)
 
     def run(
         self,
@@ -149,6 +151,60 @@ def test_an_unusable_cached_network_is_a_miss(
     assert again.messages[0].startswith(f"the cached network cannot be used: {path}")
     assert again.messages[1].startswith("pretraining digits-resnet-small")
     assert_equal(load_weights(path), state)
+
+
+def test_a_divergence_stops_names_the_option_and_leaves_nothing(
+    tmp_path: Path, cache: Path
+) -> None:
+    config = CONFIG.model_copy(update={"pretrain_lr": 1e3, "pretrain_optimizer": "sgd"})
+    with pytest.raises(NonFiniteLossError, match=r"pretraining: .*lower `pretrain_lr`, now 1000$"):
+        Pretraining(tmp_path).run(tiny_digits(), config)
+    assert not list(cache.iterdir())
+    assert not (tmp_path / "pretraining.pt").exists()
+
+
+def test_a_network_that_overflows_between_losses_is_not_kept(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All losses are finite, but the last step makes a weight infinite."""
+    pretraining = Pretraining(tmp_path)
+    config = CONFIG.model_copy(update={"pretrain_epochs": 1})
+    steps = []
+
+    def spoil(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        steps.append(optimizer)
+        if len(steps) == 3:
+            optimizer.param_groups[0]["params"][0].data[0] = torch.inf
+
+    monkeypatch.setattr(
+        "pysoftq.run.pretrain.make_optimizer",
+        lambda *given: with_hook(make_optimizer(*given), spoil),
+    )
+    with pytest.raises(NonFiniteLossError, match=r"infinite values in conv1\.weight after epoch 1"):
+        pretraining.run(tiny_digits(), config)
+    assert not list(cache.iterdir())
+
+
+def with_hook(optimizer: torch.optim.Optimizer, hook: Any) -> torch.optim.Optimizer:
+    optimizer.register_step_post_hook(hook)
+    return optimizer
+
+
+def test_a_network_no_better_than_a_guess_is_told_of(tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"pretrain_epochs": 1, "pretrain_lr": 1e-9})
+    pretraining = Pretraining(tmp_path)
+    with torch.no_grad():
+        pretraining.model.linear.weight.mul_(30)  # confident, and wrong
+    pretraining.run(tiny_digits(), config)
+    assert any("is no better than that of a guess" in text for text in pretraining.messages)
+
+
+def test_batches_of_one_image_are_refused_before_the_training(tmp_path: Path) -> None:
+    pretraining = Pretraining(tmp_path)
+    pretraining.model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, 10))
+    config = CONFIG.model_copy(update={"pretrain_batch_size": 1})
+    with pytest.raises(ConfigError, match="option 'pretrain_batch_size' is 1"):
+        pretraining.run(tiny_digits(), config)
 
 
 def test_a_cache_that_cannot_be_written_is_told_of_before_the_training(

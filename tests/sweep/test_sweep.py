@@ -6,6 +6,7 @@ import json
 import math
 import multiprocessing
 import os
+import pickle
 import random
 import re
 import shlex
@@ -25,6 +26,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from paths import DOCS, TESTS
 from postgres import postgres_server
+from sqlalchemy import URL
 
 from pysoftq.cli.main import cli
 from pysoftq.cli.phase import phase
@@ -59,7 +61,12 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def make_job(
-    folder: Path, storage: str, task: Any, h: Any = "0.1,0.2", w: Any = "0.3,0.5", seeds: int = 2
+    folder: Path,
+    storage: str | URL,
+    task: Any,
+    h: Any = "0.1,0.2",
+    w: Any = "0.3,0.5",
+    seeds: int = 2,
 ) -> Job:
     spec = make_spec({"h": h, "w": w, "seeds": seeds})
     job = Job(spec, folder, storage, folder.name, folder / "none.pt", 1, task)
@@ -228,6 +235,28 @@ def test_without_a_terminal_lines_tell_when_runs_begin_and_end(
     for done in range(301):  # of a long one only some
         progress.update(Status(300, done, min(2, 300 - done), 0, max(0, 298 - done)))
     assert 25 <= len(capsys.readouterr().out.splitlines()) <= 35
+
+
+@pytest.mark.parametrize("name", ["what?x=1", "a%2Fb", "a#b", "a b", "{SCHEMA_VERSION}", "ä", "%"])
+def test_the_database_lies_in_the_folder_whatever_its_name(tmp_path: Path, name: str) -> None:
+    folder = SweepFolder(tmp_path / name)
+    storage, study = folder.database({})
+    job = make_job(folder.path, storage, sweep_tasks.quick, h="0.1", w="0.5", seeds=1)
+    assert (folder.path / "sweep.db").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    again = pickle.loads(pickle.dumps(job))  # noqa: S301 - our own, as workers get it
+    assert again.ledger().status().waiting == 1
+    assert study == name
+
+
+def test_a_file_of_a_database_is_kept_as_an_absolute_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = SweepFolder(tmp_path / "sweep")
+    spec = make_spec({"h": "0.1", "w": "0.5", "seeds": 1})
+    folder.write(spec, {"storage": "sqlite:///here.db"})
+    assert folder.read()["storage"] == f"sqlite:///{tmp_path / 'here.db'}"
 
 
 @pytest.mark.parametrize(
