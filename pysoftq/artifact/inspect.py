@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from torch import Tensor
+import numpy as np
 
 from pysoftq.artifact.format import Record
+from pysoftq.artifact.packing import Integers
 from pysoftq.artifact.read import File, read
-from pysoftq.clusters.clusters import mean_bit_width
-from pysoftq.clusters.values import unique
+from pysoftq.clusters.bit_width import mean_bit_width
 
 
 @dataclass(frozen=True)
@@ -100,16 +101,16 @@ def describe(file: File) -> ArtifactInfo:
 
 def _layer_info(file: File, record: Record) -> LayerInfo:
     if record.coding == "raw":
-        clusters = unique(file.stored[f"raw/{record.name}"])
-        K, bits, entropy = clusters.K, clusters.bits, clusters.entropy_bits
+        counts = np.unique(file.total_order(f"raw/{record.name}"), return_counts=True)[1]
+        lengths, sizes = np.array([record.size]), np.array([counts.size])
     else:
         file.codebook(record)  # for its checks
-        K = record.K
-        bits, entropy = _mean_bits(record.bounds.diff(), record.sizes, file.counts(record))
+        counts, lengths, sizes = file.counts(record), np.diff(record.bounds), record.sizes
+    bits, entropy = _mean_bits(lengths, sizes, counts) if record.size else (0.0, 0.0)
     return LayerInfo(
         record.name,
         record.size,
-        K,
+        counts.size,
         bits,
         record.container_bits,
         entropy,
@@ -119,9 +120,9 @@ def _layer_info(file: File, record: Record) -> LayerInfo:
     )
 
 
-def _mean_bits(lengths: Tensor, sizes: Tensor, counts: Tensor) -> tuple[float, float]:
+def _mean_bits(lengths: Integers, sizes: Integers, counts: Integers) -> tuple[float, float]:
     """log2 K and entropy of the segments, weighted by their lengths."""
-    share = lengths.double() / lengths.sum()
-    p = counts.double() / lengths.repeat_interleave(sizes)
-    entropy = -(share.repeat_interleave(sizes) * p * p.log2()).sum()
-    return float((share * sizes.double().log2()).sum()), abs(float(entropy))
+    share = lengths / lengths.sum()
+    p = counts / np.repeat(lengths, sizes)
+    entropy = math.fsum(np.repeat(share, sizes) * p * np.log2(p))
+    return math.fsum(share * np.log2(sizes)), abs(entropy)
