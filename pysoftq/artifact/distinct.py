@@ -9,8 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pysoftq.clusters.clusters import Clusters
@@ -76,30 +79,30 @@ def _runs(bounds: Tensor, longest: int) -> Iterator[tuple[int, int, Tensor]]:
 
 def _of_one(weights: Tensor, dtype: torch.dtype, room: int) -> Clusters | None:
     """The distinct values of one segment; None if they need `room` bytes or more with indices."""
-    keys = _keys(weights, room)
-    if keys is None:
+    ordered = total_order(weights[:0]).new_empty(len(weights))
+    for part, out in zip(weights.split(CHUNK), ordered.split(CHUNK), strict=True):
+        out.copy_(total_order(part))
+    keys = ordered.numpy()
+    keys.sort()  # in place: `torch.unique` takes eight more bytes for each weight
+    starts = [at + np.flatnonzero(new) for at, new in _steps(keys)]
+    K = 1 + sum(map(len, starts))
+    if _needed(K, weights.itemsize) >= room:
         return None
+    first = np.concatenate([[0], *starts])
+    del starts
+    values, counts = torch.from_numpy(keys[first]), np.diff(first, append=keys.size)
+    del keys, ordered, first
     indices = torch.empty(len(weights), dtype=dtype)
-    counts = torch.zeros(len(keys), dtype=torch.int64)
     for part, out in zip(weights.split(CHUNK), indices.split(CHUNK), strict=True):
-        found = torch.searchsorted(keys, total_order(part))
-        counts += torch.bincount(found, minlength=len(keys))
-        out.copy_(found)
-    return Clusters(from_total_order(keys, weights.dtype), indices, counts)
+        out.copy_(torch.searchsorted(values, total_order(part)))
+    return Clusters(from_total_order(values, weights.dtype), indices, torch.from_numpy(counts))
 
 
-def _keys(weights: Tensor, room: int) -> Tensor | None:
-    """The distinct weights as ascending integers; None if there are too many."""
-    keys = total_order(weights[:0])
-    pending = [keys]
-    for part in weights.split(CHUNK):
-        pending.append(torch.unique(total_order(part)))
-        # Merged whenever the keys may have doubled: each is sorted but a few times.
-        if sum(map(len, pending)) > len(keys):
-            keys, pending = torch.unique(torch.cat([keys, *pending])), []
-            if _needed(len(keys), weights.itemsize) >= room:
-                return None
-    return torch.unique(torch.cat([keys, *pending])) if pending else keys
+def _steps(keys: NDArray[Any]) -> Iterator[tuple[int, NDArray[np.bool_]]]:
+    """From which place on, whether each of the sorted keys differs from the one before it."""
+    for start in range(1, keys.size, CHUNK):
+        stop = min(start + CHUNK, keys.size)
+        yield start, keys[start:stop] != keys[start - 1 : stop - 1]
 
 
 def _needed(K: int, itemsize: int) -> float:

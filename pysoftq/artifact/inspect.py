@@ -19,11 +19,16 @@ from pysoftq.clusters.bit_width import mean_bit_width
 class LayerInfo:
     """One weight tensor of a compressed file; bits are per weight.
 
-    K: values in its codebooks, which are one for each segment of `granularity`.
-    bits: log2 of the clusters of a segment, mean over the weights; so for entropy_bits.
-    container_bits: of an index of fixed width, or the width of the dtype where it is stored raw.
-    coding: "raw", "packed" (indices of container_bits) or "entropy".
-    bytes_on_disk: its codebooks and indices.
+    Attributes:
+        name: in the state dict.
+        N: number of weights.
+        K: number of values in its codebooks, of which each segment of `granularity` has one.
+        bits: log2 of the number of clusters of a segment, mean over the weights.
+        container_bits: of an index of fixed width, or of the dtype if the tensor is stored raw.
+        entropy_bits: entropy of the indices within their segments, mean over the weights.
+        coding: "raw", "packed" (indices of container_bits) or "entropy".
+        granularity: "layer", "channel" or "group:N".
+        bytes_on_disk: of its codebooks and indices.
     """
 
     name: str
@@ -41,12 +46,17 @@ class LayerInfo:
 class ArtifactInfo:
     """What a compressed file holds.
 
-    bytes_on_disk: all of the file.
-    bytes_float32: the same tensors with every floating value in four bytes.
-    ratio: bytes_float32 / bytes_on_disk.
-    mean_bits, container_bits, entropy_bits: means over `layers`, weighted by N (Eq. 8).
-    layers: the floating tensors with two or more dimensions, in model order.
-    model, metadata: the model's specification, and what was given to `save_compressed`.
+    Attributes:
+        format_version: of the file.
+        bytes_on_disk: of the whole file.
+        bytes_float32: of the same tensors with every floating value in four bytes.
+        ratio: bytes_float32 / bytes_on_disk.
+        mean_bits: mean of `bits` over the layers, weighted by N (Eq. 8).
+        container_bits: the same for `container_bits`.
+        entropy_bits: the same for `entropy_bits`.
+        layers: the floating tensors with two or more dimensions, in model order.
+        model: specification of the model, None if the file has none.
+        metadata: as passed to `save_compressed`.
     """
 
     format_version: int
