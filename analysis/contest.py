@@ -33,7 +33,8 @@ from pysoftq.analysis.phase import statistic
 from pysoftq.artifact import load_compressed
 from pysoftq.baselines import ecvq, histogram_equalize, kmeans, uniform
 from pysoftq.baselines.uniform_grid import Clip
-from pysoftq.clusters.clusters import Clusters, layer_rd_weights, mean_bit_width
+from pysoftq.clusters.bit_width import mean_bit_width
+from pysoftq.clusters.clusters import Clusters, layer_rd_weights
 from pysoftq.clusters.codebooks import Codebooks
 from pysoftq.clusters.values import unique
 from pysoftq.coupling.selection import select

@@ -50,18 +50,19 @@ def _compare(kind: str, size: int, options: Options) -> Comparison:
     counts = torch.bincount(found)
     clusters = Clusters(torch.zeros(len(counts)), found, counts)
     bits, least = clusters.container_bits, clusters.entropy_bits * size / 8
-    sizes, bounds = torch.tensor([clusters.K]), torch.tensor([0, size])
+    case = counts.numpy(), np.array([clusters.K]), np.array([0, size])
+    symbols = found.numpy()
     start = time.perf_counter()
-    coded, packed = encode(found, counts, sizes, bounds), pack(found, bits)
+    coded, packed = encode(symbols, *case), pack(symbols, bits)
     seconds = time.perf_counter() - start
-    stream = read_counts(coded, sizes, bounds)[1]
-    require(torch.equal(decode(stream, counts, sizes, bounds), found.int()), "entropy coding")
-    require(torch.equal(unpack(packed, bits, size), found.int()), "packing")
+    stream = read_counts(coded, *case[1:])[1]
+    require(np.array_equal(decode(stream, *case), symbols), "entropy coding")
+    require(np.array_equal(unpack(packed, bits, size), symbols), "packing")
     contestants: dict[str, Callable[[], object]] = {
-        "entropy": lambda: decode(read_counts(coded, sizes, bounds)[1], counts, sizes, bounds),
+        "entropy": lambda: decode(read_counts(coded, *case[1:])[1], *case),
         "packed": lambda: unpack(packed, bits, size),
     }
-    taken = {"entropy": coded.numel(), "packed": packed.numel()}
+    taken = {"entropy": coded.size, "packed": packed.size}
     # Level 19 takes minutes for more.
     level = 19 if size <= 10**6 else 3
     peers, skipped = optional({f"zstandard, level {level}": lambda: _zstandard(found, level)})

@@ -17,6 +17,7 @@ from pysoftq import save_compressed
 from pysoftq.artifact.inspect import describe
 from pysoftq.artifact.load import compressed
 from pysoftq.artifact.read import check
+from pysoftq.artifact.tensors import tensors
 from pysoftq.clusters.values import total_order
 from pysoftq.errors import ArtifactError
 
@@ -158,12 +159,12 @@ def read_or_refuse(data: bytes) -> bool:
     except ArtifactError:
         info = None
     try:
-        tensors = file.tensors()
+        found = tensors(file)
     except ArtifactError:
         return False
     assert info is not None
     for layer in info.layers:
-        tensor = tensors[layer.name]
+        tensor = found[layer.name]
         assert tensor.numel() == layer.N
         if layer.coding != "raw":
             assert tensor.isfinite().all()
@@ -171,5 +172,5 @@ def read_or_refuse(data: bytes) -> bool:
     for record in file.records:
         if record.coding != "raw":
             lazy = compressed(file, record)
-            assert torch.equal(total_order(lazy.tensor()), total_order(tensors[record.name]))
+            assert torch.equal(total_order(lazy.tensor()), total_order(found[record.name]))
     return True

@@ -16,6 +16,8 @@ T* address(std::uint64_t number) {
   return reinterpret_cast<T*>(static_cast<std::uintptr_t>(number));
 }
 
+using Refused = std::vector<std::pair<std::size_t, std::string>>;  // segment, reason
+
 // What stays the same from step to step; addresses and scale come with each step.
 class Coupling {
  public:
@@ -43,13 +45,10 @@ class Coupling {
     }
   }
 
-  std::vector<std::pair<std::size_t, std::string>> add(const std::vector<std::uint64_t>& thetas,
-                                                       const std::vector<std::uint64_t>& gradients,
-                                                       double scale, double fraction,
-                                                       std::uint64_t seed,
-                                                       std::uint64_t step) const {
+  Refused add(const std::vector<std::uint64_t>& thetas, const std::vector<std::uint64_t>& gradients,
+              double scale, double fraction, std::uint64_t seed, std::uint64_t step) const {
     if (thetas.size() != layers_ || gradients.size() != layers_)
-      throw py::value_error("every layer wants an address, 0 for a gradient that is not there");
+      throw py::value_error("every layer requires an address, 0 for a missing gradient");
     std::vector<Layer> active;
     std::vector<std::size_t> places;
     active.reserve(segments_.size());
@@ -58,22 +57,47 @@ class Coupling {
       const std::size_t layer = owners_[s];
       if (gradients[layer] == 0) continue;
       places.push_back(order_[s]);
-      Layer& segment = active.emplace_back(segments_[s]);
+      Layer& segment = active.emplace_back(at(s, thetas));
       const std::size_t offset = segment.first * size_of(segment.scalar);
-      segment.theta = address<const void>(thetas[layer] + offset);
       segment.gradient = address<void>(gradients[layer] + offset);
       segment.strength *= scale;
     }
-    std::vector<std::pair<std::size_t, std::string>> refused;
-    const auto refusals =
-        released([&] { return add_force(active, {method_, fraction, seed, step}); });
+    return named(released([&] { return add_force(active, {method_, fraction, seed, step}); }),
+                 places);
+  }
+
+  std::pair<Refused, py::array_t<double>> energies(const std::vector<std::uint64_t>& thetas) const {
+    if (thetas.size() != layers_) throw py::value_error("every layer requires an address");
+    std::vector<Layer> layers;
+    layers.reserve(segments_.size());
+    for (std::size_t s = 0; s < segments_.size(); ++s) layers.push_back(at(s, thetas));
+    std::vector<double> found(segments_.size());
+    const auto refusals = released([&] { return softq::energies(layers, found.data()); });
+    py::array_t<double> ordered(static_cast<py::ssize_t>(found.size()));
+    double* out = ordered.mutable_data();
+    for (std::size_t s = 0; s < found.size(); ++s) out[order_[s]] = found[s];
+    return {named(refusals, order_), ordered};
+  }
+
+ private:
+  // A segment in the layers of these addresses.
+  Layer at(std::size_t s, const std::vector<std::uint64_t>& thetas) const {
+    Layer segment = segments_[s];
+    const std::size_t offset = segment.first * size_of(segment.scalar);
+    segment.theta = address<const void>(thetas[owners_[s]] + offset);
+    return segment;
+  }
+
+  // What was refused, by the numbers that the segments were given with, ascending.
+  static Refused named(const std::vector<Refusal>& refusals,
+                       const std::vector<std::size_t>& places) {
+    Refused refused;
     for (const auto& refusal : refusals)
       refused.emplace_back(places[refusal.layer], refusal.reason);
     std::sort(refused.begin(), refused.end());
     return refused;
   }
 
- private:
   Method method_;
   std::size_t layers_;
   std::vector<std::size_t> order_, owners_;  // of segments_: the given number, the layer
@@ -102,7 +126,9 @@ void bind_coupling(py::module_& m) {
            py::arg("fraction"), py::arg("seed"), py::arg("step"),
            "Addresses of the layers, contiguous, 0 for a gradient to be skipped. [(segment, "
            "reason)] "
-           "of the segments that were refused; then no gradient has changed");
+           "of the segments that were refused; then no gradient has changed")
+      .def("energies", &Coupling::energies, py::arg("thetas"),
+           "([(segment, reason)] of those refused, strength times energy of each segment)");
 }
 
 }  // namespace softq::bindings

@@ -1,5 +1,6 @@
 #include "softq/coupling.h"
 
+#include <algorithm>
 #include <mutex>
 #include <stdexcept>
 #include <variant>
@@ -76,38 +77,65 @@ void add_layer(const Layer& layer, const Binning<T>& binning, const CouplingStep
   });
 }
 
-}  // namespace
-
-std::vector<Refusal> add_force(const std::vector<Layer>& layers, const CouplingStep& step) {
-  // Layers above the chunk length are themselves split between the threads, one after the other;
-  // the others are shared out whole, so many at a time that a task is worth its while.
-  std::vector<std::size_t> large, tasks;
-  std::size_t work = 0;
-  for (std::size_t l = 0; l < layers.size(); ++l) {
-    if (layers[l].size > chunk_length) {
-      large.push_back(l);
-      continue;
-    }
-    if (tasks.empty() || work >= task_work) {
-      tasks.push_back(l);
-      work = 0;
-    }
-    work += layers[l].size + static_cast<std::size_t>(layers[l].bins);
+// strength times the energy, from a histogram of all weights
+template <class Storage, class T>
+double energy(const Layer& layer, const Binning<T>& binning) {
+  const auto* theta = static_cast<const Storage*>(layer.theta);
+  const auto bins = static_cast<std::size_t>(layer.bins);
+  thread_local Scratch<Count> scratch;
+  Count* counts = scratch.reserve(bins + spare_slots);
+  if (layer.size < narrow_size) {
+    std::fill_n(counts, bins + spare_slots, Count{0});
+    tally(theta, 0, layer.size, binning, Sample(), counts);
+  } else {
+    histogram(theta, layer.size, binning, Sample(), counts);
   }
-  tasks.push_back(layers.size());
-  const auto for_layers = [&](const auto& body) {
-    for (const std::size_t l : large) body(l);
-    parallel_for(tasks.size() - 1, [&](std::size_t task) {
-      for (std::size_t l = tasks[task]; l < tasks[task + 1]; ++l) {
-        if (layers[l].size <= chunk_length) body(l);
+  return layer.strength * mean_field_energy(counts, layer.bins, binning.spacing, layer.width);
+}
+
+// Layers above the chunk length are themselves split between the threads, one after the other; the
+// others are shared out whole, so many at a time that a task is worth its while.
+class Schedule {
+ public:
+  explicit Schedule(const std::vector<Layer>& layers) : layers_(layers) {
+    std::size_t work = 0;
+    for (std::size_t l = 0; l < layers.size(); ++l) {
+      if (layers[l].size > chunk_length) {
+        large_.push_back(l);
+        continue;
+      }
+      if (tasks_.empty() || work >= task_work) {
+        tasks_.push_back(l);
+        work = 0;
+      }
+      work += layers[l].size + static_cast<std::size_t>(layers[l].bins);
+    }
+    tasks_.push_back(layers.size());
+  }
+
+  // Calls body(l) for each layer.
+  template <class Body>
+  void run(const Body& body) const {
+    for (const std::size_t l : large_) body(l);
+    parallel_for(tasks_.size() - 1, [&](std::size_t task) {
+      for (std::size_t l = tasks_[task]; l < tasks_[task + 1]; ++l) {
+        if (layers_[l].size <= chunk_length) body(l);
       }
     });
-  };
+  }
 
-  std::vector<AnyBinning> binnings(layers.size());
+ private:
+  const std::vector<Layer>& layers_;
+  std::vector<std::size_t> large_, tasks_;
+};
+
+// The bins of each layer, unless one is refused.
+std::vector<Refusal> bin_all(const std::vector<Layer>& layers, const Schedule& schedule,
+                             std::vector<AnyBinning>& binnings) {
+  binnings.resize(layers.size());
   std::vector<Refusal> refusals;
   std::mutex refusing;
-  for_layers([&](std::size_t l) {
+  schedule.run([&](std::size_t l) {
     try {
       binnings[l] = bin(layers[l]);
     } catch (const std::invalid_argument& error) {
@@ -115,12 +143,35 @@ std::vector<Refusal> add_force(const std::vector<Layer>& layers, const CouplingS
       refusals.push_back({l, error.what()});
     }
   });
+  return refusals;
+}
+
+}  // namespace
+
+std::vector<Refusal> add_force(const std::vector<Layer>& layers, const CouplingStep& step) {
+  const Schedule schedule(layers);
+  std::vector<AnyBinning> binnings;
+  std::vector<Refusal> refusals = bin_all(layers, schedule, binnings);
   if (!refusals.empty()) return refusals;
 
   const Uninterruptible writing;  // an interrupted step would leave some gradients without a force
-  for_layers([&](std::size_t l) {
+  schedule.run([&](std::size_t l) {
     with_storage(layers[l].scalar, [&]<class Storage, class T>(Storage, T) {
       add_layer<Storage, T>(layers[l], std::get<Binning<T>>(binnings[l]), step);
+    });
+  });
+  return {};
+}
+
+std::vector<Refusal> energies(const std::vector<Layer>& layers, double* energies) {
+  const Schedule schedule(layers);
+  std::vector<AnyBinning> binnings;
+  std::vector<Refusal> refusals = bin_all(layers, schedule, binnings);
+  if (!refusals.empty()) return refusals;
+
+  schedule.run([&](std::size_t l) {
+    energies[l] = with_storage(layers[l].scalar, [&]<class Storage, class T>(Storage, T) {
+      return energy<Storage, T>(layers[l], std::get<Binning<T>>(binnings[l]));
     });
   });
   return {};

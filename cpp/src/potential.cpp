@@ -1,6 +1,7 @@
 #include "softq/potential.h"
 
 #include <algorithm>
+#include <type_traits>
 #include <vector>
 
 #include "softq/fft.h"
@@ -48,17 +49,21 @@ void potential_fft(const Count* counts, std::int64_t bins, double spacing, doubl
 
 double mean_field_energy(const Count* counts, std::int64_t bins, double spacing, double width) {
   const std::int64_t m = reach(width, spacing, bins);
-  double pairs = 0;     // ordered pairs of different weights inside the well
-  double distance = 0;  // the sum of their distances, in bins
+  std::uint64_t pairs = 0;  // ordered pairs of different weights inside the well: below 2^62
+  double distance = 0;      // the sum of their distances, in bins
   with_moments(counts, bins, m, [&]<class M>(const Count* prefix, const M* moments) {
+    // Narrow moments are below 2^31, and their products with the counts add up to less than 2^62.
+    using Sum = std::conditional_t<sizeof(M) == 4, std::uint64_t, double>;
+    Sum sum{};
+    // No branches: most bins of a small layer are empty, and a loop of products becomes vectors.
     for (std::int64_t k = 0; k < bins; ++k) {
-      if (counts[k] == 0) continue;
-      const Count others = prefix[k + m + 1] - prefix[k - m] - 1;
-      pairs += static_cast<double>(counts[k]) * static_cast<double>(others);
-      distance += static_cast<double>(counts[k]) * static_cast<double>(moments[k]);
+      pairs += std::uint64_t{counts[k]} * (prefix[k + m + 1] - prefix[k - m]);
+      sum += static_cast<Sum>(counts[k]) * static_cast<Sum>(moments[k]);
     }
+    pairs -= prefix[bins];
+    distance = static_cast<double>(sum);
   });
-  return spacing * distance - width * pairs;
+  return spacing * distance - width * static_cast<double>(pairs);
 }
 
 }  // namespace softq

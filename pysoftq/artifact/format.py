@@ -1,4 +1,7 @@
-"""What both sides of the compressed file agree upon: its description, its entries, its checksum."""
+"""What both sides of the compressed file agree upon: its description, its entries, its checksum.
+
+Reading and inspection compute with NumPy, so that neither waits for torch to be imported.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,13 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
-from pysoftq.artifact.packing import packed_bytes
-from pysoftq.interaction.segments import segment_bounds
+from pysoftq.artifact.packing import Integers, packed_bytes
+from pysoftq.interaction.segments import segment_edges
 
 FORMAT_VERSION = 2
 READ_VERSIONS = (1, 2)
@@ -24,12 +28,53 @@ HEADER_START = b'{"__metadata__":{"pysoftq":"{\\"sha256\\":\\"'
 DIGEST = slice(8 + len(HEADER_START), 8 + len(HEADER_START) + 64)
 NO_DIGEST = "0" * 64
 
-DTYPES = (
-    *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
-    *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool),
-)
-
 _ANY = -1  # a length that the description does not tell
+
+
+@dataclass(frozen=True)
+class Dtype:
+    """A dtype of stored tensors.
+
+    name: torch's. code: in safetensors. stored: NumPy's for its elements, integers for bfloat16.
+    exponent: the bits of the exponent, all set where a value is not finite; 0 for integers.
+    """
+
+    name: str
+    code: str
+    stored: str
+    exponent: int = 0
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element."""
+        return np.dtype(self.stored).itemsize
+
+    @property
+    def is_floating_point(self) -> bool:
+        """Whether it may be that of weights."""
+        return self.exponent != 0
+
+
+DTYPES = {
+    dtype.name: dtype
+    for dtype in (
+        Dtype("float16", "F16", "f2", 0x7C00),
+        Dtype("bfloat16", "BF16", "u2", 0x7F80),
+        Dtype("float32", "F32", "f4", 0x7F800000),
+        Dtype("float64", "F64", "f8", 0x7FF0000000000000),
+        *(Dtype(f"int{bits}", f"I{bits}", f"i{bits // 8}") for bits in (8, 16, 32, 64)),
+        Dtype("uint8", "U8", "u1"),
+        Dtype("bool", "BOOL", "?"),
+    )
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """An entry of the file: its elements, as NumPy has them, and their dtype."""
+
+    dtype: Dtype
+    values: NDArray[Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,10 +87,10 @@ class Record:
 
     name: str
     shape: tuple[int, ...]
-    dtype: torch.dtype
+    dtype: Dtype
     coding: str = "raw"
     granularity: str = "layer"
-    sizes: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    sizes: Integers = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
     @property
     def size(self) -> int:
@@ -70,41 +115,42 @@ class Record:
         return (int(self.sizes.max()) - 1).bit_length()
 
     @property
-    def first(self) -> Tensor:
-        """(G,) int32, where the codebook of each segment begins."""
-        return (self.sizes.cumsum(0) - self.sizes).int()
+    def first(self) -> NDArray[np.int32]:
+        """(G,) where the codebook of each segment begins."""
+        return (self.sizes.cumsum() - self.sizes).astype(np.int32)
 
     @cached_property
-    def bounds(self) -> Tensor:
-        """(G + 1,) int64, where segments begin and end."""
-        return segment_bounds(self.shape, self.granularity)
+    def bounds(self) -> Integers:
+        """(G + 1,) where segments begin and end."""
+        return segment_edges(self.shape, self.granularity)
 
     @property
-    def entries(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    def entries(self) -> dict[str, tuple[Dtype, tuple[int, ...]]]:
         """Dtype and shape of its entries in the safetensors file."""
         if self.coding == "raw":
             return {f"raw/{self.name}": (self.dtype, self.shape)}
-        entries: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
-        entries[f"codebook/{self.name}"] = (self.dtype, (self.K,))
+        entries = {f"codebook/{self.name}": (self.dtype, (self.K,))}
+        integers = DTYPES["uint8"]
         if self.granularity != "layer":
-            entries[f"sizes/{self.name}"] = (torch.uint8, (_ANY,))
+            entries[f"sizes/{self.name}"] = (integers, (_ANY,))
         if self.coding == "entropy":
-            entries[f"coded/{self.name}"] = (torch.uint8, (_ANY,))
+            entries[f"coded/{self.name}"] = (integers, (_ANY,))
         elif self.container_bits:
             length = packed_bytes(self.size, self.container_bits)
-            entries[f"indices/{self.name}"] = (torch.uint8, (length,))
+            entries[f"indices/{self.name}"] = (integers, (length,))
         return entries
 
 
-def agrees(tensor: Tensor | None, form: tuple[torch.dtype, tuple[int, ...]] | None) -> bool:
+def agrees(entry: Entry | None, form: tuple[Dtype, tuple[int, ...]] | None) -> bool:
     """Whether an entry of the file has the dtype and shape that it must have."""
-    if tensor is None or form is None:
+    if entry is None or form is None:
         return False
     dtype, shape = form
+    found = entry.values.shape
     return (
-        tensor.dtype == dtype
-        and tensor.ndim == len(shape)
-        and all(want in (_ANY, length) for want, length in zip(shape, tensor.shape, strict=True))
+        entry.dtype == dtype
+        and len(found) == len(shape)
+        and all(want in (_ANY, length) for want, length in zip(shape, found, strict=True))
     )
 
 
@@ -120,20 +166,3 @@ def digest(data: bytes | bytearray) -> str:
     checksum.update(NO_DIGEST.encode())
     checksum.update(view[DIGEST.stop :])
     return checksum.hexdigest()
-
-
-def identity(tensor: Tensor) -> object:
-    """Equal for two tensors that are the same memory, seen in the same way."""
-    if tensor.is_meta or not tensor.numel():
-        return id(tensor)
-    return tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
-
-
-def check_storable(name: str, tensor: object) -> None:
-    """Raise TypeError for what is not a tensor, or not one of a dtype that files know."""
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} is a {type(tensor).__name__}; only tensors can be stored")
-    if tensor.layout is not torch.strided:
-        raise TypeError(f"{name} is {tensor.layout}; want a dense tensor with data")
-    if tensor.dtype not in DTYPES:
-        raise TypeError(f"{name} is {tensor.dtype}; want one of {', '.join(map(str, DTYPES))}")

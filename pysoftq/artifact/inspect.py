@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from torch import Tensor
+import numpy as np
 
 from pysoftq.artifact.format import Record
+from pysoftq.artifact.packing import Integers
 from pysoftq.artifact.read import File, read
-from pysoftq.clusters.clusters import mean_bit_width
-from pysoftq.clusters.values import unique
+from pysoftq.clusters.bit_width import mean_bit_width
 
 
 @dataclass(frozen=True)
 class LayerInfo:
     """One weight tensor of a compressed file; bits are per weight.
 
-    K: values in its codebooks, which are one for each segment of `granularity`.
-    bits: log2 of the clusters of a segment, mean over the weights; so for entropy_bits.
-    container_bits: of an index of fixed width, or the width of the dtype where it is stored raw.
-    coding: "raw", "packed" (indices of container_bits) or "entropy".
-    bytes_on_disk: its codebooks and indices.
+    Attributes:
+        name: in the state dict.
+        N: number of weights.
+        K: number of values in its codebooks, of which each segment of `granularity` has one.
+        bits: log2 of the number of clusters of a segment, mean over the weights.
+        container_bits: of an index of fixed width, or of the dtype if the tensor is stored raw.
+        entropy_bits: entropy of the indices within their segments, mean over the weights.
+        coding: "raw", "packed" (indices of container_bits) or "entropy".
+        granularity: "layer", "channel" or "group:N".
+        bytes_on_disk: of its codebooks and indices.
     """
 
     name: str
@@ -40,12 +46,17 @@ class LayerInfo:
 class ArtifactInfo:
     """What a compressed file holds.
 
-    bytes_on_disk: all of the file.
-    bytes_float32: the same tensors with every floating value in four bytes.
-    ratio: bytes_float32 / bytes_on_disk.
-    mean_bits, container_bits, entropy_bits: means over `layers`, weighted by N (Eq. 8).
-    layers: the floating tensors with two or more dimensions, in model order.
-    model, metadata: the model's specification, and what was given to `save_compressed`.
+    Attributes:
+        format_version: of the file.
+        bytes_on_disk: of the whole file.
+        bytes_float32: of the same tensors with every floating value in four bytes.
+        ratio: bytes_float32 / bytes_on_disk.
+        mean_bits: mean of `bits` over the layers, weighted by N (Eq. 8).
+        container_bits: the same for `container_bits`.
+        entropy_bits: the same for `entropy_bits`.
+        layers: the floating tensors with two or more dimensions, in model order.
+        model: specification of the model, None if the file has none.
+        metadata: as passed to `save_compressed`.
     """
 
     format_version: int
@@ -100,16 +111,16 @@ def describe(file: File) -> ArtifactInfo:
 
 def _layer_info(file: File, record: Record) -> LayerInfo:
     if record.coding == "raw":
-        clusters = unique(file.stored[f"raw/{record.name}"])
-        K, bits, entropy = clusters.K, clusters.bits, clusters.entropy_bits
+        counts = np.unique(file.total_order(f"raw/{record.name}"), return_counts=True)[1]
+        lengths, sizes = np.array([record.size]), np.array([counts.size])
     else:
         file.codebook(record)  # for its checks
-        K = record.K
-        bits, entropy = _mean_bits(record.bounds.diff(), record.sizes, file.counts(record))
+        counts, lengths, sizes = file.counts(record), np.diff(record.bounds), record.sizes
+    bits, entropy = _mean_bits(lengths, sizes, counts) if record.size else (0.0, 0.0)
     return LayerInfo(
         record.name,
         record.size,
-        K,
+        counts.size,
         bits,
         record.container_bits,
         entropy,
@@ -119,9 +130,9 @@ def _layer_info(file: File, record: Record) -> LayerInfo:
     )
 
 
-def _mean_bits(lengths: Tensor, sizes: Tensor, counts: Tensor) -> tuple[float, float]:
+def _mean_bits(lengths: Integers, sizes: Integers, counts: Integers) -> tuple[float, float]:
     """log2 K and entropy of the segments, weighted by their lengths."""
-    share = lengths.double() / lengths.sum()
-    p = counts.double() / lengths.repeat_interleave(sizes)
-    entropy = -(share.repeat_interleave(sizes) * p * p.log2()).sum()
-    return float((share * sizes.double().log2()).sum()), abs(float(entropy))
+    share = lengths / lengths.sum()
+    p = counts / np.repeat(lengths, sizes)
+    entropy = math.fsum(np.repeat(share, sizes) * p * np.log2(p))
+    return math.fsum(share * np.log2(sizes)), abs(entropy)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pysoftq.artifact.packing import unpack_chunks
+from pysoftq.artifact.packing import chunks, unpacked
 from pysoftq.interaction.segments import segment_of
 
 
@@ -49,8 +49,12 @@ class CompressedTensor:
     def tensor(self) -> Tensor:
         """The weight, made anew."""
         flat = self.codebook.new_empty(math.prod(self.shape))
-        for start, indices in unpack_chunks(self.packed, self.bits, flat.numel()):
-            stop = start + len(indices)
+        for start, first, length, size in chunks(self.bits, flat.numel()):
+            rows = self.packed.new_zeros(-(-size // 8), max(self.bits, 1), dtype=torch.int32)
+            rows.view(-1)[:length] = self.packed[first : first + length]
+            columns = [unpacked(rows, position, self.bits) for position in range(8)]
+            indices = torch.stack(columns, dim=1).view(-1)[:size]
+            stop = start + size
             if len(self.first) > 1:
                 places = torch.arange(start, stop, device=indices.device)
                 indices.add_(self.first[segment_of(places, self.shape, self.granularity)])

@@ -13,9 +13,16 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 
-from pysoftq.artifact.format import Record, check_storable, identity
+from pysoftq.artifact.format import Record
 from pysoftq.artifact.lazy import CompressedTensor, compress_parameter
 from pysoftq.artifact.read import File, read
+from pysoftq.artifact.tensors import (
+    as_tensor,
+    check_storable,
+    identity,
+    tensors,
+    torch_dtype,
+)
 from pysoftq.errors import ArtifactError
 from pysoftq.models.build import build_model
 from pysoftq.models.huggingface import PREFIX, is_folder_model
@@ -53,9 +60,9 @@ def load_compressed(
         model = _rebuild(file)
     _check_fits(file, model)
     lazily = _compressed(file, model) if lazy else {}
-    tensors = file.tensors(without=lazily.keys())
+    state = tensors(file, without=lazily.keys())
     _materialize(model, lazily.keys())
-    model.load_state_dict(tensors, strict=not lazy)
+    model.load_state_dict(state, strict=not lazy)
     for name, weight in lazily.items():
         module, _, parameter = name.rpartition(".")
         compress_parameter(model.get_submodule(module), parameter, weight)
@@ -71,7 +78,7 @@ def load_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         ArtifactError: the file is altered, cut short, foreign or of another version.
         OSError: the file cannot be read.
     """
-    return read(path).tensors()
+    return tensors(read(path))
 
 
 def _rebuild(file: File) -> nn.Module:
@@ -89,7 +96,7 @@ def _rebuild(file: File) -> nn.Module:
             model = build_model(**file.model)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise ArtifactError(f"{file.path}: its model cannot be built: {error}") from error
-    dtypes = {record.name: record.dtype for record in file.records}
+    dtypes = {record.name: torch_dtype(record.dtype) for record in file.records}
     for name, tensor in model.state_dict(keep_vars=True).items():
         tensor.data = tensor.data.to(dtypes.get(file.ties.get(name, name), tensor.dtype))
     return model
@@ -174,10 +181,10 @@ def compressed(file: File, record: Record) -> CompressedTensor:
     return CompressedTensor(
         record.shape,
         record.granularity,
-        file.codebook(record).clone(),
-        file.packed(record),
+        as_tensor(file.codebook(record), record.dtype).clone(),
+        torch.from_numpy(file.packed(record)),
         record.container_bits,
-        record.first,
+        torch.from_numpy(record.first),
     )
 
 
@@ -185,18 +192,18 @@ def _check_fits(file: File, model: nn.Module) -> None:
     """Compare names, shapes, dtypes and ties, before anything is unpacked or changed."""
     records = {record.name: record for record in file.records}
     records |= {name: records[owner] for name, owner in file.ties.items()}
-    tensors = model.state_dict(keep_vars=True)
-    problems = [f"{name} is not in the file" for name in tensors if name not in records]
-    problems += [f"{name} is not in the model" for name in records if name not in tensors]
+    state = model.state_dict(keep_vars=True)
+    problems = [f"{name} is not in the file" for name in state if name not in records]
+    problems += [f"{name} is not in the model" for name in records if name not in state]
     owners: dict[object, str] = {}
-    for name in tensors.keys() & records.keys():
-        tensor, record = tensors[name], records[name]
+    for name in state.keys() & records.keys():
+        tensor, record = state[name], records[name]
         check_storable(name, tensor)
         if tuple(tensor.shape) != record.shape:
             shapes = f"{tuple(tensor.shape)} in the model, {record.shape} in the file"
             problems.append(f"{name} has shape {shapes}")
-        elif tensor.dtype != record.dtype:
-            problems.append(f"{name} is {tensor.dtype} in the model, {record.dtype} in the file")
+        elif tensor.dtype != (dtype := torch_dtype(record.dtype)):
+            problems.append(f"{name} is {tensor.dtype} in the model, {dtype} in the file")
         elif owners.setdefault(identity(tensor), record.name) != record.name:
             problems.append(f"{name} is tied to another tensor in the model, but not in the file")
     if problems:

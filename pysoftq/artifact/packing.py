@@ -9,11 +9,16 @@ byte, whose highest bit says whether another follows.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any, TypeVar
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
-_CHUNK = 2**18  # indices at a time, a multiple of 8: chunks begin on a byte
+Bytes = NDArray[np.uint8]
+Integers = NDArray[np.int64]
+Rows = TypeVar("Rows")  # an array, or a tensor on any device
+
+CHUNK = 2**18  # indices at a time, a multiple of 8: chunks begin on a byte
 _VARINT_BYTES = 9  # 63 bits
 
 
@@ -22,47 +27,51 @@ def packed_bytes(count: int, bits: int) -> int:
     return -(-count * bits // 8)
 
 
-def pack(indices: Tensor, bits: int) -> Tensor:
-    """Pack (N,) indices in 0..2**bits - 1 into `packed_bytes(N, bits)` uint8."""
-    size = indices.numel()
-    packed = torch.empty(packed_bytes(size, bits), dtype=torch.uint8)
-    for start in range(0, size, _CHUNK):
-        chunk = indices[start : start + _CHUNK]
-        groups = torch.zeros(-(-chunk.numel() // 8), 8, dtype=torch.int64)
-        groups.view(-1)[: chunk.numel()] = chunk
-        rows = torch.zeros(len(groups), bits, dtype=torch.uint8)  # 8 indices are `bits` bytes
+def pack(indices: NDArray[np.integer[Any]], bits: int) -> Bytes:
+    """Pack (N,) indices in 0..2**bits - 1 into `packed_bytes(N, bits)` bytes."""
+    packed = np.empty(packed_bytes(indices.size, bits), dtype=np.uint8)
+    for start, first, length, size in chunks(bits, indices.size):
+        groups = np.zeros((-(-size // 8), 8), dtype=np.int64)
+        groups.reshape(-1)[:size] = indices[start : start + size]
+        rows = np.zeros((len(groups), bits), dtype=np.uint8)  # 8 indices are `bits` bytes
         for position in range(8):
             for byte, shift in _places(position, bits):
-                part = _shift(groups[:, position], shift) & 255
-                rows[:, byte] |= part.to(torch.uint8)
-        first = start * bits // 8
-        length = packed_bytes(chunk.numel(), bits)
-        packed[first : first + length] = rows.view(-1)[:length]
+                rows[:, byte] |= (_shift(groups[:, position], shift) & 255).astype(np.uint8)
+        packed[first : first + length] = rows.reshape(-1)[:length]
     return packed
 
 
-def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
-    """The (count,) int32 indices that `pack` stored in at most 31 bits each; any device."""
-    indices = torch.empty(count, dtype=torch.int32, device=packed.device)
-    for start, chunk in unpack_chunks(packed, bits, count):
-        indices[start : start + len(chunk)] = chunk
+def unpack(packed: Bytes, bits: int, count: int) -> NDArray[np.int32]:
+    """The (count,) indices that `pack` stored in at most 31 bits each."""
+    indices = np.empty(count, dtype=np.int32)
+    for start, first, length, size in chunks(bits, count):
+        rows = np.zeros((-(-size // 8), bits), dtype=np.int32)
+        rows.reshape(-1)[:length] = packed[first : first + length]
+        groups = np.empty((len(rows), 8), dtype=np.int32)
+        for position in range(8):
+            groups[:, position] = unpacked(rows, position, bits)
+        indices[start : start + size] = groups.reshape(-1)[:size]
     return indices
 
 
-def unpack_chunks(packed: Tensor, bits: int, count: int) -> Iterator[tuple[int, Tensor]]:
-    """The same in pieces, each with the place where it begins."""
-    for start in range(0, count, _CHUNK):
-        size = min(_CHUNK, count - start)
-        first = start * bits // 8
-        length = packed_bytes(size, bits)
-        rows = packed.new_zeros(-(-size // 8), bits)
-        rows.view(-1)[:length] = packed[first : first + length]
-        groups = torch.zeros(len(rows), 8, dtype=torch.int32, device=packed.device)
-        for position in range(8):
-            for byte, shift in _places(position, bits):
-                groups[:, position] |= _shift(rows[:, byte].int(), -shift)
-        groups &= 2**bits - 1
-        yield start, groups.view(-1)[:size]
+def chunks(bits: int, count: int) -> Iterator[tuple[int, int, int, int]]:
+    """Of each chunk of `count` packed indices: first index, first byte, bytes, indices."""
+    for start in range(0, count, CHUNK):
+        size = min(CHUNK, count - start)
+        yield start, start * bits // 8, packed_bytes(size, bits), size
+
+
+def unpacked(rows: Rows, position: int, bits: int) -> Rows:
+    """Index number `position` of the eight in each of the rows, (n, bits) bytes as int32.
+
+    Indices of no bits are 0; their rows have one column.
+    """
+    columns: Any = rows
+    index: Any = columns[:, 0] & 0
+    for byte, shift in _places(position, bits):
+        index = index | _shift(columns[:, byte], -shift)
+    found: Rows = index & 2**bits - 1
+    return found
 
 
 def _places(position: int, bits: int) -> list[tuple[int, int]]:
@@ -71,38 +80,46 @@ def _places(position: int, bits: int) -> list[tuple[int, int]]:
     return [(byte, 8 * byte - position * bits) for byte in range(first, last + 1)]
 
 
-def _shift(values: Tensor, right: int) -> Tensor:
+def _shift(values: Any, right: int) -> Any:
     return values >> right if right >= 0 else values << -right
 
 
-def pack_varints(values: Tensor) -> Tensor:
-    """(n,) int64 values of 0 or more as varints, uint8."""
-    groups = torch.stack([values >> 7 * place & 127 for place in range(_VARINT_BYTES)], dim=1)
-    used = torch.stack(
-        [values >= (1 << 7 * place if place else 0) for place in range(_VARINT_BYTES)], dim=1
-    )
-    more = torch.cat([used[:, 1:], torch.zeros(len(values), 1, dtype=torch.bool)], dim=1)
-    return (groups + 128 * more)[used].to(torch.uint8)
+def pack_varints(values: NDArray[np.integer[Any]]) -> Bytes:
+    """(n,) integers of 0 or more as varints."""
+    # In small pieces: on the way, each number takes three hundred bytes.
+    step = CHUNK // 16
+    pieces = [_varints(values[at : at + step]) for at in range(0, values.size, step)]
+    return np.concatenate([np.zeros(0, dtype=np.uint8), *pieces])
 
 
-def unpack_varints(packed: Tensor, count: int) -> tuple[Tensor, int]:
-    """The first `count` varints in `packed`, int64, and how many bytes they took.
+def _varints(values: NDArray[np.integer[Any]]) -> Bytes:
+    wide = values.astype(np.int64)[:, None]
+    shifts = 7 * np.arange(_VARINT_BYTES)
+    left = wide >> shifts  # what remains of a number from each of its bytes on
+    used = left > 0
+    used[:, 0] = True
+    more = np.zeros_like(used)
+    more[:, :-1] = used[:, 1:]
+    return (left & 127 | more * 128)[used].astype(np.uint8)
+
+
+def unpack_varints(packed: Bytes, count: int) -> tuple[Integers, int]:
+    """The first `count` varints in `packed`, and how many bytes they took.
 
     Raises:
         ValueError: there are fewer, or one has more than 63 bits.
     """
     head = packed[: count * _VARINT_BYTES]
-    ends = (head < 128).nonzero().reshape(-1)[:count]
+    ends = (head < 128).nonzero()[0][:count]
     if len(ends) < count:
         raise ValueError(f"{count} numbers are cut short, or one of them is too large")
     if not count:
-        return torch.zeros(0, dtype=torch.int64), 0
+        return np.zeros(0, dtype=np.int64), 0
     length = int(ends[-1]) + 1
-    starts = torch.cat([torch.zeros(1, dtype=torch.int64), ends[:-1] + 1])
+    starts = np.concatenate([[0], ends[:-1] + 1])
     lengths = ends + 1 - starts
     if int(lengths.max()) > _VARINT_BYTES:
         raise ValueError("a number has more than 63 bits")
-    owner = torch.repeat_interleave(torch.arange(count), lengths)
-    place = torch.arange(length) - starts[owner]
-    parts = (head[:length] & 127).to(torch.int64) << 7 * place
-    return torch.zeros(count, dtype=torch.int64).index_add_(0, owner, parts), length
+    place = np.arange(length) - np.repeat(starts, lengths)
+    parts = (head[:length] & 127).astype(np.int64) << 7 * place
+    return np.add.reduceat(parts, starts), length

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import safetensors.torch
-import torch
-from safetensors import SafetensorError
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, deserialize
 
 from pysoftq.artifact import entropy_coding
 from pysoftq.artifact.format import (
@@ -22,17 +21,20 @@ from pysoftq.artifact.format import (
     MAX_INDEX_BITS,
     MAX_WEIGHTS,
     READ_VERSIONS,
+    Entry,
     Record,
     agrees,
     digest,
     unbelievable,
 )
-from pysoftq.artifact.packing import pack, unpack, unpack_varints
-from pysoftq.clusters.values import total_order
+from pysoftq.artifact.packing import Bytes, Integers, pack, unpack, unpack_varints
+from pysoftq.clusters.patterns import flip_negative
 from pysoftq.errors import ArtifactError
 from pysoftq.interaction.arrays import check_granularity
 from pysoftq.interaction.segments import segment_count
 from pysoftq.paths import user_path
+
+_DTYPES_BY_CODE = {dtype.code: dtype for dtype in DTYPES.values()}
 
 
 @dataclass(frozen=True)
@@ -46,45 +48,42 @@ class File:
     metadata: dict[str, Any]
     records: list[Record]
     ties: dict[str, str]
-    stored: dict[str, Tensor]
+    stored: dict[str, Entry]
 
     def nbytes(self, record: Record) -> int:
         """Bytes of the entries of one tensor."""
-        return sum(self.stored[entry].nbytes for entry in record.entries)
+        return sum(self.stored[entry].values.nbytes for entry in record.entries)
 
-    def tensor(self, record: Record) -> Tensor:
-        """The tensor as it was saved."""
-        if record.coding == "raw":
-            return self.stored[f"raw/{record.name}"]
-        codebook = self.codebook(record)
-        return codebook.index_select(0, self.indices(record)).reshape(record.shape)
+    def total_order(self, entry: str) -> Integers:
+        """The floating elements of an entry, flattened, as integers in IEEE total order."""
+        found = self.stored[entry]
+        width = 8 * found.dtype.itemsize
+        bits = found.values.reshape(-1).view(f"i{width // 8}")
+        ordered: Integers = flip_negative(bits, width)
+        return ordered
 
-    def tensors(self, without: Collection[str] = ()) -> dict[str, Tensor]:
-        """Every tensor under each of its names, but for some names."""
-        wanted = [record for record in self.records if record.name not in without]
-        tensors = {record.name: self.tensor(record) for record in wanted}
-        ties = {name: owner for name, owner in self.ties.items() if name not in without}
-        return tensors | {name: tensors[owner] for name, owner in ties.items()}
-
-    def codebook(self, record: Record) -> Tensor:
+    def codebook(self, record: Record) -> NDArray[Any]:
         """(K,) the codebooks of all segments; ArtifactError where one is wrong."""
-        codebook = self.stored[f"codebook/{record.name}"]
-        if not codebook.isfinite().all():
+        entry = f"codebook/{record.name}"
+        codebook, exponent = self.stored[entry].values, record.dtype.exponent
+        patterns = codebook.view(f"u{record.dtype.itemsize}")
+        if (patterns & patterns.dtype.type(exponent) == exponent).any():
             raise self._wrong(record, "its codebook is not finite")
-        ascends = total_order(codebook).diff() > 0
-        ascends[record.sizes.cumsum(0)[:-1] - 1] = True  # from one segment to the next
+        keys = self.total_order(entry)
+        ascends = keys[1:] > keys[:-1]
+        ascends[record.sizes.cumsum()[:-1] - 1] = True  # from one segment to the next
         if not ascends.all():
             raise self._wrong(record, "its codebook is not ascending")
         return codebook
 
-    def counts(self, record: Record) -> Tensor:
+    def counts(self, record: Record) -> Integers:
         """(K,) weights of each cluster, without decoding what is entropy-coded."""
         if record.coding == "entropy":
             return self._coded(record)[0]
-        return torch.bincount(self.indices(record), minlength=record.K)
+        return np.bincount(self.indices(record), minlength=record.K)
 
-    def indices(self, record: Record) -> Tensor:
-        """(N,) int32 indices into the codebooks of all segments; ArtifactError if one is wrong."""
+    def indices(self, record: Record) -> NDArray[np.int32]:
+        """(N,) indices into the codebooks of all segments; ArtifactError if one is wrong."""
         if record.coding == "entropy":
             counts, stream = self._coded(record)
             try:
@@ -92,35 +91,35 @@ class File:
             except ValueError as error:
                 raise self._wrong(record, str(error)) from error
         elif record.container_bits:
-            packed = self.stored[f"indices/{record.name}"]
+            packed = self.stored[f"indices/{record.name}"].values
             indices = unpack(packed, record.container_bits, record.size)
         else:
-            indices = torch.zeros(record.size, dtype=torch.int32)
+            indices = np.zeros(record.size, dtype=np.int32)
         if len(record.sizes) > 1:
-            lengths = record.bounds.diff()
-            if (indices >= record.sizes.repeat_interleave(lengths)).any():
+            lengths = np.diff(record.bounds)
+            if (indices >= np.repeat(record.sizes, lengths)).any():
                 raise self._wrong(record, "an index is not in its codebook")
-            indices += record.first.repeat_interleave(lengths)
-        found = torch.bincount(indices, minlength=record.K)
-        if found.numel() > record.K:
+            indices += np.repeat(record.first, lengths)
+        found = np.bincount(indices, minlength=record.K)
+        if found.size > record.K:
             raise self._wrong(record, "an index is not in its codebook")
         if not found.all():
             raise self._wrong(record, "a value of its codebook is not used")
-        if record.coding == "entropy" and not torch.equal(found, counts):
+        if record.coding == "entropy" and not np.array_equal(found, counts):
             raise self._wrong(record, "its coded indices have other counts than those stored")
         return indices
 
-    def packed(self, record: Record) -> Tensor:
+    def packed(self, record: Record) -> Bytes:
         """The indices within the segments, checked, in `container_bits` each."""
         indices = self.indices(record)
         if record.coding == "packed" and record.container_bits:
-            return self.stored[f"indices/{record.name}"].clone()
+            return self.stored[f"indices/{record.name}"].values.copy()
         if len(record.sizes) > 1:
-            indices -= record.first.repeat_interleave(record.bounds.diff())
+            indices -= np.repeat(record.first, np.diff(record.bounds))
         return pack(indices, record.container_bits)
 
-    def _coded(self, record: Record) -> tuple[Tensor, Tensor]:
-        coded = self.stored[f"coded/{record.name}"]
+    def _coded(self, record: Record) -> tuple[Integers, Bytes]:
+        coded = self.stored[f"coded/{record.name}"].values
         try:
             return entropy_coding.read_counts(coded, record.sizes, record.bounds)
         except ValueError as error:
@@ -170,7 +169,7 @@ def _parse(path: str, data: bytes) -> File:
         raise ArtifactError(
             f"{path} has format version {version!r}; this pysoftq reads versions {wanted}"
         )
-    stored = safetensors.torch.load(data)
+    stored = {name: _entry(found) for name, found in deserialize(data)}
     granularity = {} if version == 1 else dict(header["granularity"])
     records = _records(dict(header["weights"]), granularity, stored)
     if version == 1 and any(record.coding == "entropy" for record in records):
@@ -185,8 +184,18 @@ def _parse(path: str, data: bytes) -> File:
     return File(path, len(data), version, header["model"], metadata, records, ties, stored)
 
 
+def _entry(found: Mapping[str, Any]) -> Entry:
+    """An entry as safetensors has read it."""
+    dtype = _DTYPES_BY_CODE.get(found["dtype"])
+    if dtype is None:
+        raise ValueError(f"the dtype {found['dtype']} is unknown")
+    shape = tuple(found["shape"])
+    # The data are little-endian, and so are all machines that torch runs on.
+    return Entry(dtype, np.ndarray(shape, np.dtype(dtype.stored), bytearray(found["data"])))
+
+
 def _records(
-    weights: dict[str, Any], granularity: dict[str, Any], stored: Mapping[str, Tensor]
+    weights: dict[str, Any], granularity: dict[str, Any], stored: Mapping[str, Entry]
 ) -> list[Record]:
     if foreign := granularity.keys() - weights.keys():
         raise ValueError(f"{min(foreign)} has a granularity, but is not among the weights")
@@ -200,14 +209,11 @@ def _records(
     for entry in sorted(wanted.keys() | stored.keys()):
         if not agrees(stored.get(entry), wanted.get(entry)):
             raise ValueError(f"{entry} is missing, unexpected or of the wrong size")
-    for record in records:
-        if record.dtype not in DTYPES:
-            raise ValueError(f"the dtype of {record.name} is unknown")
     return records
 
 
 def _weight(
-    name: str, shape: tuple[int, ...], granularity: str, stored: Mapping[str, Tensor]
+    name: str, shape: tuple[int, ...], granularity: str, stored: Mapping[str, Entry]
 ) -> Record:
     codebook = stored.get(f"codebook/{name}")
     if codebook is None:
@@ -226,22 +232,22 @@ def _weight(
 
 
 def _sizes(
-    name: str, shape: tuple[int, ...], granularity: str, stored: Mapping[str, Tensor]
-) -> Tensor:
+    name: str, shape: tuple[int, ...], granularity: str, stored: Mapping[str, Entry]
+) -> Integers:
     """(G,) clusters of each segment."""
-    size, K = math.prod(shape), stored[f"codebook/{name}"].numel()
+    size, K = math.prod(shape), stored[f"codebook/{name}"].values.size
     if not 1 <= K <= size:
         raise ValueError(f"{size} weights of {name} cannot have {K} clusters")
     if size > MAX_WEIGHTS:
         raise ValueError(f"{name} has {size} weights; a tensor may have {MAX_WEIGHTS}")
     if granularity == "layer":
-        sizes = torch.tensor([K])
+        sizes = np.array([K])
     else:
-        packed, segments = stored[f"sizes/{name}"], segment_count(shape, granularity)
-        if packed.dtype != torch.uint8 or packed.ndim != 1 or segments > packed.numel():
+        packed, segments = stored[f"sizes/{name}"].values, segment_count(shape, granularity)
+        if packed.dtype != np.uint8 or packed.ndim != 1 or segments > packed.size:
             raise ValueError(f"{name} has {segments} segments; its sizes are too few")
         sizes, length = unpack_varints(packed, segments)
-        if length != packed.numel() or not 1 <= int(sizes.min()) <= int(sizes.max()) <= K:
+        if length != packed.size or not 1 <= int(sizes.min()) <= int(sizes.max()) <= K:
             raise ValueError(f"the sizes of the segments of {name} are wrong")
     if int(sizes.sum()) != K:
         raise ValueError(f"the segments of {name} do not have {K} clusters together")
@@ -250,8 +256,8 @@ def _sizes(
     return sizes
 
 
-def _raw(name: str, tensor: Tensor) -> Record:
-    return Record(name, tuple(tensor.shape), tensor.dtype)
+def _raw(name: str, entry: Entry) -> Record:
+    return Record(name, entry.values.shape, entry.dtype)
 
 
 def _length(value: object) -> int:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import safetensors.torch
-from torch import Tensor, nn
+from safetensors import SafetensorError
+from torch import Tensor, from_numpy, nn
 
 from pysoftq.artifact import entropy_coding
+from pysoftq.artifact.distinct import CHUNK, Distinct, distinct
 from pysoftq.artifact.format import (
     DIGEST,
     FORMAT_VERSION,
@@ -20,15 +24,11 @@ from pysoftq.artifact.format import (
     MAX_WEIGHTS,
     NO_DIGEST,
     Record,
-    check_storable,
-    digest,
-    identity,
     unbelievable,
 )
 from pysoftq.artifact.packing import pack, pack_varints
+from pysoftq.artifact.tensors import check_storable, dtype_of, identity
 from pysoftq.atomic import atomic_write
-from pysoftq.clusters.clusters import Clusters
-from pysoftq.clusters.values import by_segment, unique
 from pysoftq.interaction.arrays import check_granularity
 from pysoftq.interaction.segments import segment_bounds
 
@@ -72,9 +72,8 @@ def save_compressed(
             raise TypeError(f"{name} is on the meta device; want a dense tensor with data")
         owner = owners.setdefault(identity(tensor), name)
         if owner == name:
-            # A copy, since safetensors refuses tensors that overlap in memory.
-            copy = tensor.detach().to("cpu", copy=True).contiguous()
-            record, entries = _smallest(name, copy, coding, granularity)
+            plain = tensor.detach().cpu().contiguous()
+            record, entries = _smallest(name, plain, coding, granularity)
             records.append(record)
             stored |= entries
         else:
@@ -94,17 +93,42 @@ def save_compressed(
         header = json.dumps(description, allow_nan=False, separators=(",", ":"))
     except (TypeError, ValueError) as error:
         raise TypeError(f"metadata and model specification must be plain JSON: {error}") from error
-    data = bytearray(safetensors.torch.save(stored, {"pysoftq": header}))
-    if not data.startswith(HEADER_START, 8):
-        raise RuntimeError("the installed safetensors writes its header in an unknown way")
-    if unbelievable(records, len(data)):
-        raise ValueError(
-            f"a file of {len(data)} bytes for {sum(r.size for r in records)} weights "
-            "would be refused: they are almost all the same"
-        )
-    data[DIGEST] = digest(data).encode()
     with atomic_write(path) as temporary:
-        temporary.write_bytes(data)
+        _write(_apart(stored), header, temporary)
+        size = temporary.stat().st_size
+        if unbelievable(records, size):
+            raise ValueError(
+                f"a file of {size} bytes for {sum(r.size for r in records)} weights "
+                "would be refused: they are almost all the same"
+            )
+
+
+def _apart(stored: Entries) -> Entries:
+    """The same entries; copies of those that overlap in memory, which safetensors refuses."""
+    seen: set[int] = set()
+    apart = {}
+    for name, entry in stored.items():
+        place = entry.untyped_storage().data_ptr()
+        apart[name] = entry.clone() if place in seen else entry
+        seen.add(place)
+    return apart
+
+
+def _write(stored: Entries, header: str, path: Path) -> None:
+    """Write the file, then its checksum, which `header` has zeros in place of."""
+    try:
+        safetensors.torch.save_file(stored, path, {"pysoftq": header})
+    except SafetensorError as error:  # its only way to say that the disk is full
+        raise OSError(str(error)) from error
+    with path.open("r+b") as file:
+        if not file.read(DIGEST.start).startswith(HEADER_START, 8):
+            raise RuntimeError("the installed safetensors writes its header in an unknown way")
+        file.seek(0)
+        checksum = hashlib.sha256()
+        while piece := file.read(2**20):
+            checksum.update(piece)
+        file.seek(DIGEST.start)
+        file.write(checksum.hexdigest().encode())
 
 
 def _smallest(
@@ -118,26 +142,33 @@ def _smallest(
 def _forms(
     name: str, tensor: Tensor, coding: Coding, granularity: str
 ) -> Iterator[tuple[Record, Entries]]:
-    raw = Record(name, tuple(tensor.shape), tensor.dtype)
+    raw = Record(name, tuple(tensor.shape), dtype_of(tensor))
     yield raw, {f"raw/{name}": tensor}
-    if not raw.is_weight or not 0 < raw.size <= MAX_WEIGHTS or not tensor.isfinite().all():
+    if not raw.is_weight or not 0 < raw.size <= MAX_WEIGHTS or not _finite(tensor):
         return
-    distinct = unique(tensor)
     for part in dict.fromkeys(("layer", granularity)):
-        clusters = by_segment(distinct, segment_bounds(raw.shape, part))
-        record = replace(raw, coding="packed", granularity=part, sizes=clusters.codebook_sizes)
-        if clusters.codebook.nbytes < tensor.nbytes and record.container_bits <= MAX_INDEX_BITS:
-            yield from _clustered(record, clusters, coding)
+        values = distinct(tensor, segment_bounds(raw.shape, part))
+        if values is None:
+            continue
+        record = replace(raw, coding="packed", granularity=part, sizes=values.sizes.numpy())
+        if record.container_bits <= MAX_INDEX_BITS:
+            yield from _clustered(record, values, coding)
 
 
 def _clustered(
-    record: Record, clusters: Clusters, coding: Coding
+    record: Record, values: Distinct, coding: Coding
 ) -> Iterator[tuple[Record, Entries]]:
     name, bits = record.name, record.container_bits
-    indices, entries = clusters.local_indices, {f"codebook/{name}": clusters.codebook}
+    indices, entries = values.indices.numpy(), {f"codebook/{name}": values.codebook}
     if record.granularity != "layer":
-        entries[f"sizes/{name}"] = pack_varints(record.sizes)
-    yield record, entries | ({f"indices/{name}": pack(indices, bits)} if bits else {})
+        entries[f"sizes/{name}"] = from_numpy(pack_varints(record.sizes))
+    yield record, entries | ({f"indices/{name}": from_numpy(pack(indices, bits))} if bits else {})
     if coding == "entropy" and 0 < bits <= entropy_coding.MAX_BITS:
-        coded = entropy_coding.encode(indices, clusters.counts, record.sizes, record.bounds)
+        counts = values.counts.numpy()
+        coded = from_numpy(entropy_coding.encode(indices, counts, record.sizes, record.bounds))
         yield replace(record, coding="entropy"), entries | {f"coded/{name}": coded}
+
+
+def _finite(tensor: Tensor) -> bool:
+    """Whether all weights are finite, in pieces: at once, it takes as much memory again."""
+    return all(bool(part.isfinite().all()) for part in tensor.reshape(-1).split(CHUNK))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +16,10 @@ from pysoftq.cli.paths import UserPath
 from pysoftq.cli.tables import print_table
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
+
+    from pysoftq.export import ExportReport, Verification
+    from pysoftq.export.target import Format
 
 EXAMPLES = """\b
 Examples:
@@ -22,6 +27,7 @@ Examples:
   pysoftq export net.safetensors --onnx net.onnx --coreml net.mlpackage
   pysoftq export net.safetensors --state-dict dense.pt
   pysoftq export net.safetensors --onnx net.onnx --model nets:make_net --input-shape 3,32,32
+  pysoftq export runs/1/compressed.safetensors --onnx net.onnx --dynamic x:0 --verify 256
 """
 
 _OUT = UserPath(path_type=Path)
@@ -41,6 +47,20 @@ def shape(
     if min(lengths) < 1:
         raise click.BadParameter(f"{value!r} is no list of lengths such as 3,32,32")
     return lengths
+
+
+def axes(
+    context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
+) -> dict[str, list[int]]:
+    """Axes by the name of their input."""
+    del context, parameter
+    found: dict[str, list[int]] = {}
+    for value in values:
+        name, _, axis = value.rpartition(":")
+        if not name or not axis.isdecimal():
+            raise click.BadParameter(f"{value!r} is not of the form NAME:AXIS, such as tokens:1")
+        found.setdefault(name, []).append(int(axis))
+    return found
 
 
 @click.command("export", epilog=EXAMPLES)
@@ -84,6 +104,22 @@ def shape(
     help="What builds the network, where FILE does not say: a function without arguments (or a "
     "class), imported from here or from what is installed.",
 )
+@click.option(
+    "--dynamic",
+    metavar="NAME:AXIS",
+    multiple=True,
+    callback=axes,
+    help="Axis of an input of the ONNX file that must accept any length, such as tokens:1; fails "
+    "if the network fixes it. May be repeated.  [default: every axis that the network allows]",
+)
+@click.option(
+    "--verify",
+    metavar="N",
+    type=click.IntRange(1),
+    help="Run the written files on N inputs and compare the outputs with those of the network: "
+    "test data next to FILE in the folder of a run, else random numbers. Requires onnxruntime for "
+    "ONNX. Exit code 1 if they differ.",
+)
 @click.option("--force", is_flag=True, help="Replace what is there.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 def export(
@@ -94,42 +130,139 @@ def export(
     input_shape: list[int] | None,
     input_dtype: str,
     model: str | None,
+    dynamic: dict[str, list[int]],
+    verify: int | None,
     force: bool,
     as_json: bool,
 ) -> None:
     """Write the compressed FILE in other formats: one or more of --onnx, --coreml, --state-dict.
 
-    The clusters are kept where the format can hold them: a table tells for each weight what it
-    became. Values are the same, bit by bit, but in Core ML, which computes in float16.
+    Clusters are kept if the format can represent them; a table shows the form of each weight.
+    Values are bitwise identical, except in Core ML, which computes in float16.
     """
     # Loaded late: torch takes seconds, and --help needs none of it.
     from pysoftq.artifact import inspect_compressed, load_compressed
-    from pysoftq.export import to_coreml, to_onnx, to_state_dict
-    from pysoftq.export.target import Format, check_target
+    from pysoftq.export import ExportError
 
-    if onnx is None and coreml is None and state_dict is None:
+    targets: dict[Format, Path | None] = {"onnx": onnx, "coreml": coreml, "state_dict": state_dict}
+    wanted = {kind: path for kind, path in targets.items() if path is not None}
+    if not wanted:
         raise click.UsageError("say what to write: --onnx, --coreml or --state-dict")
-    wanted: dict[Format, Path | None] = {"onnx": onnx, "coreml": coreml, "state_dict": state_dict}
-    for kind, path in wanted.items():
-        if path is not None:
-            check_target(path, kind, force)
+    if dynamic and onnx is None:
+        raise click.UsageError("--dynamic requires --onnx")
+    check(wanted, force, verify=verify is not None)
     network = file if model is None else load_compressed(file, build(model))
     metadata = inspect_compressed(file).metadata
     if input_shape is not None:
         metadata["input"] = {"shape": input_shape, "dtype": input_dtype}
-    reports = []
-    if onnx is not None:
-        reports.append(to_onnx(network, onnx, metadata=metadata, overwrite=force))
-    if coreml is not None:
-        reports.append(to_coreml(network, coreml, metadata=metadata, overwrite=force))
-    if state_dict is not None:
-        reports.append(to_state_dict(network, state_dict, overwrite=force))
+    reports = write(network, wanted, metadata, dynamic)
+    if not as_json:
+        tell(reports)
+    found: dict[str, Verification] = {}
+    if verify is not None:
+        known = None if input_shape or model else inputs_of_run(file, verify)
+        found = verified(network, reports, metadata, known, verify)
     if as_json:
-        click.echo(json.dumps([report.to_dict() for report in reports]))
-        return
+        seen = {path: verification.to_dict() for path, verification in found.items()}
+        rows = [{**one.to_dict(), "verification": seen.get(one.path)} for one in reports]
+        click.echo(json.dumps(rows))
+    else:
+        for verification in found.values():
+            click.echo(f"verified: {verification}")
+    if failed := [path for path, verification in found.items() if not verification.passed]:
+        raise ExportError(f"{', '.join(failed)}: the outputs differ from those of the network")
+
+
+def check(wanted: Mapping[Format, Path], force: bool, verify: bool) -> None:
+    """Raise before anything is written, if a path or a package is not fit."""
+    from pysoftq.export.target import check_target
+    from pysoftq.export.verify import check_runtime
+
+    for kind, path in wanted.items():
+        check_target(path, kind, force)
+        if verify and kind != "coreml":  # which runs on macOS only
+            check_runtime(path)
+
+
+def write(
+    network: nn.Module | Path,
+    wanted: Mapping[Format, Path],
+    metadata: Mapping[str, Any],
+    dynamic: Mapping[str, Sequence[int]],
+) -> list[ExportReport]:
+    """Write each format, over files that are there; `check` has refused those."""
+    from pysoftq.export import ExportWarning, to_coreml, to_onnx, to_state_dict
+
+    reports = []
+    for kind, path in wanted.items():
+        if kind == "state_dict":
+            reports.append(to_state_dict(network, path, overwrite=True))
+        elif kind == "coreml":
+            reports.append(to_coreml(network, path, metadata=metadata, overwrite=True))
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ExportWarning)  # they are in the report
+                reports.append(
+                    to_onnx(network, path, dynamic=dynamic, metadata=metadata, overwrite=True)
+                )
+    return reports
+
+
+def tell(reports: Sequence[ExportReport]) -> None:
+    """Print what was written, and warnings about it."""
     for report in reports:
         print_table(report.table())
         click.echo(f"written: {report.path} ({report.bytes_on_disk:,} bytes)")
+        for one in report.inputs:
+            click.echo(f"input {one}")
+        for note in report.notes:
+            click.echo(f"warning: {report.path}: {note}", err=True)
+
+
+def verified(
+    network: nn.Module | Path,
+    reports: Sequence[ExportReport],
+    metadata: Mapping[str, Any],
+    known: Tensor | None,
+    count: int,
+) -> dict[str, Verification]:
+    """The comparison of each file that can be run here, by its path."""
+    from pysoftq.export import verify_export
+
+    found = {}
+    for report in reports:
+        if report.path.endswith(".mlpackage") and sys.platform != "darwin":
+            click.echo(f"not verified: {report.path}: Core ML runs on macOS only", err=True)
+            continue
+        found[report.path] = verify_export(
+            network, report.path, known, count=count, metadata=metadata
+        )
+    return found
+
+
+def inputs_of_run(file: Path, count: int) -> Tensor | None:
+    """The first test inputs of the run that wrote a compressed file; None if it is of no run."""
+    import torch
+
+    from pysoftq.run.config import make_config, read_config
+    from pysoftq.run.folder import RunFolder
+    from pysoftq.run.setup import read_data
+
+    folder = RunFolder(file.parent)
+    if file.name != folder.compressed.name or not folder.config.is_file():
+        return None
+    config = make_config(read_config(folder.config), {"download": False})
+    try:
+        data = read_data(config)
+    except (OSError, RuntimeError, ValueError) as error:
+        click.echo(f"verifying with random inputs: {config.dataset}: {error}", err=True)
+        return None
+    found: list[Tensor] = []
+    for inputs, _ in data.ordered(data.test):
+        found.append(inputs)
+        if sum(map(len, found)) >= count:
+            break
+    return torch.cat([inputs for inputs in found if inputs.shape[1:] == found[0].shape[1:]])[:count]
 
 
 def build(name: str) -> nn.Module:

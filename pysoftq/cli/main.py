@@ -10,7 +10,7 @@ import warnings
 
 import click
 
-from pysoftq import __version__, show_config
+from pysoftq import __version__
 from pysoftq.cli import INTERRUPTED
 
 # command -> its line in the help; pysoftq/cli/<command>.py defines a click command of that name
@@ -68,6 +68,8 @@ def print_config(ctx: click.Context, parameter: click.Parameter, value: bool) ->
     """Print how the package was built and what it runs on, and end."""
     del parameter
     if value:
+        from pysoftq import show_config
+
         show_config()
         ctx.exit()
 

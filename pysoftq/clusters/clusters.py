@@ -134,17 +134,6 @@ def join(parts: Sequence[Clusters], bounds: Tensor) -> Clusters:
     )
 
 
-def mean_bit_width(sizes: Sequence[int], bits: Sequence[float]) -> float:
-    """Eq. 8: sum_l N_l b_l / sum_l N_l; 0 when there is no weight.
-
-    Raises:
-        ValueError: `sizes` and `bits` differ in length.
-    """
-    total = sum(sizes)
-    weighted = math.fsum(n * b for n, b in zip(sizes, bits, strict=True))
-    return weighted / total if total else 0.0
-
-
 def layer_rd_weights(
     rd_weight: float, variances: Sequence[float], sizes: Sequence[int]
 ) -> list[float]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pysoftq.clusters.clusters import Clusters
+from pysoftq.clusters.patterns import flip_negative
 from pysoftq.interaction.segments import segment_ids
 
 _INTEGER_VIEW = {
@@ -30,7 +31,7 @@ def unique(theta: Tensor, bounds: Tensor | None = None) -> Clusters:
     keys, indices, counts = torch.unique(
         total_order(theta), return_inverse=True, return_counts=True
     )
-    found = Clusters(_flip_negative(keys).view(theta.dtype), indices, counts)
+    found = Clusters(from_total_order(keys, theta.dtype), indices, counts)
     return found if bounds is None else by_segment(found, bounds)
 
 
@@ -52,7 +53,12 @@ def total_order(theta: Tensor) -> Tensor:
     """
     _check_floating(theta)
     flat = theta.detach().reshape(-1).contiguous()
-    return _flip_negative(flat.view(_INTEGER_VIEW[flat.dtype]))
+    return flip_negative(flat.view(_INTEGER_VIEW[flat.dtype]), 8 * flat.itemsize)
+
+
+def from_total_order(keys: Tensor, dtype: torch.dtype) -> Tensor:
+    """The floating values that `total_order` made into these integers."""
+    return flip_negative(keys, 8 * keys.itemsize).view(dtype)
 
 
 def finite_weights(theta: Tensor) -> Tensor:
@@ -76,8 +82,3 @@ def _check_floating(theta: Tensor) -> None:
     if theta.dtype not in _INTEGER_VIEW:
         wanted = ", ".join(str(dtype).removeprefix("torch.") for dtype in _INTEGER_VIEW)
         raise TypeError(f"weights must be {wanted}, got {theta.dtype}")
-
-
-def _flip_negative(bits: Tensor) -> Tensor:
-    """Float bit patterns to integers in the order of the floats, and back."""
-    return torch.where(bits < 0, bits ^ torch.iinfo(bits.dtype).max, bits)

@@ -102,6 +102,29 @@ class DeviceGroup:
             self._stage(batch, place)
         return batch
 
+    def energies(self) -> dict[str, float]:
+        """Strength times energy of each layer, by name; waits for the device.
+
+        Raises:
+            MovedError: a layer does not fit its group any more.
+            ValueError: weights are not finite, or a layer has changed its size.
+        """
+        thetas = []
+        for layer, row, order in zip(self._layers, self._rows, self._orders, strict=True):
+            theta, size, dtype, _ = row
+            if theta.dtype is not dtype or theta.get_device() != self._device:
+                raise MovedError
+            if theta.numel() != size:
+                raise ValueError(
+                    f"layer '{layer.name}' was measured with {size} weights and now has "
+                    f"{theta.numel()} weights"
+                )
+            # Without segments, any order will do.
+            dense = torch.contiguous_format if order is torch.preserve_format else order
+            thetas.append(theta.detach().contiguous(memory_format=dense))
+        names = [layer.name for layer in self._layers]
+        return dict(zip(names, self.coupling.energies(thetas), strict=True))
+
     @torch.no_grad()
     def _stage(self, batch: Batch, place: int) -> None:
         """Put copies into the batch that are side by side, both in the layer's order."""

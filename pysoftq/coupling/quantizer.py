@@ -34,10 +34,10 @@ from pysoftq.interaction.arrays import (
     check_granularity,
     check_method,
     check_seed,
+    finite_energy,
 )
-from pysoftq.interaction.backends.plain import segment_energy
 from pysoftq.interaction.layers import CoupledLayer, Scales, degeneracy
-from pysoftq.interaction.potentials import METHODS, mean_field_energy
+from pysoftq.interaction.potentials import METHODS
 from pysoftq.interaction.scales import Segments
 from pysoftq.interaction.segments import segment_bounds
 
@@ -283,11 +283,20 @@ class SoftQuantizer:
         """Compression loss L_C = sum_l h_l sum_i V(theta_i), self terms left out (Eq. 6).
 
         Raises:
-            ValueError: a layer's parameter has been replaced since it was measured.
+            ValueError: weights are not finite, naming layer and count, the energy overflows
+                float64, or a layer's parameter has been replaced since it was measured.
         """
         self._refuse_replaced()
-        energies = {layer.name: _energy(layer, self.bins) for layer in self.layers}
-        return CouplingEnergy(math.fsum(energies.values()), energies)
+        every = tuple(range(len(self.layers)))
+        groups = self._groups.get(every) or self._regroup(every)
+        try:
+            found = [group.energies() for group in groups]
+        except MovedError:
+            found = [group.energies() for group in self._regroup(every)]
+        known = {name: energy for part in found for name, energy in part.items()}
+        # Groups leave out layers of strength 0.
+        energies = {layer.name: known.get(layer.name, 0.0) for layer in self.layers}
+        return CouplingEnergy(finite_energy(math.fsum(energies.values())), energies)
 
     def rd_weights(self, rd_weight: float) -> dict[str, float]:
         """The rate-distortion weight of each layer, in its weights squared per bit.
@@ -572,9 +581,3 @@ def _granularity(text: str, fft: bool) -> str:
             f"granularity {text!r} wants method 'scan': 'fft' is the paper's way, for whole layers"
         )
     return text
-
-
-def _energy(layer: CoupledLayer, bins: int) -> float:
-    if layer.segments is None:
-        return layer.strength * mean_field_energy(layer.parameter, layer.width, bins)
-    return segment_energy(layer, bins)

@@ -1,7 +1,11 @@
 from .coreml import add_coreml_buffers as add_coreml_buffers
 from .coreml import to_coreml as to_coreml
 from .network import ExportError as ExportError
+from .network import ExportWarning as ExportWarning
 from .onnx import to_onnx as to_onnx
+from .report import ExportedInput as ExportedInput
 from .report import ExportedTensor as ExportedTensor
 from .report import ExportReport as ExportReport
 from .state_dict import to_state_dict as to_state_dict
+from .verify import Verification as Verification
+from .verify import verify_export as verify_export

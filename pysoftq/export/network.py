@@ -24,6 +24,10 @@ class ExportError(ValueError):
     """A network that cannot be exported, or not without knowing more about it."""
 
 
+class ExportWarning(UserWarning):
+    """An exported file that does less than the network, such as one with a fixed batch."""
+
+
 @dataclass(frozen=True, eq=False)
 class Network:
     """A copy of the model on the CPU, in evaluation mode.
@@ -90,6 +94,11 @@ def example_inputs(model: nn.Module, metadata: Mapping[str, Any]) -> Tensor:
         ) from error
     floating = (p.dtype for p in model.parameters() if p.is_floating_point())
     return example.to(next(floating, dtype)) if dtype.is_floating_point else example
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its type; messages of exporters take pages."""
+    return str(error).strip().split("\n", 1)[0] or type(error).__name__
 
 
 def _repeated(example: object, batch: int) -> Tensor:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +22,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.export import ExportedProgram
 
 from pysoftq import __version__
 from pysoftq.atomic import atomic_write
+from pysoftq.export.axis_names import name_axes
 from pysoftq.export.codes import Codes, Weight, smallest_codes, weights_in
-from pysoftq.export.network import ExportError, Inputs, Network, Source, read_network
+from pysoftq.export.dynamic import Dynamic, capture
+from pysoftq.export.network import ExportError, ExportWarning, Inputs, Source, read_network
 from pysoftq.export.quiet import quiet
 from pysoftq.export.radix import index_bits, pack_words, powers, word_bytes, word_for
 from pysoftq.export.report import ExportedTensor, ExportReport, clustered_row, dense_row
@@ -42,17 +46,22 @@ def to_onnx(
     path: str | os.PathLike[str],
     inputs: Inputs | None = None,
     *,
+    dynamic: Dynamic | None = None,
     metadata: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> ExportReport:
     """Write a model, or what a compressed file holds, as ONNX with indices and codebooks.
 
+    Every axis of the inputs is dynamic if the network allows it: the batch, the length of a
+    sequence, height and width of a fully convolutional network. A warning, also kept in the
+    report, names axes that are fixed although the network accepts other lengths.
+
     Args:
         source: a model, or a compressed file.
         path: of the file to write, which ends in .onnx.
-        inputs: examples of the network's positional inputs, the batch first, which may have any
-            size in the file; not needed where `metadata["input"]` tells their shape, as in the
-            files of `pysoftq compress`.
+        inputs: examples of the network's positional inputs, the batch first; not required if
+            `metadata["input"]` states their shape, as in the files of `pysoftq compress`.
+        dynamic: axes that must be dynamic, by the name of the input, such as {"tokens": [0, 1]}.
         metadata: plain JSON, kept in the file under `pysoftq`; by default that of the compressed
             file.
         overwrite: replace a file that is there.
@@ -61,30 +70,39 @@ def to_onnx(
     take more bytes than itself stays dense.
 
     Raises:
-        ExportError: PyTorch cannot export the network, or the shape of its inputs is not known.
+        ExportError: PyTorch cannot export the network, the shape of its inputs is not known, or
+            an axis of `dynamic` cannot be dynamic.
         ArtifactError: the compressed file cannot be read, or does not say how to build its model.
         FileExistsError: `path` exists, and `overwrite` is not set.
         ImportError: onnx or onnxscript is missing.
         OSError: a file cannot be read or written.
-        ValueError: the suffix of `path` is not .onnx.
+        ValueError: the suffix of `path` is not .onnx, or the network has no input or axis that
+            `dynamic` names.
     """
     target = check_target(path, "onnx", overwrite)
     check_packages("onnx", "onnx", "onnxscript")
     network = read_network(source, inputs, metadata, batch=2)
     weights = weights_in(network.model.state_dict(keep_vars=True))
-    model = _exported(network, weights)
+    with quiet("torch"):
+        captured = capture(network, dynamic)
+        model = _exported(captured.program, weights)
     decoders = _Decoders(model.graph)
     rows = [decoders.add(weight) for weight in weights]
     decoders.finish()
+    inputs_written = name_axes(model.graph, captured)
     model.producer_name, model.producer_version = "pysoftq", __version__
     model.metadata_props.add(key="pysoftq", value=json.dumps(dict(network.metadata)))
     data = _serialized(model)
     with atomic_write(target) as temporary:
         temporary.write_bytes(data)
-    return ExportReport(os.fspath(path), len(data), tuple(rows))
+    for note in captured.notes:
+        warnings.warn(f"{path}: {note}", ExportWarning, stacklevel=2)
+    return ExportReport(
+        os.fspath(path), len(data), tuple(rows), tuple(inputs_written), captured.notes
+    )
 
 
-def _exported(network: Network, weights: Sequence[Weight]) -> ModelProto:
+def _exported(captured: ExportedProgram, weights: Sequence[Weight]) -> ModelProto:
     """The network as PyTorch exports it, but the weights that it uses are inputs of the graph.
 
     An input cannot be merged with anything by the optimizer, which would fold normalisation into
@@ -92,30 +110,21 @@ def _exported(network: Network, weights: Sequence[Weight]) -> ModelProto:
     """
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
-    batch = torch.export.Dim("batch")
-    with quiet("torch.onnx"):
-        try:
-            program = torch.onnx.export(
-                network.model,
-                network.inputs,
-                dynamo=True,
-                dynamic_shapes=tuple({0: batch} for _ in network.inputs),
-                optimize=False,
-                verbose=False,
-            )
-        except torch.onnx.errors.OnnxExporterError as error:
-            cause = str(error.__cause__ or error).strip().split("\n", 1)[0]
-            raise ExportError(f"PyTorch cannot export this network: {cause}") from error
-        assert program is not None
-        graph = program.model.graph
-        for name in [name for weight in weights for name in weight.names]:
-            if name in graph.initializers:
-                value = graph.initializers.pop(name)
-                value.const_value = None
-                graph.inputs.append(value)
-        program.optimize()
-        ClearMetadataAndDocStringPass()(program.model)  # it tells paths of the machine, for one
-        model: ModelProto = program.model_proto
+    try:
+        program = torch.onnx.export(captured, dynamo=True, optimize=False, verbose=False)
+    except torch.onnx.errors.OnnxExporterError as error:
+        cause = str(error.__cause__ or error).strip().split("\n", 1)[0]
+        raise ExportError(f"PyTorch cannot export this network: {cause}") from error
+    assert program is not None
+    graph = program.model.graph
+    for name in [name for weight in weights for name in weight.names]:
+        if name in graph.initializers:
+            value = graph.initializers.pop(name)
+            value.const_value = None
+            graph.inputs.append(value)
+    program.optimize()
+    ClearMetadataAndDocStringPass()(program.model)  # among others, paths of this machine
+    model: ModelProto = program.model_proto
     del model.graph.value_info[:]  # shapes that every reader infers by itself
     return model
 

@@ -19,12 +19,14 @@ Form = Literal["codebook", "codebook per channel", "dense", "absent"]
 class ExportedTensor:
     """One floating tensor with two or more dimensions, and how it was written.
 
-    names: in the state dict; several where tensors are tied.
-    N, K: weights, and distinct values among them.
-    form: "codebook" (indices into one), "codebook per channel" (one for each slice along dim 0),
-        "dense" (as it is), "absent" (the network does not use it).
-    bits: stored bits per weight: of an index, or of a dense value.
-    reason: why it has no codebook; empty where it has.
+    Attributes:
+        names: in the state dict; several if tensors are tied.
+        N: number of weights.
+        K: number of distinct values.
+        form: "codebook" (indices into one), "codebook per channel" (one for each slice along
+            dimension 0), "dense" (unchanged) or "absent" (the network does not use it).
+        bits: stored bits per weight: of an index, or of a dense value.
+        reason: why it has no codebook; empty if it has one.
     """
 
     names: tuple[str, ...]
@@ -36,12 +38,40 @@ class ExportedTensor:
 
 
 @dataclass(frozen=True)
+class ExportedInput:
+    """An input of an exported network.
+
+    Attributes:
+        name: of the input.
+        dtype: of its elements.
+        shape: of each axis the length, or a name if it accepts any length.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.dtype} ({', '.join(map(str, self.shape))})"
+
+
+@dataclass(frozen=True)
 class ExportReport:
-    """A written file: where, its bytes, and its floating tensors with two or more dimensions."""
+    """A written file.
+
+    Attributes:
+        path: of the file.
+        bytes_on_disk: its size.
+        tensors: the floating tensors with two or more dimensions.
+        inputs: of the network, as an ONNX file declares them.
+        notes: axes that are fixed, or not valid for every length, and why.
+    """
 
     path: str
     bytes_on_disk: int
     tensors: tuple[ExportedTensor, ...]
+    inputs: tuple[ExportedInput, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON."""

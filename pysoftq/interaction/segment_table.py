@@ -13,6 +13,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -71,6 +73,11 @@ class SegmentTable:
         layer, begin, size, bins_of = ints
         width, strength = scales
         return cls(layer, begin, size, bins_of, width, strength, tuple(layers))
+
+    def sums(self, values: npt.ArrayLike) -> list[float]:
+        """The sum of the (R,) values over the rows of each layer, in their order."""
+        rows = np.asarray(values, dtype=np.float64)
+        return np.bincount(self.layer.numpy(), rows, minlength=len(self.layers)).tolist()
 
     def explain(self, refused: Iterable[tuple[int, str]]) -> str:
         """Name the layers of refused rows, each with the reason of its first such segment."""

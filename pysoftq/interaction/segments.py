@@ -4,14 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from pysoftq.interaction.arrays import check_granularity
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 def segment_bounds(shape: Sequence[int], granularity: str) -> Tensor:
+    """Where the segments of a tensor begin and end: `segment_edges` as a tensor.
+
+    Raises:
+        ValueError: the granularity is none.
+    """
+    import torch  # compressed files are inspected without it
+
+    return torch.from_numpy(segment_edges(shape, granularity))
+
+
+def segment_edges(shape: Sequence[int], granularity: str) -> NDArray[np.int64]:
     """Where the segments of a tensor begin and end in its flattened weights, int64 (G+1,).
 
     Segment g is `flat[bounds[g]:bounds[g + 1]]` of `flat = theta.reshape(-1)`. No segment is
@@ -27,15 +42,17 @@ def segment_bounds(shape: Sequence[int], granularity: str) -> Tensor:
     slices, length, group = _slices(shape, granularity)
     size = slices * length
     if granularity == "layer":
-        return torch.tensor([0, size])
+        return np.array([0, size], dtype=np.int64)
     if size == 0:
-        return torch.zeros(1, dtype=torch.int64)
-    starts = torch.arange(0, size, length)[:, None] + torch.arange(0, length, group)
-    return torch.cat([starts.reshape(-1), torch.tensor([size])])
+        return np.zeros(1, dtype=np.int64)
+    starts = np.arange(0, size, length)[:, None] + np.arange(0, length, group)
+    return np.append(starts.reshape(-1), size)
 
 
 def segment_ids(bounds: Tensor) -> Tensor:
     """The segment of each weight, int64 (N,)."""
+    import torch
+
     return torch.arange(len(bounds) - 1).repeat_interleave(bounds.diff())
 
 
@@ -56,7 +73,7 @@ def segment_of(places: Tensor, shape: Sequence[int], granularity: str) -> Tensor
         ValueError: the granularity is none.
     """
     if check_granularity(granularity) == "layer":
-        return torch.zeros_like(places)
+        return places * 0
     _, length, group = _slices(shape, granularity)
     return places // length * -(-length // group) + places % length // group
 

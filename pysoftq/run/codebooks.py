@@ -58,8 +58,8 @@ def train_codebooks(
         epochs,
         config.batch_size,
         model,
-        f"lower `codebook_lr`, now {lr:g}"
-        + (f", or `weights_lr`, now {weights_lr:g}" if moving else ""),
+        f"lower `codebook_lr`, now {config.codebook_lr:g}"
+        + (f", or `weights_lr`, now {config.weights_lr:g}" if codebooks.weights() else ""),
         first_epoch=first_epoch,
         stop=stop or StopRequest(),
     )

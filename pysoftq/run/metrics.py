@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from pysoftq.clusters.clusters import mean_bit_width
+from pysoftq.clusters.bit_width import mean_bit_width
 from pysoftq.errors import NonFiniteLossError
 from pysoftq.run.evaluation import evaluate
 from pysoftq.run.records import EpochMetrics

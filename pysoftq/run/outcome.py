@@ -16,7 +16,8 @@ from torch import Tensor
 from pysoftq.artifact import save_compressed
 from pysoftq.atomic import atomic_write
 from pysoftq.baselines import histogram_equalize
-from pysoftq.clusters.clusters import Clusters, mean_bit_width
+from pysoftq.clusters.bit_width import mean_bit_width
+from pysoftq.clusters.clusters import Clusters
 from pysoftq.clusters.codebooks import Codebooks
 from pysoftq.clusters.values import unique
 from pysoftq.models.weight_files import cpu_state, save_state, stored_once

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -30,7 +31,7 @@ from pysoftq.artifact import (
 from pysoftq.artifact.entropy_coding import encode
 from pysoftq.baselines import histogram_equalize
 from pysoftq.clusters.binning import identify
-from pysoftq.clusters.clusters import mean_bit_width
+from pysoftq.clusters.bit_width import mean_bit_width
 from pysoftq.clusters.values import unique
 from pysoftq.errors import ArtifactError
 from pysoftq.models.build import build_model
@@ -149,7 +150,7 @@ def test_any_tensor_comes_back_bit_equal(
         assert (layer.name, layer.N) == ("weight", count)
         if layer.granularity == "layer":
             assert unique(theta).K == layer.K
-            assert layer.entropy_bits == unique(theta).entropy_bits
+            assert layer.entropy_bits == pytest.approx(unique(theta).entropy_bits, abs=1e-12)
     assert info.bytes_float32 == 4 * count
 
 
@@ -506,9 +507,10 @@ def test_coded_indices_with_other_counts_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     indices = (torch.arange(400) % 40).clamp(max=3)
     save_compressed(Holder(weight=indices.float().reshape(20, 20)), path, coding="entropy")
-    counts = torch.tensor([11, 9, 10, 370])  # 10 of each of the first three
-    coded = encode(indices, counts, torch.tensor([4]), torch.tensor([0, 400]))
-    rewrite(path, tensors=lambda tensors: tensors.update({"coded/weight": coded}))
+    counts = np.array([11, 9, 10, 370])  # 10 of each of the first three
+    coded = encode(indices.numpy(), counts, np.array([4]), np.array([0, 400]))
+    tensor = torch.from_numpy(coded)
+    rewrite(path, tensors=lambda tensors: tensors.update({"coded/weight": tensor}))
     with pytest.raises(ArtifactError, match="weight: its coded indices have other counts than"):
         load_state_dict(path)
 

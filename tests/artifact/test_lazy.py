@@ -283,7 +283,7 @@ def test_a_network_is_not_built_larger_than_its_file(tmp_path: Path) -> None:
 def test_weights_of_many_chunks(tmp_path: Path, bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
     from pysoftq.artifact import packing
 
-    monkeypatch.setattr(packing, "_CHUNK", 64)
+    monkeypatch.setattr(packing, "CHUNK", 64)
     path = tmp_path / "a.safetensors"
     theta = (torch.arange(2000.0) % max(2 ** min(bits, 9), 1)).reshape(20, 100)
     theta = theta + (theta.new_tensor(range(20)) * 2.0**bits)[:, None]

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from pysoftq import density
 from pysoftq.clusters.binning import identify
-from pysoftq.clusters.clusters import Clusters, join, layer_rd_weights, mean_bit_width, split
+from pysoftq.clusters.bit_width import mean_bit_width
+from pysoftq.clusters.clusters import Clusters, join, layer_rd_weights, split
 from pysoftq.clusters.refinement import refine
 from pysoftq.clusters.values import by_segment, unique
 from pysoftq.interaction.segments import segment_bounds

@@ -1,4 +1,4 @@
-// One step of the coupling for all layers of a model (Table I, step 2).
+// One step of the coupling for all layers of a model (Table I, step 2), and their energies.
 #pragma once
 
 #include <cstddef>
@@ -43,5 +43,9 @@ struct Refusal {
 // interrupted once it writes gradients. Layers are best given largest first: then the threads
 // finish together.
 std::vector<Refusal> add_force(const std::vector<Layer>& layers, const CouplingStep& step);
+
+// energies[l] = strength times the mean-field energy of layer l, without self terms (Eq. 6); its
+// gradient is not used. When a layer is refused, no energy is written.
+std::vector<Refusal> energies(const std::vector<Layer>& layers, double* energies);
 
 }  // namespace softq

@@ -44,6 +44,13 @@ class DeviceCoupling(Protocol):
         layer are refused (see `check`), no gradient changes. The CPU's raises that itself.
         """
 
+    def energies(self, thetas: Sequence[Tensor]) -> list[float]:
+        """Strength times mean-field energy of each layer, without self terms (Eq. 6).
+
+        The weights of a layer are as for `add_force`. Waits for the device. ValueError names
+        layers and reasons.
+        """
+
     def set(self, scale: float, fraction: float, seed: int, step: int) -> None:
         """What a step replayed from a CUDA graph uses; the device counts on by itself from here.
 

@@ -63,6 +63,13 @@ class Coupling:
         if refused:
             raise ValueError(self._table.explain(refused))
 
+    def energies(self, thetas: Sequence[Tensor]) -> list[float]:
+        """Strength times energy of each layer, or ValueError naming layers and reasons."""
+        refused, energies = self._core.energies([theta.data_ptr() for theta in thetas])
+        if refused:
+            raise ValueError(self._table.explain(refused))
+        return self._table.sums(energies)
+
     def set(self, scale: float, fraction: float, seed: int, step: int) -> None:
         """Do nothing: each step is told."""
 

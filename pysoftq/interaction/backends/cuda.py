@@ -113,6 +113,8 @@ class Coupling:
     ) -> None:
         if any(layer.segments is not None for layer in layers):
             raise ValueError("the CUDA kernels couple whole layers, not segments")
+        self._layers = tuple(layers)
+        self._bins = bins
         self._names = [layer.name for layer in layers]
         self._dtypes = [layer.parameter.dtype for layer in layers]
         self._device = layers[0].parameter.device
@@ -145,6 +147,25 @@ class Coupling:
         """
         control = None if self._captured() else _cuda.Control(scale, fraction, seed, step)
         self._coupling.add_force(self._addresses(thetas, gradients), control, _stream(self._device))
+
+    def energies(self, thetas: Sequence[Tensor]) -> list[float]:
+        """Strength times energy of each layer, without self terms (Eq. 6); waits for the device.
+
+        Raises:
+            ValueError: weights are not finite, naming layer and count.
+        """
+        return [
+            layer.strength * self._energy(layer, theta)
+            for layer, theta in zip(self._layers, thetas, strict=True)
+        ]
+
+    def _energy(self, layer: CoupledLayer, theta: Tensor) -> float:
+        flat = _wide(theta).detach().as_strided((theta.numel(),), (1,))
+        try:
+            counts, _, _, spacing = density(flat, self._bins, 1.0, 0)
+        except ValueError as error:
+            raise ValueError(f"layer '{layer.name}': {error}") from error
+        return mean_field_energy(counts, spacing, layer.width)
 
     def check(self) -> None:
         """Wait for the stream and raise for the first step refused since the last call.

@@ -95,20 +95,6 @@ def mean_field_energy(counts: Tensor, spacing: float, width: float) -> float:
     return float(_energies(counts[None], step, width))
 
 
-def segment_energy(layer: CoupledLayer, bins: int) -> float:
-    """Sum over the layer's segments of strength times energy, without self terms (Eq. 6)."""
-    # In the order of the segments, which need not be that of the memory.
-    x = _compute(layer.parameter.detach().reshape(-1))
-    total = 0.0
-    for batch in _batches(SegmentTable.of([layer], bins), 0, x.device):
-        weights = batch.of(x)
-        binning = _Binning.of(weights, batch.bins)
-        counts = _counts(binning.index(weights), batch.bins, None)
-        energies = _energies(counts, binning.spacing, batch.width)
-        total += float((batch.strength * energies).sum())
-    return total
-
-
 def force_table(counts: Tensor, spacing: float, width: float, fft: bool) -> Tensor:
     """dV/dtheta at the midpoints of the bins."""
     step = torch.tensor([[spacing]], dtype=_wide(counts.device), device=counts.device)
@@ -169,6 +155,23 @@ class Coupling:
             total = before.to(weights.dtype) + table.to(weights.dtype).gather(1, index)
             batch.put(gradient, torch.where(fine, total.to(gradient.dtype), before))
 
+    @torch.no_grad()
+    def energies(self, thetas: Sequence[Tensor]) -> list[float]:
+        """Strength times energy of each layer, or ValueError naming layers and reasons."""
+        faults = torch.zeros_like(self._faults)
+        energies = faults.new_zeros(len(faults))
+        for theta, batches in zip(thetas, self._batches, strict=True):
+            x = _compute(_flat(theta))
+            for batch in batches:
+                weights = batch.of(x)
+                binning = _Binning.of(weights, batch.bins)
+                faults[batch.rows] = binning.fault().to(faults.dtype)
+                counts = _counts(binning.index(weights), batch.bins, None)
+                found = _energies(counts, binning.spacing, batch.width)
+                energies[batch.rows] = (batch.strength * found)[:, 0]
+        self._refuse(faults.cpu())
+        return self._table.sums(energies.cpu().double())
+
     def set(self, scale: float, fraction: float, seed: int, step: int) -> None:
         """Do nothing: each step is told. Captured in a CUDA graph, it would repeat its sample."""
 
@@ -176,6 +179,10 @@ class Coupling:
         """Raise ValueError naming layers and reasons if a step was refused since the last check."""
         faults = self._faults.cpu()
         self._faults = torch.zeros_like(self._faults)
+        self._refuse(faults)
+
+    def _refuse(self, faults: Tensor) -> None:
+        """Raise ValueError naming the layers whose rows (R, 4) of faults are not all zero."""
         refused = []
         for row in faults.any(1).nonzero().flatten().tolist():
             dtype = self._table.layers[int(self._table.layer[row])].parameter.dtype

@@ -1,0 +1,118 @@
+"""The distinct values of a tensor's segments, in memory close to that of the tensor.
+
+`pysoftq.clusters.unique` gives the same, with indices of eight bytes each and several copies of
+them on the way: fifty times the weights of a large embedding in small groups.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pysoftq.clusters.clusters import Clusters
+from pysoftq.clusters.values import from_total_order, total_order, unique
+
+CHUNK = 2**18  # weights at a time
+
+
+@dataclass(frozen=True, eq=False)
+class Distinct:
+    """The distinct values of each segment, compared bit by bit, and which of them a weight has.
+
+    Attributes:
+        codebook: (K,) segment after segment, ascending in each.
+        counts: (K,) int32 or int64, weights of each value.
+        sizes: (G,) int64, values of each segment.
+        indices: (N,) uint8, int16 or int32, of each weight among the values of its segment.
+    """
+
+    codebook: Tensor
+    counts: Tensor
+    sizes: Tensor
+    indices: Tensor
+
+
+def distinct(tensor: Tensor, bounds: Tensor) -> Distinct | None:
+    """The distinct values of the segments of a contiguous tensor on the CPU.
+
+    Args:
+        tensor: of N > 0 weights.
+        bounds: (G + 1,) where segments begin and end.
+
+    Returns:
+        None where codebooks with indices would take as many bytes as the tensor, or more.
+    """
+    flat = tensor.reshape(-1)
+    longest = int(bounds.diff().max())
+    indices = torch.empty(flat.numel(), dtype=_narrowest(longest - 1))
+    codebooks, counts, sizes, room = [], [], [], tensor.nbytes
+    for begin, end, within in _runs(bounds, longest):
+        weights = flat[begin:end]
+        found = (
+            unique(weights, within) if len(within) > 2 else _of_one(weights, indices.dtype, room)
+        )
+        if found is None or found.codebook.nbytes >= room:
+            return None
+        room -= found.codebook.nbytes
+        indices[begin:end] = found.local_indices
+        codebooks.append(found.codebook)
+        counts.append(found.counts.to(torch.int32 if longest < 2**31 else torch.int64))
+        sizes.append(found.codebook_sizes)
+    return Distinct(torch.cat(codebooks), torch.cat(counts), torch.cat(sizes), indices)
+
+
+def _runs(bounds: Tensor, longest: int) -> Iterator[tuple[int, int, Tensor]]:
+    """Begin and end of so many whole segments as make a chunk, and their bounds from its begin."""
+    segments = max(CHUNK // longest, 1)
+    for first in range(0, len(bounds) - 1, segments):
+        part = bounds[first : first + segments + 1]
+        begin = int(part[0])
+        yield begin, int(part[-1]), part - begin
+
+
+def _of_one(weights: Tensor, dtype: torch.dtype, room: int) -> Clusters | None:
+    """The distinct values of one segment; None if they need `room` bytes or more with indices."""
+    ordered = total_order(weights[:0]).new_empty(len(weights))
+    for part, out in zip(weights.split(CHUNK), ordered.split(CHUNK), strict=True):
+        out.copy_(total_order(part))
+    keys = ordered.numpy()
+    keys.sort()  # in place: `torch.unique` takes eight more bytes for each weight
+    starts = [at + np.flatnonzero(new) for at, new in _steps(keys)]
+    K = 1 + sum(map(len, starts))
+    if _needed(K, weights.itemsize) >= room:
+        return None
+    first = np.concatenate([[0], *starts])
+    del starts
+    values, counts = torch.from_numpy(keys[first]), np.diff(first, append=keys.size)
+    del keys, ordered, first
+    indices = torch.empty(len(weights), dtype=dtype)
+    for part, out in zip(weights.split(CHUNK), indices.split(CHUNK), strict=True):
+        out.copy_(torch.searchsorted(values, total_order(part)))
+    return Clusters(from_total_order(values, weights.dtype), indices, torch.from_numpy(counts))
+
+
+def _steps(keys: NDArray[Any]) -> Iterator[tuple[int, NDArray[np.bool_]]]:
+    """From which place on, whether each of the sorted keys differs from the one before it."""
+    for start in range(1, keys.size, CHUNK):
+        stop = min(start + CHUNK, keys.size)
+        yield start, keys[start:stop] != keys[start - 1 : stop - 1]
+
+
+def _needed(K: int, itemsize: int) -> float:
+    """Bytes that K values and indices, which each occur once or more, take at least."""
+    return K * itemsize + max(K - 1, 0) * math.log2(max(K, 1)) / 8
+
+
+def _narrowest(largest: int) -> torch.dtype:
+    """The dtype of the fewest bytes for 0 … largest."""
+    for dtype in (torch.uint8, torch.int16):
+        if largest <= torch.iinfo(dtype).max:
+            return dtype
+    return torch.int32 if largest < 2**31 else torch.int64

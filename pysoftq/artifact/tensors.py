@@ -1,0 +1,68 @@
+"""The tensors of models and those of compressed files: what may be stored, and both ways."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pysoftq.artifact.format import DTYPES, Dtype, Record
+from pysoftq.artifact.read import File
+
+
+def dtype_of(tensor: Tensor) -> Dtype:
+    """The dtype of a tensor that `check_storable` lets pass, as files describe it."""
+    return DTYPES[_name(tensor.dtype)]
+
+
+def torch_dtype(dtype: Dtype) -> torch.dtype:
+    """Torch's own."""
+    found: torch.dtype = getattr(torch, dtype.name)
+    return found
+
+
+def as_tensor(values: NDArray[np.generic], dtype: Dtype) -> Tensor:
+    """Elements of a file as a tensor, which shares their memory."""
+    return torch.from_numpy(values).view(torch_dtype(dtype))
+
+
+def tensor(file: File, record: Record) -> Tensor:
+    """A tensor of a file as it was saved."""
+    if record.coding == "raw":
+        return as_tensor(file.stored[f"raw/{record.name}"].values, record.dtype)
+    codebook = as_tensor(file.codebook(record), record.dtype)
+    indices = torch.from_numpy(file.indices(record))
+    return codebook.index_select(0, indices).reshape(record.shape)
+
+
+def tensors(file: File, without: Collection[str] = ()) -> dict[str, Tensor]:
+    """Every tensor of a file under each of its names, but for some names."""
+    wanted = [record for record in file.records if record.name not in without]
+    found = {record.name: tensor(file, record) for record in wanted}
+    ties = {name: owner for name, owner in file.ties.items() if name not in without}
+    return found | {name: found[owner] for name, owner in ties.items()}
+
+
+def identity(tensor: Tensor) -> object:
+    """Equal for two tensors that are the same memory, seen in the same way."""
+    if tensor.is_meta or not tensor.numel():
+        return id(tensor)
+    return tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
+
+
+def check_storable(name: str, tensor: object) -> None:
+    """Raise TypeError for what is not a tensor, or not one of a dtype that files know."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} is a {type(tensor).__name__}; only tensors can be stored")
+    if tensor.layout is not torch.strided:
+        raise TypeError(f"{name} is {tensor.layout}; want a dense tensor with data")
+    if _name(tensor.dtype) not in DTYPES:
+        wanted = ", ".join(f"torch.{name}" for name in DTYPES)
+        raise TypeError(f"{name} is {tensor.dtype}; want one of {wanted}")
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

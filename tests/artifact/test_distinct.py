@@ -1,0 +1,96 @@
+"""The distinct values of segments, chunk by chunk, against those of the whole tensor at once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from pysoftq.artifact import distinct as module
+from pysoftq.artifact import inspect_compressed, load_compressed, save_compressed
+from pysoftq.artifact.distinct import distinct
+from pysoftq.clusters.values import total_order, unique
+from pysoftq.interaction.segments import segment_bounds
+
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+VALUES = torch.tensor([-2.0, -1.0, -0.0, 0.0, 0.5, 1.0, 3e4, 6e-5], dtype=torch.float64)
+
+
+@given(
+    shape=st.lists(st.integers(1, 7), min_size=2, max_size=3),
+    group=st.integers(1, 12),
+    whole=st.sampled_from(["layer", "channel", ""]),
+    dtype=st.sampled_from(DTYPES),
+    chunk=st.sampled_from([1, 3, 8, 1000]),
+    seed=st.integers(0, 2**32),
+)
+def test_chunks_give_the_values_of_the_whole(
+    shape: list[int], group: int, whole: str, dtype: torch.dtype, chunk: int, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    theta = VALUES[torch.randint(len(VALUES), shape, generator=generator)].to(dtype)
+    bounds = segment_bounds(shape, whole or f"group:{group}")
+    expected = unique(theta, bounds)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "CHUNK", chunk)
+        found = distinct(theta, bounds)
+    if found is None:  # codebooks as large as the weights, or with indices as large
+        bits = (len(expected.codebook) - 1) * max(len(expected.codebook), 1).bit_length()
+        assert expected.codebook.nbytes + bits / 8 >= theta.nbytes
+        return
+    assert torch.equal(total_order(found.codebook), total_order(expected.codebook))
+    assert torch.equal(found.counts.long(), expected.counts)
+    assert torch.equal(found.sizes, expected.codebook_sizes)
+    assert torch.equal(found.indices.long(), expected.local_indices)
+
+
+def test_indices_take_few_bytes() -> None:
+    theta = torch.arange(2.0).repeat(100, 300)
+    for granularity, dtype in (
+        ("group:200", torch.uint8),
+        ("channel", torch.int16),
+        ("layer", torch.int32),
+    ):
+        found = distinct(theta, segment_bounds(theta.shape, granularity))
+        assert found is not None
+        assert found.indices.dtype == dtype
+        assert found.counts.dtype == torch.int32
+
+
+def test_weights_that_are_all_different_stay_as_they_are() -> None:
+    theta = torch.randn(300, 400)
+    assert distinct(theta, segment_bounds(theta.shape, "layer")) is None
+
+
+def files(theta: Tensor, folder: Path) -> dict[str, bytes]:
+    model, contents = nn.Linear(theta.shape[1], theta.shape[0]), {}
+    model.bias.data.zero_()
+    model.weight.data = theta
+    for granularity in ("layer", "channel", "group:16"):
+        path = folder / "a.safetensors"
+        save_compressed(model, path, granularity=granularity)
+        contents[granularity] = path.read_bytes()
+        blank = nn.Linear(theta.shape[1], theta.shape[0])
+        assert torch.equal(load_compressed(path, blank).weight, theta)
+    return contents
+
+
+def test_the_file_does_not_depend_on_the_chunks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One channel in few values and one in many: neither decides for the other."""
+    generator = torch.Generator().manual_seed(0)
+    theta = torch.randint(9, (6, 400), generator=generator) * 0.25
+    theta[1] = torch.randn(400, generator=generator)
+    theta = torch.cat([theta, theta[:1].repeat(20, 1)])
+    at_once = files(theta, tmp_path)
+    monkeypatch.setattr(module, "CHUNK", 100)
+    assert files(theta, tmp_path) == at_once
+    (layer,) = inspect_compressed(tmp_path / "a.safetensors").layers
+    assert layer.coding != "raw"
+    assert json.loads(json.dumps(layer.granularity)) in ("layer", "group:16")
