@@ -1,6 +1,11 @@
-"""Errors that users meet, in one place: whoever catches them imports nothing else."""
+"""Errors that users meet, in one place, and how messages list names.
+
+Whoever catches an error imports nothing else.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 
 class ConfigError(ValueError):
@@ -21,3 +26,9 @@ class BusyError(RuntimeError):
 
 class Interrupted(KeyboardInterrupt):
     """The run was asked to stop; a checkpoint has been written."""
+
+
+def abridged(names: Sequence[str], shown: int = 5) -> str:
+    """The first names, and how many more there are: messages stay short for any model."""
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more

@@ -18,8 +18,9 @@ from pysoftq.analysis.figures import flatness as flatness_figures
 from pysoftq.analysis.flatness import FlatnessStudy
 from pysoftq.analysis.results import load_result
 from pysoftq.coupling.options import override_texts
-from pysoftq.coupling.report import CompressionReport, abridged, distinct_values
+from pysoftq.coupling.report import CompressionReport, distinct_values
 from pysoftq.data.tasks import Task
+from pysoftq.errors import abridged
 from pysoftq.interaction.potentials import potential
 from pysoftq.run.config import (
     CompressConfig,
@@ -221,7 +222,7 @@ def _notes(summary: Summary) -> list[str]:
 def _coverage(report: CompressionReport) -> Table:
     """How many tensors each rule took."""
     rows = [
-        [status, rule, f"{len(members)}", f"{distinct_values(members):,}", abridged(names)]
+        [status, rule, f"{len(members)}", f"{distinct_values(members):,}", abridged(names, 2)]
         for status, rule, members in report.coverage()
         for names in [[tensor.name for tensor in members]]
     ]

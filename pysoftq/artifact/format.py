@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pysoftq.artifact.packing import packed_bytes
+from pysoftq.interaction.arrays import special_kind
 from pysoftq.interaction.segments import segment_bounds
 
 FORMAT_VERSION = 2
@@ -130,10 +131,10 @@ def identity(tensor: Tensor) -> object:
 
 
 def check_storable(name: str, tensor: object) -> None:
-    """Raise TypeError for what is not a tensor, or not one of a dtype that files know."""
+    """Raise TypeError for what is not a dense tensor, or not one of a dtype that files know."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} is a {type(tensor).__name__}; only tensors can be stored")
-    if tensor.layout is not torch.strided:
-        raise TypeError(f"{name} is {tensor.layout}; want a dense tensor with data")
+    if kind := special_kind(tensor):
+        raise TypeError(f"{name} must be a dense tensor with values, got {kind}")
     if tensor.dtype not in DTYPES:
         raise TypeError(f"{name} is {tensor.dtype}; want one of {', '.join(map(str, DTYPES))}")

@@ -12,6 +12,7 @@ from pysoftq.artifact.format import Record
 from pysoftq.artifact.read import File, read
 from pysoftq.clusters.clusters import mean_bit_width
 from pysoftq.clusters.values import unique
+from pysoftq.interaction.host import on_host
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ def inspect_compressed(path: str | os.PathLike[str]) -> ArtifactInfo:
     return describe(read(path))
 
 
+@on_host()
 def describe(file: File) -> ArtifactInfo:
     """The same for a file that has been read."""
     layers = [_layer_info(file, record) for record in file.records if record.is_weight]

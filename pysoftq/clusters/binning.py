@@ -10,9 +10,11 @@ from torch import Tensor
 from pysoftq.clusters.clusters import Clusters
 from pysoftq.clusters.defaults import DEFAULT_BITS
 from pysoftq.clusters.values import finite_weights
+from pysoftq.interaction.host import on_host
 from pysoftq.interaction.segments import segment_ids
 
 
+@on_host()
 def identify(theta: Tensor, bits: int = DEFAULT_BITS, bounds: Tensor | None = None) -> Clusters:
     """Cut [min, max] into 2**bits equal bins; a cluster is an occupied bin, its value the mean.
 

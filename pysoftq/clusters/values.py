@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from pysoftq.clusters.clusters import Clusters
+from pysoftq.interaction.arrays import special_kind
+from pysoftq.interaction.host import on_host
 from pysoftq.interaction.segments import segment_ids
 
 _INTEGER_VIEW = {
@@ -18,6 +20,7 @@ _INTEGER_VIEW = {
 }
 
 
+@on_host()
 def unique(theta: Tensor, bounds: Tensor | None = None) -> Clusters:
     """The distinct values of `theta`, compared bit by bit: lossless, -0.0 stays apart from 0.0.
 
@@ -73,6 +76,8 @@ def finite_weights(theta: Tensor) -> Tensor:
 def _check_floating(theta: Tensor) -> None:
     if not isinstance(theta, Tensor):
         raise TypeError(f"weights must be a torch tensor, got {type(theta).__name__}")
+    if kind := special_kind(theta) or ("one on the meta device" if theta.is_meta else ""):
+        raise TypeError(f"weights must be a dense tensor with values, got {kind}")
     if theta.dtype not in _INTEGER_VIEW:
         wanted = ", ".join(str(dtype).removeprefix("torch.") for dtype in _INTEGER_VIEW)
         raise TypeError(f"weights must be {wanted}, got {theta.dtype}")

@@ -71,7 +71,7 @@ class ClusteringConfig(Options):
         names = ("bits", "n_min", "refinement", "rd_weight")
         return {name: getattr(self, name) for name in names}
 
-    def fraction(self, done: int, total: float) -> float:
+    def fraction(self, done: float, total: float) -> float:
         """Fraction of the weights in the histogram after ``done`` of ``total`` epochs, or steps.
 
         Rises linearly from ``fraction_start`` over the first ``fraction_ramp`` of the total and

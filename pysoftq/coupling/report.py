@@ -11,7 +11,7 @@ Four size measures are reported:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from io import StringIO
 from typing import Any
@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pysoftq.clusters.clusters import Clusters
+from pysoftq.errors import abridged
 from pysoftq.interaction.layers import CoupledLayer
 
 
@@ -226,7 +227,7 @@ class CompressionReport:
         for status, rule, members in self.coverage():
             values = distinct_values(members)
             share = f"{100 * values / total:.2f} %" if total else ""
-            names = abridged([tensor.name for tensor in members])
+            names = abridged([tensor.name for tensor in members], 2)
             table.add_row(status, rule, f"{len(members)}", f"{values:,}", share, names)
         table.add_section()
         table.add_row("all", "", f"{len(self.tensors)}", f"{total:,}")
@@ -252,12 +253,6 @@ class CompressionReport:
         if self.tensors:
             console.print(self.coverage_table())
         return text.getvalue()
-
-
-def abridged(names: Sequence[str], shown: int = 2) -> str:
-    """The first names, and how many more there are."""
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + more
 
 
 def distinct_values(tensors: Iterable[TensorReport]) -> int:

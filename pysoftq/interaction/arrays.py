@@ -23,6 +23,23 @@ GRANULARITY = re.compile(r"layer|channel|group:[1-9][0-9]{0,17}")
 HOST_MEMORY = (1, 3, 11)  # DLPack's numbers for the CPU, and for what CUDA and ROCm pin there
 
 
+def special_kind(tensor: torch.Tensor) -> str:
+    """What keeps a tensor from being read as the values of its dtype; empty for an ordinary one.
+
+    Lazy parameters, other layouts than the dense one, and subclasses with storage of their own:
+    quantized tensors of torchao, sharded, nested and masked ones.
+    """
+    import torch
+
+    if torch.nn.parameter.is_lazy(tensor):
+        return "one that is not initialized yet (run a forward pass first)"
+    if type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
+        return f"one of class {type(tensor).__name__}"
+    if tensor.layout is not torch.strided:
+        return f"one of layout {tensor.layout}"
+    return "a nested one" if tensor.is_nested else ""
+
+
 def flatten(theta: Weights) -> FlatWeights:
     """Flatten weights into a contiguous array for a backend, without a copy where possible.
 
@@ -31,12 +48,15 @@ def flatten(theta: Weights) -> FlatWeights:
 
     Raises:
         TypeError: `theta` is neither a NumPy array, a torch tensor nor an array on a GPU that
-            speaks DLPack or the CUDA array interface, or its dtype is not a real floating one.
+            speaks DLPack or the CUDA array interface, or its dtype is not a real floating one; or
+            it is a sparse or quantized tensor, one without values, or an array with a mask.
     """
     tensor = as_tensor(theta)
     if tensor is not None:
         import torch
 
+        if kind := special_kind(tensor) or ("one on the meta device" if tensor.is_meta else ""):
+            raise TypeError(f"theta must be a dense tensor with values, got {kind}")
         if not tensor.dtype.is_floating_point:
             raise TypeError(f"theta must have a floating dtype, not {tensor.dtype}")
         if _on_host(tensor):
@@ -48,6 +68,7 @@ def flatten(theta: Weights) -> FlatWeights:
         raise TypeError(
             f"theta must be a NumPy array or a torch tensor, not {type(theta).__name__}"
         )
+    theta = unmasked(theta)
     # kind 'V' with this name: ml_dtypes' bfloat16
     if theta.dtype.kind != "f" and theta.dtype.name != "bfloat16":
         raise TypeError(f"theta must have a floating dtype, not {theta.dtype}")
@@ -66,7 +87,7 @@ def flatten_counts(counts: Any) -> Any:
     """
     tensor = as_tensor(counts)
     if tensor is None or _on_host(tensor):
-        values: Any = np.asarray(counts)
+        values: Any = unmasked(counts)
         integers = values.dtype.kind in "iu"
     else:
         values = tensor.contiguous()
@@ -80,6 +101,20 @@ def flatten_counts(counts: Any) -> Any:
     if values.min() < 0 or values.max() >= MAX_COUNT or values.sum() >= MAX_COUNT:
         raise ValueError("counts must not be negative and must sum to less than 2**31")
     return values.long()
+
+
+def unmasked(array: Any) -> npt.NDArray[Any]:
+    """As a plain NumPy array.
+
+    Raises:
+        TypeError: some of its entries are masked.
+    """
+    if np.ma.is_masked(array):
+        raise TypeError(
+            f"{np.ma.getmaskarray(array).sum()} of {np.size(array)} entries of the array are masked; "
+            "pass array.compressed() for the others, or array.filled(value)"
+        )
+    return np.asarray(array)
 
 
 def like(theta: Weights, values: npt.NDArray[Any] | torch.Tensor) -> Any:

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from pysoftq.interaction.arrays import check_granularity
+from pysoftq.interaction.host import on_host
 
 
+@on_host()
 def segment_bounds(shape: Sequence[int], granularity: str) -> Tensor:
     """Where the segments of a tensor begin and end in its flattened weights, int64 (G+1,).
 
