@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pysoftq.clusters.clusters import Clusters
-from pysoftq.interaction.arrays import special_kind
+from pysoftq.interaction.arrays import check_dense
 from pysoftq.interaction.host import on_host
 from pysoftq.interaction.segments import segment_ids
 
@@ -76,8 +76,7 @@ def finite_weights(theta: Tensor) -> Tensor:
 def _check_floating(theta: Tensor) -> None:
     if not isinstance(theta, Tensor):
         raise TypeError(f"weights must be a torch tensor, got {type(theta).__name__}")
-    if kind := special_kind(theta) or ("one on the meta device" if theta.is_meta else ""):
-        raise TypeError(f"weights must be a dense tensor with values, got {kind}")
+    check_dense(theta)
     if theta.dtype not in _INTEGER_VIEW:
         wanted = ", ".join(str(dtype).removeprefix("torch.") for dtype in _INTEGER_VIEW)
         raise TypeError(f"weights must be {wanted}, got {theta.dtype}")

@@ -40,6 +40,13 @@ def special_kind(tensor: torch.Tensor) -> str:
     return "a nested one" if tensor.is_nested else ""
 
 
+def check_dense(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the tensor, or raise TypeError where its values cannot be read."""
+    if kind := special_kind(tensor) or ("one on the meta device" if tensor.is_meta else ""):
+        raise TypeError(f"want a dense tensor with values, got {kind}")
+    return tensor
+
+
 def flatten(theta: Weights) -> FlatWeights:
     """Flatten weights into a contiguous array for a backend, without a copy where possible.
 
@@ -55,8 +62,6 @@ def flatten(theta: Weights) -> FlatWeights:
     if tensor is not None:
         import torch
 
-        if kind := special_kind(tensor) or ("one on the meta device" if tensor.is_meta else ""):
-            raise TypeError(f"theta must be a dense tensor with values, got {kind}")
         if not tensor.dtype.is_floating_point:
             raise TypeError(f"theta must have a floating dtype, not {tensor.dtype}")
         if _on_host(tensor):
@@ -110,8 +115,9 @@ def unmasked(array: Any) -> npt.NDArray[Any]:
         TypeError: some of its entries are masked.
     """
     if np.ma.is_masked(array):
+        masked = np.ma.getmaskarray(array).sum()
         raise TypeError(
-            f"{np.ma.getmaskarray(array).sum()} of {np.size(array)} entries of the array are masked; "
+            f"{masked} of {np.size(array)} entries of the array are masked; "
             "pass array.compressed() for the others, or array.filled(value)"
         )
     return np.asarray(array)
@@ -142,9 +148,13 @@ def kind_of(array: Any, tensor: torch.Tensor) -> Any:
 
 
 def as_tensor(array: object) -> torch.Tensor | None:
-    """The tensor that shares memory with `array`, if that is a tensor or an array on a GPU."""
+    """The tensor that shares memory with `array`, if that is a tensor or an array on a GPU.
+
+    Raises:
+        TypeError: it is a tensor, but not a dense one with values.
+    """
     if _is_tensor(array):
-        return array.detach()
+        return check_dense(array).detach()
     if isinstance(array, np.ndarray):
         return None
     if hasattr(array, "__dlpack__") and hasattr(array, "__dlpack_device__"):

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from forged_files import rewrite
+from networks import SpecialTensor
 from torch import Tensor, nn
 
 from pysoftq import SoftQuantizer, inspect_compressed, load_compressed, save_compressed
@@ -270,23 +271,10 @@ def snapshot_values(model: nn.Module) -> dict[str, Any]:
 
 
 # --- what cannot be stored ---
-class Special(Tensor):
-    """A tensor with storage of its own, as torchao's."""
-
-    def __new__(cls, *shape: int) -> Special:  # noqa: PYI034
-        return Tensor._make_wrapper_subclass(cls, shape, dtype=torch.float32)
-
-    @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten.detach.default:
-            return args[0]
-        raise NotImplementedError(f"{func} of a special tensor")
-
-
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Special(8, 8), "got one of class Special"),
+        (lambda: SpecialTensor(8, 8), "got one of class SpecialTensor"),
         (lambda: torch.eye(8).to_sparse(), r"got one of layout torch\.sparse_coo"),
         (lambda: torch.eye(8).to_sparse_csr(), r"got one of layout torch\.sparse_csr"),
         (lambda: torch.nested.nested_tensor([torch.ones(3), torch.ones(4)]), "got a nested one"),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from networks import SpecialTensor
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
@@ -242,21 +243,12 @@ def test_uninitialized_parameters_are_listed() -> None:
 
 
 def test_special_tensors_are_left_out_with_a_warning() -> None:
-    class Special(torch.Tensor):
-        """A tensor that computes by itself, as those of torchao do."""
-
-        @classmethod
-        def __torch_dispatch__(
-            cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
-        ) -> Any:
-            return func(*args, **(kwargs or {}))
-
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
-    model[1].weight = nn.Parameter(torch.ones(3, 3).as_subclass(Special))
+    model[1].weight = nn.Parameter(SpecialTensor(3, 3))
     with pytest.warns(UserWarning, match=r"'1\.weight' is not coupled: special tensor: one of cla"):
         softq = SoftQuantizer(model)
-    assert softq.excluded["1.weight"] == "special tensor: one of class Special"
-    model[1].weight.requires_grad_(False)
+    assert softq.excluded["1.weight"] == "special tensor: one of class SpecialTensor"
+    model[1].weight = nn.Parameter(SpecialTensor(3, 3), requires_grad=False)
     assert SoftQuantizer(model).excluded["1.weight"] == "frozen (requires_grad is False)"
 
 
