@@ -67,16 +67,15 @@ class SoftQuantizationCallback(CoupledTraining, Callback):
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the clusters of weights from a checkpoint."""
-        self._cluster_again(pl_module, f"the checkpoint {trainer.ckpt_path}")
+        path = trainer.ckpt_path
+        self._cluster_again(pl_module, f"the checkpoint {path}" if path else "something")
+
+    on_predict_start = on_test_start
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the clusters of weights from a checkpoint, unless they are being trained."""
         if trainer.state.fn != "fit":
-            self._cluster_again(pl_module, f"the checkpoint {trainer.ckpt_path}")
-
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the clusters of weights from a checkpoint."""
-        self._cluster_again(pl_module, f"the checkpoint {trainer.ckpt_path}")
+            self.on_test_start(trainer, pl_module)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
@@ -105,4 +104,4 @@ def _progress(trainer: Trainer) -> tuple[float, float]:
     limits = [(max(trainer.fit_loop.total_batch_idx, 0) / size, max(batches, 1) / size)]
     if trainer.max_steps != -1:
         limits.append((trainer.global_step, max(trainer.max_steps, 1)))
-    return max(limits, key=lambda limit: limit[0] / limit[1])
+    return max(limits, key=lambda limit: (limit[0] / limit[1], -limit[1]))
