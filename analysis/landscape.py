@@ -22,6 +22,7 @@ from pysoftq.data.images import Dataset, Images
 from pysoftq.errors import ConfigError
 from pysoftq.models.build import build_model
 from pysoftq.models.weight_files import cpu_state, load_weights, restore
+from pysoftq.models.wrappers import unwrapped
 from pysoftq.run.config import CompressConfig, make_config, read_config
 from pysoftq.run.folder import RunFolder
 from pysoftq.run.setup import read_data
@@ -111,9 +112,9 @@ class Landscape:
     def __init__(
         self, model: nn.Module, data: Dataset, images: Images, calibration: Images | None = None
     ) -> None:
-        self.model, self.data, self.images = model, data, images
+        self.model, self.data, self.images = unwrapped(model), data, images
         self.calibration = calibration
-        self.names = tuple(name for name, _ in model.named_parameters())
+        self.names = tuple(name for name, _ in self.model.named_parameters())
 
     @property
     def size(self) -> int:

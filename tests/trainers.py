@@ -77,13 +77,17 @@ def clustered(model: nn.Module, pretrained: nn.Module) -> nn.Module:
 def lightning_trainer(lightning: Any, folder: Path, **options: Any) -> Any:
     return lightning.Trainer(
         accelerator="cpu",
-        accumulate_grad_batches=ACCUMULATE,
         gradient_clip_val=CLIP,
         default_root_dir=folder,
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        **{"max_epochs": EPOCHS, "enable_checkpointing": False, **options},
+        **{
+            "max_epochs": EPOCHS,
+            "accumulate_grad_batches": ACCUMULATE,
+            "enable_checkpointing": False,
+            **options,
+        },
     )
 
 
@@ -96,6 +100,8 @@ def lightning_module(lightning: Any, model: Digits) -> Any:
         def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
             images, labels = batch
             return F.cross_entropy(self.net(images), labels)
+
+        test_step = validation_step = predict_step = training_step
 
         def configure_optimizers(self) -> torch.optim.Optimizer:
             return make_optimizer(self)
@@ -112,6 +118,7 @@ def make_trainer(model: Digits, data: TensorDataset, folder: Path, **options: An
             return torch.utils.data.SequentialSampler(data)
 
     callbacks = options.pop("callbacks")
+    evaluated = options.pop("eval_dataset", None)
     arguments = transformers.TrainingArguments(
         folder,
         per_device_train_batch_size=BATCH,
@@ -129,6 +136,7 @@ def make_trainer(model: Digits, data: TensorDataset, folder: Path, **options: An
         model,
         arguments,
         train_dataset=Rows(data),
+        eval_dataset=evaluated and Rows(evaluated),
         optimizers=(make_optimizer(model), None),
         callbacks=callbacks,
     )

@@ -75,6 +75,11 @@ class CompressedTensor:
         self.packed = self.packed.to(self.codebook.device)
         self.first = self.first.to(self.codebook.device)
 
+    def to(self, device: torch.device) -> CompressedTensor:
+        """Move it; returns itself."""
+        self.apply(lambda tensor: tensor.to(device))
+        return self
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_alive": _nothing}
 
@@ -148,9 +153,9 @@ def _rebuilt(module: CompressedWeights, name: str) -> Tensor:
 def compress_parameter(module: nn.Module, name: str, compressed: CompressedTensor) -> None:
     """Let a parameter of `module` be rebuilt from `compressed` from now on."""
     order = tuple(module._parameters)
-    parameter = weakref.ref(module._parameters.pop(name))
-    if (held := parameter()) is not None and not held.is_meta:
-        held.data.copy_(compressed.tensor())  # something else holds it, too
+    parameter = module._parameters.pop(name)
+    if parameter is not None and not parameter.is_meta:
+        parameter.data.copy_(compressed.tensor())  # something else may hold it, too
     done = isinstance(module, CompressedWeights)
     base = type(module).__mro__[2] if done else type(module)
     module.__dict__.setdefault("_order", order)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar, overload
 
@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from pysoftq.artifact.format import Record
 from pysoftq.artifact.lazy import CompressedTensor, compress_parameter
 from pysoftq.artifact.read import File, read
+from pysoftq.artifact.rollback import unchanged_on_error
 from pysoftq.artifact.tensors import (
     as_tensor,
     check_storable,
@@ -23,9 +24,12 @@ from pysoftq.artifact.tensors import (
     tensors,
     torch_dtype,
 )
-from pysoftq.errors import ArtifactError
+from pysoftq.clusters.written import forget_clusters
+from pysoftq.errors import ArtifactError, abridged
+from pysoftq.interaction.host import on_host
 from pysoftq.models.build import build_model
 from pysoftq.models.huggingface import PREFIX, is_folder_model
+from pysoftq.models.wrappers import owner, unwrapped
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -41,8 +45,15 @@ def load_compressed(
 ) -> nn.Module:
     """Load a compressed file into `model`, or into a new one built from its specification.
 
-    Every tensor comes back bit-equal, in the dtype that was saved. On an error `model` is as it
-    was before.
+    Every tensor comes back bit-equal, in the dtype that was saved. On an error, an interrupt
+    included, `model` is as it was before.
+
+    A model on the meta device is filled: its parameters and buffers are made where its other
+    tensors are, else on torch's default device, or on the CPU if that is the meta device. Buffers
+    that state dicts leave out (persistent=False) are not in the file; they are taken from a model
+    that is built from the file's specification, if it has one. A new model is made on torch's
+    default device in the same way. What wraps the model (torch.compile, DataParallel, ...) stays
+    around it.
 
     With `lazy`, clustered parameters stay compressed in memory, packed, and are rebuilt whenever
     their module uses them (`pysoftq.artifact.lazy`); the file is unpacked one tensor at a time.
@@ -52,23 +63,39 @@ def load_compressed(
     Raises:
         ArtifactError: the file is altered, cut short, foreign or of another version, holds no
             specification where `model` is not given, or names, shapes, dtypes or ties differ from
-            those of `model`.
+            those of `model`; or `model` has tensors on the meta device that the file cannot fill.
+        TypeError: `model` has sparse, quantized or uninitialized tensors.
         OSError: the file cannot be read.
     """
-    file = read(path)
-    if model is None:
-        model = _rebuild(file)
-    _check_fits(file, model)
-    lazily = _compressed(file, model) if lazy else {}
+    default = torch.get_default_device()
+    home = torch.device("cpu") if default.type == "meta" else default
+    with on_host():
+        file = read(path)
+        if model is None:
+            return _load(file, _rebuild(file), torch.device("cpu"), lazy).to(home)
+        devices = (x.device for x in (*model.parameters(), *model.buffers()) if not x.is_meta)
+        return _load(file, model, next(devices, home), lazy)
+
+
+def _load(file: File, model: Model, home: torch.device, lazy: bool) -> Model:
+    """Fill the model; what it has on the meta device is made at home."""
+    bare = unwrapped(model)
+    _check_fits(file, bare)
+    unsaved = _unsaved(file, bare)
+    lazily = _compressed(file, bare, home) if lazy else {}
     state = tensors(file, without=lazily.keys())
-    _materialize(model, lazily.keys())
-    model.load_state_dict(state, strict=not lazy)
-    for name, weight in lazily.items():
-        module, _, parameter = name.rpartition(".")
-        compress_parameter(model.get_submodule(module), parameter, weight)
-    return model.eval() if lazy else model
+    with unchanged_on_error(model):
+        _materialize(bare, lazily.keys(), unsaved, home)
+        bare.load_state_dict(state, strict=not lazy)
+        # A module that is used in several places has its parameters under several names.
+        places = {owner(model, name): weight for name, weight in lazily.items()}
+        for (module, parameter), weight in places.items():
+            compress_parameter(module, parameter, weight)
+        forget_clusters(model)
+        return model.eval() if lazy else model
 
 
+@on_host()
 def load_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Every tensor of a compressed file under its name, for a model that it cannot build.
 
@@ -140,21 +167,62 @@ class _Unfilled(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _materialize(model: nn.Module, without: Collection[str]) -> None:
-    """Give parameters on the meta device memory of their own, but for some names."""
-    made: dict[nn.Parameter, nn.Parameter] = {}
-    for prefix, module in model.named_modules():
-        for name, parameter in module._parameters.items():
-            path = f"{prefix}.{name}" if prefix else name
-            if parameter is not None and parameter.is_meta and path not in without:
-                if parameter not in made:
-                    data = torch.empty_like(parameter, device="cpu")
-                    made[parameter] = nn.Parameter(data, parameter.requires_grad)
-                setattr(module, name, made[parameter])
+def _materialize(
+    model: nn.Module, without: Collection[str], unsaved: Mapping[str, Tensor], home: torch.device
+) -> None:
+    """Give tensors on the meta device memory of their own, but for parameters of some names."""
+    made: dict[int, Any] = {}
+    for path, module in model.named_modules():
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            place = f"{path}.{name}" if path else name
+            if tensor is None or not tensor.is_meta or place in without:
+                continue
+            if id(tensor) not in made:
+                data = unsaved[place].to(home) if place in unsaved else _memory(tensor, home)
+                made[id(tensor)] = data
+                if isinstance(tensor, nn.Parameter):
+                    made[id(tensor)] = nn.Parameter(data, tensor.requires_grad)
+            setattr(module, name, made[id(tensor)])
 
 
-def _compressed(file: File, model: nn.Module) -> dict[str, CompressedTensor]:
-    """The clustered parameters of a model under each of their names.
+def _memory(tensor: Tensor, home: torch.device) -> Tensor:
+    return torch.empty_like(tensor, device=home, requires_grad=False)
+
+
+def _unsaved(file: File, model: nn.Module) -> dict[str, Tensor]:
+    """Values of the buffers on the meta device that are not in a state dict, by name.
+
+    Raises:
+        ArtifactError: there are tensors on the meta device whose values nobody knows.
+    """
+    saved = model.state_dict(keep_vars=True).keys()
+    buffers = dict(model.named_buffers(remove_duplicate=False))
+    lost = {name for name, buffer in buffers.items() if buffer.is_meta and name not in saved}
+    attributes = [
+        f"{path}.{name}" if path else name
+        for path, module in model.named_modules()
+        for name, value in vars(module).items()
+        if isinstance(value, Tensor) and value.is_meta
+    ]
+    made: dict[str, Tensor] = {}
+    if lost and file.model is not None and not _opens_a_folder(file.model):
+        made = dict(_rebuild(file).named_buffers(remove_duplicate=False))
+    known = {
+        name
+        for name in lost & made.keys()
+        if made[name].shape == buffers[name].shape and made[name].dtype == buffers[name].dtype
+    }
+    if unknown := [*sorted(lost - known), *attributes]:
+        raise ArtifactError(
+            f"{file.path} cannot fill tensors of the model that are on the meta device and in no "
+            f"state dict: {abridged(unknown)}; make them on the CPU, for example by building the "
+            "model there"
+        )
+    return {name: made[name] for name in known}
+
+
+def _compressed(file: File, model: nn.Module, home: torch.device) -> dict[str, CompressedTensor]:
+    """The clustered parameters of a model under each of their names, where the parameters are.
 
     Recurrent layers are left out: they hold their parameters in a second place.
     """
@@ -167,8 +235,10 @@ def _compressed(file: File, model: nn.Module) -> dict[str, CompressedTensor]:
             module, _, parameter = name.rpartition(".")
             if module in modules and not isinstance(modules[module], nn.RNNBase):
                 parameters.append(modules[module]._parameters.get(parameter))
-        if record.coding != "raw" and None not in parameters and len(parameters) == len(names):
-            found |= dict.fromkeys(names, compressed(file, record))
+        first = parameters[0] if len(parameters) == len(names) else None
+        if record.coding != "raw" and first is not None and None not in parameters:
+            weight = compressed(file, record).to(home if first.is_meta else first.device)
+            found |= dict.fromkeys(names, weight)
     return found
 
 

@@ -29,13 +29,17 @@ from pysoftq.artifact.format import (
 from pysoftq.artifact.packing import pack, pack_varints
 from pysoftq.artifact.tensors import check_storable, dtype_of, identity
 from pysoftq.atomic import atomic_write
+from pysoftq.clusters.written import warn_of_lost_clusters
 from pysoftq.interaction.arrays import check_granularity
+from pysoftq.interaction.host import on_host
 from pysoftq.interaction.segments import segment_bounds
+from pysoftq.models.wrappers import specification, unwrapped
 
 Coding = Literal["packed", "entropy"]
 Entries = dict[str, Tensor]
 
 
+@on_host()
 def save_compressed(
     model: nn.Module,
     path: str | os.PathLike[str],
@@ -46,6 +50,9 @@ def save_compressed(
 ) -> None:
     """Write all parameters and buffers of `model` to `path`, atomically and without loss.
 
+    Names are those of the model inside of torch.compile, DataParallel and other wrappers. A warning
+    names the layers whose clusters, written by `SoftQuantizer.finalize`, have been overwritten.
+
     Each tensor takes the smallest of the forms allowed: as it is; with one codebook, or with one
     for each segment of `granularity` (`pysoftq.interaction.segments`); with indices of
     ceil(log2 K) bits, or, where `coding` is "entropy", of as many bits as their entropy.
@@ -55,8 +62,8 @@ def save_compressed(
 
     Raises:
         ValueError: `coding` or `granularity` is unknown.
-        TypeError: an entry of the state dict is not a plain tensor of a supported dtype, or
-            `metadata` is not JSON.
+        TypeError: an entry of the state dict is not a dense tensor of a supported dtype (but
+            sparse, quantized, without values, …), or `metadata` is not JSON.
         OSError: the file cannot be written.
     """
     if coding not in get_args(Coding):
@@ -66,10 +73,12 @@ def save_compressed(
     ties: dict[str, str] = {}
     stored: Entries = {}
     owners: dict[object, str] = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
+    for name, tensor in unwrapped(model).state_dict(keep_vars=True).items():
         check_storable(name, tensor)
         if tensor.is_meta:
-            raise TypeError(f"{name} is on the meta device; want a dense tensor with data")
+            raise TypeError(
+                f"{name} must be a dense tensor with values, got one on the meta device"
+            )
         owner = owners.setdefault(identity(tensor), name)
         if owner == name:
             plain = tensor.detach().cpu().contiguous()
@@ -81,7 +90,7 @@ def save_compressed(
     description = {
         "sha256": NO_DIGEST,
         "format_version": FORMAT_VERSION,
-        "model": getattr(model, "pysoftq_spec", None),
+        "model": specification(model),
         "weights": {record.name: record.shape for record in records if record.is_weight},
         "granularity": {
             record.name: record.granularity for record in records if record.granularity != "layer"
@@ -93,6 +102,7 @@ def save_compressed(
         header = json.dumps(description, allow_nan=False, separators=(",", ":"))
     except (TypeError, ValueError) as error:
         raise TypeError(f"metadata and model specification must be plain JSON: {error}") from error
+    warn_of_lost_clusters(model, stacklevel=3)  # the caller, beyond on_host
     with atomic_write(path) as temporary:
         _write(_apart(stored), header, temporary)
         size = temporary.stat().st_size

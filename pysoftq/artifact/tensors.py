@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pysoftq.artifact.format import DTYPES, Dtype, Record
 from pysoftq.artifact.read import File
+from pysoftq.interaction.arrays import special_kind
 
 
 def dtype_of(tensor: Tensor) -> Dtype:
@@ -54,11 +55,11 @@ def identity(tensor: Tensor) -> object:
 
 
 def check_storable(name: str, tensor: object) -> None:
-    """Raise TypeError for what is not a tensor, or not one of a dtype that files know."""
+    """Raise TypeError for what is not a dense tensor, or not one of a dtype that files know."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} is a {type(tensor).__name__}; only tensors can be stored")
-    if tensor.layout is not torch.strided:
-        raise TypeError(f"{name} is {tensor.layout}; want a dense tensor with data")
+    if kind := special_kind(tensor):
+        raise TypeError(f"{name} must be a dense tensor with values, got {kind}")
     if _name(tensor.dtype) not in DTYPES:
         wanted = ", ".join(f"torch.{name}" for name in DTYPES)
         raise TypeError(f"{name} is {tensor.dtype}; want one of {wanted}")

@@ -7,10 +7,12 @@ from torch import Tensor
 from pysoftq.clusters.clusters import Clusters
 from pysoftq.clusters.sorted_weights import SortedWeights, check_levels
 from pysoftq.clusters.values import unique
+from pysoftq.interaction.host import on_host
 
 MAX_RD_WEIGHT = 1e9  # one value is left far below
 
 
+@on_host()
 def ecvq(theta: Tensor, K: int, rd_weight: float) -> Clusters:
     """Quantize one layer to at most K values: least MSE / variance + rd_weight · entropy bits.
 

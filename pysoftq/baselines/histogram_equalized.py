@@ -10,10 +10,12 @@ from torch import Tensor
 from pysoftq.clusters.binning import bin_means, from_bins, levels
 from pysoftq.clusters.clusters import Clusters
 from pysoftq.clusters.values import finite_weights, unique
+from pysoftq.interaction.host import on_host
 
 Representative = Literal["mean", "median", "midpoint"]
 
 
+@on_host()
 def histogram_equalize(
     theta: Tensor, bits: int, representative: Representative = "mean"
 ) -> Clusters:

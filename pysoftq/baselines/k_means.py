@@ -8,10 +8,12 @@ from torch import Tensor
 from pysoftq.clusters.clusters import Clusters
 from pysoftq.clusters.sorted_weights import SortedWeights, check_levels
 from pysoftq.clusters.values import unique
+from pysoftq.interaction.host import on_host
 
 EXACT_WEIGHTS = 2**18  # beyond, the exact algorithm takes seconds and 16 K bytes per weight
 
 
+@on_host()
 def kmeans(theta: Tensor, K: int) -> Clusters:
     """Quantize one layer to at most K values with the least squared error.
 

@@ -12,12 +12,14 @@ from pysoftq.clusters.clusters import Clusters
 from pysoftq.clusters.intervals import Floats
 from pysoftq.clusters.sorted_weights import SortedWeights, check_levels
 from pysoftq.clusters.values import unique
+from pysoftq.interaction.host import on_host
 
 Clip = Literal["mse", "minmax"]
 
 _SHRINKS = np.linspace(1.0, 0.05, 20)  # of the range, on either side of the mean
 
 
+@on_host()
 def uniform(theta: Tensor, levels: int, clip: Clip = "mse") -> Clusters:
     """Round each weight of one layer to the nearest of `levels` evenly spaced values.
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from pysoftq.clusters.clusters import Clusters
 from pysoftq.clusters.defaults import DEFAULT_BITS
 from pysoftq.clusters.values import finite_weights
+from pysoftq.interaction.host import on_host
 from pysoftq.interaction.segments import segment_ids
 
 MAX_BITS = 20
@@ -19,6 +20,7 @@ BINS_PER_WELL = 4
 MAX_OCCUPIED = 2**10
 
 
+@on_host()
 def identify(
     theta: Tensor,
     bits: int = DEFAULT_BITS,
@@ -56,6 +58,7 @@ def identify(
     return replace(from_bins(theta, values, index, bin_means, bounds), zeros=zeros)
 
 
+@on_host()
 def identify_at_scale(
     theta: Tensor, width: Tensor, bounds: Tensor | None = None, *, zeros: bool = False
 ) -> Clusters:

@@ -51,7 +51,7 @@ class Clusters:
     def codebook_sizes(self) -> Tensor:
         """K_s, the number of clusters of each segment, int64 (G,) on the CPU."""
         if self.bounds is None:
-            return torch.tensor([self.K])
+            return torch.tensor([self.K], device="cpu")
         # Each cluster lies in one segment: where that ends, so does the last of its clusters.
         ends = torch.searchsorted(self.counts.cpu().cumsum(0), self.bounds[1:]) + 1
         return ends.diff(prepend=ends.new_zeros(1))

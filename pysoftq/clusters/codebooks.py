@@ -13,6 +13,8 @@ from torch.optim import Optimizer
 from pysoftq.clusters.assignment import Assignment
 from pysoftq.clusters.clusters import Clusters
 from pysoftq.clusters.values import unique
+from pysoftq.interaction.host import on_host
+from pysoftq.models.wrappers import torch_optimizer, unwrapped
 
 
 class Codebooks:
@@ -40,7 +42,7 @@ class Codebooks:
         codebooks.attach(optimizer)
 
     Args:
-        model: any module.
+        model: any module; of a wrapped one parameters have the names of the model inside.
         clusters: by parameter name; K never rises.
         weights: by the same names, of the parameters' shapes; None keeps each weight in its
             cluster.
@@ -52,6 +54,7 @@ class Codebooks:
             weights, weights that are not finite, or a negative rate-distortion weight.
     """
 
+    @on_host()
     def __init__(
         self,
         model: nn.Module,
@@ -61,7 +64,7 @@ class Codebooks:
     ) -> None:
         if not clusters:
             raise ValueError("`clusters` must not be empty")
-        parameters = dict(model.named_parameters())
+        parameters = dict(unwrapped(model).named_parameters())
         for name, found in clusters.items():
             if name not in parameters:
                 raise ValueError(f"clusters of '{name}', which is not a parameter of the model")
@@ -122,11 +125,15 @@ class Codebooks:
         """Sum gradients before each step of the optimizer; assign and write the weights after it.
 
         Present gradients of the weights are discarded.
+
+        Raises:
+            TypeError: it is not an optimizer of torch.optim, nor holds one.
         """
+        inner = torch_optimizer(optimizer)
         for weights in self._quantized.values():
             weights.grad = None
-        optimizer.register_step_pre_hook(lambda *_: self.sum_gradients())
-        optimizer.register_step_post_hook(lambda *_: self.write())
+        inner.register_step_pre_hook(lambda *_: self.sum_gradients())
+        inner.register_step_post_hook(lambda *_: self.write())
 
     @torch.no_grad()
     def sum_gradients(self) -> None:

@@ -22,6 +22,7 @@ from pysoftq.clusters.intervals import (
     shortest_path,
     shortest_path_within,
 )
+from pysoftq.interaction.host import on_host
 
 Rate = Literal["levels", "entropy"]
 
@@ -29,6 +30,7 @@ MAX_CLUSTERS = 2**11  # the table of errors has as many rows and columns
 MAX_RD_WEIGHT = 1e9  # in squares of the largest weight; one cluster is left far below
 
 
+@on_host()
 def merge(clusters: Clusters, rd_weight: float, rate: Rate = "levels") -> Clusters:
     """Merge runs of neighbouring clusters at the least of squared error + rd_weight · bits.
 

@@ -9,8 +9,10 @@ import torch
 
 from pysoftq.clusters.clusters import Clusters
 from pysoftq.clusters.defaults import DEFAULT_N_MIN
+from pysoftq.interaction.host import on_host
 
 
+@on_host()
 def refine(clusters: Clusters, n_min: int = DEFAULT_N_MIN) -> Clusters:
     """Move every cluster of <= n_min weights into the nearest cluster of > n_min weights.
 

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from pysoftq.clusters.clusters import Clusters
 from pysoftq.clusters.patterns import flip_negative
+from pysoftq.interaction.arrays import check_dense
+from pysoftq.interaction.host import on_host
 from pysoftq.interaction.segments import segment_ids
 
 _INTEGER_VIEW = {
@@ -19,6 +21,7 @@ _INTEGER_VIEW = {
 }
 
 
+@on_host()
 def unique(theta: Tensor, bounds: Tensor | None = None) -> Clusters:
     """The distinct values of `theta`, compared bit by bit: lossless, -0.0 stays apart from 0.0.
 
@@ -79,6 +82,7 @@ def finite_weights(theta: Tensor) -> Tensor:
 def _check_floating(theta: Tensor) -> None:
     if not isinstance(theta, Tensor):
         raise TypeError(f"weights must be a torch tensor, got {type(theta).__name__}")
+    check_dense(theta)
     if theta.dtype not in _INTEGER_VIEW:
         wanted = ", ".join(str(dtype).removeprefix("torch.") for dtype in _INTEGER_VIEW)
         raise TypeError(f"weights must be {wanted}, got {theta.dtype}")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from pysoftq.coupling.report import TensorReport
+from pysoftq.models.wrappers import unwrapped
 
 
 def take_inventory(
@@ -15,10 +16,11 @@ def take_inventory(
     """All parameters and all buffers that are saved with the model, each under each of its names.
 
     Args:
-        model: any module.
+        model: any module; of a wrapped one the tensors have the names of the model inside.
         coupled: rule of each coupled parameter, by its first name.
         excluded: rule of each other one; "degenerate: …" where no rule could have coupled it.
     """
+    model = unwrapped(model)
     tensors = []
     first_names: dict[int, str] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -32,7 +34,7 @@ def take_inventory(
     saved = model.state_dict().keys()
     for name, buffer in model.named_buffers(remove_duplicate=False):
         if name in saved:
-            tensors.append(TensorReport(name, tuple(buffer.shape), "excluded", "buffer"))
+            tensors.append(TensorReport(name, _shape(buffer), "excluded", "buffer"))
     return tuple(tensors)
 
 

@@ -8,7 +8,7 @@ from pysoftq.clusters.values import unique
 from pysoftq.coupling.options import ClusteringConfig
 from pysoftq.coupling.quantizer import SoftQuantizer
 from pysoftq.coupling.report import CompressionReport
-from pysoftq.coupling.selection import unwrapped
+from pysoftq.models.wrappers import unwrapped
 
 
 def prepare(model: nn.Module, config: ClusteringConfig) -> SoftQuantizer:

@@ -83,7 +83,7 @@ class ClusteringConfig(Options):
             return {"refinement": self.refinement, "n_min": self.n_min}
         return {"refinement": self.refinement, "rd_weight": self.rd_weight}
 
-    def fraction(self, done: int, total: float) -> float:
+    def fraction(self, done: float, total: float) -> float:
         """Fraction of the weights in the histogram after ``done`` of ``total`` epochs, or steps.
 
         Rises linearly from ``fraction_start`` over the first ``fraction_ramp`` of the total and

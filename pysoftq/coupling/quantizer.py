@@ -16,6 +16,7 @@ from pysoftq.clusters.binning import MAX_BITS, identify, identify_at_scale
 from pysoftq.clusters.clusters import Clusters, layer_rd_weights
 from pysoftq.clusters.merging import merge
 from pysoftq.clusters.refinement import refine
+from pysoftq.clusters.written import mark_clusters
 from pysoftq.coupling.devices import DeviceGroup, MovedError, group_by_device
 from pysoftq.coupling.inventory import take_inventory
 from pysoftq.coupling.options import DEFAULTS, Refinement
@@ -25,7 +26,6 @@ from pysoftq.coupling.selection import (
     first_match,
     match_override,
     select,
-    unwrapped,
 )
 from pysoftq.coupling.zeros import KeptZeros
 from pysoftq.interaction.arrays import (
@@ -36,10 +36,12 @@ from pysoftq.interaction.arrays import (
     check_seed,
     finite_energy,
 )
+from pysoftq.interaction.host import on_host
 from pysoftq.interaction.layers import CoupledLayer, Scales, degeneracy
 from pysoftq.interaction.potentials import METHODS
 from pysoftq.interaction.scales import Segments
 from pysoftq.interaction.segments import segment_bounds
+from pysoftq.models.wrappers import innermost, owner, torch_optimizer, unwrapped
 
 
 @dataclass(frozen=True)
@@ -71,9 +73,13 @@ class SoftQuantizer:
     A step on the CPU refuses weights that are not finite with a ValueError. Elsewhere a step never
     waits: it leaves out the force, and `check()` tells.
 
+    `copy.deepcopy` and `pickle` take the model and the attached optimizers along, and the result is
+    attached to those; model, optimizer and quantizer copied in one call stay together. A shallow
+    copy is not attached.
+
     Args:
-        model: any module; compiled or data-parallel ones are looked into, sharded ones (FSDP)
-            refused.
+        model: any module; compiled, data-parallel and other wrapped ones are looked into
+            (`pysoftq.models.wrappers`), sharded ones (FSDP) refused.
         h: strength of the interaction, 0 or more; 0 leaves training as it is, bit for bit.
         w: range of the interaction, in standard deviations of each layer.
         alpha: exponent of h_l = h · N_l^(-alpha).
@@ -93,6 +99,7 @@ class SoftQuantizer:
 
     Attributes:
         model: as given, or what it wraps.
+        optimizers: those attached.
         layers: the coupled layers, in model order.
         override: as given.
         excluded: why each other parameter is not coupled, by name.
@@ -127,14 +134,16 @@ class SoftQuantizer:
         self._fraction = check_fraction(fraction)
         self.seed = check_seed(seed)
         self._step = 0
-        self.model = unwrapped(model)
+        self.model = innermost(model)
+        self.optimizers: tuple[Optimizer, ...] = ()
         self._handles: list[Any] = []
 
         chosen, self.excluded = select(self.model, include, exclude)
         scales = self._layer_scales(chosen)
         layers = []
         for name, parameter in chosen.items():
-            layer = CoupledLayer.measure(name, parameter, scales[name], granularity)
+            with on_host():
+                layer = CoupledLayer.measure(name, parameter, scales[name], granularity)
             if layer is None:
                 reason = degeneracy(parameter, granularity)
                 self.excluded[name] = f"degenerate: {reason}"
@@ -216,21 +225,21 @@ class SoftQuantizer:
 
         Closures are understood (the force follows each evaluation), and so are fused optimizers
         under a GradScaler, which unscale inside their step: the force is scaled alike, for which a
-        GPU is waited for once per step.
+        GPU is waited for once per step. Of the optimizers of accelerate and Lightning, and others
+        that hold one of torch, that one is attached.
 
         Raises:
+            TypeError: an argument is not an optimizer of torch.optim, nor holds one.
             ValueError: no optimizer is given, one is given twice, or a coupled layer belongs to
                 none of them.
             RuntimeError: already attached.
         """
         if self._handles:
             raise RuntimeError("already attached: call detach() first")
-        if not optimizers or len({id(optimizer) for optimizer in optimizers}) < len(optimizers):
+        inner = tuple(map(torch_optimizer, optimizers))
+        if not inner or len(set(map(id, inner))) < len(inner):
             raise ValueError("attach() takes one or more different optimizers")
-        owned = [
-            {id(p) for group in optimizer.param_groups for p in group["params"]}
-            for optimizer in optimizers
-        ]
+        owned = list(map(_parameters_of, inner))
         orphans = [
             layer.name
             for layer in self.layers
@@ -241,15 +250,14 @@ class SoftQuantizer:
                 f"coupled layers that no given optimizer updates: {', '.join(orphans)}; "
                 "leave them out with exclude=, or attach all optimizers in one call"
             )
-        for optimizer, ids in zip(optimizers, owned, strict=True):
-            indices = tuple(i for i, layer in enumerate(self.layers) if id(layer.parameter) in ids)
-            self._handles.append(optimizer.register_step_pre_hook(self._hook(indices)))
+        self._register(inner)
 
     def detach(self) -> None:
         """Leave the optimizers alone again."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self.optimizers = ()
 
     def add_force_(self, scale: float = 1.0) -> None:
         """Add the force to the gradients once, by hand, for loops without `attach`.
@@ -312,8 +320,10 @@ class SoftQuantizer:
         """Where the layer's segments begin and end, (G+1,); None where the layer is one."""
         if layer.segments is None:
             return None
-        return segment_bounds(layer.parameter.shape, self._granularity)
+        with on_host():
+            return segment_bounds(layer.parameter.shape, self._granularity)
 
+    @on_host()
     def clusters(self, bits: int | None = None, n_min: int | None = None) -> dict[str, Clusters]:
         """Clusters of each layer by binning, refined if `n_min` is given; nothing is written.
 
@@ -342,6 +352,7 @@ class SoftQuantizer:
             return identify_at_scale(theta, layer.widths, bounds, zeros=zeros)
         return identify(theta, bits, bounds, zeros=zeros)
 
+    @on_host()
     def refine(
         self,
         clusters: Mapping[str, Clusters],
@@ -404,6 +415,7 @@ class SoftQuantizer:
             for layer in self.layers:
                 parameter = layer.parameter
                 parameter.copy_(after[layer.name].weights(parameter.shape))
+        mark_clusters(self.model, after, self._granularity)
         unrefined = DEFAULTS.n_min if n_min is None else n_min
         rows = (
             LayerReport.of(
@@ -445,6 +457,7 @@ class SoftQuantizer:
             "zeros": dict(self._zeros.masks),
         }
 
+    @on_host()
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a state, its frozen widths and strengths included. Call before `attach`.
 
@@ -461,7 +474,7 @@ class SoftQuantizer:
         fft = check_method(state["method"], METHODS)
         granularity = _granularity(state["granularity"], fft)
         fields = {*CoupledLayer.FIELDS, *(() if granularity == "layer" else Segments.FIELDS)}
-        parameters = dict(self.model.named_parameters())
+        parameters = dict(unwrapped(self.model).named_parameters())
         layers = []
         for record in state["layers"]:
             if set(record) != fields:
@@ -500,8 +513,7 @@ class SoftQuantizer:
 
     def _couple(self, layers: Sequence[CoupledLayer]) -> None:
         self.layers = tuple(layers)
-        places = (layer.name.rpartition(".") for layer in layers)
-        self._places = [(self.model.get_submodule(path), name) for path, _, name in places]
+        self._places = [owner(self.model, layer.name) for layer in layers]
         self._groups: dict[tuple[int, ...], list[DeviceGroup]] = {}
 
     def _refuse_replaced(self) -> None:
@@ -513,6 +525,13 @@ class SoftQuantizer:
                     "(by load_state_dict(assign=True) or by sharding, for example); build the "
                     "SoftQuantizer afterwards"
                 )
+
+    def _register(self, optimizers: tuple[Optimizer, ...]) -> None:
+        self.optimizers = optimizers
+        for optimizer in optimizers:
+            ids = _parameters_of(optimizer)
+            indices = tuple(i for i, layer in enumerate(self.layers) if id(layer.parameter) in ids)
+            self._handles.append(optimizer.register_step_pre_hook(self._hook(indices)))
 
     def _hook(self, indices: tuple[int, ...]) -> Callable[..., Any]:
         def before_step(
@@ -557,6 +576,7 @@ class SoftQuantizer:
             for group in groups:
                 group.coupling.set(1.0, self._fraction, self.seed, self._step)
 
+    @on_host()
     def _regroup(self, indices: tuple[int, ...]) -> list[DeviceGroup]:
         for group in self._groups.pop(indices, ()):
             group.coupling.check()
@@ -565,8 +585,22 @@ class SoftQuantizer:
         return self._groups[indices]
 
     def __getstate__(self) -> dict[str, Any]:
-        # Groups know their parameters; a copy's are others.
-        return {**self.__dict__, "_groups": {}}
+        # Groups know their parameters, and handles their optimizers; those of a copy are others.
+        return {**self.__dict__, "_groups": {}, "_handles": []}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._register(self.optimizers)
+
+    def __copy__(self) -> SoftQuantizer:
+        # Attached to the same optimizers, it would add the force a second time.
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__getstate__(), optimizers=())
+        return other
+
+
+def _parameters_of(optimizer: Optimizer) -> set[int]:
+    return {id(p) for group in optimizer.param_groups for p in group["params"]}
 
 
 def _gradient_scale(optimizer: Optimizer) -> float:

@@ -15,6 +15,8 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from pysoftq.coupling.roles import roles
 from pysoftq.coupling.sharding import refuse_sharded
+from pysoftq.interaction.arrays import special_kind
+from pysoftq.models.wrappers import unwrapped
 
 # What an override may set for the layers that its pattern matches.
 OVERRIDABLE = ("h", "w")
@@ -39,20 +41,6 @@ def matches(name: str, pattern: str) -> bool:
     return name == pattern or fnmatchcase(name, pattern)
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside of torch.compile, DataParallel and DistributedDataParallel.
-
-    Parameters keep the names that they have there.
-    """
-    while True:
-        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            model = model.module
-        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
-            model = inner
-        else:
-            return model
-
-
 def select(
     model: nn.Module,
     include: str | Iterable[str] | None = None,
@@ -60,8 +48,11 @@ def select(
 ) -> tuple[dict[str, nn.Parameter], dict[str, str]]:
     """Choose the parameters to couple; a tied parameter appears once, under its first name.
 
+    A warning names each trained weight that cannot be coupled as it is: computed by a
+    parametrization, not initialized yet, or of a tensor subclass such as torchao's.
+
     Args:
-        model: any module.
+        model: any module; of a wrapped one the parameters have the names of the model inside.
         include: shell-style patterns of parameter names ("layer1.*"); None takes all weights.
             Position embeddings, tokens and scales are taken only under their full names.
         exclude: patterns of names to leave out, stronger than include.
@@ -73,6 +64,7 @@ def select(
         ValueError: a pattern matches no weight that could be coupled, or weights are sharded.
     """
     refuse_sharded(model)
+    model = unwrapped(model)
     wanted, unwanted = as_patterns(include), as_patterns(exclude)
     candidates: dict[str, nn.Parameter] = {}
     excluded: dict[str, str] = {}
@@ -87,6 +79,7 @@ def select(
             by_role.append(name)
         if not reason and id(parameter) in reparametrized:
             reason = "parametrized: the layer's weights are computed from it"
+        if reason.startswith(("parametrized", "not initialized", "special")):
             warnings.warn(f"parameter '{name}' is not coupled: {reason}", stacklevel=3)
         if reason:
             excluded[name] = reason
@@ -171,16 +164,18 @@ def match_override(patterns: Collection[str], names: Collection[str]) -> dict[st
 
 
 def _unfit(name: str, parameter: nn.Parameter, normalization: bool) -> str:
-    if isinstance(parameter, nn.UninitializedParameter):
-        return "not initialized yet"
     if normalization:
         return "normalization"
     if name.rpartition(".")[2] == "bias":
         return "bias"
+    if isinstance(parameter, nn.UninitializedParameter):
+        return "not initialized yet; run a forward pass first"
     if parameter.dim() < 2:
         return f"{parameter.dim()} dimension{'s' if parameter.dim() != 1 else ''}"
     if parameter.dtype not in DTYPES:
         return f"dtype {parameter.dtype}"
     if not parameter.requires_grad:
         return "frozen (requires_grad is False)"
+    if kind := special_kind(parameter):
+        return f"special tensor: {kind}"
     return ""

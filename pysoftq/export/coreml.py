@@ -29,6 +29,8 @@ from pysoftq.export.network import ExportError, Inputs, Network, Source, read_ne
 from pysoftq.export.quiet import quiet
 from pysoftq.export.report import ExportedTensor, ExportReport, clustered_row, dense_row
 from pysoftq.export.target import check_packages, check_target
+from pysoftq.interaction.host import on_host
+from pysoftq.models.wrappers import unwrapped
 
 if TYPE_CHECKING:
     from coremltools.models import MLModel
@@ -38,6 +40,7 @@ INDEX_BITS = (1, 2, 3, 4, 6, 8)
 Precision = Literal["float16", "float32"]
 
 
+@on_host()
 def to_coreml(
     source: Source,
     path: str | os.PathLike[str],
@@ -86,6 +89,7 @@ def to_coreml(
     return ExportReport(os.fspath(path), size, seen)
 
 
+@on_host()
 def add_coreml_buffers(model: nn.Module) -> tuple[ExportedTensor, ...]:
     """Register the palettes of a model's clustered weights with it; `model` is changed.
 
@@ -98,6 +102,7 @@ def add_coreml_buffers(model: nn.Module) -> tuple[ExportedTensor, ...]:
     Raises ExportError where the model was loaded with lazy=True.
     """
     refuse_lazy(model)
+    model = unwrapped(model)
     rows = []
     for weight in weights_in(model.state_dict(keep_vars=True)):
         codes, reason = None, "float16 or float32 wanted"

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from pysoftq.artifact import inspect_compressed, load_compressed
 from pysoftq.artifact.lazy import CompressedWeights
+from pysoftq.clusters.written import warn_of_lost_clusters
+from pysoftq.models.wrappers import unwrapped
 
 Source = nn.Module | str | os.PathLike[str]
 Inputs = Tensor | Sequence[Tensor]
@@ -53,7 +55,8 @@ def read_network(
     """
     if isinstance(source, nn.Module):
         refuse_lazy(source)
-        model = copy.deepcopy(source)
+        warn_of_lost_clusters(source, stacklevel=4)  # the caller of the exporter, beyond on_host
+        model = copy.deepcopy(unwrapped(source))
         known = dict(metadata or {})
     else:
         model = load_compressed(source)

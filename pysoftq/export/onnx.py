@@ -34,6 +34,7 @@ from pysoftq.export.quiet import quiet
 from pysoftq.export.radix import index_bits, pack_words, powers, word_bytes, word_for
 from pysoftq.export.report import ExportedTensor, ExportReport, clustered_row, dense_row
 from pysoftq.export.target import check_packages, check_target
+from pysoftq.interaction.host import on_host
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 _LARGEST = 2**31 - 1  # bytes of a protocol buffer
 
 
+@on_host()
 def to_onnx(
     source: Source,
     path: str | os.PathLike[str],

@@ -10,11 +10,13 @@ from torch import nn
 
 from pysoftq.artifact import load_state_dict
 from pysoftq.atomic import atomic_write
+from pysoftq.clusters.written import warn_of_lost_clusters
 from pysoftq.export.codes import weights_in
 from pysoftq.export.network import Source
 from pysoftq.export.report import ExportReport, dense_row
 from pysoftq.export.target import check_target
 from pysoftq.models.weight_files import PICKLED
+from pysoftq.models.wrappers import unwrapped
 
 
 def to_state_dict(
@@ -33,8 +35,10 @@ def to_state_dict(
         ValueError: the suffix of `path` is another.
     """
     target = check_target(path, "state_dict", overwrite)
+    if isinstance(source, nn.Module):
+        warn_of_lost_clusters(source, stacklevel=2)
     state = (
-        source.state_dict(keep_vars=True)
+        unwrapped(source).state_dict(keep_vars=True)
         if isinstance(source, nn.Module)
         else load_state_dict(source)
     )

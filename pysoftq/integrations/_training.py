@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
-from torch.optim import Optimizer
 
+from pysoftq.clusters.written import lost_clusters
 from pysoftq.coupling.lifecycle import prepare
 from pysoftq.coupling.options import ClusteringConfig
 from pysoftq.coupling.quantizer import SoftQuantizer
 from pysoftq.coupling.report import CompressionReport
+from pysoftq.errors import abridged
+from pysoftq.models.wrappers import innermost
 
 
 class CoupledTraining:
     """Couples the weights of the model that a trainer trains.
 
-    The share of the weights in the histogram rises with the optimizer's steps, as
+    The share of the weights in the histogram rises with the training, as
     `ClusteringConfig.fraction` says.
 
     Args:
@@ -29,7 +32,7 @@ class CoupledTraining:
     Attributes:
         config: as given.
         softq: the coupling, from the beginning of training on.
-        report: the table of layers, once clusters have been written.
+        report: the table of layers, once clusters have been written; of the latest ones.
     """
 
     def __init__(
@@ -45,7 +48,6 @@ class CoupledTraining:
         self.finalize = finalize
         self.softq: SoftQuantizer | None = None
         self.report: CompressionReport | None = None
-        self._total = math.inf
 
     def _begin(
         self,
@@ -54,23 +56,26 @@ class CoupledTraining:
         total: float,
         state: dict[str, Any] | None,
     ) -> None:
-        """Measure the layers, or go on from a state, and attach; ``total`` is in steps."""
+        """Measure the layers, or go on from a state, and attach.
+
+        ``total`` is the number of steps, or batches, that the training takes.
+        """
         if math.isinf(total) and self.config.fraction_start < 1:
             raise ValueError(
                 "the number of steps is not known, over which fraction_start rises to 1; "
                 "limit the trainer's epochs or steps, or set fraction_start=1"
             )
         self._leave()
-        self._total, self.report = total, None
+        self.report = None
         self.softq = prepare(model, self.config)
         if state is not None:
             self.softq.load_state_dict(state)
-        self.softq.attach(*map(torch_optimizer, optimizers))
+        self.softq.attach(*optimizers)
 
-    def _follow(self, step: int) -> None:
+    def _follow(self, done: float, total: float) -> None:
         """Before a step: the share of the weights in the histogram."""
         assert self.softq is not None
-        fraction = self.config.fraction(step, self._total)
+        fraction = self.config.fraction(done, total)
         if fraction != self.softq.fraction:  # telling a device costs a little
             self.softq.fraction = fraction
 
@@ -82,22 +87,23 @@ class CoupledTraining:
             self.report = self.softq.finalize(**self.config.cluster_options)
         self._leave()
 
+    def _cluster_again(self, model: nn.Module, cause: str) -> None:
+        """Write clusters once more if they have been overwritten since the training ended."""
+        if self.softq is None or self.report is None or innermost(model) is not self.softq.model:
+            return
+        lost = lost_clusters(model)
+        if not lost:
+            return
+        before = self.report.mean_bits
+        self.report = self.softq.finalize(**self.config.cluster_options)
+        warnings.warn(
+            f"{cause} has overwritten the clusters of {abridged(list(lost))}; the weights have "
+            f"been clustered again: {self.report.mean_bits:.3f} bits per weight, {before:.3f} at "
+            "the end of the training. The report describes the new clusters",
+            stacklevel=2,
+        )
+
     def _leave(self) -> None:
         """Leave the optimizers alone."""
         if self.softq is not None:
             self.softq.detach()
-
-
-def torch_optimizer(optimizer: Any) -> Optimizer:
-    """The optimizer of torch inside of accelerate's.
-
-    Raises:
-        TypeError: there is none, as with DeepSpeed.
-    """
-    inner = getattr(optimizer, "optimizer", optimizer)
-    if not isinstance(inner, Optimizer):
-        raise TypeError(
-            f"cannot couple weights that a {type(inner).__name__} updates; want an optimizer "
-            "of torch.optim"
-        )
-    return inner

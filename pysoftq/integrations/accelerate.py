@@ -5,12 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
-from torch.optim import Optimizer
 
 from pysoftq.coupling import lifecycle
 from pysoftq.coupling.options import ClusteringConfig
 from pysoftq.coupling.quantizer import SoftQuantizer
-from pysoftq.integrations._training import torch_optimizer
 
 try:
     from accelerate import Accelerator
@@ -42,26 +40,26 @@ def prepare(
         ValueError: as `pysoftq.prepare` and `SoftQuantizer.attach`; sharded models are refused.
         TypeError: an optimizer is none of torch, as with DeepSpeed.
     """
-    torch_optimizers = tuple(map(torch_optimizer, optimizers))
     softq = lifecycle.prepare(model, config)
-    softq.attach(*torch_optimizers)
-    accelerator.register_for_checkpointing(_Checkpointed(softq, torch_optimizers))
+    softq.attach(*optimizers)
+    accelerator.register_for_checkpointing(_Checkpointed(softq))
     return softq
 
 
 class _Checkpointed:
-    """The coupling as accelerate saves and loads it: attached in both cases."""
+    """The coupling as accelerate saves and loads it: attached, or not, as before."""
 
-    def __init__(self, softq: SoftQuantizer, optimizers: tuple[Optimizer, ...]) -> None:
+    def __init__(self, softq: SoftQuantizer) -> None:
         self._softq = softq
-        self._optimizers = optimizers
 
     def state_dict(self) -> dict[str, Any]:
         return self._softq.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        optimizers = self._softq.optimizers
         self._softq.detach()
         try:
             self._softq.load_state_dict(state)
         finally:
-            self._softq.attach(*self._optimizers)
+            if optimizers:
+                self._softq.attach(*optimizers)

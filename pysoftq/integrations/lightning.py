@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from pysoftq.coupling.sharding import refuse_sharded
@@ -22,6 +23,11 @@ class SoftQuantizationCallback(CoupledTraining, Callback):
     Works with automatic and manual optimization and with several optimizers; strategies that shard
     the weights are refused.
 
+    Checkpoints hold the weights as they were trained, before the clusters. Where something
+    overwrites the clusters afterwards, the weights are clustered again, with a warning and a new
+    report: at the end of ``fit``, if another callback has averaged weights; at the beginning of
+    ``test``, ``validate`` and ``predict``, which load the best checkpoint.
+
     Example::
 
         callback = SoftQuantizationCallback(ClusteringConfig(h=0.1, w=0.5))
@@ -30,23 +36,46 @@ class SoftQuantizationCallback(CoupledTraining, Callback):
     """
 
     _state: dict[str, Any] | None = None
+    _followed: int | None = None  # steps that had been taken when the share was set
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forget a state from a checkpoint that was loaded for something else than training."""
+        self._state = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the layers, or go on from a checkpoint; once the optimizers are there."""
         refuse_sharded(trainer.strategy.model)
-        total = trainer.estimated_stepping_batches
+        _, total = _progress(trainer)
         self._begin(pl_module, trainer.optimizers, total, self._state)
-        self._state = None
+        self._state = self._followed = None
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """The share of the weights in the histogram."""
-        self._follow(trainer.global_step)
+        """The share of the weights in the histogram, the same for all batches of a step."""
+        if trainer.global_step != self._followed:
+            self._followed = trainer.global_step
+            self._follow(*_progress(trainer))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the clusters, if asked for."""
         self._end()
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the clusters of weights that other callbacks have averaged."""
+        self._cluster_again(pl_module, "another callback")
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the clusters of weights from a checkpoint."""
+        path = trainer.ckpt_path
+        self._cluster_again(pl_module, f"the checkpoint {path}" if path else "something")
+
+    on_predict_start = on_test_start
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the clusters of weights from a checkpoint, unless they are being trained."""
+        if trainer.state.fn != "fit":
+            self.on_test_start(trainer, pl_module)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
@@ -61,3 +90,18 @@ class SoftQuantizationCallback(CoupledTraining, Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """From Lightning's checkpoint, before training starts."""
         self._state = state_dict or None
+
+
+def _progress(trainer: Trainer) -> tuple[float, float]:
+    """How much of the training is done, and how much there is, in groups of accumulated batches.
+
+    A batch may take one step, several or none, and Lightning counts those of each optimizer. The
+    steps are meant only if ``max_steps`` ends the training earlier.
+    """
+    known = trainer.max_epochs is not None and trainer.max_epochs >= 0
+    batches = trainer.num_training_batches * trainer.max_epochs if known else math.inf
+    size = trainer.accumulate_grad_batches
+    limits = [(max(trainer.fit_loop.total_batch_idx, 0) / size, max(batches, 1) / size)]
+    if trainer.max_steps != -1:
+        limits.append((trainer.global_step, max(trainer.max_steps, 1)))
+    return max(limits, key=lambda limit: (limit[0] / limit[1], -limit[1]))

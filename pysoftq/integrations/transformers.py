@@ -55,7 +55,7 @@ class SoftQuantizationCallback(CoupledTraining, TrainerCallback, ExportableState
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
     ) -> None:
         """The share of the weights in the histogram."""
-        self._follow(state.global_step)
+        self._follow(state.global_step, state.max_steps)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any

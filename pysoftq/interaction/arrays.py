@@ -23,6 +23,30 @@ GRANULARITY = re.compile(r"layer|channel|group:[1-9][0-9]{0,17}")
 HOST_MEMORY = (1, 3, 11)  # DLPack's numbers for the CPU, and for what CUDA and ROCm pin there
 
 
+def special_kind(tensor: torch.Tensor) -> str:
+    """What keeps a tensor from being read as the values of its dtype; empty for an ordinary one.
+
+    Lazy parameters, other layouts than the dense one, and subclasses with storage of their own:
+    quantized tensors of torchao, sharded, nested and masked ones.
+    """
+    import torch
+
+    if torch.nn.parameter.is_lazy(tensor):
+        return "one that is not initialized yet (run a forward pass first)"
+    if type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
+        return f"one of class {type(tensor).__name__}"
+    if tensor.layout is not torch.strided:
+        return f"one of layout {tensor.layout}"
+    return "a nested one" if tensor.is_nested else ""
+
+
+def check_dense(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the tensor, or raise TypeError where its values cannot be read."""
+    if kind := special_kind(tensor) or ("one on the meta device" if tensor.is_meta else ""):
+        raise TypeError(f"want a dense tensor with values, got {kind}")
+    return tensor
+
+
 def flatten(theta: Weights) -> FlatWeights:
     """Flatten weights into a contiguous array for a backend, without a copy where possible.
 
@@ -31,7 +55,8 @@ def flatten(theta: Weights) -> FlatWeights:
 
     Raises:
         TypeError: `theta` is neither a NumPy array, a torch tensor nor an array on a GPU that
-            speaks DLPack or the CUDA array interface, or its dtype is not a real floating one.
+            speaks DLPack or the CUDA array interface, or its dtype is not a real floating one; or
+            it is a sparse or quantized tensor, one without values, or an array with a mask.
     """
     tensor = as_tensor(theta)
     if tensor is not None:
@@ -48,6 +73,7 @@ def flatten(theta: Weights) -> FlatWeights:
         raise TypeError(
             f"theta must be a NumPy array or a torch tensor, not {type(theta).__name__}"
         )
+    theta = unmasked(theta)
     # kind 'V' with this name: ml_dtypes' bfloat16
     if theta.dtype.kind != "f" and theta.dtype.name != "bfloat16":
         raise TypeError(f"theta must have a floating dtype, not {theta.dtype}")
@@ -66,7 +92,7 @@ def flatten_counts(counts: Any) -> Any:
     """
     tensor = as_tensor(counts)
     if tensor is None or _on_host(tensor):
-        values: Any = np.asarray(counts)
+        values: Any = unmasked(counts)
         integers = values.dtype.kind in "iu"
     else:
         values = tensor.contiguous()
@@ -80,6 +106,21 @@ def flatten_counts(counts: Any) -> Any:
     if values.min() < 0 or values.max() >= MAX_COUNT or values.sum() >= MAX_COUNT:
         raise ValueError("counts must not be negative and must sum to less than 2**31")
     return values.long()
+
+
+def unmasked(array: Any) -> npt.NDArray[Any]:
+    """As a plain NumPy array.
+
+    Raises:
+        TypeError: some of its entries are masked.
+    """
+    if np.ma.is_masked(array):
+        masked = np.ma.getmaskarray(array).sum()
+        raise TypeError(
+            f"{masked} of {np.size(array)} entries of the array are masked; "
+            "pass array.compressed() for the others, or array.filled(value)"
+        )
+    return np.asarray(array)
 
 
 def like(theta: Weights, values: npt.NDArray[Any] | torch.Tensor) -> Any:
@@ -107,9 +148,13 @@ def kind_of(array: Any, tensor: torch.Tensor) -> Any:
 
 
 def as_tensor(array: object) -> torch.Tensor | None:
-    """The tensor that shares memory with `array`, if that is a tensor or an array on a GPU."""
+    """The tensor that shares memory with `array`, if that is a tensor or an array on a GPU.
+
+    Raises:
+        TypeError: it is a tensor, but not a dense one with values.
+    """
     if _is_tensor(array):
-        return array.detach()
+        return check_dense(array).detach()
     if isinstance(array, np.ndarray):
         return None
     if hasattr(array, "__dlpack__") and hasattr(array, "__dlpack_device__"):

@@ -51,8 +51,11 @@ class CoupledLayer:
         """Measure a layer; None if no segment of it can be coupled.
 
         Raises:
-            ValueError: weights are not finite; the message names layer and count.
+            ValueError: weights are not finite (the message gives their count), or on the meta
+                device; the layer is named.
         """
+        if parameter.is_meta:
+            raise ValueError(f"layer '{name}' is on the meta device; load its weights first")
         weights = parameter.detach().cpu().double()
         size = weights.numel()
         bad = int((~torch.isfinite(weights)).sum())

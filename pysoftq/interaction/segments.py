@@ -10,11 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pysoftq.interaction.arrays import check_granularity
+from pysoftq.interaction.host import on_host
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
+@on_host()
 def segment_bounds(shape: Sequence[int], granularity: str) -> Tensor:
     """Where the segments of a tensor begin and end: `segment_edges` as a tensor.
 

@@ -17,6 +17,7 @@ from torch.serialization import safe_globals
 
 from pysoftq.atomic import atomic_write
 from pysoftq.errors import abridged
+from pysoftq.models.wrappers import unwrapped
 from pysoftq.paths import user_path
 
 Value = TypeVar("Value")
@@ -194,13 +195,13 @@ def cpu_state(model: nn.Module) -> dict[str, Tensor]:
     """A copy of the state dict on the CPU."""
     return {
         name: value.detach().cpu().clone().contiguous()
-        for name, value in model.state_dict().items()
+        for name, value in unwrapped(model).state_dict().items()
     }
 
 
 def stored_once(model: nn.Module) -> dict[str, Tensor]:
     """The state dict on the CPU with tied tensors once, under their first name."""
-    tensors = model.state_dict(keep_vars=True)
+    tensors = unwrapped(model).state_dict(keep_vars=True)
     first: dict[int, str] = {}
     for name, tensor in tensors.items():
         first.setdefault(id(tensor), name)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from networks import SpecialTensor
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
@@ -231,10 +232,24 @@ def test_every_tensor_is_listed_with_its_rule() -> None:
 
 
 def test_uninitialized_parameters_are_listed() -> None:
-    model = nn.Sequential(nn.Linear(3, 3), nn.LazyLinear(2))
-    tensors = {tensor.name: tensor for tensor in SoftQuantizer(model).tensors()}
-    assert tensors["1.weight"].rule == "not initialized yet"
-    assert tensors["1.weight"].size == 0
+    model = nn.Sequential(nn.Linear(3, 3), nn.LazyLinear(2), nn.LazyBatchNorm1d())
+    message = r"parameter '1\.weight' is not coupled: not initialized yet; run a forward pass first"
+    with pytest.warns(UserWarning, match=message) as caught:
+        tensors = {tensor.name: tensor for tensor in SoftQuantizer(model).tensors()}
+    assert len([warning for warning in caught if "not coupled" in str(warning.message)]) == 1
+    assert tensors["1.weight"].rule == "not initialized yet; run a forward pass first"
+    assert tensors["1.weight"].size == tensors["2.running_mean"].size == 0
+    assert (tensors["1.bias"].rule, tensors["2.weight"].rule) == ("bias", "normalization")
+
+
+def test_special_tensors_are_left_out_with_a_warning() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    model[1].weight = nn.Parameter(SpecialTensor(3, 3))
+    with pytest.warns(UserWarning, match=r"'1\.weight' is not coupled: special tensor: one of cla"):
+        softq = SoftQuantizer(model)
+    assert softq.excluded["1.weight"] == "special tensor: one of class SpecialTensor"
+    model[1].weight = nn.Parameter(SpecialTensor(3, 3), requires_grad=False)
+    assert SoftQuantizer(model).excluded["1.weight"] == "frozen (requires_grad is False)"
 
 
 def test_the_report_tells_how_many_tensors_each_rule_took(net: Net) -> None:

@@ -32,7 +32,15 @@ from trainers import (
     make_trainer,
 )
 
-from pysoftq import ClusteringConfig, prepare, validate_clustering
+from pysoftq import (
+    ClusteringConfig,
+    inspect_compressed,
+    load_compressed,
+    prepare,
+    save_compressed,
+    validate_clustering,
+)
+from pysoftq.clusters.written import lost_clusters
 
 # Other libraries warn of each other; what pysoftq warns of stays an error.
 pytestmark = pytest.mark.filterwarnings("ignore", "error:::pysoftq")
@@ -211,6 +219,199 @@ def test_lightning_leaves_the_optimizer_alone_after_a_failure(
     callback.softq.attach(optimizer)  # would be refused if it still were
 
 
+def fitted(
+    lightning: Any,
+    model: Digits,
+    data: TensorDataset,
+    folder: Path,
+    *callbacks: Any,
+    **options: Any,
+) -> tuple[Any, Any, Any]:
+    """The trainer, the module and the callback after a training; the best checkpoint is the first.
+
+    Options are those of the trainer.
+    """
+    from pysoftq.integrations.lightning import SoftQuantizationCallback
+
+    module, callback = lightning_module(lightning, model), SoftQuantizationCallback(CONFIG)
+    trainer = lightning_trainer(lightning, folder, callbacks=[callback, *callbacks], **options)
+    trainer.fit(module, DataLoader(data, BATCH))
+    return trainer, module, callback
+
+
+@pytest.mark.parametrize("stage", ["test", "validate", "predict"])
+def test_lightning_clusters_a_checkpoint_that_is_loaded_afterwards(
+    lightning: Any, model: Digits, data: TensorDataset, tmp_path: Path, stage: str
+) -> None:
+    saving = lightning.callbacks.ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
+    trainer, module, callback = fitted(
+        lightning, model, data, tmp_path, saving, enable_checkpointing=True
+    )
+    first, trained = callback.report, copy.deepcopy(module.state_dict())
+    run, loader = getattr(trainer, stage), DataLoader(data, BATCH)
+    run(module, loader)
+    assert callback.report is first
+    path = str(tmp_path / "epoch=0.ckpt")
+    with pytest.warns(UserWarning, match=r"epoch=0.* has overwritten the clusters of net\.0\.wei"):
+        run(module, loader, ckpt_path=path)
+    assert callback.report is not first
+    assert not torch.equal(module.net[0].weight, trained["net.0.weight"])
+    validate_clustering(module, callback.report)
+    save_compressed(module, tmp_path / "a.safetensors")
+    found = {layer.name: layer.K for layer in inspect_compressed(tmp_path / "a.safetensors").layers}
+    assert found == {layer.name: layer.clusters for layer in callback.report.layers}
+
+    callback.softq.model.requires_grad_(True)
+    trainer.fit_loop.epoch_progress.reset()  # train once more, as a new training
+    trainer.fit_loop.epoch_loop.reset()
+    again = lightning_trainer(lightning, tmp_path, callbacks=[callback])
+    again.fit(module, loader)
+    assert callback.softq.step == again.global_step == EPOCHS * 8  # not from the checkpoint
+    validate_clustering(module, callback.report)
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("name", ["StochasticWeightAveraging", "EMAWeightAveraging"])
+def test_lightning_clusters_averaged_weights(
+    lightning: Any, model: Digits, data: TensorDataset, tmp_path: Path, name: str, first: bool
+) -> None:
+    from pysoftq.integrations.lightning import SoftQuantizationCallback
+
+    averaging = {
+        "StochasticWeightAveraging": lambda: lightning.callbacks.StochasticWeightAveraging(0.01),
+        "EMAWeightAveraging": lambda: lightning.callbacks.EMAWeightAveraging(decay=0.5),
+    }[name]()
+    module, callback = lightning_module(lightning, model), SoftQuantizationCallback(CONFIG)
+    callbacks = [callback, averaging] if first else [averaging, callback]
+    trainer = lightning_trainer(lightning, tmp_path, callbacks=callbacks)
+    if first:
+        with pytest.warns(UserWarning, match="another callback has overwritten the clusters"):
+            trainer.fit(module, DataLoader(data, BATCH))
+    else:
+        trainer.fit(module, DataLoader(data, BATCH))
+    validate_clustering(module, callback.report)
+    assert lost_clusters(module) == {}
+
+
+def test_clusters_that_are_overwritten_by_hand_are_missed_when_saved(
+    lightning: Any, model: Digits, data: TensorDataset, tmp_path: Path
+) -> None:
+    saving = lightning.callbacks.ModelCheckpoint(tmp_path, "last")
+    _, module, _ = fitted(lightning, model, data, tmp_path, saving, enable_checkpointing=True)
+    checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=False)
+    module.load_state_dict(checkpoint["state_dict"])
+    with pytest.warns(
+        UserWarning, match=r"clusters that finalize\(\) wrote are gone: 'net\.0\.wei"
+    ):
+        save_compressed(module, tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("steps", "options", "expected"),
+    [
+        (2, {}, 24),  # two optimizers step in each of 48 batches
+        (1, {}, 24),
+        (0.5, {}, 24),  # two batches are accumulated by hand
+        (2, {"max_steps": 40}, 10),  # ends after 20 batches
+        (2, {"max_epochs": -1, "max_steps": 40}, 10),
+    ],
+)
+def test_lightning_raises_the_fraction_over_half_of_the_training(
+    lightning: Any,
+    model: Digits,
+    data: TensorDataset,
+    tmp_path: Path,
+    steps: float,
+    options: dict[str, int],
+    expected: int,
+) -> None:
+    from pysoftq.integrations.lightning import SoftQuantizationCallback
+
+    class Module(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+            self.net, self.seen = model.net, []
+
+        def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> None:
+            self.seen.append(callback.softq.fraction)
+            self.manual_backward(F.cross_entropy(self.net(batch[0]), batch[1]))
+            if steps >= 1 or batch_idx % 2:
+                for optimizer in self.optimizers()[: max(int(steps), 1)]:
+                    optimizer.step()
+                self.zero_grad()
+
+        def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+            return [torch.optim.SGD(self.net[i].parameters(), 0.1) for i in (0, 2)]
+
+    callback, module = SoftQuantizationCallback(CONFIG), Module()
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[callback],
+        default_root_dir=tmp_path,
+        **{"max_epochs": EPOCHS, **options},
+    )
+    trainer.fit(module, DataLoader(data, BATCH))
+    assert module.seen.index(1.0) == pytest.approx(expected, abs=1)
+    assert module.seen == sorted(module.seen)
+
+
+def test_lightning_raises_the_fraction_with_a_schedule_of_accumulation(
+    lightning: Any, model: Digits, data: TensorDataset, tmp_path: Path
+) -> None:
+    seen = []
+
+    class Watch(lightning.Callback):
+        def on_before_optimizer_step(self, trainer: Any, *_: Any) -> None:
+            seen.append((trainer.fit_loop.total_batch_idx, trainer.callbacks[0].softq.fraction))
+
+    schedule = lightning.callbacks.GradientAccumulationScheduler({0: 4, 1: 1, 2: 8})
+    watch = Watch()
+    fitted(lightning, model, data, tmp_path, watch, schedule, accumulate_grad_batches=1)
+    assert next(batch for batch, fraction in seen if fraction == 1) in (23, 24, 25)  # of 48
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_lightning_with_compiled_networks(
+    lightning: Any, model: Digits, plain: Digits, data: TensorDataset, tmp_path: Path
+) -> None:
+    from pysoftq.integrations.lightning import SoftQuantizationCallback
+
+    pretrained, module = copy.deepcopy(model), lightning_module(lightning, model)
+    expected = clustered(plain, pretrained)
+    module.net = torch.compile(module.net, backend="eager")
+    callback = SoftQuantizationCallback(CONFIG)
+    trainer = lightning_trainer(lightning, tmp_path, callbacks=[callback])
+    trainer.fit(torch.compile(module, backend="eager"), DataLoader(data, BATCH))
+    assert [layer.name for layer in callback.report.layers] == ["net.0.weight", "net.2.weight"]
+    save_compressed(module, tmp_path / "a.safetensors")
+    loaded = load_compressed(tmp_path / "a.safetensors", Digits())
+    for (name, x), y in zip(
+        loaded.state_dict().items(), expected.state_dict().values(), strict=True
+    ):
+        torch.testing.assert_close(x, y, msg=name)
+
+
+def test_a_callback_can_be_copied_in_mid_training(
+    lightning: Any, model: Digits, data: TensorDataset, tmp_path: Path
+) -> None:
+    copies = []
+
+    class Copying(lightning.Callback):
+        def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+            copies.append(copy.deepcopy(trainer.callbacks[0]))
+
+    _, module, callback = fitted(lightning, model, data, tmp_path, Copying())
+    for other in copies:
+        assert other.softq.model is not module
+        assert len(other.softq.optimizers) == 1
+    assert callback.softq.step == EPOCHS * 8
+
+
 def test_transformers_trains_as_the_plain_loop(
     model: Digits, plain: Digits, data: TensorDataset, tmp_path: Path
 ) -> None:
@@ -291,13 +492,54 @@ def test_accelerate_trains_as_the_plain_loop_and_resumes(
     validate_clustering(found, report)
 
 
+def test_accelerate_loads_a_state_after_the_clusters_without_attaching(
+    model: Digits, data: TensorDataset, tmp_path: Path
+) -> None:
+    accelerate = pytest.importorskip("accelerate")
+    from pysoftq.integrations.accelerate import prepare
+
+    accelerator = accelerate.Accelerator(cpu=True)
+    wrapped, optimizer = accelerator.prepare(model, make_optimizer(model))
+    softq = prepare(accelerator, wrapped, CONFIG, optimizer)
+    accelerator.save_state(str(tmp_path / "state"))
+    softq.finalize(**CONFIG.cluster_options)
+    accelerator.load_state(str(tmp_path / "state"))
+    assert softq.optimizers == ()
+    with pytest.warns(UserWarning, match=r"clusters that finalize\(\) wrote are gone"):
+        save_compressed(wrapped, tmp_path / "a.safetensors")
+
+
+def test_transformers_clusters_the_best_model(
+    model: Digits, data: TensorDataset, tmp_path: Path
+) -> None:
+    from pysoftq.integrations.transformers import SoftQuantizationCallback
+
+    callback = SoftQuantizationCallback(CONFIG)
+    trainer = make_trainer(
+        model,
+        data,
+        tmp_path,
+        callbacks=[callback],
+        eval_dataset=data,
+        eval_strategy="epoch",
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+        greater_is_better=True,  # the first, which differs from the last
+    )
+    trainer.train()
+    assert trainer.state.best_model_checkpoint.endswith("checkpoint-8")
+    validate_clustering(model, callback.report)
+    assert lost_clusters(model) == {}
+    save_compressed(model, tmp_path / "a.safetensors")
+
+
 # --- all ---
 def test_optimizers_that_are_none_of_torch_are_refused(model: Digits) -> None:
     accelerate = pytest.importorskip("accelerate")
     from pysoftq.integrations.accelerate import prepare
 
     accelerator = accelerate.Accelerator(cpu=True)
-    with pytest.raises(TypeError, match="weights that a dict updates; want an optimizer of torch"):
+    with pytest.raises(TypeError, match=r"`optimizer` must be one of torch\.optim, got dict"):
         prepare(accelerator, model, CONFIG, {})
 
 

@@ -1,0 +1,74 @@
+"""Clusters that were written into a model, and whether they are still there.
+
+The number of values is kept as a plain attribute of the module that holds the parameter: it is in
+copies and pickles of the model, and not in its state dict.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+
+from torch import nn
+
+from pysoftq.clusters.clusters import Clusters
+from pysoftq.clusters.values import unique
+from pysoftq.errors import abridged
+from pysoftq.interaction.segments import segment_bounds
+from pysoftq.models.wrappers import owner, unwrapped
+
+_WRITTEN = "_pysoftq_clusters"  # {parameter: (number of values, granularity)}
+
+
+def mark_clusters(model: nn.Module, found: Mapping[str, Clusters], granularity: str) -> None:
+    """Note that these clusters have been written into the parameters of these names."""
+    for name, clusters in found.items():
+        module, parameter = owner(model, name)
+        vars(module).setdefault(_WRITTEN, {})[parameter] = (clusters.K, granularity)
+
+
+def forget_clusters(model: nn.Module) -> None:
+    """Note that the model holds other weights, which nobody has clustered."""
+    for module in model.modules():
+        vars(module).pop(_WRITTEN, None)
+
+
+def lost_clusters(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """Layers in which clusters were written and which now have more values: (values, clusters).
+
+    Training of the codebooks changes values, but never adds any.
+    """
+    lost = {}
+    for path, module in unwrapped(model).named_modules():
+        for name, (clusters, granularity) in vars(module).get(_WRITTEN, {}).items():
+            parameter = module._parameters.get(name)
+            if parameter is None or parameter.is_meta:
+                continue
+            whole = granularity == "layer"
+            bounds = None if whole else segment_bounds(parameter.shape, granularity)
+            if (values := unique(parameter, bounds).K) > clusters:
+                lost[f"{path}.{name}" if path else name] = (values, clusters)
+    return lost
+
+
+def warn_of_lost_clusters(model: nn.Module, stacklevel: int) -> None:
+    """Warn if clusters that were written into a model are gone from it.
+
+    Args:
+        model: about to be written to a file.
+        stacklevel: of the warning, as `warnings.warn` takes it, from the caller's point of view.
+    """
+    lost = lost_clusters(model)
+    if not lost:
+        return
+    layers = [
+        f"'{name}' has {values:,} values for {clusters:,} clusters"
+        for name, (values, clusters) in lost.items()
+    ]
+    warnings.warn(
+        f"the clusters that finalize() wrote are gone: {abridged(layers)}. The "
+        "weights were overwritten afterwards (a checkpoint was loaded, weights were averaged, or "
+        "the optimizer has stepped) and are written as they are; call finalize() again after "
+        "that, or save before it",
+        stacklevel=stacklevel + 1,
+    )
