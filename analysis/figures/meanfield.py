@@ -11,11 +11,25 @@ from numpy.typing import NDArray
 from pysoftq.analysis.meanfield import MeanFieldStudy
 from pysoftq.analysis.results import Integers
 
-from .style import BLACK, BLUE, GREEN, GREY, ORANGE, PAGE, SMALL, TEXT, VERMILLION, letter, style
+from .style import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PAGE,
+    SMALL,
+    TEXT,
+    VERMILLION,
+    isolated,
+    letter,
+    style,
+)
 
 _METHODS = {"scan": (BLUE, "o", "-"), "fft": (VERMILLION, "s", "--")}
 
 
+@isolated
 def draw_mean_field(study: MeanFieldStudy, tolerance: float = 0.01) -> Figure:
     """Errors of force and energy against N_b, cost, sample, width and N; which N_b to take.
 

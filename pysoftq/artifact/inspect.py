@@ -42,7 +42,7 @@ class ArtifactInfo:
 
     bytes_on_disk: all of the file.
     bytes_float32: the same tensors with every floating value in four bytes.
-    ratio: bytes_float32 / bytes_on_disk.
+    ratio: bytes_on_disk / bytes_float32, of a file without tensors 0.
     mean_bits, container_bits, entropy_bits: means over `layers`, weighted by N (Eq. 8).
     layers: the floating tensors with two or more dimensions, in model order.
     model, metadata: the model's specification, and what was given to `save_compressed`.
@@ -88,7 +88,7 @@ def describe(file: File) -> ArtifactInfo:
         format_version=file.version,
         bytes_on_disk=file.size,
         bytes_float32=bytes_float32,
-        ratio=bytes_float32 / file.size,
+        ratio=file.size / bytes_float32 if bytes_float32 else 0.0,
         mean_bits=mean_bit_width(sizes, [layer.bits for layer in layers]),
         container_bits=mean_bit_width(sizes, [layer.container_bits for layer in layers]),
         entropy_bits=mean_bit_width(sizes, [layer.entropy_bits for layer in layers]),

@@ -32,6 +32,8 @@ from pysoftq.errors import ConfigError
 from pysoftq.run.config import CompressConfig, make_config, read_config
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from pysoftq.analysis.comparison import ComparisonStudy, Point, Rate
     from pysoftq.analysis.phase import Statistic
 
@@ -139,7 +141,6 @@ def compare(
     """
     # Loaded late: torch takes seconds, and --help needs none of it.
     from pysoftq.analysis.contest import study_comparison
-    from pysoftq.analysis.figures.comparison import draw_comparison
     from pysoftq.cli.progress import ComparisonProgress
     from pysoftq.errors import Interrupted
 
@@ -167,10 +168,17 @@ def compare(
         click.echo(json.dumps(summary(study)))
     else:
         print_summary(study)
-    told = write_study("comparison", study, {"comparison": partial(draw_comparison, study)}, out)
+    told = write_study("comparison", study, partial(drawings, study), out)
     with atomic_write(out / "comparison.md") as temporary:
         temporary.write_text(markdown(study), encoding="utf-8")
     click.echo(f"{told}, comparison.md", err=as_json)
+
+
+def drawings(study: ComparisonStudy) -> dict[str, Callable[[], Figure]]:
+    """The figure of a study."""
+    from pysoftq.analysis.figures.comparison import draw_comparison
+
+    return {"comparison": partial(draw_comparison, study)}
 
 
 def _comparison_options(config: CompressConfig, given: dict[str, Any]) -> ComparisonOptions:

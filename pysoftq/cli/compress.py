@@ -6,12 +6,13 @@ import os
 import shlex
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
-from pysoftq.cli import INTERRUPTED
+from pysoftq.cli import INTERRUPTED, WARNED
 from pysoftq.cli.options import (
     ConfigOption,
     GroupedCommand,
@@ -20,6 +21,7 @@ from pysoftq.cli.options import (
     given_options,
 )
 from pysoftq.cli.tables import print_table
+from pysoftq.cli.terminal import draw_or_warn, warn
 from pysoftq.errors import ConfigError
 from pysoftq.options import may_change_on_resume
 from pysoftq.run.config import CompressConfig, dataset_defaults, make_config, read_config
@@ -115,7 +117,6 @@ def _unused(path: Path) -> bool:
 
 def _run(config: CompressConfig, path: Path, *, resume: bool) -> None:
     # Loaded late: torch takes seconds, and --help needs none of it.
-    from pysoftq.analysis.figures import draw_run
     from pysoftq.cli.progress import TerminalObserver
     from pysoftq.errors import Interrupted
     from pysoftq.run.driver import compress as run
@@ -126,7 +127,6 @@ def _run(config: CompressConfig, path: Path, *, resume: bool) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         summary = run(config, path, observer, resume=resume)
-        draw_run(path)
     except KeyboardInterrupt as error:
         if not (path / "config.yaml").is_file():
             raise
@@ -141,7 +141,21 @@ def _run(config: CompressConfig, path: Path, *, resume: bool) -> None:
         observer.message(remark)
     print_table(summary.layers.coverage_table())
     print_table(summary.table())
-    observer.message(f"written to {path}: compressed.safetensors, report.txt, report.json, figures")
+    written = ["compressed.safetensors", "report.txt", "report.json"]
+    again = f"to draw them again: pysoftq compress --resume {shlex.quote(str(path))}"
+    if draw_or_warn("figures", partial(_draw, path), again):
+        written.append("figures")
+    observer.message(f"written to {path}: {', '.join(written)}")
+    for warning in summary.warnings:
+        warn(str(warning))
+    if config.strict and summary.warnings:
+        sys.exit(WARNED)
+
+
+def _draw(path: Path) -> list[Path]:
+    from pysoftq.analysis.figures import draw_run  # matplotlib itself may not load
+
+    return draw_run(path)
 
 
 def _described(config: CompressConfig) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -14,9 +15,13 @@ from rich.table import Table
 
 from pysoftq.cli.studies import write_study
 from pysoftq.cli.tables import print_table
+from pysoftq.cli.terminal import draw_or_warn
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from pysoftq.analysis.collapse import DynamicsStudy
+    from pysoftq.analysis.dynamics import Run
 
 EXAMPLES = """\b
 Examples:
@@ -80,8 +85,6 @@ def dynamics(
     """
     from pysoftq.analysis.collapse import study_dynamics
     from pysoftq.analysis.dynamics import read_run
-    from pysoftq.analysis.figures import draw_losses, draw_trajectories
-    from pysoftq.analysis.figures import dynamics as figures
 
     records = read_run(run)
     study = study_dynamics(records, run.resolve().name, threshold)
@@ -90,17 +93,34 @@ def dynamics(
     else:
         print_summary(study)
     out = out or run / "dynamics"
-    drawings = {
-        "densities": partial(figures.draw_densities, records, epochs),
-        "clusters": partial(figures.draw_clusters, study),
-        "trajectories": partial(draw_trajectories, records.records),
-        "collapse": partial(figures.draw_collapse, study),
-        "losses": partial(draw_losses, records.losses),
-    }
-    line = write_study("dynamics", study, drawings, out)
-    if animation:
-        line += f", {figures.animate(records, out / 'condensing.gif').name}"
+    line = write_study("dynamics", study, partial(drawings, study, records, epochs), out)
+    gif = out / "condensing.gif"
+    if animation and draw_or_warn("animation", partial(animate, records, gif)):
+        line += f", {gif.name}"
     click.echo(line, err=as_json)
+
+
+def drawings(
+    study: DynamicsStudy, run: Run, epochs: tuple[float, ...] | None
+) -> dict[str, Callable[[], Figure]]:
+    """The figures of a study and of the run's records."""
+    from pysoftq.analysis.figures import draw_losses, draw_trajectories
+    from pysoftq.analysis.figures import dynamics as figures
+
+    return {
+        "densities": partial(figures.draw_densities, run, epochs),
+        "clusters": partial(figures.draw_clusters, study),
+        "trajectories": partial(draw_trajectories, run.records),
+        "collapse": partial(figures.draw_collapse, study),
+        "losses": partial(draw_losses, run.losses),
+    }
+
+
+def animate(run: Run, path: Path) -> Path:
+    """Write the animation."""
+    from pysoftq.analysis.figures import dynamics as figures
+
+    return figures.animate(run, path)
 
 
 def summary(study: DynamicsStudy) -> dict[str, Any]:

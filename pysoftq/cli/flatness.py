@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
 from rich import box
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from pysoftq.analysis.options import FlatnessOptions, Half, Normalization
@@ -21,6 +18,8 @@ from pysoftq.cli.studies import write_study
 from pysoftq.cli.tables import print_table
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from pysoftq.analysis.flatness import FlatnessStudy
 
 EXAMPLES = """\b
@@ -91,49 +90,41 @@ def flatness(run: Path, device: str, out: Path | None, as_json: bool, **options:
     # Loaded late: torch takes seconds, and --help needs none of it.
     import torch
 
-    from pysoftq.analysis.figures import flatness as figures
     from pysoftq.analysis.landscape import read_states
     from pysoftq.analysis.survey import study_flatness
+    from pysoftq.cli.progress import StudyProgress
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     states = read_states(run)
     if states.config.threads is not None:
         torch.set_num_threads(states.config.threads)
-    with _progress(run) as progress:
-        study = study_flatness(states, FlatnessOptions(**options), device=device, progress=progress)
+    wanted = FlatnessOptions(**options)
+    try:
+        with StudyProgress.shown("values measured") as progress:
+            study = study_flatness(states, wanted, device=device, progress=progress.update)
+    except KeyboardInterrupt:
+        again = f"pysoftq flatness {shlex.quote(str(run))}"
+        click.echo(f"measured values are kept; to resume: {again} (same options)", err=True)
+        raise
     if as_json:
         click.echo(json.dumps(summary(study)))
     else:
         print_summary(study)
-    drawings = {"flatness": partial(figures.draw_flatness, study)}
+    told = write_study("flatness", study, partial(drawings, study), out or run / "flatness")
+    click.echo(told, err=as_json)
+
+
+def drawings(study: FlatnessStudy) -> dict[str, Callable[[], Figure]]:
+    """The figures of a study, those left out whose values it does not have."""
+    from pysoftq.analysis.figures import flatness as figures
+
+    drawn = {"flatness": partial(figures.draw_flatness, study)}
     if study.lines or study.plane:
-        drawings["landscape"] = partial(figures.draw_landscape, study)
+        drawn["landscape"] = partial(figures.draw_landscape, study)
     if study.curvatures:
-        drawings["curvature"] = partial(figures.draw_curvature, study)
-    click.echo(write_study("flatness", study, drawings, out or run / "flatness"), err=as_json)
-
-
-@contextmanager
-def _progress(run: Path) -> Iterator[Callable[[int, int], None]]:
-    """A bar on a terminal, nothing elsewhere; an interrupt tells how to go on."""
-    bar = Progress(
-        TextColumn("measuring"),
-        BarColumn(bar_width=16),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("left"),
-        console=Console(stderr=True),
-        transient=True,
-    )
-    with bar:
-        task = bar.add_task("values", total=None)
-        try:
-            yield lambda done, total: bar.update(task, completed=done, total=total)
-        except KeyboardInterrupt:
-            command = f"pysoftq flatness {shlex.quote(str(run))}"
-            click.echo(f"what is measured is kept; go on with: {command} (same options)", err=True)
-            raise
+        drawn["curvature"] = partial(figures.draw_curvature, study)
+    return drawn
 
 
 def summary(study: FlatnessStudy) -> dict[str, Any]:

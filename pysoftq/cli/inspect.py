@@ -72,9 +72,9 @@ def layer_table(info: ArtifactInfo, title: str) -> Table:
 
 
 def size_line(info: ArtifactInfo) -> str:
-    """Bytes on disk against float32, and the model that the file can rebuild."""
+    """Bytes on disk and in float32, and the model that the file can rebuild."""
     model = "not stored" if info.model is None else json.dumps(info.model)
     return (
         f"{info.bytes_on_disk:,} bytes on disk, {info.bytes_float32:,} in float32 "
-        f"({info.ratio:.2f} times smaller); format version {info.format_version}; model: {model}"
+        f"(ratio {info.ratio:.3f}); format version {info.format_version}; model: {model}"
     )

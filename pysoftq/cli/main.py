@@ -11,6 +11,7 @@ import click
 
 from pysoftq import __version__, show_config
 from pysoftq.cli import INTERRUPTED
+from pysoftq.cli.terminal import complete_environment, one_line, robust_streams, short_warnings
 
 # command -> its line in the help; pysoftq/cli/<command>.py defines a click command of that name
 COMMANDS = {
@@ -90,12 +91,20 @@ def cli(debug: bool) -> None:
 
 
 def main() -> None:
-    """Run the command line; a failure becomes one line and an exit code."""
+    """Run the command line; a failure becomes one line and an exit code.
+
+    Neither the encoding of the terminal, a closed pipe nor the environment make a command fail.
+    """
     # Threads that spin while they wait cost a run a factor of three or more wherever another
     # process wants the same cores. To be set before torch loads its OpenMP.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Torch takes fresh memory for every large tensor: in huge pages, that costs a tenth less time.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    with robust_streams(), complete_environment(), short_warnings():
+        _run()
+
+
+def _run() -> None:
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
@@ -112,9 +121,3 @@ def main() -> None:
         else:
             click.echo(f"error: {one_line(error)}", err=True)
         sys.exit(1)
-
-
-def one_line(error: Exception) -> str:
-    """The message of an error, on one line; its kind where it has none."""
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    return " ".join(text.split()) or type(error).__name__

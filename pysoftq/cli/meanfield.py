@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,8 @@ from pysoftq.cli.studies import out_option, positive, tell_study
 from pysoftq.cli.tables import print_table
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from pysoftq.analysis.meanfield import BinsScan, MeanFieldStudy
 
 EXAMPLES = """\b
@@ -84,17 +87,25 @@ def meanfield(
     wells of other widths. Times are the shortest of three, for the force on the whole network.
     """
     # Loaded late: torch takes seconds, and --help needs none of it.
-    from pysoftq.analysis.figures.meanfield import draw_mean_field
     from pysoftq.analysis.meanfield import study_mean_field
     from pysoftq.analysis.sources import read_network
+    from pysoftq.cli.progress import StudyProgress
 
     network = read_network(source)
     bins = [2**k for k in range(6, max_bins.bit_length())]
     options = MeanFieldOptions(width, bins=bins, draws=draws, seed=seed)
-    study = study_mean_field(network.name, network.weights, options)
-    draw = partial(draw_mean_field, study, tolerance)
-    show = partial(print_summary, study, tolerance)
-    tell_study("meanfield", study, draw, out, summary(study, tolerance) if as_json else None, show)
+    with StudyProgress.shown("layers measured") as progress:
+        study = study_mean_field(network.name, network.weights, options, progress.update)
+    drawn, show = partial(drawings, study, tolerance), partial(print_summary, study, tolerance)
+    json_summary = summary(study, tolerance) if as_json else None
+    tell_study("meanfield", study, drawn, out, json_summary, show)
+
+
+def drawings(study: MeanFieldStudy, tolerance: float) -> dict[str, Callable[[], Figure]]:
+    """The figure of a study."""
+    from pysoftq.analysis.figures.meanfield import draw_mean_field
+
+    return {"meanfield": partial(draw_mean_field, study, tolerance)}
 
 
 def summary(study: MeanFieldStudy, tolerance: float) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from pysoftq.cli.studies import write_study
 from pysoftq.cli.tables import print_table
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from pysoftq.analysis.phase import PhaseStudy, Statistic
 
 sweep_argument = click.argument(
@@ -42,14 +44,7 @@ def phase(sweep: Path, storage: str | None, out: Path | None, as_json: bool) -> 
     are better in both. The sweep may still be running.
     """
     study = read_study(sweep, storage)[0]
-    from pysoftq.analysis.figures import phase as figures
-
-    drawings: dict[str, Callable[[], Any]] = {
-        "phase": partial(figures.draw_phase, study),
-        "variation": partial(figures.draw_variation, study),
-        "before-refinement": partial(figures.draw_before, study),
-    }
-    told = write_study("phase", study, drawings, out or sweep / "phase")
+    told = write_study("phase", study, partial(drawings, study), out or sweep / "phase")
     if as_json:
         click.echo(json.dumps(summary(study)))
     else:
@@ -57,6 +52,19 @@ def phase(sweep: Path, storage: str | None, out: Path | None, as_json: bool) -> 
         click.echo(f"{study.name}: {study.runs} runs; degradation in {study.measure.lost}: {heq}")
         print_table(point_table(study))
     click.echo(told, err=as_json)
+
+
+def drawings(study: PhaseStudy) -> dict[str, Callable[[], Figure]]:
+    """The figures of a study; that of the variation over seeds requires several of a point."""
+    from pysoftq.analysis.figures import phase as figures
+
+    drawn: dict[str, Callable[[], Figure]] = {
+        "phase": partial(figures.draw_phase, study),
+        "before-refinement": partial(figures.draw_before, study),
+    }
+    if study.varied:
+        drawn["variation"] = partial(figures.draw_variation, study)
+    return drawn
 
 
 def read_study(sweep: Path, storage: str | None) -> tuple[PhaseStudy, list[Any]]:

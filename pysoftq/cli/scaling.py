@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,8 @@ from pysoftq.cli.studies import out_option, positive, tell_study
 from pysoftq.cli.tables import print_table
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from pysoftq.analysis.scaling import Estimate, PowerLaw, ScalingStudy
 
 EXAMPLES = """\b
@@ -61,13 +64,20 @@ def scaling(
     the slope comes from: the slopes of the factors of E, which add up to it exactly.
     """
     # Loaded late: torch takes seconds, and --help needs none of it.
-    from pysoftq.analysis.figures.scaling import draw_scaling
     from pysoftq.analysis.scaling import study_scaling
     from pysoftq.analysis.sources import read_networks
 
     study = study_scaling(read_networks(sources), width, seed=seed)
-    draw, show = partial(draw_scaling, study), partial(print_tables, study)
-    tell_study("scaling", study, draw, out, summary(study) if as_json else None, show)
+    show = partial(print_tables, study)
+    json_summary = summary(study) if as_json else None
+    tell_study("scaling", study, partial(drawings, study), out, json_summary, show)
+
+
+def drawings(study: ScalingStudy) -> dict[str, Callable[[], Figure]]:
+    """The figure of a study."""
+    from pysoftq.analysis.figures.scaling import draw_scaling
+
+    return {"scaling": partial(draw_scaling, study)}
 
 
 def summary(study: ScalingStudy) -> dict[str, Any]:

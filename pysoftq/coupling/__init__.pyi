@@ -5,4 +5,5 @@ from .quantizer import CouplingEnergy as CouplingEnergy
 from .quantizer import SoftQuantizer as SoftQuantizer
 from .report import CompressionReport as CompressionReport
 from .report import LayerReport as LayerReport
+from .report import ReportWarning as ReportWarning
 from .report import TensorReport as TensorReport

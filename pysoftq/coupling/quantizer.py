@@ -27,6 +27,7 @@ from pysoftq.coupling.selection import (
     select,
     unwrapped,
 )
+from pysoftq.errors import QualityWarning
 from pysoftq.interaction.arrays import (
     check_bins,
     check_fraction,
@@ -352,7 +353,11 @@ class SoftQuantizer:
             rd_weight: rate-distortion weight of these, in variances of a layer (`rd_weights`).
 
         Returns:
-            The table of layers, with clusters and bit-widths before and after refinement.
+            The table of layers, with clusters and bit-widths before and after refinement. Its
+            `warnings` list layers that have become constant or have not gathered in clusters.
+
+        Warns:
+            QualityWarning: a layer has become constant; the report notes it at the layer.
 
         Raises:
             ValueError: a value is out of range, or a layer's parameter has been replaced since
@@ -360,17 +365,21 @@ class SoftQuantizer:
         """
         before = self.clusters(bits)
         after = self.refine(before, n_min, refinement, rd_weight)
-        self.detach()
-        with torch.no_grad():
-            for layer in self.layers:
-                parameter = layer.parameter
-                parameter.copy_(after[layer.name].weights(parameter.shape))
         n_min = n_min if refinement == "count" else 0
         rows = (
             LayerReport.of(layer, before[layer.name], after[layer.name], n_min)
             for layer in self.layers
         )
-        return CompressionReport(tuple(rows), self.tensors())
+        report = CompressionReport(tuple(rows), self.tensors(), refinement)
+        for warning in report.warnings:
+            if warning.kind == "constant":  # the model is unchanged where warnings are errors
+                warnings.warn(str(warning), QualityWarning, stacklevel=2)
+        self.detach()
+        with torch.no_grad():
+            for layer in self.layers:
+                parameter = layer.parameter
+                parameter.copy_(after[layer.name].weights(parameter.shape))
+        return report
 
     def tensors(self) -> tuple[TensorReport, ...]:
         """Every parameter and buffer of the model: coupled, excluded or degenerate, and why."""

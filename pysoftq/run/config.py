@@ -98,6 +98,8 @@ class CompressConfig(ClusteringConfig):
         on_resume=True, ge=1, le=1024)
     device: str = option("Run", "auto", "Where the network runs: auto, cpu, cuda, cuda:N or mps; "
         "auto takes CUDA where it is present.", on_resume=True, metavar="NAME")
+    strict: bool = option("Run", False, "Exit with code 3 if the finished run has warnings.",
+        on_resume=True)
     checkpoint_minutes: float = option("Run", 10.0, "A checkpoint is written after each epoch and "
         "after this time within one.", on_resume=True, gt=0)
     # fmt: on
