@@ -176,6 +176,7 @@ def draw_collapse(study: DynamicsStudy) -> Figure:
         )
     left.axhline(study.threshold, color=GREY, linewidth=0.6, linestyle=":")
     left.set_ylim(bottom=0)
+    right.margins(y=0.12)
     left.set_ylabel(r"spread of the cluster / $w_l$")
     right.set_ylabel(r"value of the cluster $\theta$")
     if not study.quartiles:

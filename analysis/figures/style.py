@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from functools import wraps
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from matplotlib import rc_context, rcParamsDefault
 from matplotlib.axes import Axes
@@ -38,7 +38,7 @@ PNG_DPI = 200
 TEXT, SMALL = 8.0, 7.0  # points
 
 
-_SETTINGS = {name: value for name, value in rcParamsDefault.items() if name != "backend"}
+_SETTINGS: Any = {name: value for name, value in rcParamsDefault.items() if name != "backend"}
 _SETTINGS["pdf.fonttype"] = 42  # keeps the text searchable
 
 

@@ -29,7 +29,7 @@ from pysoftq.run.config import (
     read_config,
 )
 from pysoftq.run.folder import RunFolder
-from pysoftq.run.summary import PRETRAINED, NetworkRow, Summary
+from pysoftq.run.summary import PRETRAINED, REFINED, NetworkRow, Summary
 
 from .charts import Axis, Chart, Point, Series, Tick
 from .loading import loading_lines
@@ -87,8 +87,8 @@ def _cards(summary: Summary, info: ArtifactInfo) -> list[Card]:
         Card(
             f"Test {task.merit}",
             task.shown(summary.merit(after)),
-            f"{task.shown(summary.merit(before))} of the pretrained network: "
-            f"{summary.degradation:.2f} {task.lost} lost",
+            f"pretrained: {task.shown(summary.merit(before))}, {summary.degradation:.2f} "
+            f"{task.lost} lost",
         ),
         Card(
             "Bits per weight",
@@ -150,7 +150,7 @@ def _networks(summary: Summary) -> Table:
         ]
         for row in summary.networks
     ]
-    written = [row.name for row in summary.networks].index(summary.written)
+    written = [row.name for row in summary.networks].index(REFINED)
     headings = ("Network", summary.measure.merit.capitalize(), "Bits", "Entropy", "Bytes", "Ratio")
     return Table(headings, rows, marked=(written,))
 
@@ -307,8 +307,9 @@ def _followed(study: DynamicsStudy, info: ArtifactInfo) -> list[str]:
     if study.quartiles is not None:
         low, median, high = study.quartiles
         lines.append(
-            f"The spread of {len(study.collapsed)} groups fell below {study.threshold:g} w for "
-            f"good, of half of them between epochs {low:.2f} and {high:.2f} (median {median:.2f})."
+            f"The spread of {len(study.collapsed)} groups fell permanently below "
+            f"{study.threshold:g} w, of half of them between epochs {low:.2f} and {high:.2f} "
+            f"(median {median:.2f})."
         )
     return lines
 
@@ -325,7 +326,7 @@ def _collapses(study: DynamicsStudy) -> Table:
         ]
         for found in study.collapses
     ]
-    return Table(headings, rows)
+    return Table(headings, rows, words=())
 
 
 def _pictures(

@@ -95,7 +95,7 @@ def dynamics(
     out = out or run / "dynamics"
     line = write_study("dynamics", study, partial(drawings, study, records, epochs), out)
     gif = out / "condensing.gif"
-    if animation and draw_or_warn("animation", partial(animate, records, gif)):
+    if animation and draw_or_warn("animation", partial(animate, records, gif)) is not None:
         line += f", {gif.name}"
     click.echo(line, err=as_json)
 

@@ -119,7 +119,7 @@ def drawings(study: FlatnessStudy) -> dict[str, Callable[[], Figure]]:
     """The figures of a study, those left out whose values it does not have."""
     from pysoftq.analysis.figures import flatness as figures
 
-    drawn = {"flatness": partial(figures.draw_flatness, study)}
+    drawn: dict[str, Callable[[], Figure]] = {"flatness": partial(figures.draw_flatness, study)}
     if study.lines or study.plane:
         drawn["landscape"] = partial(figures.draw_landscape, study)
     if study.curvatures:

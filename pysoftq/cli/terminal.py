@@ -37,7 +37,7 @@ def substitute(error: UnicodeError) -> tuple[str, int]:
 class _Pipe(io.FileIO):
     """A file descriptor that discards what is written after its reader has gone."""
 
-    def write(self, data: Any) -> int | None:
+    def write(self, data: Any) -> int:
         try:
             return super().write(data)
         except BrokenPipeError:
@@ -70,9 +70,11 @@ def robust_streams() -> Iterator[None]:
         for name, stream in replaced.items():
             stream.flush()
             raw = _Pipe(stream.fileno(), "w", closefd=False)
-            settings = {"encoding": stream.encoding, "errors": _ERRORS}
             lines = stream.isatty() or name == "stderr"
-            setattr(sys, name, Output(io.BufferedWriter(raw), line_buffering=lines, **settings))
+            setattr(
+                *(sys, name),
+                Output(io.BufferedWriter(raw), stream.encoding, _ERRORS, line_buffering=lines),
+            )
         yield
     finally:
         for name, stream in replaced.items():

@@ -31,7 +31,6 @@ from pysoftq.run.records import WeightRecords
 from pysoftq.run.setup import Run
 from pysoftq.run.state import RunState
 from pysoftq.run.summary import (
-    CLUSTERED,
     PRETRAINED,
     REFINED,
     SOFT,
@@ -52,7 +51,7 @@ def finish(run: Run, state: RunState, pretrained: dict[str, Tensor]) -> Summary:
     weights = {"weights_soft": snapshot(shown.weights())}
 
     networks = [float_row(run, PRETRAINED, pretrained), float_row(run, SOFT, soft)]
-    name = f"soft, {config.bits}{CLUSTERED}"
+    name = f"soft, {config.bits}-bit clusters"
     networks.append(clustered_row(run, name, softq.clusters(config.bits)))
 
     model.load_state_dict(soft)

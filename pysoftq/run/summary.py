@@ -18,8 +18,8 @@ from pysoftq.coupling.report import CompressionReport, ReportWarning
 from pysoftq.data.tasks import CLASSIFICATION, TASKS, Task
 from pysoftq.run.records import EpochMetrics
 
-PRETRAINED, SOFT, REFINED = "pretrained", "soft", "soft, refined"
-CLUSTERED = "-bit clusters"  # after the number of bits
+PRETRAINED, SOFT = "pretrained", "soft"
+REFINED = "soft, refined"  # the network of the compressed file
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,8 @@ class Summary:
     """The end of a run: every network compared, and the table of layers.
 
     ``task`` is the name of the `pysoftq.data.tasks.Task` that says what is the figure of merit.
-    ``written`` is the name of the network in the compressed file, ``bytes_float32`` what its
-    tensors take with every floating value in four bytes; 0 in reports of earlier versions.
+    ``bytes_float32`` is what the tensors of the network take with every floating value in four
+    bytes; 0 in reports of earlier versions.
     """
 
     networks: tuple[NetworkRow, ...]
@@ -105,7 +105,6 @@ class Summary:
     excluded: dict[str, str]
     training: TrainingSpeed
     task: str = CLASSIFICATION.name
-    written: str = REFINED
     bytes_float32: int = 0
 
     @property
@@ -116,7 +115,7 @@ class Summary:
     @property
     def compressed(self) -> NetworkRow:
         """The network in the compressed file."""
-        return self[self.written]
+        return self[REFINED]
 
     def merit(self, row: NetworkRow) -> float:
         """The figure of merit of a network: its accuracy, or its perplexity."""
@@ -173,8 +172,8 @@ class Summary:
         """Where a network before refinement loses accuracy, and what helps."""
         if row.name == SOFT:
             return "in training", "lower `h` or `lr`, or train for more epochs"
-        if row.name.endswith(CLUSTERED):
-            return "in binning", "raise `h` or train for more epochs, or raise `bits`"
+        if row.name.startswith(SOFT) and row.name.endswith("clusters"):
+            return "in binning", "raise `h` or train for more epochs"
         return None
 
     def _refined_stage(self) -> tuple[str, str]:
@@ -186,7 +185,6 @@ class Summary:
         """Plain JSON."""
         return {
             "task": self.task,
-            "written": self.written,
             "bytes_float32": self.bytes_float32,
             "warnings": [asdict(warning) for warning in self.warnings],
             "networks": [

@@ -58,11 +58,11 @@ def test_no_layers_have_no_bits() -> None:
 def test_summary_is_plain_json_and_finds_its_rows(report: CompressionReport) -> None:
     rows = (
         NetworkRow("pretrained", 0.9, None, None, None, 4000),
-        NetworkRow("HEQ-4", 0.5, 4.0, 4.0, 3.9, 700),
+        NetworkRow("soft, refined", 0.5, 4.0, 4.0, 3.9, 700),
     )
     speed = TrainingSpeed(seconds=2.0, images_per_second=1500.0, coupling_share=0.0123)
     excluded = {"conv.bias": "one dimension"}
-    summary = Summary(rows, report, excluded, speed, written="HEQ-4", bytes_float32=4000)
+    summary = Summary(rows, report, excluded, speed, bytes_float32=4000)
     content = json.loads(json.dumps(summary.to_dict()))
     assert content["networks"][1]["accuracy"] == 0.5
     assert content["networks"][0]["bits"] is None
@@ -70,7 +70,7 @@ def test_summary_is_plain_json_and_finds_its_rows(report: CompressionReport) -> 
     assert content["compression"]["mean_bits"] == pytest.approx(1.5)
     assert content["compression"]["layers"][1]["note"] == "not refined: small"
     assert content["training"]["images_per_second"] == 1500
-    assert summary["HEQ-4"].bytes_on_disk == 700
+    assert summary["soft, refined"].bytes_on_disk == 700
     with pytest.raises(KeyError, match="HEQ-9"):
         summary["HEQ-9"]
 
@@ -78,19 +78,30 @@ def test_summary_is_plain_json_and_finds_its_rows(report: CompressionReport) -> 
 def test_tables_show_every_row(report: CompressionReport) -> None:
     rows = (
         NetworkRow("pretrained", 0.9, None, None, None, 4000),
-        NetworkRow("HEQ-4", 0.5, 4.0, 4.0, 3.9, 700, codebook_bytes=128),
+        NetworkRow("soft, refined", 0.5, 4.0, 4.0, 3.9, 700, codebook_bytes=128),
     )
     speed = TrainingSpeed(seconds=2.0, images_per_second=1500.0, coupling_share=0.0123)
     excluded = {"conv.bias": "one dimension"}
-    summary = Summary(rows, report, excluded, speed, written="HEQ-4", bytes_float32=4000)
+    summary = Summary(rows, report, excluded, speed, bytes_float32=4000)
     console = Console(width=200)
     with console.capture() as capture:
         console.print(report.table(), summary.table())
     lines = capture.get().splitlines()
     mean = next(line for line in lines if line.split()[:1] == ["mean"])
     assert mean.split() == ["mean", "400", "2.500", "1.500", "0.750"]
-    heq = next(line for line in lines if "HEQ-4" in line)
-    assert heq.split() == ["HEQ-4", "50.00", "%", "4.000", "4.000", "3.900", "128", "700", "0.175"]
+    refined = next(line for line in lines if "soft, refined" in line)
+    assert refined.split() == [
+        "soft,",
+        "refined",
+        "50.00",
+        "%",
+        "4.000",
+        "4.000",
+        "3.900",
+        "128",
+        "700",
+        "0.175",
+    ]
     assert any("pretrained" in line and "32 (float)" in line for line in lines)
     remarks = summary.remarks()
     assert "linear: not refined: small" in remarks
@@ -172,7 +183,7 @@ def test_wells_are_counted_in_each_segment() -> None:
     model = nn.Linear(64, 4, bias=False)
     for granularity, parts in (("layer", model.weight[None]), ("channel", model.weight)):
         softq = SoftQuantizer(model, w=0.5, granularity=granularity)
-        row = softq.finalize(n_min=0).layers[0]
+        row = softq.finalize(bits=7, n_min=0, refinement="count").layers[0]
         spans = sum(int((part.max() - part.min()) / row.width) + 1 for part in parts)
         assert abs(row.wells - spans) <= 1
         assert not row.gathered
@@ -187,10 +198,10 @@ def test_finalize_warns_of_a_constant_layer() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(QualityWarning, match=r"1 of 2 layers has .*: 0\.weight; lower"):
-            softq.finalize()
+            softq.finalize(bits=7, n_min=10, refinement="count")
     assert torch.equal(model[0].weight, before)
     with pytest.warns(QualityWarning, match=r"0\.weight"):
-        found = softq.finalize()
+        found = softq.finalize(bits=7, n_min=10, refinement="count")
     assert found.layers[0].note == CONSTANT
     assert found.warnings[0].layers == ("0.weight",)
     assert len(model[0].weight.unique()) == 1
