@@ -1,4 +1,4 @@
-"""``pysoftq dynamics``: how the weights of a run condensed into clusters."""
+"""``pysoftq dynamics``: how the weights of a run gather in clusters."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _numbers(
     except ValueError:
         numbers = ()
     if not numbers or not all(0 <= number < float("inf") for number in numbers):
-        raise click.BadParameter(f"{given!r} is no list like 0,1,30", ctx, parameter)
+        raise click.BadParameter(f"{given!r} is not a list like 0,1,30", ctx, parameter)
     return numbers
 
 
@@ -50,24 +50,22 @@ def _numbers(
 @click.option(
     "--epochs",
     callback=_numbers,
-    help="Epochs whose histograms are drawn, with commas.  [default: 0,1,2,4,8 and the last]",
+    help="Epochs whose histograms are drawn, comma-separated.  [default: 0,1,2,4,8 and the last]",
 )
 @click.option(
     "--threshold",
     type=float,
     default=0.05,
     show_default=True,
-    help="Spread, in widths, below which a cluster counts as collapsed.",
+    help="Spread, in widths w_l, below which a cluster counts as collapsed.",
 )
-@click.option(
-    "--animation/--no-animation", default=True, show_default=True, help="Whether to write a GIF."
-)
+@click.option("--animation/--no-animation", default=True, show_default=True, help="Write a GIF.")
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder for the figures and all numbers.  [default: RUN/dynamics]",
+    help="Folder for the figures and the JSON file.  [default: RUN/dynamics]",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON in place of the table.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")
 def dynamics(
     run: Path,
     epochs: tuple[float, ...] | None,
@@ -76,12 +74,13 @@ def dynamics(
     out: Path | None,
     as_json: bool,
 ) -> None:
-    """Show how the layers of RUN condensed, a folder of pysoftq compress (Figs. 1, 2E, 2F).
+    """Show how the weights of RUN, a folder of pysoftq compress, gather (Figs. 1, 2E, 2F).
 
-    Histograms of the largest layer with its potential at some epochs and as an animation, clusters
-    of each layer against time, losses, trajectories of weights of the last layer, and when each of
-    their clusters collapsed: when the spread of the weights that end in it fell below the threshold
-    for the last time, with the jackknife's standard error over these weights.
+    Draws histograms of the largest layer with its potential at several epochs and as an animation,
+    the clusters of each layer and the losses against time, and trajectories of up to 200 weights
+    of the last layer. For each group in which these weights end, the table lists the time of
+    collapse, at which its spread falls below the threshold for the last time, with the standard
+    error by the jackknife over its weights.
     """
     from pysoftq.analysis.collapse import study_dynamics
     from pysoftq.analysis.dynamics import read_run
@@ -136,8 +135,12 @@ def summary(study: DynamicsStudy) -> dict[str, Any]:
 
 
 def print_summary(study: DynamicsStudy) -> None:
-    """The clusters as a table, and when they collapsed."""
-    title = f"{study.run}: clusters of {study.layer}, threshold {study.threshold:g} widths"
+    """The groups of followed weights as a table, and when they collapsed."""
+    followed = sum(found.weights for found in study.collapses)
+    title = (
+        f"{study.run}: groups of {followed} followed weights of {study.layer}, "
+        f"threshold {study.threshold:g} widths"
+    )
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for heading in (
         "value",
@@ -160,12 +163,12 @@ def print_summary(study: DynamicsStudy) -> None:
         )
     print_table(table)
     click.echo(
-        "spreads in widths; collapse below the threshold, and by twice and half of it; – where a "
-        "cluster has not collapsed or is followed by fewer than three weights"
+        "Spreads are in widths. Times of collapse are for the threshold, twice and half of it; "
+        "– for groups that have not collapsed or have fewer than three weights."
     )
     if study.quartiles:
         low, median, high = study.quartiles
         click.echo(
-            f"{len(study.collapsed)} of {len(study.collapses)} clusters collapsed, half of them "
-            f"between epochs {low:.2f} and {high:.2f}, the median at {median:.2f}"
+            f"{len(study.collapsed)} of {len(study.collapses)} groups collapsed, half of them "
+            f"between epochs {low:.2f} and {high:.2f}, with the median at {median:.2f}."
         )

@@ -1,4 +1,4 @@
-"""``pysoftq inspect``: what is in a compressed file."""
+"""``pysoftq inspect``: the content of a compressed file."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 @click.command("inspect")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")
 def inspect(file: Path, as_json: bool) -> None:
-    """Show what is in the compressed FILE: its layers, their clusters and bit-widths, its size.
+    """Show the layers of the compressed FILE, their clusters and bit-widths, and its size.
 
-    The file is checked; one that is altered, cut short or foreign is refused.
+    Altered, truncated and foreign files are refused.
     """
     # Loaded late: torch takes seconds, and --help needs none of it.
     from pysoftq.artifact import inspect_compressed
@@ -39,8 +39,8 @@ def inspect(file: Path, as_json: bool) -> None:
 def layer_table(info: ArtifactInfo, title: str) -> Table:
     """One row for each weight tensor, then the means of Eq. 8.
 
-    The bytes of a layer are those of its codebooks and indices. A column tells the granularity
-    where not all layers have a single codebook.
+    The bytes of a layer are those of its codebooks and indices. If a layer has several codebooks,
+    a column shows the granularity.
     """
     table = Table(title=Text(title), box=box.SIMPLE_HEAD)
     table.add_column("layer", no_wrap=True)

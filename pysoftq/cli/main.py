@@ -1,4 +1,4 @@
-"""The command ``pysoftq``: finds its commands only when they are asked for."""
+"""The command ``pysoftq``: imports the module of a command when it is called."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from pysoftq.cli.terminal import complete_environment, one_line, robust_streams,
 
 # command -> its line in the help; pysoftq/cli/<command>.py defines a click command of that name
 COMMANDS = {
-    "compare": "Soft quantization beside other methods: accuracy against bits.",
+    "compare": "Compare soft quantization with other methods: accuracy against bits.",
     "compress": "Compress a network by soft quantization.",
-    "dynamics": "How the weights of a run condensed into clusters (Figs. 1, 2E, 2F).",
-    "energy": "Interaction energy of each layer of a weight file.",
-    "export": "A compressed file as ONNX, for Core ML, or as a plain state dict.",
-    "flatness": "How flat the landscape is towards the quantized networks (Fig. 3).",
-    "inspect": "Show what is in a compressed file.",
-    "meanfield": "How many bins the mean field wants.",
-    "phase": "Draw what a sweep found over h and w (Figs. 2, 5, 6).",
-    "pick": "Which h and w of a sweep to use.",
-    "report": "A run or a sweep as one HTML page.",
-    "scaling": "How the energy of a layer grows with its size (Fig. 4).",
-    "sweep": "A grid of runs over h and w, with several seeds (Fig. 2).",
+    "dynamics": "Show how the weights of a run gather in clusters (Figs. 1, 2E, 2F).",
+    "energy": "Print the interaction energy of each layer of a weight file.",
+    "export": "Convert a compressed file to ONNX, Core ML or a plain state dict.",
+    "flatness": "Measure how flat the loss is towards the quantized networks (Fig. 3).",
+    "inspect": "Show the content of a compressed file.",
+    "meanfield": "Compare the mean field with the exact sum for several numbers of bins.",
+    "phase": "Draw the phase diagram of a sweep over h and w (Figs. 2, 5, 6).",
+    "pick": "Recommend h and w from the results of a sweep.",
+    "report": "Write one HTML page about a run or a sweep.",
+    "scaling": "Fit the interaction energy against the size of the layers (Fig. 4).",
+    "sweep": "Run a grid over h and w with several seeds (Fig. 2).",
 }
 
 
@@ -59,7 +59,7 @@ EXAMPLES = """\b
 Examples:
   pysoftq compress                    digits, from pretraining to figures
   pysoftq compress --dataset cifar10 --model resnet20 --weights resnet20.th
-  pysoftq compress --resume runs/1    go on with an interrupted run
+  pysoftq compress --resume runs/1    resume an interrupted run
   pysoftq inspect runs/1/compressed.safetensors
 """
 

@@ -24,7 +24,7 @@ sweep_argument = click.argument(
     "sweep", type=click.Path(exists=True, file_okay=False, path_type=Path)
 )
 storage_option = click.option(
-    "--storage", metavar="URL", help="Database of the sweep.  [default: as its folder says]"
+    "--storage", metavar="URL", help="Database of the sweep.  [default: that in its folder]"
 )
 
 
@@ -34,14 +34,14 @@ storage_option = click.option(
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder for the figures and all numbers.  [default: SWEEP/phase]",
+    help="Folder for the figures and the JSON file.  [default: SWEEP/phase]",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON in place of the table.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")
 def phase(sweep: Path, storage: str | None, out: Path | None, as_json: bool) -> None:
     """Draw degradation and bits over (h, w) from the finished runs of SWEEP (Figs. 2A-D, 5, 6).
 
-    Maps are centred on 4-bit histogram-equalized quantization; the outline holds the points that
-    are better in both. The sweep may still be running.
+    Maps are centred on 4-bit histogram-equalized quantization (HEQ-4); points that are better in
+    both are outlined. The sweep may still be running.
     """
     study = read_study(sweep, storage)[0]
     told = write_study("phase", study, partial(drawings, study), out or sweep / "phase")

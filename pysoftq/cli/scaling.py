@@ -1,4 +1,4 @@
-"""``pysoftq scaling``: how the interaction energy grows with the size of a layer, and why."""
+"""``pysoftq scaling``: the interaction energy against the size of the layers, by factors."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ _TERMS = {
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the bootstrap."
 )
 @out_option
-@click.option("--json", "as_json", is_flag=True, help="Print JSON in place of the tables.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the tables.")
 def scaling(
     sources: tuple[str, ...], width: float, seed: int, out: Path | None, as_json: bool
 ) -> None:
@@ -60,8 +60,8 @@ def scaling(
     WEIGHTS are weight files, folders of runs (their pretrained weights) or names of torchvision's
     models (their default weights, downloaded where missing). The slope gives the exponent of
     h_l = h N_l^-alpha: alpha = slope - 1, in the paper 0.66. Intervals are from a bootstrap over
-    layers, clustered by network; p tests the naive alpha = 1 of Eq. 10. The second table says where
-    the slope comes from: the slopes of the factors of E, which add up to it exactly.
+    layers, clustered by network; p tests the naive alpha = 1 of Eq. 10. The second table lists the
+    slopes of the factors of E, which add up to the slope exactly.
     """
     # Loaded late: torch takes seconds, and --help needs none of it.
     from pysoftq.analysis.scaling import study_scaling
@@ -106,7 +106,7 @@ def print_tables(study: ScalingStudy) -> None:
     print_table(term_table(laws))
     for network in study.networks:
         if network.left_out:
-            click.echo(f"{network.name}: without a pair in the well: {', '.join(network.left_out)}")
+            click.echo(f"{network.name}: no pair within the well: {', '.join(network.left_out)}")
     depth = study.depth
     click.echo(
         f"Residuals against relative depth: slope {depth.slope:+.3f} ± {depth.stderr:.3f} "

@@ -32,7 +32,8 @@ def positive(ctx: click.Context, parameter: click.Parameter, value: float) -> fl
 out_option = click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
-    help=f"Folder for the figure and all numbers.  [default: {DEFAULT_FOLDER}; with --json, none]",
+    help="Folder for the figure and the JSON file.  "
+    f"[default: {DEFAULT_FOLDER}; with --json, none]",
 )
 
 

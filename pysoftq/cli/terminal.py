@@ -85,12 +85,15 @@ def robust_streams() -> Iterator[None]:
 
 @contextmanager
 def complete_environment() -> Iterator[None]:
-    """Set what libraries look up in the environment and may not find there, within the block.
+    """Set what libraries look up in the environment and may not find there.
 
     Matplotlib gets a backend that draws without a screen. A user without a home folder gets a
-    temporary one for the caches of libraries; one without a name gets the number as a name.
+    temporary one until the end of the block, for the caches of libraries; one without a name gets
+    the number as a name. A terminal without columns, in which Rich prints nothing, gets its own.
     """
     os.environ["MPLBACKEND"] = "agg"
+    if os.environ.get("COLUMNS") == "0":
+        del os.environ["COLUMNS"]
     with ExitStack() as stack:
         try:
             Path.home()

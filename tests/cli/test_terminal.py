@@ -83,11 +83,12 @@ def test_a_user_without_home_and_name(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HOME", "LOGNAME", "USER", "LNAME", "USERNAME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("pwd.getpwuid", unknown)
-    monkeypatch.setattr("os.environ", dict(os.environ))  # nothing of it stays
+    monkeypatch.setattr("os.environ", {**os.environ, "COLUMNS": "0"})  # nothing of it stays
     with complete_environment():
         assert Path.home().is_dir()
         assert os.environ["USER"] == f"uid-{os.getuid()}"
         assert os.environ["MPLBACKEND"] == "agg"
+        assert "COLUMNS" not in os.environ
         home = Path.home()
     assert not home.exists()
 

@@ -392,7 +392,7 @@ def test_one_process_at_a_time(
     ("arguments", "code", "message"),
     [
         (["--resume", "{run}", "--lr", "0.1"], 2, "--lr cannot be changed"),
-        (["--resume", "{run}", "--out", "x"], 2, "--resume goes with neither"),
+        (["--resume", "{run}", "--out", "x"], 2, "--resume excludes --out"),
         (["--resume", "{empty}"], 2, "holds no run to resume"),
         (["--resume", "{empty}/nowhere"], 2, "does not exist"),
         (["--out", "{run}"], 2, "holds a run already"),
@@ -574,7 +574,7 @@ def test_a_run_can_be_interrupted_anywhere(
         with monkeypatch.context() as patch:
             patch.setattr(TerminalObserver, "message", Interrupter(text, number).message)
             assert call(*arguments) == 130
-        assert f"go on with: pysoftq compress --resume {run}\n" in capsys.readouterr().err
+        assert f"resume with: pysoftq compress --resume {run}\n" in capsys.readouterr().err
         left.append({path.name for path in run.iterdir() if path.name[0] != "."})
         arguments = ["compress", "--resume", str(run)]
     assert left[0] == {"config.yaml"}
