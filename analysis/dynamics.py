@@ -15,9 +15,10 @@ from pysoftq.run.records import WeightRecords, read_metrics
 class LossCurves:
     """Losses and what else is told after each epoch, (E,); epoch 0 is the pretrained state.
 
-    ``steps`` are those done by then, ``merit`` is the task's figure of merit in the test, ``bits``
-    and ``bits_refined`` are the mean bit-widths if the run ended there, ``clusters`` those of each
-    layer before refinement.
+    ``steps`` are those done by then. ``merit_soft`` and ``merit_compressed`` are the task's figure
+    of merit in the test, of the network as it is and as it would be compressed there;
+    ``bits_before`` and ``bits_compressed`` are its mean bit-widths before and after refinement,
+    ``clusters`` those of each layer before refinement.
     """
 
     epochs: NDArray[np.int64]
@@ -25,9 +26,10 @@ class LossCurves:
     task: NDArray[np.float64]
     coupling: NDArray[np.float64]
     """L_C of Eq. 6, summed over the layers with their strengths."""
-    merit: NDArray[np.float64]
-    bits: NDArray[np.float64]
-    bits_refined: NDArray[np.float64]
+    merit_soft: NDArray[np.float64]
+    merit_compressed: NDArray[np.float64]
+    bits_before: NDArray[np.float64]
+    bits_compressed: NDArray[np.float64]
     clusters: dict[str, NDArray[np.int64]]
 
     def epochs_of(self, steps: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -65,9 +67,10 @@ def read_losses(path: str | Path) -> LossCurves:
         steps=np.array([metrics.step for metrics in epochs], dtype=np.int64),
         task=column("task_loss"),
         coupling=column("coupling_energy"),
-        merit=column("test_merit"),
-        bits=column("mean_bits"),
-        bits_refined=column("mean_bits_refined"),
+        merit_soft=column("test_merit_soft"),
+        merit_compressed=column("test_merit_compressed"),
+        bits_before=column("mean_bits_before"),
+        bits_compressed=column("mean_bits_compressed"),
         clusters={
             name: np.array([metrics.clusters[name] for metrics in epochs])
             for name in epochs[0].clusters

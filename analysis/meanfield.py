@@ -133,7 +133,7 @@ def study_mean_field(
     name: str,
     weights: Mapping[str, Tensor],
     options: MeanFieldOptions,
-    progress: Callable[[str], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> MeanFieldStudy:
     """Compare the mean field with the exact sum, layer by layer.
 
@@ -141,25 +141,27 @@ def study_mean_field(
         name: of the network.
         weights: of its layers, on the CPU.
         options: what is compared.
-        progress: receives the name of each layer before it is measured.
+        progress: receives the number of layers done and of all before each layer and at the end.
 
     Raises:
         ValueError: weights are not finite, or no layer has a pair in the well.
     """
     measured: list[_Measured] = []
     left_out: list[str] = []
-    for layer_name, weight in weights.items():
+    for number, (layer_name, weight) in enumerate(weights.items()):
+        if progress is not None:
+            progress(number, len(weights))
         theta = weight if weight.dtype == torch.float64 else weight.float()
         sigma = standard_deviation(layer_name, theta)
         exact = _Exact.of(theta, options.width * sigma) if sigma > 0 else None
         if exact is None or not exact.usable:
             left_out.append(layer_name)
             continue
-        if progress is not None:
-            progress(layer_name)
         span = float(theta.max() - theta.min()) / sigma
         layer = Layer(layer_name, theta.numel(), sigma, span)
         measured.append(_Measured.of(layer, exact, options))
+    if progress is not None:
+        progress(len(weights), len(weights))
     if not measured:
         raise ValueError(
             f"{name}: no layer has a pair of weights in a well of {options.width:g} sigma"

@@ -87,6 +87,11 @@ class PhaseStudy:
         return TASKS[self.task]
 
     @property
+    def varied(self) -> bool:
+        """Whether some point has several seeds, whose results can vary."""
+        return any(point.seeds > 1 for point in self.points)
+
+    @property
     def reference(self) -> Baseline:
         """4-bit HEQ."""
         return next(one for one in self.baselines if one.bits == REFERENCE_BITS)

@@ -14,6 +14,7 @@ from .coupling import CompressionReport as CompressionReport
 from .coupling import CouplingEnergy as CouplingEnergy
 from .coupling import LayerReport as LayerReport
 from .coupling import Recipe as Recipe
+from .coupling import ReportWarning as ReportWarning
 from .coupling import SoftQuantizer as SoftQuantizer
 from .coupling import TensorReport as TensorReport
 from .coupling import prepare as prepare

@@ -24,6 +24,10 @@ class BusyError(RuntimeError):
     """Another process is working on the run."""
 
 
+class QualityWarning(UserWarning):
+    """A compressed network is probably much worse than the one it was made from."""
+
+
 class Interrupted(KeyboardInterrupt):
     """The run was asked to stop; a checkpoint has been written."""
 

@@ -26,6 +26,7 @@ from .style import (
     SMALL,
     TEXT,
     VERMILLION,
+    isolated,
     letter,
     plain,
     style,
@@ -51,6 +52,7 @@ _RATES: dict[Rate, str] = {
 _TICKS = (10, 30, 50, 70, 80, 85, 90, 95, 97, 98, 99, 99.5)
 
 
+@isolated
 def draw_comparison(study: ComparisonStudy) -> Figure:
     """Accuracy against both kinds of bits, with the fronts of soft quantization and of the others.
 

@@ -32,6 +32,7 @@ from .style import (
     SMALL,
     TEXT,
     VERMILLION,
+    isolated,
     letter,
     plain,
     style,
@@ -44,6 +45,7 @@ _SHOWN_BINS = 256
 _ANIMATION_DPI = 110
 
 
+@isolated
 def draw_densities(run: Run, epochs: Sequence[float] | None = None) -> Figure:
     """Weights of the largest layer with V_w at some epochs (Fig. 1B at more moments).
 
@@ -118,6 +120,7 @@ class _Scene:
         self._line.set_data(self._midpoints[row], self._potentials[row])
 
 
+@isolated
 def draw_clusters(study: DynamicsStudy) -> Figure:
     """Number of clusters of each layer, before refinement, against epochs."""
     figure = Figure(figsize=(COLUMN, 2.6), layout="constrained")
@@ -145,6 +148,7 @@ def draw_clusters(study: DynamicsStudy) -> Figure:
     return figure
 
 
+@isolated
 def draw_collapse(study: DynamicsStudy) -> Figure:
     """Spread of each cluster against time, and the times of collapse with their errors."""
     figure = Figure(figsize=(PAGE, 2.6), layout="constrained")
@@ -176,9 +180,18 @@ def draw_collapse(study: DynamicsStudy) -> Figure:
         )
     left.axhline(study.threshold, color=GREY, linewidth=0.6, linestyle=":")
     left.set_ylim(bottom=0)
+    right.margins(y=0.12)
     left.set_ylabel(r"spread of the cluster / $w_l$")
     right.set_ylabel(r"value of the cluster $\theta$")
-    if study.quartiles:
+    if not study.quartiles:
+        right.text(
+            *(0.5, 0.5, "no group has collapsed"),
+            transform=right.transAxes,
+            ha="center",
+            fontsize=SMALL,
+            color=GREY,
+        )
+    else:
         low, median, high = study.quartiles
         right.axvspan(low, high, color=SKY, alpha=0.25, linewidth=0, label="quartiles")
         right.axvline(median, color=VERMILLION, linewidth=0.8, label=f"median {median:.2g}")
@@ -195,6 +208,7 @@ def _depth_colours(count: int) -> list[tuple[float, float, float, float]]:
     return [tuple(colour) for colour in colormaps["viridis"](np.linspace(0, 0.92, count))]
 
 
+@isolated
 def animate(run: Run, path: str | Path) -> Path:
     """Write a GIF of the largest layer condensing, V_w over its histogram; returns the path.
 

@@ -19,6 +19,7 @@ from .style import (
     SMALL,
     TEXT,
     VERMILLION,
+    isolated,
     letter,
     style,
 )
@@ -29,6 +30,7 @@ _RATIO = r"$\Delta\mathcal{L}_\mathrm{task} / \Delta\theta$"
 _LEVELS = 12
 
 
+@isolated
 def draw_flatness(study: FlatnessStudy) -> Figure:
     """Fig. 3: random perturbations matched to both networks, and where the networks are."""
     figure = Figure(figsize=(PAGE, 2.5), layout="constrained")
@@ -75,6 +77,7 @@ def _draw_histogram(axis: Axes, comparison: Comparison, other: Comparison) -> No
     axis.legend(fontsize=SMALL, edgecolor="none", framealpha=0.85)
 
 
+@isolated
 def draw_landscape(study: FlatnessStudy) -> Figure:
     """The loss on the straight lines, and on the plane through the three networks.
 
@@ -141,6 +144,7 @@ def _draw_plane(figure: Figure, axis: Axes, plane: Plane, heq: str) -> None:
     bar.set_label(r"$\mathcal{L}_\mathrm{task}$", fontsize=TEXT)
 
 
+@isolated
 def draw_curvature(study: FlatnessStudy) -> Figure:
     """Leading eigenvalues, trace, and the curvature along both lines.
 

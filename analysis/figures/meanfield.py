@@ -21,6 +21,7 @@ from .style import (
     SMALL,
     TEXT,
     VERMILLION,
+    isolated,
     letter,
     plain,
     style,
@@ -29,6 +30,7 @@ from .style import (
 _METHODS = {"scan": (BLUE, "o", "-"), "fft": (VERMILLION, "s", "--")}
 
 
+@isolated
 def draw_mean_field(study: MeanFieldStudy, tolerance: float = 0.01) -> Figure:
     """Errors of force and energy against N_b, cost, sample, width and N; which N_b to take.
 

@@ -13,7 +13,18 @@ from numpy.typing import NDArray
 
 from pysoftq.analysis.phase import Outcome, PhaseStudy, Point, Statistic
 
-from .style import BLACK, GREY, PAGE, SMALL, TEXT, VERMILLION, letter, plain, style
+from .style import (
+    BLACK,
+    GREY,
+    PAGE,
+    SMALL,
+    TEXT,
+    VERMILLION,
+    isolated,
+    letter,
+    plain,
+    style,
+)
 
 _BITS = r"mean bits $\bar{b}$"
 _OUTLINED = "outlined: better than 4-bit HEQ in both"
@@ -21,6 +32,7 @@ _MISSING = "#D9D9D9"
 _SHOWN_BASELINES = {3: "^", 4: "*"}
 
 
+@isolated
 def draw_phase(study: PhaseStudy) -> Figure:
     """Fig. 2A-D: degradation and bits over (h, w), and one against the other."""
     figure = Figure(figsize=(PAGE, 5.6), layout="constrained")
@@ -33,6 +45,7 @@ def draw_phase(study: PhaseStudy) -> Figure:
     return figure
 
 
+@isolated
 def draw_before(study: PhaseStudy) -> Figure:
     """Fig. 6: the maps before small clusters were joined to larger ones."""
     figure = Figure(figsize=(PAGE, 2.9), layout="constrained")
@@ -44,6 +57,7 @@ def draw_before(study: PhaseStudy) -> Figure:
     return figure
 
 
+@isolated
 def draw_variation(study: PhaseStudy) -> Figure:
     """Fig. 5: coefficients of variation over the seeds; points without one are grey."""
     figure = Figure(figsize=(PAGE, 2.9), layout="constrained")

@@ -30,6 +30,7 @@ from .style import (
     SMALL,
     TEXT,
     VERMILLION,
+    isolated,
     plain,
     save_figure,
     style,
@@ -56,10 +57,11 @@ def draw_run(run_dir: str | Path) -> list[Path]:
     return paths
 
 
+@isolated
 def draw_histograms(records: WeightRecords) -> Figure:
     """Weights of one layer: pretrained, after the first epoch with V_w, at the end (Fig. 1).
 
-    The third panel marks the clusters that refinement gives to a larger neighbour.
+    The third panel marks the clusters that refinement merged into a larger one.
     """
     figure = Figure(figsize=(PAGE, 2.45), layout="constrained")
     axes = figure.subplots(1, 3, sharex=True)
@@ -93,6 +95,7 @@ def draw_histograms(records: WeightRecords) -> Figure:
     return figure
 
 
+@isolated
 def draw_trajectories(records: WeightRecords) -> Figure:
     """Weights of the last layer against steps (Fig. 2E), coloured by the value they end at."""
     figure = Figure(figsize=(COLUMN, 2.6), layout="constrained")
@@ -110,6 +113,7 @@ def draw_trajectories(records: WeightRecords) -> Figure:
     return figure
 
 
+@isolated
 def draw_losses(losses: LossCurves) -> Figure:
     """Compression loss (blue) and task loss (red) against epochs (Fig. 2F)."""
     figure = Figure(figsize=(COLUMN, 2.6), layout="constrained")
@@ -175,10 +179,8 @@ def _draw_clusters(axis: Axes, records: WeightRecords) -> None:
     else:
         clusters = identify_at_scale(weights, tensor(records.width))
     values, counts = clusters.codebook.numpy(), clusters.counts.numpy()
-    # A cluster was reassigned if its weights ended on another value than its own.
-    first = np.unique(clusters.indices.numpy(), return_index=True)[1]
-    moved = records.weights_final[first] != values
-    groups = ((~moved, BLUE, "clusters kept"), (moved, ORANGE, "reassigned by refinement"))
+    merged = merged_clusters(clusters.indices.numpy(), counts, records.weights_final)
+    groups = ((~merged, BLUE, "clusters kept"), (merged, ORANGE, "merged by refinement"))
     for chosen, colour, label in groups:
         if not chosen.any():
             continue
@@ -187,6 +189,24 @@ def _draw_clusters(axis: Axes, records: WeightRecords) -> None:
         axis.plot(x, y, "o", color=colour, markersize=2.5, label=label)
     _log_counts(axis, 20 * int(counts.max()))  # headroom for the legend
     axis.legend(fontsize=SMALL, frameon=False, loc="upper right", borderpad=0.1)
+
+
+def merged_clusters(
+    indices: NDArray[np.integer], counts: NDArray[np.integer], final: NDArray[np.floating]
+) -> NDArray[np.bool_]:
+    """Whether most weights of each cluster ended on the value of a larger cluster, (K,).
+
+    Trained codebooks change all values, so that ``indices`` (N,) and ``final`` (N,) values tell.
+    """
+    pairs, numbers = np.unique(np.stack([indices, final]), axis=1, return_counts=True)
+    order = np.lexsort((-numbers, pairs[0]))
+    first = np.unique(pairs[0][order], return_index=True)[1]
+    ends = pairs[1][order][first]  # of each cluster, where most of its weights ended
+    by_size = np.lexsort((-counts, ends))
+    largest = by_size[np.unique(ends[by_size], return_index=True)[1]]
+    merged = np.ones(counts.size, dtype=bool)
+    merged[largest] = False
+    return merged
 
 
 def _cluster_colours(values: NDArray[np.floating]) -> list[str]:

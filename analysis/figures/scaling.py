@@ -11,7 +11,20 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from pysoftq.analysis.scaling import PowerLaw, ScalingStudy, Terms
 
-from .style import BLACK, CYCLE, GREY, MARKERS, PAGE, SKY, SMALL, TEXT, letter, plain, style
+from .style import (
+    BLACK,
+    CYCLE,
+    GREY,
+    MARKERS,
+    PAGE,
+    SKY,
+    SMALL,
+    TEXT,
+    isolated,
+    letter,
+    plain,
+    style,
+)
 
 PAPER_SLOPE = 1.66
 
@@ -24,6 +37,7 @@ _TERM_LABELS = {
 }
 
 
+@isolated
 def draw_scaling(study: ScalingStudy) -> Figure:
     """The power law, the terms of its slope, the slope against w, the residuals against depth."""
     figure = Figure(figsize=(PAGE, 5.2), layout="constrained")

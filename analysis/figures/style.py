@@ -1,19 +1,26 @@
 """Colours, sizes and files that all figures share.
 
-Colours are those of Okabe and Ito, told apart by colour-blind readers too. Nothing here touches
-pyplot or matplotlib's settings.
+Colours are those of Okabe and Ito, which colour-blind readers can distinguish. Nothing here touches
+pyplot or matplotlib's settings, and the settings of the user do not change a figure.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import wraps
 from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
 
-from matplotlib import rc_context
+from matplotlib import rc_context, rcParamsDefault
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from pysoftq.atomic import atomic_write
 from pysoftq.paths import user_path
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 BLACK = "#000000"
 BLUE = "#0072B2"
@@ -32,15 +39,35 @@ PNG_DPI = 200
 TEXT, SMALL = 8.0, 7.0  # points
 
 
+_SETTINGS: Any = {name: value for name, value in rcParamsDefault.items() if name != "backend"}
+_SETTINGS["pdf.fonttype"] = 42  # keeps the text searchable
+
+
+def isolated(draw: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Let a function draw with matplotlib's own settings in place of those of the user.
+
+    A style with LaTeX, other fonts or other sizes would break figures or spoil their layout.
+    """
+
+    @wraps(draw)
+    def wrapped(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        with rc_context(_SETTINGS):
+            return draw(*args, **kwargs)
+
+    return wrapped
+
+
+@isolated
 def save_figure(figure: Figure, stem: str | Path) -> list[Path]:
-    """Write ``stem.png`` and ``stem.pdf``, making their folder; returns the two paths."""
+    """Write ``stem.png`` and ``stem.pdf``, atomically, making their folder; returns the paths."""
     stem = user_path(stem)
     stem.parent.mkdir(parents=True, exist_ok=True)
     png, pdf = stem.with_name(f"{stem.name}.png"), stem.with_name(f"{stem.name}.pdf")
-    figure.savefig(png, dpi=PNG_DPI)
-    # Type 42 keeps the text searchable; without a date the file depends on the data alone.
-    with rc_context({"pdf.fonttype": 42}):
-        figure.savefig(pdf, metadata={"CreationDate": None})
+    FigureCanvasAgg(figure)  # whatever backend the user has chosen
+    with atomic_write(png) as temporary:
+        figure.savefig(temporary, dpi=PNG_DPI)
+    with atomic_write(pdf) as temporary:  # without a date it depends on the data only
+        figure.savefig(temporary, metadata={"CreationDate": None})
     return [png, pdf]
 
 

@@ -13,6 +13,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from pysoftq import __version__
+from pysoftq.analysis.figures.style import isolated
 from pysoftq.atomic import atomic_write
 from pysoftq.paths import user_path
 
@@ -53,6 +54,7 @@ def write_page(text: str, path: str | Path) -> Path:
     return path
 
 
+@isolated
 def png_source(figure: Figure) -> str:
     """A figure as the address of an image that holds its own data."""
     buffer = io.BytesIO()

@@ -17,6 +17,7 @@ from pysoftq.analysis.figures import dynamics as dynamics_figures
 from pysoftq.analysis.figures import flatness as flatness_figures
 from pysoftq.analysis.flatness import FlatnessStudy
 from pysoftq.analysis.results import load_result
+from pysoftq.artifact import ArtifactInfo, inspect_compressed
 from pysoftq.coupling.options import override_texts
 from pysoftq.coupling.report import CompressionReport, distinct_values
 from pysoftq.data.tasks import Task
@@ -29,14 +30,14 @@ from pysoftq.run.config import (
     read_config,
 )
 from pysoftq.run.folder import RunFolder
-from pysoftq.run.summary import NetworkRow, Summary
+from pysoftq.run.summary import PRETRAINED, REFINED, NetworkRow, Summary
 
 from .charts import Axis, Chart, Point, Series, Tick
+from .loading import loading_lines
 from .parts import Card, Picture, Table, narrow, wide
 from .render import render
 
-SECTIONS = ("Summary", "Training", "Layers", "Condensing", "Figures", "Options")
-REFINED = "soft, refined"
+SECTIONS = ("Summary", "Loading", "Training", "Layers", "Condensing", "Figures", "Options")
 FRAMES = 80
 _MOVIE_WIDTH, _MOVIE_HEIGHT, _MOVIE_BINS = 640, 280, 160
 
@@ -50,6 +51,7 @@ def run_page(path: str | Path) -> str:
     folder = RunFolder(Path(path))
     config = make_config(read_config(folder.config))
     summary = Summary.read(folder.report)
+    info = inspect_compressed(folder.compressed)
     run = read_run(folder.path)
     name = folder.path.resolve().name
     study = study_dynamics(run, name)
@@ -59,35 +61,35 @@ def run_page(path: str | Path) -> str:
         lead=f"{config.model} on {config.dataset}, softly quantized with h = {config.h:g} and "
         f"w = {config.w:g} for {config.epochs:,} epochs, seed {config.seed}",
         sections=SECTIONS,
-        cards=_cards(summary),
+        warnings=summary.warnings,
+        cards=_cards(summary, info),
         comparison=_comparison(summary),
         networks=_networks(summary),
+        loading=loading_lines(folder.compressed, info),
         training=_training(run.losses, summary.measure),
-        layers=_layers(summary),
+        layers=_layers(summary, info),
         notes=_notes(summary),
         coverage=_coverage(summary.layers),
         tensors=_tensors(summary.layers),
-        n_min=config.n_min,
+        refinement=_refinement(config),
         movie=_movie(run),
-        collapse_layer=study.layer,
-        collapse_line=_collapse_line(study),
+        followed=_followed(study, info),
         collapses=_collapses(study),
-        figures=_pictures(folder, run, study),
+        figures=_pictures(folder, run, study, config),
         command=command_line(config),
         options=_options(config),
     )
 
 
-def _cards(summary: Summary) -> list[Card]:
-    before, after = summary["pretrained"], summary[REFINED]
+def _cards(summary: Summary, info: ArtifactInfo) -> list[Card]:
+    before, after = summary[PRETRAINED], summary.compressed
     task, share = summary.measure, summary.training.coupling_share
-    first, last = summary.merit(before), summary.merit(after)
-    lost = task.degradation(first, last)
     cards = [
         Card(
             f"Test {task.merit}",
-            task.shown(last),
-            f"{lost:.2f} {task.lost} lost of {task.shown(first)} of the pretrained network",
+            task.shown(summary.merit(after)),
+            f"pretrained: {task.shown(summary.merit(before))}, {summary.degradation:.2f} "
+            f"{task.lost} lost",
         ),
         Card(
             "Bits per weight",
@@ -97,9 +99,9 @@ def _cards(summary: Summary) -> list[Card]:
         ),
         Card(
             "File",
-            f"{after.bytes_on_disk / 1000:,.1f} kB",
-            f"{before.bytes_on_disk / after.bytes_on_disk:.1f} times smaller than "
-            f"{before.bytes_on_disk / 1000:,.1f} kB",
+            f"{info.bytes_on_disk / 1000:,.1f} kB",
+            f"ratio {info.ratio:.3f}: {info.bytes_on_disk:,} of {info.bytes_float32:,} bytes in "
+            "float32",
         ),
     ]
     for samples, speed in summary.training.rates().items():
@@ -145,16 +147,20 @@ def _networks(summary: Summary) -> Table:
             "32" if row.bits is None else f"{row.bits:.3f}",
             "–" if row.entropy_bits is None else f"{row.entropy_bits:.3f}",
             f"{row.bytes_on_disk:,}",
+            "–" if (ratio := summary.ratio(row)) is None else f"{ratio:.3f}",
         ]
         for row in summary.networks
     ]
-    names = [row.name for row in summary.networks]
-    headings = ("Network", summary.measure.merit.capitalize(), "Bits", "Entropy", "Bytes")
-    return Table(headings, rows, marked=(names.index(REFINED),))
+    written = [row.name for row in summary.networks].index(REFINED)
+    headings = ("Network", summary.measure.merit.capitalize(), "Bits", "Entropy", "Bytes", "Ratio")
+    return Table(headings, rows, marked=(written,))
 
 
 def _training(losses: LossCurves, task: Task) -> list[Chart]:
-    merits = np.array([task.plotted(merit) for merit in losses.merit])
+    soft, compressed = (
+        np.array([task.plotted(merit) for merit in merits])
+        for merits in (losses.merit_soft, losses.merit_compressed)
+    )
     epoch = Axis("epoch", low=0, high=max(int(losses.epochs[-1]), 1))
 
     def curve(
@@ -171,7 +177,10 @@ def _training(losses: LossCurves, task: Task) -> list[Chart]:
         curve(name, counts, shade=number / deepest)
         for number, (name, counts) in enumerate(losses.clusters.items())
     ]
-    bits = [curve("clusters", losses.bits), curve("refined", losses.bits_refined, colour=1)]
+    bits = [
+        curve("before refinement", losses.bits_before),
+        curve("compressed", losses.bits_compressed, colour=1),
+    ]
     return [
         Chart("Task loss", epoch, Axis("L_task"), [curve("task loss", losses.task, colour=1)]),
         Chart("Compression loss", epoch, Axis("L_C"), [curve("compression loss", losses.coupling)]),
@@ -179,7 +188,7 @@ def _training(losses: LossCurves, task: Task) -> list[Chart]:
             f"Test {task.merit}",
             epoch,
             Axis(f"test {task.axis}"),
-            [curve(f"test {task.axis}", merits, colour=2)],
+            [curve("soft", soft), curve("compressed", compressed, colour=1)],
         ),
         Chart("Bits per weight", epoch, Axis("mean bits"), bits),
         Chart(
@@ -192,27 +201,38 @@ def _training(losses: LossCurves, task: Task) -> list[Chart]:
     ]
 
 
-def _layers(summary: Summary) -> Table:
-    report = summary.layers
-    headings = ("Layer", "N", "sigma", "w", "h", "K before", "K", "bits before", "bits", "entropy")
-    rows = [
-        [
-            layer.name,
-            f"{layer.size:,}",
-            f"{layer.sigma:.4g}",
-            f"{layer.width:.4g}",
-            f"{layer.strength:.3g}",
-            str(layer.clusters_before),
-            str(layer.clusters),
-            f"{layer.bits_before:.2f}",
-            f"{layer.bits:.2f}",
-            f"{layer.entropy_bits:.2f}",
-        ]
-        for layer in report.layers
-    ]
-    means = (report.mean_bits_before, report.mean_bits, report.entropy_bits)
-    foot = ["all, mean", f"{report.size:,}", *[""] * 5, *(f"{bits:.2f}" for bits in means)]
-    return Table(headings, rows, foot)
+def _layers(summary: Summary, info: ArtifactInfo) -> Table:
+    """The weights of the compressed file as `pysoftq inspect` lists them, and their coupling."""
+    coupled = {layer.name: layer for layer in summary.layers.layers}
+    headings = ("Layer", "N", "sigma", "w", "h", "K before", "K", "bits", "entropy bits", "bytes")
+    rows = []
+    for layer in info.layers:
+        own = coupled.get(layer.name)
+        scales = ["–"] * 4
+        if own is not None:
+            scales = [f"{own.sigma:.4g}", f"{own.width:.4g}", f"{own.strength:.3g}"]
+            scales.append(f"{own.clusters_before:,}")
+        sizes = [f"{layer.K:,}", f"{layer.bits:.3f}", f"{layer.entropy_bits:.3f}"]
+        rows.append([layer.name, f"{layer.N:,}", *scales, *sizes, f"{layer.bytes_on_disk:,}"])
+    weights, taken = (
+        sum(getattr(layer, name) for layer in info.layers) for name in ("N", "bytes_on_disk")
+    )
+    means = (f"{info.mean_bits:.3f}", f"{info.entropy_bits:.3f}", f"{taken:,}")
+    return Table(headings, rows, ["all", f"{weights:,}", *[""] * 5, *means])
+
+
+def _refinement(config: CompressConfig) -> str:
+    """What refinement has done to the clusters of a run with these options, one sentence."""
+    weights = "1 weight" if config.n_min == 1 else f"{config.n_min} weights"
+    method = {
+        "count": f"joins each cluster of at most {weights} to the nearest larger one",
+        "levels": f"merges neighbours where this saves bits of fixed-width indices at rd_weight = "
+        f"{config.rd_weight:g}",
+        "entropy": f"merges neighbours where this saves entropy at rd_weight = "
+        f"{config.rd_weight:g}",
+    }[config.refinement]
+    trained = f", followed by {config.codebook_epochs} epochs of codebook training"
+    return f"{config.refinement}, which {method}{trained if config.codebook_epochs else ''}"
 
 
 def _notes(summary: Summary) -> list[str]:
@@ -275,19 +295,28 @@ def _movie(run: Run) -> dict[str, Any]:
     }
 
 
-def _collapse_line(study: DynamicsStudy) -> str | None:
-    if study.quartiles is None:
-        return None
-    low, median, high = study.quartiles
-    return (
-        f"{len(study.collapsed)} of {len(study.collapses)} clusters of {study.layer} collapsed, "
-        f"half of them between epochs {low:.2f} and {high:.2f}, the median at {median:.2f}: from "
-        f"then on their spread stayed below {study.threshold:g} widths."
-    )
+def _followed(study: DynamicsStudy, info: ArtifactInfo) -> list[str]:
+    """Sentences on the followed weights and on the groups that they ended in."""
+    weights = sum(found.weights for found in study.collapses)
+    layer = next((layer for layer in info.layers if layer.name == study.layer), None)
+    lines = [
+        f"{weights:,} weights of {study.layer} were followed.",
+        f"They end in {len(study.collapses)} groups, more than a quarter of the width w apart.",
+    ]
+    if layer is not None:
+        lines.append(f"The file stores all {layer.N:,} weights of the layer in {layer.K} clusters.")
+    if study.quartiles is not None:
+        low, median, high = study.quartiles
+        lines.append(
+            f"The spread of {len(study.collapsed)} groups fell permanently below "
+            f"{study.threshold:g} w, of half of them between epochs {low:.2f} and {high:.2f} "
+            f"(median {median:.2f})."
+        )
+    return lines
 
 
 def _collapses(study: DynamicsStudy) -> Table:
-    headings = ("Value", "Weights followed", "Spread / w: start", "end", "Collapse / epoch")
+    headings = ("Value", "Followed weights", "Spread / w: start", "end", "Collapse / epoch")
     rows = [
         [
             f"{found.value:.4g}".replace("-", "−"),
@@ -298,15 +327,18 @@ def _collapses(study: DynamicsStudy) -> Table:
         ]
         for found in study.collapses
     ]
-    return Table(headings, rows)
+    return Table(headings, rows, words=())
 
 
-def _pictures(folder: RunFolder, run: Run, study: DynamicsStudy) -> list[Picture]:
+def _pictures(
+    folder: RunFolder, run: Run, study: DynamicsStudy, config: CompressConfig
+) -> list[Picture]:
     records = run.records
     pictures = [
         wide(
             figures.draw_histograms(records),
-            f"{records.layer}: pretrained, after the first epoch with V, at the end (Fig. 1)",
+            f"{records.layer}: pretrained, after the first epoch with V, at the end with the "
+            f"clusters of refinement {config.refinement} (Fig. 1)",
         ),
         wide(dynamics_figures.draw_densities(run), f"{records.layer} with V at more epochs"),
         narrow(
@@ -316,7 +348,7 @@ def _pictures(folder: RunFolder, run: Run, study: DynamicsStudy) -> list[Picture
         narrow(figures.draw_losses(run.losses), "Compression loss and task loss (Fig. 2F)"),
         wide(
             dynamics_figures.draw_collapse(study),
-            f"Spread of the clusters of {study.layer}, and when they collapsed",
+            f"Spread of the groups of followed weights of {study.layer}, and when they collapsed",
         ),
         narrow(dynamics_figures.draw_clusters(study), "Clusters of each layer against time"),
     ]

@@ -11,7 +11,7 @@ from pysoftq.run.config import command_line
 from pysoftq.sweep.grid import Run, SweepSpec
 
 from .charts import Axis, Chart, Point, Series
-from .parts import Card, Table, wide
+from .parts import Card, Picture, Table, wide
 from .render import render
 
 SECTIONS = ("Summary", "Points", "Figures")
@@ -52,12 +52,19 @@ def sweep_page(study: PhaseStudy, spec: SweepSpec) -> str:
             ],
             marked=tuple(beat),
         ),
-        figures=[
-            wide(figures.draw_phase(study), "Degradation and bits over (h, w) (Fig. 2A–D)"),
-            wide(figures.draw_variation(study), "Coefficients of variation over seeds (Fig. 5)"),
-            wide(figures.draw_before(study), "Before refinement (Fig. 6)"),
-        ],
+        figures=_pictures(study),
     )
+
+
+def _pictures(study: PhaseStudy) -> list[Picture]:
+    pictures = [
+        wide(figures.draw_phase(study), "Degradation and bits over (h, w) (Fig. 2A–D)"),
+        wide(figures.draw_before(study), "Before refinement (Fig. 6)"),
+    ]
+    if study.varied:
+        variation = figures.draw_variation(study)
+        pictures.append(wide(variation, "Coefficients of variation over seeds (Fig. 5)"))
+    return pictures
 
 
 def _cards(study: PhaseStudy) -> list[Card]:

@@ -50,7 +50,7 @@ class ArtifactInfo:
         format_version: of the file.
         bytes_on_disk: of the whole file.
         bytes_float32: of the same tensors with every floating value in four bytes.
-        ratio: bytes_float32 / bytes_on_disk.
+        ratio: bytes_on_disk / bytes_float32, of a file without tensors 0.
         mean_bits: mean of `bits` over the layers, weighted by N (Eq. 8).
         container_bits: the same for `container_bits`.
         entropy_bits: the same for `entropy_bits`.
@@ -99,7 +99,7 @@ def describe(file: File) -> ArtifactInfo:
         format_version=file.version,
         bytes_on_disk=file.size,
         bytes_float32=bytes_float32,
-        ratio=bytes_float32 / file.size,
+        ratio=file.size / bytes_float32 if bytes_float32 else 0.0,
         mean_bits=mean_bit_width(sizes, [layer.bits for layer in layers]),
         container_bits=mean_bit_width(sizes, [layer.container_bits for layer in layers]),
         entropy_bits=mean_bit_width(sizes, [layer.entropy_bits for layer in layers]),

@@ -1,4 +1,4 @@
-"""``pysoftq compare``: soft quantization beside other methods, from the same pretrained network."""
+"""``pysoftq compare``: soft quantization and other methods, from the same pretrained network."""
 
 from __future__ import annotations
 
@@ -32,6 +32,8 @@ from pysoftq.errors import ConfigError
 from pysoftq.run.config import CompressConfig, make_config, read_config
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from pysoftq.analysis.comparison import ComparisonStudy, Point, Rate
     from pysoftq.analysis.phase import Statistic
 
@@ -64,7 +66,7 @@ def _option(*flags: str, help: str, **settings: Any) -> Callable[[Any], Any]:  #
 @_option(
     "--methods",
     metavar="NAMES",
-    help=f"Some of {', '.join(METHODS)}.  [default: all]",
+    help=f"Methods, from {', '.join(METHODS)}.  [default: all]",
 )
 @_option(
     "--seeds", type=click.IntRange(1), help=f"Seeds, from --seed on.  [default: {DEFAULTS.seeds}]"
@@ -74,38 +76,42 @@ def _option(*flags: str, help: str, **settings: Any) -> Callable[[Any], Any]:  #
     metavar="VALUES",
     help="Strengths: 0.03,0.1 or log:A:B:N or lin:A:B:N.  [default: that of the data set]",
 )
-@_option("--w", metavar="VALUES", help="Widths, likewise.  [default: four around the data set's]")
+@_option(
+    "--w",
+    metavar="VALUES",
+    help="Widths, in the same form.  [default: four around that of the data set]",
+)
 @_option(
     "--recipes",
     metavar="NAMES",
-    help=f"What becomes of soft quantization's networks: some of {', '.join(DEFAULTS.recipes)}.  "
+    help=f"Recipes for the networks of soft quantization, from {', '.join(DEFAULTS.recipes)}.  "
     "[default: all]",
 )
 @_option(
     "--rd-weights",
     metavar="VALUES",
-    help=f"Rate-distortion weights, for best.  {_default('rd_weights')}",
+    help=f"Rate-distortion weights of recipe best.  {_default('rd_weights')}",
 )
 @_option(
     "--levels",
     metavar="VALUES",
-    help=f"Values of a layer, for uniform, minmax, kmeans.  {_default('levels')}",
+    help=f"Values per layer of uniform, minmax, kmeans.  {_default('levels')}",
 )
 @_option(
     "--baseline-bits",
     metavar="VALUES",
-    help=f"Bits, for heq and parq.  {_default('baseline_bits')}",
+    help=f"Bits of heq and parq.  {_default('baseline_bits')}",
 )
 @_option(
     "--ecvq-rd-weights",
     metavar="VALUES",
-    help="Rate-distortion weights in variances of a layer per bit, for ecvq.  "
+    help="Rate-distortion weights of ecvq, in variances of a layer per bit.  "
     + _default("ecvq_rd_weights"),
 )
 @_option(
     "--normalization",
     type=click.Choice(get_args(Normalization)),
-    help="Statistics of batch normalisation: as each network has them, or re-estimated for all.  "
+    help="Statistics of batch normalisation: those of each network, or re-estimated for all.  "
     f"[default: {DEFAULTS.normalization}]",
 )
 @_option(
@@ -114,7 +120,7 @@ def _option(*flags: str, help: str, **settings: Any) -> Callable[[Any], Any]:  #
     multiple=True,
     metavar="RUN",
     type=UserPath(exists=True, file_okay=False, path_type=Path),
-    help="A finished run from the same weights takes part as well (repeatable).",
+    help="Finished run from the same weights to include (repeatable).",
 )
 @config_file_option("Comparison", "Options of pysoftq compress")
 @_option(
@@ -124,22 +130,21 @@ def _option(*flags: str, help: str, **settings: Any) -> Callable[[Any], Any]:  #
     show_default=True,
     help="Folder of the comparison; existing results are resumed.",
 )
-@_option("--json", "as_json", is_flag=True, help="Print JSON in place of the table.")
-@config_options("h", "w", "recipe", "refinement", "rd_weight", "granularity")
+@_option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")
+@config_options("h", "w", "recipe", "refinement", "rd_weight", "granularity", "strict")
 def compare(
     config_file: Path | None, out: Path, as_json: bool, runs: tuple[Path, ...], **values: Any
 ) -> None:
     """Compare soft quantization with other methods: accuracy against bits and entropy bits.
 
-    Every method begins with the same pretrained network of a seed. Those that train do so on the
-    same images for as long: soft for --epochs, and by the recipe best for --codebook-epochs more;
-    parq for both together from the same --lr; kmeans+ft and ecvq+ft from --codebook-lr. The
-    same command again goes on where an interrupted comparison was; more seeds, methods or values
-    cost only what is new.
+    For each seed, every method starts from the same pretrained network. Methods that train use the
+    same images: soft for --epochs, with the recipe best for --codebook-epochs more; parq for the
+    sum of both at --lr; kmeans+ft and ecvq+ft for the sum of both at --codebook-lr. The same
+    command resumes an interrupted comparison; more seeds, methods or values only cost the new
+    networks.
     """
     # Loaded late: torch takes seconds, and --help needs none of it.
     from pysoftq.analysis.contest import study_comparison
-    from pysoftq.analysis.figures.comparison import draw_comparison
     from pysoftq.cli.progress import ComparisonProgress
     from pysoftq.errors import Interrupted
 
@@ -159,7 +164,7 @@ def compare(
         raise click.UsageError(str(error)) from error
     except (KeyboardInterrupt, Interrupted):
         command = shlex.join(["pysoftq", *sys.argv[1:]])
-        click.echo(f"interrupted; what is done is kept, go on with: {command}", err=True)
+        click.echo(f"interrupted; finished networks are kept; resume with: {command}", err=True)
         sys.exit(INTERRUPTED)
     finally:
         progress.close()
@@ -167,10 +172,17 @@ def compare(
         click.echo(json.dumps(summary(study)))
     else:
         print_summary(study)
-    told = write_study("comparison", study, {"comparison": partial(draw_comparison, study)}, out)
+    told = write_study("comparison", study, partial(drawings, study), out)
     with atomic_write(out / "comparison.md") as temporary:
         temporary.write_text(markdown(study), encoding="utf-8")
     click.echo(f"{told}, comparison.md", err=as_json)
+
+
+def drawings(study: ComparisonStudy) -> dict[str, Callable[[], Figure]]:
+    """The figure of a study."""
+    from pysoftq.analysis.figures.comparison import draw_comparison
+
+    return {"comparison": partial(draw_comparison, study)}
 
 
 def _comparison_options(config: CompressConfig, given: dict[str, Any]) -> ComparisonOptions:

@@ -6,12 +6,13 @@ import os
 import shlex
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
-from pysoftq.cli import INTERRUPTED
+from pysoftq.cli import INTERRUPTED, WARNED
 from pysoftq.cli.options import (
     ConfigOption,
     GroupedCommand,
@@ -21,6 +22,7 @@ from pysoftq.cli.options import (
 )
 from pysoftq.cli.paths import UserPath
 from pysoftq.cli.tables import print_table
+from pysoftq.cli.terminal import draw_or_warn, warn
 from pysoftq.errors import ConfigError
 from pysoftq.options import may_change_on_resume
 from pysoftq.run.config import CompressConfig, dataset_defaults, make_config, read_config
@@ -58,16 +60,19 @@ def _folder(ctx: click.Context, parameter: click.Parameter, given: str | None) -
     cls=ConfigOption,
     group="Run",
     type=UserPath(path_type=Path, file_okay=False, exists=True),
-    help="Go on with the run in this folder; a finished one is only evaluated and drawn anew.",
+    help="Resume the run in this folder; a finished run is only evaluated and drawn again.",
 )
 def compress(
     out: Path | None, config_file: Path | None, resume: Path | None, **values: Any
 ) -> None:
     """Compress a network by soft quantization (Table I of the paper).
 
-    Weights of a layer attract each other while the network goes on learning; they gather in
-    clusters, which are then identified, refined, compared with histogram-equalized quantization
-    and written to a compressed file.
+    The weights of a layer attract each other while the network is trained further. They gather in
+    clusters, which are identified, refined and written to a compressed file.
+
+    The compressed network is compared with the pretrained one and with histogram-equalized
+    quantization. A warning reports a loss of more than 2 points of accuracy (5 % of perplexity),
+    layers that have become constant, and layers that have not gathered in clusters.
     """
     given = given_options(values)
     try:
@@ -89,10 +94,10 @@ def _resumed(
     path: Path, out: Path | None, config_file: Path | None, given: dict[str, Any]
 ) -> CompressConfig:
     if out is not None or config_file is not None:
-        raise ConfigError("--resume goes with neither --out nor --config")
+        raise ConfigError("--resume excludes --out and --config")
     file = path / "config.yaml"
     if not file.is_file():
-        raise ConfigError(f"{path} holds no run to resume: there is no config.yaml")
+        raise ConfigError(f"{path} holds no run to resume: it has no config.yaml")
     for name in given:
         if not may_change_on_resume(CompressConfig.model_fields[name]):
             flag = "--" + name.replace("_", "-")
@@ -116,7 +121,6 @@ def _unused(path: Path) -> bool:
 
 def _run(config: CompressConfig, path: Path, *, resume: bool) -> None:
     # Loaded late: torch takes seconds, and --help needs none of it.
-    from pysoftq.analysis.figures import draw_run
     from pysoftq.cli.progress import TerminalObserver
     from pysoftq.errors import Interrupted
     from pysoftq.run.driver import compress as run
@@ -127,13 +131,12 @@ def _run(config: CompressConfig, path: Path, *, resume: bool) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         summary = run(config, path, observer, resume=resume)
-        draw_run(path)
     except KeyboardInterrupt as error:
         if not (path / "config.yaml").is_file():
             raise
         done = "; a checkpoint is written" if isinstance(error, Interrupted) else ""
         command = f"pysoftq compress --resume {shlex.quote(str(path))}"
-        click.echo(f"interrupted{done}; go on with: {command}", err=True)
+        click.echo(f"interrupted{done}; resume with: {command}", err=True)
         sys.exit(INTERRUPTED)
     finally:
         observer.close()
@@ -142,7 +145,21 @@ def _run(config: CompressConfig, path: Path, *, resume: bool) -> None:
         observer.message(remark)
     print_table(summary.layers.coverage_table())
     print_table(summary.table())
-    observer.message(f"written to {path}: compressed.safetensors, report.txt, report.json, figures")
+    written = ["compressed.safetensors", "report.txt", "report.json"]
+    again = f"draw them again with: pysoftq compress --resume {shlex.quote(str(path))}"
+    if draw_or_warn("figures", partial(_draw, path), again):
+        written.append("figures")
+    observer.message(f"written to {path}: {', '.join(written)}")
+    for warning in summary.warnings:
+        warn(str(warning))
+    if config.strict and summary.warnings:
+        sys.exit(WARNED)
+
+
+def _draw(path: Path) -> list[Path]:
+    from pysoftq.analysis.figures import draw_run  # matplotlib itself may not load
+
+    return draw_run(path)
 
 
 def _described(config: CompressConfig) -> str:
@@ -156,5 +173,5 @@ def _described(config: CompressConfig) -> str:
         if getattr(config, name) == value
     ]
     if departures:
-        text += f"\nthe data set's own defaults: {', '.join(departures)}"
+        text += f"\ndefaults of the data set: {', '.join(departures)}"
     return text

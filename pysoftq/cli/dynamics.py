@@ -1,8 +1,9 @@
-"""``pysoftq dynamics``: how the weights of a run condensed into clusters."""
+"""``pysoftq dynamics``: how the weights of a run gather in clusters."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -15,9 +16,13 @@ from rich.table import Table
 from pysoftq.cli.paths import UserPath
 from pysoftq.cli.studies import write_study
 from pysoftq.cli.tables import print_table
+from pysoftq.cli.terminal import draw_or_warn
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from pysoftq.analysis.collapse import DynamicsStudy
+    from pysoftq.analysis.dynamics import Run
 
 EXAMPLES = """\b
 Examples:
@@ -37,7 +42,7 @@ def _numbers(
     except ValueError:
         numbers = ()
     if not numbers or not all(0 <= number < float("inf") for number in numbers):
-        raise click.BadParameter(f"{given!r} is no list like 0,1,30", ctx, parameter)
+        raise click.BadParameter(f"{given!r} is not a list like 0,1,30", ctx, parameter)
     return numbers
 
 
@@ -46,24 +51,22 @@ def _numbers(
 @click.option(
     "--epochs",
     callback=_numbers,
-    help="Epochs whose histograms are drawn, with commas.  [default: 0,1,2,4,8 and the last]",
+    help="Epochs whose histograms are drawn, comma-separated.  [default: 0,1,2,4,8 and the last]",
 )
 @click.option(
     "--threshold",
     type=float,
     default=0.05,
     show_default=True,
-    help="Spread, in widths, below which a cluster counts as collapsed.",
+    help="Spread, in widths w_l, below which a cluster counts as collapsed.",
 )
-@click.option(
-    "--animation/--no-animation", default=True, show_default=True, help="Whether to write a GIF."
-)
+@click.option("--animation/--no-animation", default=True, show_default=True, help="Write a GIF.")
 @click.option(
     "--out",
     type=UserPath(file_okay=False, path_type=Path),
-    help="Folder for the figures and all numbers.  [default: RUN/dynamics]",
+    help="Folder for the figures and the JSON file.  [default: RUN/dynamics]",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON in place of the table.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")
 def dynamics(
     run: Path,
     epochs: tuple[float, ...] | None,
@@ -72,17 +75,16 @@ def dynamics(
     out: Path | None,
     as_json: bool,
 ) -> None:
-    """Show how the layers of RUN condensed, a folder of pysoftq compress (Figs. 1, 2E, 2F).
+    """Show how the weights of RUN, a folder of pysoftq compress, gather (Figs. 1, 2E, 2F).
 
-    Histograms of the largest layer with its potential at some epochs and as an animation, clusters
-    of each layer against time, losses, trajectories of weights of the last layer, and when each of
-    their clusters collapsed: when the spread of the weights that end in it fell below the threshold
-    for the last time, with the jackknife's standard error over these weights.
+    Draws histograms of the largest layer with its potential at several epochs and as an animation,
+    the clusters of each layer and the losses against time, and trajectories of up to 200 weights
+    of the last layer. For each group in which these weights end, the table lists the time of
+    collapse, at which its spread falls below the threshold for the last time, with the standard
+    error by the jackknife over its weights.
     """
     from pysoftq.analysis.collapse import study_dynamics
     from pysoftq.analysis.dynamics import read_run
-    from pysoftq.analysis.figures import draw_losses, draw_trajectories
-    from pysoftq.analysis.figures import dynamics as figures
 
     records = read_run(run)
     study = study_dynamics(records, run.resolve().name, threshold)
@@ -91,17 +93,34 @@ def dynamics(
     else:
         print_summary(study)
     out = out or run / "dynamics"
-    drawings = {
-        "densities": partial(figures.draw_densities, records, epochs),
-        "clusters": partial(figures.draw_clusters, study),
-        "trajectories": partial(draw_trajectories, records.records),
-        "collapse": partial(figures.draw_collapse, study),
-        "losses": partial(draw_losses, records.losses),
-    }
-    line = write_study("dynamics", study, drawings, out)
-    if animation:
-        line += f", {figures.animate(records, out / 'condensing.gif').name}"
+    line = write_study("dynamics", study, partial(drawings, study, records, epochs), out)
+    gif = out / "condensing.gif"
+    if animation and draw_or_warn("animation", partial(animate, records, gif)) is not None:
+        line += f", {gif.name}"
     click.echo(line, err=as_json)
+
+
+def drawings(
+    study: DynamicsStudy, run: Run, epochs: tuple[float, ...] | None
+) -> dict[str, Callable[[], Figure]]:
+    """The figures of a study and of the run's records."""
+    from pysoftq.analysis.figures import draw_losses, draw_trajectories
+    from pysoftq.analysis.figures import dynamics as figures
+
+    return {
+        "densities": partial(figures.draw_densities, run, epochs),
+        "clusters": partial(figures.draw_clusters, study),
+        "trajectories": partial(draw_trajectories, run.records),
+        "collapse": partial(figures.draw_collapse, study),
+        "losses": partial(draw_losses, run.losses),
+    }
+
+
+def animate(run: Run, path: Path) -> Path:
+    """Write the animation."""
+    from pysoftq.analysis.figures import dynamics as figures
+
+    return figures.animate(run, path)
 
 
 def summary(study: DynamicsStudy) -> dict[str, Any]:
@@ -117,8 +136,12 @@ def summary(study: DynamicsStudy) -> dict[str, Any]:
 
 
 def print_summary(study: DynamicsStudy) -> None:
-    """The clusters as a table, and when they collapsed."""
-    title = f"{study.run}: clusters of {study.layer}, threshold {study.threshold:g} widths"
+    """The groups of followed weights as a table, and when they collapsed."""
+    followed = sum(found.weights for found in study.collapses)
+    title = (
+        f"{study.run}: groups of {followed} followed weights of {study.layer}, "
+        f"threshold {study.threshold:g} widths"
+    )
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for heading in (
         "value",
@@ -141,12 +164,12 @@ def print_summary(study: DynamicsStudy) -> None:
         )
     print_table(table)
     click.echo(
-        "spreads in widths; collapse below the threshold, and by twice and half of it; – where a "
-        "cluster has not collapsed or is followed by fewer than three weights"
+        "Spreads are in widths. Times of collapse are for the threshold, twice and half of it; "
+        "– for groups that have not collapsed or have fewer than three weights."
     )
     if study.quartiles:
         low, median, high = study.quartiles
         click.echo(
-            f"{len(study.collapsed)} of {len(study.collapses)} clusters collapsed, half of them "
-            f"between epochs {low:.2f} and {high:.2f}, the median at {median:.2f}"
+            f"{len(study.collapsed)} of {len(study.collapses)} groups collapsed, half of them "
+            f"between epochs {low:.2f} and {high:.2f}, with the median at {median:.2f}."
         )

@@ -67,13 +67,13 @@ class LayerEnergy:
     show_default=True,
     help="Bins of the mean field's histogram.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")
 def energy(weights: Path, width: float, bins: int, as_json: bool) -> None:
     """Print the interaction energy of each layer of the file WEIGHTS.
 
-    The energy is that of Eq. 2 with h = 1, over ordered pairs; the mean field (Eq. 6) is given
-    without and with the weights' energy in their own well. Below the table: how the exact energy
-    grows with layer size.
+    The energy is that of Eq. 2 with h = 1, over ordered pairs. The mean field (Eq. 6) is listed
+    without and with the self-energy of the weights. The last line fits the exact energy against
+    layer size.
     """
     # Loaded late: torch takes seconds, and --help needs none of it.
     from pysoftq.models.weight_files import coupled_weights, load_weights
@@ -144,7 +144,7 @@ def scaling_of(rows: Sequence[LayerEnergy]) -> ScalingFit | None:
 def scaling_line(fit: ScalingFit | None, layers: int) -> str:
     """The fit in one line, or why there is none."""
     if fit is None:
-        return "No slope of log |E| against log N: it takes three layers, not all of one size."
+        return "No fit of log |E| against log N: it requires three layers of at least two sizes."
     return (
         f"log |E| against log N over {fit.layers} of {layers} layers: "
         f"slope {fit.slope:.3f} ± {fit.stderr:.3f} (alpha = {fit.alpha:.3f}), "

@@ -1,4 +1,4 @@
-"""``pysoftq export``: a compressed file in the formats of others."""
+"""``pysoftq export``: conversion of a compressed file to other formats."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def shape(
     except ValueError:
         lengths = [0]
     if min(lengths) < 1:
-        raise click.BadParameter(f"{value!r} is no list of lengths such as 3,32,32")
+        raise click.BadParameter(f"{value!r} is not a list of lengths such as 3,32,32")
     return lengths
 
 
@@ -83,7 +83,7 @@ def axes(
     "--state-dict",
     metavar="OUT.safetensors|OUT.pt",
     type=_OUT,
-    help="Plain state dict, every weight in full: for anything that reads PyTorch's weights.",
+    help="Plain state dict with every weight in full, for tools that read PyTorch weights.",
 )
 @click.option(
     "--input-shape",
@@ -96,13 +96,13 @@ def axes(
     type=click.Choice(["float32", "int64"]),
     default="float32",
     show_default=True,
-    help="Goes with --input-shape: int64 for a network that takes tokens.",
+    help="With --input-shape: int64 for a network that takes tokens.",
 )
 @click.option(
     "--model",
     metavar="MODULE:FUNCTION",
-    help="What builds the network, where FILE does not say: a function without arguments (or a "
-    "class), imported from here or from what is installed.",
+    help="Function without arguments (or class) that builds the network, if FILE does not "
+    "specify it; imported from the current folder or an installed package.",
 )
 @click.option(
     "--dynamic",
@@ -135,10 +135,10 @@ def export(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Write the compressed FILE in other formats: one or more of --onnx, --coreml, --state-dict.
+    """Convert the compressed FILE to one or more of --onnx, --coreml and --state-dict.
 
-    Clusters are kept if the format can represent them; a table shows the form of each weight.
-    Values are bitwise identical, except in Core ML, which computes in float16.
+    Clusters are kept where the format supports them; a table lists the form of each weight. Values
+    are bitwise identical, except in Core ML, which computes in float16.
     """
     # Loaded late: torch takes seconds, and --help needs none of it.
     from pysoftq.artifact import inspect_compressed, load_compressed
@@ -284,7 +284,7 @@ def build(name: str) -> nn.Module:
         sys.path.pop(0)
     model = function()
     if not isinstance(model, nn.Module):
-        raise _bad_model(f"{name!r} gives a {type(model).__name__}; want a network")
+        raise _bad_model(f"{name!r} returns a {type(model).__name__}, not a network")
     return model
 
 

@@ -1,19 +1,16 @@
-"""``pysoftq flatness``: how flat the landscape is on the way to the quantized networks."""
+"""``pysoftq flatness``: flatness of the loss between the pretrained and quantized networks."""
 
 from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
 from rich import box
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from pysoftq.analysis.options import FlatnessOptions, Half, Normalization
@@ -22,6 +19,8 @@ from pysoftq.cli.studies import write_study
 from pysoftq.cli.tables import print_table
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from pysoftq.analysis.flatness import FlatnessStudy
 
 EXAMPLES = """\b
@@ -47,15 +46,15 @@ def _count(flag: str, least: int, text: str) -> Callable[[Any], Any]:
     type=click.Choice(get_args(Half)),
     default=FlatnessOptions.half,
     show_default=True,
-    help="Images to average the loss over.",
+    help="Images that the loss is averaged over.",
 )
-@_count("--images", 2, "At most so many of them, drawn at random.")
+@_count("--images", 2, "Largest number of these images, drawn at random.")
 @click.option(
     "--normalization",
     type=click.Choice(get_args(Normalization)),
     default=FlatnessOptions.normalization,
     show_default=True,
-    help="Statistics of batch normalisation: as they are, or re-estimated for every network.",
+    help="Statistics of batch normalisation: unchanged, or re-estimated for every network.",
 )
 @_count("--seed", 0, "Seed of images and perturbations.")
 @_count("--line", 0, "Points on each straight line; 0 for none.")
@@ -63,7 +62,7 @@ def _count(flag: str, least: int, text: str) -> Callable[[Any], Any]:
 @_count("--curvatures", 0, "Points on each line where the Hessian is studied; 0 for none.")
 @_count("--eigenvalues", 1, "Leading eigenvalues of the Hessian.")
 @_count("--probes", 2, "Random vectors for the trace of the Hessian.")
-@_count("--hessian-images", 2, "At most so many images for the Hessian.")
+@_count("--hessian-images", 2, "Largest number of images for the Hessian.")
 @click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda"]),
@@ -74,67 +73,59 @@ def _count(flag: str, least: int, text: str) -> Callable[[Any], Any]:
 @click.option(
     "--out",
     type=UserPath(file_okay=False, path_type=Path),
-    help="Folder for the figures and all numbers.  [default: RUN/flatness]",
+    help="Folder for the figures and the JSON file.  [default: RUN/flatness]",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON in place of the table.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")
 def flatness(run: Path, device: str, out: Path | None, as_json: bool, **options: Any) -> None:
     """Compare the task loss around the networks of RUN, a folder of pysoftq compress (Fig. 3).
 
-    Delta L / Delta theta of the softly quantized network, before refinement, and of
-    histogram-equalized quantization, against the pretrained network moved at random by as much in
-    each layer; p = (r + 1) / (n + 1) for r of n perturbations that are at least as flat. Then the
-    loss on the straight lines to both networks and on the plane through them, and the Hessian's
-    leading eigenvalues and trace along the lines.
+    Delta L / Delta theta of the softly quantized network before refinement and of
+    histogram-equalized quantization is compared with random perturbations of the pretrained
+    network of the same size in each layer: p = (r + 1) / (n + 1) for r of n perturbations that are
+    at least as flat. Also measured are the loss on the straight lines to both networks and on the
+    plane through them, and the leading eigenvalues and the trace of the Hessian along the lines.
 
-    Values are kept in RUN/flatness one by one: an interrupted study goes on with the same command,
-    and more draws cost only what is new.
+    Each value is stored in RUN/flatness when it is measured: the same command resumes an
+    interrupted study, and more draws only cost the new ones.
     """
     # Loaded late: torch takes seconds, and --help needs none of it.
     import torch
 
-    from pysoftq.analysis.figures import flatness as figures
     from pysoftq.analysis.landscape import read_states
     from pysoftq.analysis.survey import study_flatness
+    from pysoftq.cli.progress import StudyProgress
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     states = read_states(run)
     if states.config.threads is not None:
         torch.set_num_threads(states.config.threads)
-    with _progress(run) as progress:
-        study = study_flatness(states, FlatnessOptions(**options), device=device, progress=progress)
+    wanted = FlatnessOptions(**options)
+    try:
+        with StudyProgress.shown("values measured") as progress:
+            study = study_flatness(states, wanted, device=device, progress=progress.update)
+    except KeyboardInterrupt:
+        again = f"pysoftq flatness {shlex.quote(str(run))}"
+        click.echo(f"measured values are kept; resume with: {again} (same options)", err=True)
+        raise
     if as_json:
         click.echo(json.dumps(summary(study)))
     else:
         print_summary(study)
-    drawings = {"flatness": partial(figures.draw_flatness, study)}
+    told = write_study("flatness", study, partial(drawings, study), out or run / "flatness")
+    click.echo(told, err=as_json)
+
+
+def drawings(study: FlatnessStudy) -> dict[str, Callable[[], Figure]]:
+    """The figures of a study, those left out whose values it does not have."""
+    from pysoftq.analysis.figures import flatness as figures
+
+    drawn: dict[str, Callable[[], Figure]] = {"flatness": partial(figures.draw_flatness, study)}
     if study.lines or study.plane:
-        drawings["landscape"] = partial(figures.draw_landscape, study)
+        drawn["landscape"] = partial(figures.draw_landscape, study)
     if study.curvatures:
-        drawings["curvature"] = partial(figures.draw_curvature, study)
-    click.echo(write_study("flatness", study, drawings, out or run / "flatness"), err=as_json)
-
-
-@contextmanager
-def _progress(run: Path) -> Iterator[Callable[[int, int], None]]:
-    """A bar on a terminal, nothing elsewhere; an interrupt tells how to go on."""
-    bar = Progress(
-        TextColumn("measuring"),
-        BarColumn(bar_width=16),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("left"),
-        console=Console(stderr=True),
-        transient=True,
-    )
-    with bar:
-        task = bar.add_task("values", total=None)
-        try:
-            yield lambda done, total: bar.update(task, completed=done, total=total)
-        except KeyboardInterrupt:
-            command = f"pysoftq flatness {shlex.quote(str(run))}"
-            click.echo(f"what is measured is kept; go on with: {command} (same options)", err=True)
-            raise
+        drawn["curvature"] = partial(figures.draw_curvature, study)
+    return drawn
 
 
 def summary(study: FlatnessStudy) -> dict[str, Any]:
@@ -173,7 +164,7 @@ def summary(study: FlatnessStudy) -> dict[str, Any]:
 def print_summary(study: FlatnessStudy) -> None:
     """The comparison as a table, and the Hessian's numbers at the ends of the lines."""
     title = (
-        f"{study.run}: {study.images:,} {study.options.half} images, statistics of normalisation: "
+        f"{study.run}: {study.images:,} {study.options.half} images, normalisation statistics: "
         f"{study.options.normalization}, pretrained loss {study.pretrained_loss:.4g}"
     )
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
@@ -195,8 +186,8 @@ def print_summary(study: FlatnessStudy) -> None:
     print_table(table)
     mean_ratio, stderr = study.mean_ratio
     click.echo(
-        f"The soft network is {study.distance_ratio:.2f} times as far away as {study.heq.name}; "
-        f"random directions matched to it cost {mean_ratio:.2f} ± {stderr:.2f} times as much."
+        f"Distance of the soft network: {study.distance_ratio:.2f} times that of {study.heq.name}; "
+        f"loss in random directions matched to it: {mean_ratio:.2f} ± {stderr:.2f} times."
     )
     for curvature in study.curvatures:
         click.echo(

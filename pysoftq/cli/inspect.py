@@ -1,4 +1,4 @@
-"""``pysoftq inspect``: what is in a compressed file."""
+"""``pysoftq inspect``: the content of a compressed file."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 @click.command("inspect")
 @click.argument("file", type=UserPath(exists=True, dir_okay=False, path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")
 def inspect(file: Path, as_json: bool) -> None:
-    """Show what is in the compressed FILE: its layers, their clusters and bit-widths, its size.
+    """Show the layers of the compressed FILE, their clusters and bit-widths, and its size.
 
-    The file is checked; one that is altered, cut short or foreign is refused.
+    Altered, truncated and foreign files are refused.
     """
     # Loaded late: torch takes seconds, and --help needs none of it.
     from pysoftq.artifact import inspect_compressed
@@ -40,8 +40,8 @@ def inspect(file: Path, as_json: bool) -> None:
 def layer_table(info: ArtifactInfo, title: str) -> Table:
     """One row for each weight tensor, then the means of Eq. 8.
 
-    The bytes of a layer are those of its codebooks and indices. A column tells the granularity
-    where not all layers have a single codebook.
+    The bytes of a layer are those of its codebooks and indices. If a layer has several codebooks,
+    a column shows the granularity.
     """
     table = Table(title=Text(title), box=box.SIMPLE_HEAD)
     table.add_column("layer", no_wrap=True)
@@ -73,9 +73,9 @@ def layer_table(info: ArtifactInfo, title: str) -> Table:
 
 
 def size_line(info: ArtifactInfo) -> str:
-    """Bytes on disk against float32, and the model that the file can rebuild."""
+    """Bytes on disk and in float32, and the model that the file can rebuild."""
     model = "not stored" if info.model is None else json.dumps(info.model)
     return (
         f"{info.bytes_on_disk:,} bytes on disk, {info.bytes_float32:,} in float32 "
-        f"({info.ratio:.2f} times smaller); format version {info.format_version}; model: {model}"
+        f"(ratio {info.ratio:.3f}); format version {info.format_version}; model: {model}"
     )

@@ -1,4 +1,4 @@
-"""The command ``pysoftq``: finds its commands only when they are asked for."""
+"""The command ``pysoftq``: imports the module of a command when it is called."""
 
 from __future__ import annotations
 
@@ -6,28 +6,28 @@ import importlib
 import os
 import sys
 import traceback
-import warnings
 
 import click
 
 from pysoftq import __version__
 from pysoftq.cli import INTERRUPTED
+from pysoftq.cli.terminal import complete_environment, one_line, robust_streams, short_warnings
 
 # command -> its line in the help; pysoftq/cli/<command>.py defines a click command of that name
 COMMANDS = {
-    "compare": "Soft quantization beside other methods: accuracy against bits.",
+    "compare": "Compare soft quantization with other methods: accuracy against bits.",
     "compress": "Compress a network by soft quantization.",
-    "dynamics": "How the weights of a run condensed into clusters (Figs. 1, 2E, 2F).",
-    "energy": "Interaction energy of each layer of a weight file.",
-    "export": "A compressed file as ONNX, for Core ML, or as a plain state dict.",
-    "flatness": "How flat the landscape is towards the quantized networks (Fig. 3).",
-    "inspect": "Show what is in a compressed file.",
-    "meanfield": "How many bins the mean field wants.",
-    "phase": "Draw what a sweep found over h and w (Figs. 2, 5, 6).",
-    "pick": "Which h and w of a sweep to use.",
-    "report": "A run or a sweep as one HTML page.",
-    "scaling": "How the energy of a layer grows with its size (Fig. 4).",
-    "sweep": "A grid of runs over h and w, with several seeds (Fig. 2).",
+    "dynamics": "Show how the weights of a run gather in clusters (Figs. 1, 2E, 2F).",
+    "energy": "Print the interaction energy of each layer of a weight file.",
+    "export": "Convert a compressed file to ONNX, Core ML or a plain state dict.",
+    "flatness": "Measure how flat the loss is towards the quantized networks (Fig. 3).",
+    "inspect": "Show the content of a compressed file.",
+    "meanfield": "Compare the mean field with the exact sum for several numbers of bins.",
+    "phase": "Draw the phase diagram of a sweep over h and w (Figs. 2, 5, 6).",
+    "pick": "Recommend h and w from the results of a sweep.",
+    "report": "Write one HTML page about a run or a sweep.",
+    "scaling": "Fit the interaction energy against the size of the layers (Fig. 4).",
+    "sweep": "Run a grid over h and w with several seeds (Fig. 2).",
 }
 
 
@@ -59,7 +59,7 @@ EXAMPLES = """\b
 Examples:
   pysoftq compress                    digits, from pretraining to figures
   pysoftq compress --dataset cifar10 --model resnet20 --weights resnet20.th
-  pysoftq compress --resume runs/1    go on with an interrupted run
+  pysoftq compress --resume runs/1    resume an interrupted run
   pysoftq inspect runs/1/compressed.safetensors
 """
 
@@ -93,13 +93,20 @@ def cli(debug: bool) -> None:
 
 
 def main() -> None:
-    """Run the command line; a failure becomes one line and an exit code."""
+    """Run the command line; a failure becomes one line and an exit code.
+
+    Neither the encoding of the terminal, a closed pipe nor the environment make a command fail.
+    """
     # Threads that spin while they wait cost a run a factor of three or more wherever another
     # process wants the same cores. To be set before torch loads its OpenMP.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Torch takes fresh memory for every large tensor: in huge pages, that costs a tenth less time.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    warnings.formatwarning = one_line_warning
+    with robust_streams(), complete_environment(), short_warnings():
+        _run()
+
+
+def _run() -> None:
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
@@ -116,21 +123,3 @@ def main() -> None:
         else:
             click.echo(f"error: {one_line(error)}", err=True)
         sys.exit(1)
-
-
-def one_line_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    line: str | None = None,
-) -> str:
-    """A warning without the place in the code."""
-    del category, filename, lineno, line
-    return f"warning: {' '.join(str(message).split())}\n"
-
-
-def one_line(error: Exception) -> str:
-    """The message of an error, on one line; its kind where it has none."""
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    return " ".join(text.split()) or type(error).__name__

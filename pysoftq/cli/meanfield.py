@@ -1,7 +1,8 @@
-"""``pysoftq meanfield``: how many bins, and how large a sample, the mean field wants."""
+"""``pysoftq meanfield``: error of the mean field against bins, sampled fraction and width."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,8 @@ from pysoftq.cli.studies import out_option, positive, tell_study
 from pysoftq.cli.tables import print_table
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from pysoftq.analysis.meanfield import BinsScan, MeanFieldStudy
 
 EXAMPLES = """\b
@@ -41,31 +44,31 @@ Examples:
     callback=positive,
     default=0.01,
     show_default=True,
-    help="Error of the force (L2) that the advice on the bins allows in any layer.",
+    help="Largest error of the force (L2) in any layer for the recommended number of bins.",
 )
 @click.option(
     "--max-bins",
     type=click.IntRange(2**6, 2**24),
     default=MeanFieldOptions.bins[-1],
     show_default=True,
-    help="Compare 2^6 … bins up to so many.",
+    help="Largest number of bins; 2^6, 2^7, … are compared.",
 )
 @click.option(
     "--draws",
     type=click.IntRange(2),
     default=MeanFieldOptions.draws,
     show_default=True,
-    help="Samples at each sampling fraction.",
+    help="Number of samples at each fraction.",
 )
 @click.option(
     "--seed",
     type=click.IntRange(0),
     default=MeanFieldOptions.seed,
     show_default=True,
-    help="Of the samples.",
+    help="Seed of the samples.",
 )
 @out_option
-@click.option("--json", "as_json", is_flag=True, help="Print JSON in place of the table.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")
 def meanfield(
     source: str,
     width: float,
@@ -78,23 +81,31 @@ def meanfield(
 ) -> None:
     """Compare the mean field with the exact sum over pairs, for each layer of WEIGHTS.
 
-    WEIGHTS is a weight file, the folder of a run (its pretrained weights) or the name of a model of
-    torchvision. Errors of energy and force are relative to the exact ones, for 2^6 … 2^20 bins,
-    by prefix sums (scan) and by the paper's convolution (fft), for samples of the weights, and for
-    wells of other widths. Times are the shortest of three, for the force on the whole network.
+    WEIGHTS is a weight file, the folder of a run (its pretrained weights) or the name of a
+    torchvision model. Errors of energy and force are relative to the exact values, for 2^6 … 2^20
+    bins, with prefix sums (scan) and the paper's convolution (fft), for samples of the weights and
+    for wells of other widths. Times are the shortest of three, for the force on the whole network.
     """
     # Loaded late: torch takes seconds, and --help needs none of it.
-    from pysoftq.analysis.figures.meanfield import draw_mean_field
     from pysoftq.analysis.meanfield import study_mean_field
     from pysoftq.analysis.sources import read_network
+    from pysoftq.cli.progress import StudyProgress
 
     network = read_network(source)
     bins = [2**k for k in range(6, max_bins.bit_length())]
     options = MeanFieldOptions(width, bins=bins, draws=draws, seed=seed)
-    study = study_mean_field(network.name, network.weights, options)
-    draw = partial(draw_mean_field, study, tolerance)
-    show = partial(print_summary, study, tolerance)
-    tell_study("meanfield", study, draw, out, summary(study, tolerance) if as_json else None, show)
+    with StudyProgress.shown("layers measured") as progress:
+        study = study_mean_field(network.name, network.weights, options, progress.update)
+    drawn, show = partial(drawings, study, tolerance), partial(print_summary, study, tolerance)
+    json_summary = summary(study, tolerance) if as_json else None
+    tell_study("meanfield", study, drawn, out, json_summary, show)
+
+
+def drawings(study: MeanFieldStudy, tolerance: float) -> dict[str, Callable[[], Figure]]:
+    """The figure of a study."""
+    from pysoftq.analysis.figures.meanfield import draw_mean_field
+
+    return {"meanfield": partial(draw_mean_field, study, tolerance)}
 
 
 def summary(study: MeanFieldStudy, tolerance: float) -> dict[str, Any]:
@@ -132,7 +143,7 @@ def print_summary(study: MeanFieldStudy, tolerance: float) -> None:
             f"{what} {order.order:.2f} ± {order.stderr:.2f}" for what, order in orders if order
         )
         if text:
-            click.echo(f"{scan.method}: the error falls as N_b to the power of minus: {text}")
+            click.echo(f"{scan.method}: the error falls as N_b^-p, with p of {text}")
     sampling = study.sampling
     errors = zip(sampling.fractions, np.median(sampling.mean.force_l2, axis=0), strict=True)
     click.echo(
@@ -141,15 +152,15 @@ def print_summary(study: MeanFieldStudy, tolerance: float) -> None:
     )
     click.echo(f"Exact force on the network: {1e3 * study.exact_seconds.sum():.3g} ms")
     if study.left_out:
-        click.echo(f"Without a pair in the well: {', '.join(study.left_out)}")
+        click.echo(f"Left out, no pair within the well: {', '.join(study.left_out)}")
     bins = study.bins_for(tolerance)
     largest = int(study.bins[0].bins.max())
     if bins is None:
         click.echo(
-            f"The force of some layer is off by more than {tolerance:g} up to {largest} bins."
+            f"The error of the force exceeds {tolerance:g} in some layer up to {largest} bins."
         )
     else:
-        click.echo(f"Take {bins} bins: the force of every layer is within {tolerance:g}.")
+        click.echo(f"Recommended: {bins} bins, error of the force <= {tolerance:g} in each layer.")
 
 
 def bins_table(study: MeanFieldStudy) -> Table:

@@ -69,7 +69,7 @@ def config_file_option(group: str, what: str) -> Callable[[Function], Function]:
         cls=ConfigOption,
         group=group,
         type=UserPath(path_type=Path, dir_okay=False, exists=True),
-        help=f"{what} from a YAML file; those of the command line win.",
+        help=f"{what} from a YAML file; options on the command line take precedence.",
     )
 
 

@@ -17,13 +17,15 @@ from pysoftq.cli.studies import write_study
 from pysoftq.cli.tables import print_table
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from pysoftq.analysis.phase import PhaseStudy, Statistic
 
 sweep_argument = click.argument(
     "sweep", type=UserPath(exists=True, file_okay=False, path_type=Path)
 )
 storage_option = click.option(
-    "--storage", metavar="URL", help="Database of the sweep.  [default: as its folder says]"
+    "--storage", metavar="URL", help="Database of the sweep.  [default: that in its folder]"
 )
 
 
@@ -33,24 +35,17 @@ storage_option = click.option(
 @click.option(
     "--out",
     type=UserPath(file_okay=False, path_type=Path),
-    help="Folder for the figures and all numbers.  [default: SWEEP/phase]",
+    help="Folder for the figures and the JSON file.  [default: SWEEP/phase]",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON in place of the table.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")
 def phase(sweep: Path, storage: str | None, out: Path | None, as_json: bool) -> None:
     """Draw degradation and bits over (h, w) from the finished runs of SWEEP (Figs. 2A-D, 5, 6).
 
-    Maps are centred on 4-bit histogram-equalized quantization; the outline holds the points that
-    are better in both. The sweep may still be running.
+    Maps are centred on 4-bit histogram-equalized quantization (HEQ-4); points that are better in
+    both are outlined. The sweep may still be running.
     """
     study = read_study(sweep, storage)[0]
-    from pysoftq.analysis.figures import phase as figures
-
-    drawings: dict[str, Callable[[], Any]] = {
-        "phase": partial(figures.draw_phase, study),
-        "variation": partial(figures.draw_variation, study),
-        "before-refinement": partial(figures.draw_before, study),
-    }
-    told = write_study("phase", study, drawings, out or sweep / "phase")
+    told = write_study("phase", study, partial(drawings, study), out or sweep / "phase")
     if as_json:
         click.echo(json.dumps(summary(study)))
     else:
@@ -58,6 +53,19 @@ def phase(sweep: Path, storage: str | None, out: Path | None, as_json: bool) -> 
         click.echo(f"{study.name}: {study.runs} runs; degradation in {study.measure.lost}: {heq}")
         print_table(point_table(study))
     click.echo(told, err=as_json)
+
+
+def drawings(study: PhaseStudy) -> dict[str, Callable[[], Figure]]:
+    """The figures of a study; that of the variation over seeds requires several of a point."""
+    from pysoftq.analysis.figures import phase as figures
+
+    drawn: dict[str, Callable[[], Figure]] = {
+        "phase": partial(figures.draw_phase, study),
+        "before-refinement": partial(figures.draw_before, study),
+    }
+    if study.varied:
+        drawn["variation"] = partial(figures.draw_variation, study)
+    return drawn
 
 
 def read_study(sweep: Path, storage: str | None) -> tuple[PhaseStudy, list[Any]]:

@@ -1,4 +1,4 @@
-"""``pysoftq pick``: which (h, w) of a sweep to use."""
+"""``pysoftq pick``: the recommended (h, w) of a sweep."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from pysoftq.cli.phase import read_study, storage_option, sweep_argument, told
     help="Largest degradation: percentage points of accuracy, or percent of perplexity.",
 )
 @click.option("--bits", type=float, help="Largest mean number of bits.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON in place of text.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 def pick(
     sweep: Path, storage: str | None, max_drop: float | None, bits: float | None, as_json: bool
 ) -> None:
-    """Name the h and w of SWEEP to use, and the compressed file of its best run there.
+    """Recommend h and w from SWEEP, and name the compressed file of the best run there.
 
-    With --max-drop, those with the fewest bits; with --bits, those with the least degradation.
-    Means over the seeds decide between points.
+    --max-drop selects the point with the fewest bits, --bits the one with the least degradation,
+    by means over the seeds.
     """
     if (max_drop is None) == (bits is None):
-        raise click.UsageError("give either --max-drop or --bits")
+        raise click.UsageError("pass either --max-drop or --bits")
     from pysoftq.analysis.phase import pick as choose
     from pysoftq.run.folder import RunFolder
     from pysoftq.sweep.folder import SweepFolder
@@ -62,4 +62,4 @@ def pick(
     )
     click.echo(f"seed {chosen.run.seed}: {chosen.degradation:.3f} {lost}, {chosen.bits:.3f} bits")
     click.echo(str(run.compressed))
-    click.echo(f"the same again: {command}")
+    click.echo(f"repeat the run with: {command}")

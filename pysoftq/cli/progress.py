@@ -1,8 +1,10 @@
-"""How a run shows itself in the terminal."""
+"""Progress of runs, sweeps and studies: a bar in a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -26,11 +28,16 @@ if TYPE_CHECKING:
     from pysoftq.analysis.contest import Progress as Contest
     from pysoftq.sweep.ledger import Status
 
-LINES = 30
+LINES = 30  # of a long run or study
+
+
+def shows_bars(console: Console) -> bool:
+    """Whether the console is a terminal that can redraw a line."""
+    return console.is_terminal and not console.is_dumb_terminal
 
 
 class TerminalObserver:
-    """A progress bar with losses and bits in a terminal, plain lines elsewhere."""
+    """A progress bar with losses and bits, and lines for epochs and messages."""
 
     def __init__(self) -> None:
         self.console = Console(emoji=False)
@@ -58,7 +65,7 @@ class TerminalObserver:
             self.message(f"resuming after step {state.step} of {self._total}")
         if state.metrics:
             self._note(state.metrics[-1])
-        if not self.console.is_terminal or state.step >= self._total:
+        if not shows_bars(self.console) or state.step >= self._total:
             return
         self._bar = Progress(
             BarColumn(bar_width=16),
@@ -105,18 +112,19 @@ class TerminalObserver:
             self.close()
         if metrics.epoch % self._every and not ended:
             return
-        merit = self._task.shown(metrics.test_merit)
+        soft, compressed = map(
+            self._task.shown, (metrics.test_merit_soft, metrics.test_merit_compressed)
+        )
         self.message(
-            f"epoch {metrics.epoch:3d}  loss {metrics.task_loss:.4f}  "
-            f"L_C {self._energy:.4g}  test {merit}  "
-            f"bits {self._bits:.3f} (refined {metrics.mean_bits_refined:.3f})  "
-            f"{self._shown_rate()}{self._time_left(metrics.step)}"
+            f"epoch {metrics.epoch:3d}  loss {metrics.task_loss:.4f}  L_C {self._energy:.4g}  "
+            f"test {self._task.merit}: soft {soft}, compressed {compressed} at "
+            f"{self._bits:.2f} bits  {self._shown_rate()}{self._time_left(metrics.step)}".rstrip()
         )
 
     def _note(self, metrics: EpochMetrics) -> None:
         self._loss = metrics.task_loss
         self._energy = metrics.coupling_energy
-        self._bits = metrics.mean_bits
+        self._bits = metrics.mean_bits_compressed
         self._rate = metrics.samples_per_second or 0.0
 
     def _shown_rate(self) -> str:
@@ -133,7 +141,7 @@ class TerminalObserver:
 
 
 class SweepProgress:
-    """A progress bar of runs in a terminal, plain lines elsewhere."""
+    """A progress bar of runs in a terminal, lines elsewhere."""
 
     def __init__(self) -> None:
         self.console = Console(emoji=False)
@@ -143,7 +151,7 @@ class SweepProgress:
             MofNCompleteColumn(),
             TextColumn("{task.fields[state]}"),
             console=self.console,
-            disable=not self.console.is_terminal,
+            disable=not shows_bars(self.console),
         )
         self._task = self._bar.add_task("runs", state="")
         self._start: tuple[float, int] | None = None
@@ -166,10 +174,55 @@ class SweepProgress:
         before, running = self._told
         due = ended - before >= max(1, status.total // LINES) or status.running > running
         last = not status.open and ended != before
-        if not self.console.is_terminal and (due or last):
+        if not shows_bars(self.console) and (due or last):
             self._told = (ended, status.running)
             text = f"{ended} of {status.total} runs, {state}"
             self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+class StudyProgress:
+    """Values of a study that are measured: a bar in a terminal, else some lines; on standard error.
+
+    Args:
+        name: of the values, in the plural.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.console = Console(stderr=True)
+        self._bar = Progress(
+            TextColumn(name),
+            BarColumn(bar_width=16),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("left"),
+            console=self.console,
+            transient=True,
+            disable=not shows_bars(self.console),
+        )
+        self._task = self._bar.add_task(name, total=None)
+        self._start: tuple[float, int] | None = None
+        self._shown = -1
+
+    def update(self, done: int, total: int) -> None:
+        """Show how far the study is."""
+        if self._start is None:
+            self._start = (time.monotonic(), done)
+        self._bar.update(self._task, completed=done, total=total)
+        due = done - self._shown >= max(1, total // LINES) or done == total != self._shown
+        if not shows_bars(self.console) and (self._shown < 0 or due):
+            self._shown = done
+            left = _time_left(*self._start, done, total)
+            text = f"{done} of {total} {self.name}  {left}".rstrip()
+            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    @classmethod
+    @contextmanager
+    def shown(cls, name: str) -> Iterator[StudyProgress]:
+        """Show the progress within the block, and leave the terminal as it was."""
+        progress = cls(name)
+        with progress._bar:
+            yield progress
 
 
 class ComparisonProgress(Silent):
@@ -183,7 +236,7 @@ class ComparisonProgress(Silent):
             MofNCompleteColumn(),
             TextColumn("{task.fields[left]}"),
             console=self.console,
-            disable=not self.console.is_terminal,
+            disable=not shows_bars(self.console),
         )
         self._task = self._bar.add_task("networks", left="")
         self._bar.start()

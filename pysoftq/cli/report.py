@@ -1,4 +1,4 @@
-"""``pysoftq report``: a run or a sweep as one HTML page."""
+"""``pysoftq report``: one HTML page about a run or a sweep."""
 
 from __future__ import annotations
 
@@ -27,14 +27,15 @@ Examples:
 )
 @storage_option
 def report(folder: Path, out: Path | None, storage: str | None) -> None:
-    """Write one self-contained HTML page about a folder of pysoftq compress or of pysoftq sweep.
+    """Write one self-contained HTML page about a folder of pysoftq compress or pysoftq sweep.
 
-    Of a run: summary, comparison with histogram-equalized quantization, losses and clusters
-    against time, layers, the condensing of the largest layer moment by moment, all figures (those
-    of pysoftq flatness too, where it holds them), options and the command line.
+    The page of a run shows its warnings, the comparison with the pretrained network and with
+    histogram-equalized quantization, lines of Python that load the network, losses and clusters
+    against time, the layers, the weights of the largest layer in each epoch, all figures (also
+    those of pysoftq flatness), options and the command line.
 
-    Of a sweep, which may still be running: its phase diagrams, every point with its seeds, bits,
-    accuracy and command line. The page needs no network.
+    The page of a sweep, which may still be running, shows its phase diagrams and every point with
+    its seeds, bits, accuracy and command line.
     """
     from pysoftq.analysis.page import run_page, sweep_page, write_page
     from pysoftq.sweep.folder import SweepFolder

@@ -1,7 +1,8 @@
-"""``pysoftq scaling``: how the interaction energy grows with the size of a layer, and why."""
+"""``pysoftq scaling``: the interaction energy against the size of the layers, by factors."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,8 @@ from pysoftq.cli.studies import out_option, positive, tell_study
 from pysoftq.cli.tables import print_table
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from pysoftq.analysis.scaling import Estimate, PowerLaw, ScalingStudy
 
 EXAMPLES = """\b
@@ -48,7 +51,7 @@ _TERMS = {
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the bootstrap."
 )
 @out_option
-@click.option("--json", "as_json", is_flag=True, help="Print JSON in place of the tables.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the tables.")
 def scaling(
     sources: tuple[str, ...], width: float, seed: int, out: Path | None, as_json: bool
 ) -> None:
@@ -57,17 +60,24 @@ def scaling(
     WEIGHTS are weight files, folders of runs (their pretrained weights) or names of torchvision's
     models (their default weights, downloaded where missing). The slope gives the exponent of
     h_l = h N_l^-alpha: alpha = slope - 1, in the paper 0.66. Intervals are from a bootstrap over
-    layers, clustered by network; p tests the naive alpha = 1 of Eq. 10. The second table says where
-    the slope comes from: the slopes of the factors of E, which add up to it exactly.
+    layers, clustered by network; p tests the naive alpha = 1 of Eq. 10. The second table lists the
+    slopes of the factors of E, which add up to the slope exactly.
     """
     # Loaded late: torch takes seconds, and --help needs none of it.
-    from pysoftq.analysis.figures.scaling import draw_scaling
     from pysoftq.analysis.scaling import study_scaling
     from pysoftq.analysis.sources import read_networks
 
     study = study_scaling(read_networks(sources), width, seed=seed)
-    draw, show = partial(draw_scaling, study), partial(print_tables, study)
-    tell_study("scaling", study, draw, out, summary(study) if as_json else None, show)
+    show = partial(print_tables, study)
+    json_summary = summary(study) if as_json else None
+    tell_study("scaling", study, partial(drawings, study), out, json_summary, show)
+
+
+def drawings(study: ScalingStudy) -> dict[str, Callable[[], Figure]]:
+    """The figure of a study."""
+    from pysoftq.analysis.figures.scaling import draw_scaling
+
+    return {"scaling": partial(draw_scaling, study)}
 
 
 def summary(study: ScalingStudy) -> dict[str, Any]:
@@ -96,7 +106,7 @@ def print_tables(study: ScalingStudy) -> None:
     print_table(term_table(laws))
     for network in study.networks:
         if network.left_out:
-            click.echo(f"{network.name}: without a pair in the well: {', '.join(network.left_out)}")
+            click.echo(f"{network.name}: no pair within the well: {', '.join(network.left_out)}")
     depth = study.depth
     click.echo(
         f"Residuals against relative depth: slope {depth.slope:+.3f} ± {depth.stderr:.3f} "

@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from pysoftq.cli.paths import UserPath
+from pysoftq.cli.terminal import draw_or_warn
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+# Functions that draw, by the name of the figure's file; called late, as matplotlib may not load.
+Drawings = Callable[[], Mapping[str, Callable[[], "Figure"]]]
 
 DEFAULT_FOLDER = Path("studies")
 
@@ -28,14 +33,15 @@ def positive(ctx: click.Context, parameter: click.Parameter, value: float) -> fl
 out_option = click.option(
     "--out",
     type=UserPath(file_okay=False, path_type=Path),
-    help=f"Folder for the figure and all numbers.  [default: {DEFAULT_FOLDER}; with --json, none]",
+    help="Folder for the figure and the JSON file.  "
+    f"[default: {DEFAULT_FOLDER}; with --json, none]",
 )
 
 
 def tell_study(
     name: str,
     study: Any,
-    draw: Callable[[], Figure],
+    drawings: Drawings,
     out: Path | None,
     summary: Mapping[str, Any] | None,
     show: Callable[[], None],
@@ -50,17 +56,23 @@ def tell_study(
         show()
         out = out or DEFAULT_FOLDER
     if out is not None:
-        click.echo(write_study(name, study, {name: draw}, out), err=summary is not None)
+        click.echo(write_study(name, study, drawings, out), err=summary is not None)
 
 
-def write_study(
-    name: str, study: Any, drawings: Mapping[str, Callable[[], Figure]], folder: Path
-) -> str:
-    """Write NAME.json and each drawing as PNG and PDF; returns a line that tells so."""
-    from pysoftq.analysis.figures import save_figure
+def write_study(name: str, study: Any, drawings: Drawings, folder: Path) -> str:
+    """Write NAME.json and each drawing as PNG and PDF; returns a line that lists the files.
+
+    A figure that cannot be drawn costs a warning.
+    """
     from pysoftq.analysis.results import save_result
 
     written = [save_result(study, folder / f"{name}.json")]
-    for stem, draw in drawings.items():
-        written += save_figure(draw(), folder / stem)
+    for stem, draw in (draw_or_warn("figures", drawings) or {}).items():
+        written += draw_or_warn(f"figure {stem!r}", partial(_save, draw, folder / stem)) or []
     return f"written to {folder}: {', '.join(path.name for path in written)}"
+
+
+def _save(draw: Callable[[], Figure], stem: Path) -> list[Path]:
+    from pysoftq.analysis.figures import save_figure
+
+    return save_figure(draw(), stem)

@@ -1,4 +1,4 @@
-"""``pysoftq sweep``: a grid of runs over (h, w), with a database that survives what happens."""
+"""``pysoftq sweep``: a grid of runs over (h, w), whose results are stored in a database."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ def _option(*flags: str, group: str = "Sweep", **settings: Any) -> Callable[[Any
 
 @click.command("sweep", cls=GroupedCommand, epilog=EXAMPLES)
 @_option("--h", metavar="VALUES", help="Strengths: 0.03,0.1,0.3 or log:A:B:N or lin:A:B:N.")
-@_option("--w", metavar="VALUES", help="Widths, likewise.")
+@_option("--w", metavar="VALUES", help="Widths, in the same form.")
 @_option(
     "--seeds", type=click.IntRange(1), help=f"Seeds of each point.  [default: {QUICK['seeds']}]"
 )
 @_option("--quick", is_flag=True, help="5 × 5 points and 3 seeds on the digits, in minutes.")
-@config_file_option("Sweep", "All of these")
+@config_file_option("Sweep", "Options of the sweep and its runs")
 @_option(
     "--out",
     type=UserPath(file_okay=False, path_type=Path),
@@ -59,15 +59,15 @@ def _option(*flags: str, group: str = "Sweep", **settings: Any) -> Callable[[Any
     show_default=True,
     help="Folder of the sweep; existing results are resumed.",
 )
-@_option("--status", is_flag=True, help="Only tell how far the sweep is.")
-@_option("--json", "as_json", is_flag=True, help="With --status: as JSON.")
-@_option("--retry-failed", is_flag=True, help="Try the failed runs again.")
+@_option("--status", is_flag=True, help="Only show how many runs are done.")
+@_option("--json", "as_json", is_flag=True, help="With --status: print JSON.")
+@_option("--retry-failed", is_flag=True, help="Repeat the failed runs.")
 @_option(
     "--storage",
     group="Where it runs",
     metavar="URL",
-    help="postgresql://… where several machines work on one sweep (a password comes from "
-    "PGPASSWORD or ~/.pgpass).  [default: a file of SQLite in the folder]",
+    help="Database, postgresql://… for a sweep on several machines (the password is read from "
+    "PGPASSWORD or ~/.pgpass).  [default: an SQLite file in the folder]",
 )
 @_option(
     "--name",
@@ -78,28 +78,28 @@ def _option(*flags: str, group: str = "Sweep", **settings: Any) -> Callable[[Any
     "--workers",
     group="Where it runs",
     type=click.IntRange(1),
-    help="Runs at once; the processors are divided between them, and with --device auto all CUDA "
-    "devices, one by one in turn.  [default: one for each CUDA device, else for each processor]",
+    help="Simultaneous runs; they share the processors and, with --device auto, all CUDA devices "
+    "in turn.  [default: one per CUDA device, else one per processor]",
 )
 @_option(
     "--executor",
     group="Where it runs",
     type=click.Choice(["local", "ray"]),
-    help="Processes here, or tasks of a Ray cluster (RAY_ADDRESS).  [default: local]",
+    help="Local processes or tasks of a Ray cluster (RAY_ADDRESS).  [default: local]",
 )
 @_option(
     "--cpus",
     group="Where it runs",
     type=click.FloatRange(0),
-    help="With Ray: processors of a run.  [default: its threads]",
+    help="With Ray: processors per run.  [default: its threads]",
 )
 @_option(
     "--gpus",
     group="Where it runs",
     type=click.FloatRange(0),
-    help="With Ray: GPUs of a run, or a part of one.  [default: 0]",
+    help="With Ray: GPUs per run, possibly a fraction.  [default: 0]",
 )
-@config_options("h", "w", "split_seed")
+@config_options("h", "w", "split_seed", "strict")
 def sweep(
     config_file: Path | None,
     quick: bool,
@@ -109,16 +109,15 @@ def sweep(
     retry_failed: bool,
     **values: Any,
 ) -> None:
-    """Run pysoftq compress over a grid of h and w, several seeds for each point (Figs. 2, 5, 6).
+    """Run pysoftq compress over a grid of h and w with several seeds per point (Figs. 2, 5, 6).
 
-    All runs begin with one pretrained network and one split of the data, those of --seed; their
-    seeds are that one and the next ones. Each finished run is a row of a database. The same command
-    again goes on where the sweep was, also while others work on it; runs that were killed go on
-    from their checkpoint, at most twice, and what fails keeps its error. More values or seeds add
-    runs.
+    All runs start from the pretrained network and the split of the data of --seed; their seeds are
+    --seed and the following ones. Each finished run is one row of a database. The same command
+    resumes the sweep, also while other processes work on it. Killed runs resume from their
+    checkpoint, at most twice; failed runs keep their error message. More values or seeds add runs.
     """
     if as_json and not status:
-        raise click.UsageError("--json goes with --status")
+        raise click.UsageError("--json requires --status")
     from pysoftq.sweep.folder import WHERE, SweepFolder
 
     folder = SweepFolder(out)
@@ -172,11 +171,11 @@ def _sweep(
         ledger = job.ledger()
         ledger.plan(spec, digest)
         if retry_failed:
-            observer.message(f"{ledger.retry_failed()} failed runs wait again")
+            observer.message(f"{ledger.retry_failed()} failed runs will be repeated")
         end = execute(job, progress=progress.update)
     except KeyboardInterrupt:
         command = f"pysoftq sweep --out {shlex.quote(str(folder.path))}"
-        click.echo(f"interrupted; what is done is kept, go on with: {command}", err=True)
+        click.echo(f"interrupted; finished runs are kept; resume with: {command}", err=True)
         sys.exit(INTERRUPTED)
     except Exception:
         if not begun:
@@ -186,8 +185,8 @@ def _sweep(
         progress.close()
     for run, error in ledger.errors().items():
         click.echo(f"failed: {run.name}: {error.strip().splitlines()[-1]}", err=True)
-    done = f"{end.done} of {end.total} runs are done"
-    observer.message(f"{done}, {end.failed} have failed: {folder.path}")
+    done = f"{end.done} of {end.total} runs done"
+    observer.message(f"{done}, {end.failed} failed: {folder.path}")
     if end.failed:
         sys.exit(1)
 
@@ -208,7 +207,7 @@ def executor(where: dict[str, Any], base: CompressConfig) -> tuple[int, partial[
 
 
 def print_status(ledger: Ledger, as_json: bool) -> None:
-    """How many runs are in which stage, and why runs have failed."""
+    """Print the number of runs in each stage, and the errors of failed runs."""
     status = ledger.status()
     if as_json:
         click.echo(json.dumps(status.to_dict()))

@@ -6,4 +6,5 @@ from .quantizer import SoftQuantizer as SoftQuantizer
 from .recipe import Recipe as Recipe
 from .report import CompressionReport as CompressionReport
 from .report import LayerReport as LayerReport
+from .report import ReportWarning as ReportWarning
 from .report import TensorReport as TensorReport

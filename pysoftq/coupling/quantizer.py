@@ -28,6 +28,7 @@ from pysoftq.coupling.selection import (
     select,
 )
 from pysoftq.coupling.zeros import KeptZeros
+from pysoftq.errors import QualityWarning
 from pysoftq.interaction.arrays import (
     check_bins,
     check_fraction,
@@ -395,7 +396,11 @@ class SoftQuantizer:
                 (`rd_weights`); higher means fewer bits.
 
         Returns:
-            The table of layers, with clusters and bit-widths before and after refinement.
+            The table of layers, with clusters and bit-widths before and after refinement. Its
+            `warnings` list layers that have become constant or have not gathered in clusters.
+
+        Warns:
+            QualityWarning: a layer has become constant; the report notes it at the layer.
 
         Raises:
             ValueError: a value is out of range, or a layer's parameter has been replaced since
@@ -410,23 +415,25 @@ class SoftQuantizer:
                     "and are set to 0 again; pass sparsity='ignore' to let them move",
                     stacklevel=2,
                 )
+        if refinement != "count":
+            n_min = 0
+        elif n_min is None:
+            n_min = DEFAULTS.n_min
+        rows = (
+            LayerReport.of(layer, before[layer.name], after[layer.name], n_min)
+            for layer in self.layers
+        )
+        report = CompressionReport(tuple(rows), self.tensors(), refinement)
+        for warning in report.warnings:
+            if warning.kind == "constant":  # the model is unchanged where warnings are errors
+                warnings.warn(str(warning), QualityWarning, stacklevel=2)
         self.detach()
         with torch.no_grad():
             for layer in self.layers:
                 parameter = layer.parameter
                 parameter.copy_(after[layer.name].weights(parameter.shape))
         mark_clusters(self.model, after, self._granularity)
-        unrefined = DEFAULTS.n_min if n_min is None else n_min
-        rows = (
-            LayerReport.of(
-                layer,
-                before[layer.name],
-                after[layer.name],
-                unrefined if refinement == "count" else 0,
-            )
-            for layer in self.layers
-        )
-        return CompressionReport(tuple(rows), self.tensors())
+        return report
 
     def tensors(self) -> tuple[TensorReport, ...]:
         """Every parameter and buffer of the model: coupled, excluded or degenerate, and why."""

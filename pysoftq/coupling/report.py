@@ -11,10 +11,10 @@ Four size measures are reported:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from io import StringIO
-from typing import Any
+from typing import Any, Literal
 
 from rich import box
 from rich.console import Console
@@ -24,6 +24,27 @@ from pysoftq.clusters.clusters import Clusters
 from pysoftq.errors import abridged
 from pysoftq.interaction.layers import CoupledLayer
 
+NAMED = 5  # layers in a warning
+CONSTANT = "constant: a single value is left"
+
+
+@dataclass(frozen=True)
+class ReportWarning:
+    """A sign that the compressed network is much worse, or hardly smaller, than it could be.
+
+    ``kind`` is the condition, ``text`` reports it with its numbers, ``advice`` names the option to
+    change and the direction. ``layers`` lists all layers concerned; the text names the first five.
+    """
+
+    kind: Literal["degradation", "constant", "not gathered"]
+    text: str
+    advice: str
+    layers: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """One line."""
+        return f"{self.text}; {self.advice}"
+
 
 @dataclass(frozen=True)
 class LayerReport:
@@ -31,7 +52,9 @@ class LayerReport:
 
     A layer of several segments has a codebook for each: clusters counts the values of all of them,
     bits are means over segments, weighted with their sizes, and so are sigma, width and strength
-    over those that are coupled. ``codebook_bytes`` is what the refined values take.
+    over those that are coupled. ``codebook_bytes`` is what the refined values take. ``wells`` is
+    the number of wells of the layer's width that cover the range of its weights, summed over
+    segments; None in reports of earlier versions.
     """
 
     name: str
@@ -48,6 +71,7 @@ class LayerReport:
     segments: int = 1
     degenerate_segments: int = 0
     codebook_bytes: int = 0
+    wells: int | None = None
 
     @classmethod
     def of(
@@ -57,7 +81,7 @@ class LayerReport:
         notes = [layer.uncoupled_segments]
         if not (before.counts > n_min).any():
             notes.append(f"not refined: no cluster has more than {n_min} weights")
-        return cls(
+        row = cls(
             layer.name,
             layer.size,
             layer.sigma,
@@ -72,7 +96,46 @@ class LayerReport:
             segments=after.segments,
             degenerate_segments=0 if layer.segments is None else layer.segments.degenerate,
             codebook_bytes=after.codebook_bytes,
+            wells=_wells(before, layer.width),
         )
+        return row._with_constant_noted()
+
+    @property
+    def constant(self) -> bool:
+        """Whether a single value is left of the layer, or of each of its segments.
+
+        Layers that are constant before training are never coupled, so it had more values once.
+        """
+        return self.clusters <= self.segments
+
+    @property
+    def gathered(self) -> bool:
+        """Whether the weights have gathered in clusters.
+
+        Clusters form about one width apart, and each occupies one bin or two. A layer has not
+        gathered if more bins than that are occupied and more than half of them are left after
+        refinement.
+        """
+        if self.wells is None or self.clusters_before <= 2 * self.wells:
+            return True
+        return self.clusters <= self.clusters_before / 2
+
+    def with_clusters(self, after: Clusters) -> LayerReport:
+        """The same row with other clusters after refinement."""
+        row = replace(
+            self,
+            clusters=after.K,
+            bits=after.bits,
+            entropy_bits=after.entropy_bits,
+            codebook_bytes=after.codebook_bytes,
+        )
+        return row._with_constant_noted()
+
+    def _with_constant_noted(self) -> LayerReport:
+        notes = [note for note in self.note.split("; ") if note != CONSTANT]
+        if self.constant:
+            notes.append(CONSTANT)
+        return replace(self, note="; ".join(filter(None, notes)))
 
 
 @dataclass(frozen=True)
@@ -109,10 +172,12 @@ class CompressionReport:
     """All coupled layers in model order; means are weighted with the layers' sizes (Eq. 8).
 
     ``tensors`` lists every parameter and buffer of the model; nothing is left out in silence.
+    ``refinement`` is the method that the clusters were refined by.
     """
 
     layers: tuple[LayerReport, ...]
     tensors: tuple[TensorReport, ...] = ()
+    refinement: str = "count"
 
     @property
     def size(self) -> int:
@@ -141,17 +206,47 @@ class CompressionReport:
 
     def with_clusters(self, found: Mapping[str, Clusters]) -> CompressionReport:
         """The same table with other clusters after refinement, by the layers' names."""
-        rows = [
-            replace(
-                row,
-                clusters=found[row.name].K,
-                bits=found[row.name].bits,
-                entropy_bits=found[row.name].entropy_bits,
-                codebook_bytes=found[row.name].codebook_bytes,
-            )
-            for row in self.layers
-        ]
-        return replace(self, layers=tuple(rows))
+        rows = tuple(row.with_clusters(found[row.name]) for row in self.layers)
+        return replace(self, layers=rows)
+
+    @property
+    def warnings(self) -> tuple[ReportWarning, ...]:
+        """Layers that have become constant, and layers that have not gathered in clusters."""
+        gentler = "n_min" if self.refinement == "count" else "rd_weight"
+        constant = [row for row in self.layers if row.constant]
+        collapsed = [row for row in constant if row.clusters_before <= row.segments]
+        merged = [row for row in constant if row not in collapsed]
+        loose = [row for row in self.layers if not row.gathered]
+        exclude = "or leave such layers out with `exclude`"
+        found = (
+            self._warning(
+                *("constant", collapsed, "a single value left after training"),
+                f"lower `h` or `w`, {exclude}",
+            ),
+            self._warning(
+                *("constant", merged, "a single value left after refinement"),
+                f"lower `{gentler}`, {exclude}",
+            ),
+            self._warning(
+                *("not gathered", loose),
+                "not gathered in clusters (more than half of the occupied bins are left)",
+                "raise `h` or train for more epochs",
+            ),
+        )
+        return tuple(warning for warning in found if warning.layers)
+
+    def _warning(
+        self,
+        kind: Literal["constant", "not gathered"],
+        rows: Sequence[LayerReport],
+        state: str,
+        advice: str,
+    ) -> ReportWarning:
+        """A warning about some layers, without any of them where there is nothing to report."""
+        names = tuple(row.name for row in rows)
+        verb = "has" if len(names) == 1 else "have"
+        count = f"{len(names)} of {len(self.layers)} layers {verb}"
+        return ReportWarning(kind, f"{count} {state}: {abridged(names)}", advice, names)
 
     def _mean(self, bits: Iterable[float]) -> float:
         pairs = zip(self.layers, bits, strict=True)
@@ -171,6 +266,8 @@ class CompressionReport:
             "mean_bits": self.mean_bits,
             "entropy_bits": self.entropy_bits,
             "codebook_bytes": self.codebook_bytes,
+            "refinement": self.refinement,
+            "warnings": [asdict(warning) for warning in self.warnings],
             "layers": [asdict(layer) for layer in self.layers],
             "tensors": [asdict(tensor) for tensor in self.tensors],
         }
@@ -243,7 +340,7 @@ class CompressionReport:
         return table
 
     def __str__(self) -> str:
-        """Tables of layers and rules as plain text, at full width, with the layers' notes."""
+        """Tables of layers and rules as plain text, at full width, with notes and warnings."""
         text = StringIO()
         console = Console(file=text, width=10_000, markup=False, emoji=False)
         console.print(self.table())
@@ -252,7 +349,17 @@ class CompressionReport:
                 console.print(f"{layer.name}: {layer.note}", markup=False, highlight=False)
         if self.tensors:
             console.print(self.coverage_table())
+        for warning in self.warnings:
+            console.print(f"warning: {warning}", markup=False, highlight=False)
         return text.getvalue()
+
+
+def _wells(clusters: Clusters, width: float) -> int:
+    """How many wells of this width, side by side, cover the values of each segment; their sum."""
+    ends = clusters.codebook_sizes.cumsum(0)
+    values = clusters.codebook.double().cpu()
+    ranges = values[ends - 1] - values[ends - clusters.codebook_sizes]
+    return int((ranges / width).floor().add(1).sum())
 
 
 def distinct_values(tensors: Iterable[TensorReport]) -> int:

@@ -27,6 +27,7 @@ class Task(ABC):
         merit: name of the figure of merit, also in metrics and reports.
         axis: label of the figure of merit in a plot.
         lost: what a degradation is counted in.
+        tolerated: a larger degradation of a compressed network is a reason for a warning.
     """
 
     name: ClassVar[str]
@@ -34,6 +35,7 @@ class Task(ABC):
     merit: ClassVar[str]
     axis: ClassVar[str]
     lost: ClassVar[str]
+    tolerated: ClassVar[float]
 
     @abstractmethod
     def merit_of(self, loss: float, accuracy: float) -> float:
@@ -60,6 +62,7 @@ class Classification(Task):
     merit = "accuracy"
     axis = "accuracy / %"
     lost = "points"
+    tolerated = 2.0
 
     def merit_of(self, loss: float, accuracy: float) -> float:  # noqa: ARG002
         """Share of the images that are classified rightly."""
@@ -86,10 +89,11 @@ class LanguageModelling(Task):
     merit = "perplexity"
     axis = "perplexity"
     lost = "% of perplexity"
+    tolerated = 5.0
 
     def merit_of(self, loss: float, accuracy: float) -> float:  # noqa: ARG002
         """The exponential of the loss in nats for each token; of 700 nats, where it is more."""
-        return math.exp(min(loss, 700.0))  # beyond, there is no such float, nor any sense
+        return math.exp(loss if loss < 700.0 else 700.0)  # of larger ones, and NaN
 
     def plotted(self, merit: float) -> float:
         """As it is."""

@@ -33,16 +33,16 @@ class CompressConfig(ClusteringConfig):
         on_resume=True, metavar="DIR")
     download: bool = option("Data", True, "Download torchvision's data sets where missing.",
         on_resume=True)
-    image_size: int | None = option("Data", None, "Resize the images of a folder to this square.",
-        ge=8)
+    image_size: int | None = option("Data", None, "Resize the images of a folder to a "
+        "square of this many pixels.", ge=8)
     mean: tuple[float, ...] | None = option("Data", None, "Mean of the pixels in [0, 1], one "
-        "value or one for each channel; ImageNet's for photographs.", metavar="R,G,B")
+        "value or one per channel.  [photographs: that of ImageNet]", metavar="R,G,B")
     std: tuple[float, ...] | None = option("Data", None, "Standard deviation of the pixels, in "
-        "the same form.", metavar="R,G,B")
+        "the form of --mean.", metavar="R,G,B")
     split_seed: int | None = option("Data", None, "Seed of the split of the digits into training "
-        "and test images; that of the run by default.", ge=0, lt=2**31)
+        "and test images.  [default: --seed]", ge=0, lt=2**31)
     augment: bool = option("Data", True, "Random shifts, and mirror images for photographs.")
-    context: int = option("Data", 128, "Tokens that a language model sees at once.", ge=2)
+    context: int = option("Data", 128, "Context length of a language model, in tokens.", ge=2)
 
     model: str = option("Network", "resnet20", "resnet20/32/44/56/110, digits-resnet, "
         "digits-resnet-small or a classification model of torchvision; for text gpt, or hf:DIR, a "
@@ -76,23 +76,24 @@ class CompressConfig(ClusteringConfig):
         "decay of the mean gradient.", ge=0, lt=1)
     weight_decay: float = option("Training", 0.0, "Weight decay.", ge=0)
 
-    pretrain_dataset: str | None = option("Pretraining", None, "Data to pretrain on, as dataset, "
-        "where no weights are given; the same by default.", metavar="NAME")
-    pretrain_epochs: int = option("Pretraining", 60, "Epochs, where no weights are given.", ge=1)
+    pretrain_dataset: str | None = option("Pretraining", None, "Data set of the pretraining, "
+        "in the form of --dataset.  [default: --dataset]", metavar="NAME")
+    pretrain_epochs: int = option("Pretraining", 60, "Epochs, if no weights are given.", ge=1)
     pretrain_batch_size: int = option("Pretraining", 64, "Images or windows of text in a batch.",
         ge=1)
-    pretrain_optimizer: Literal["sgd", "adamw"] = option("Pretraining", "sgd", "As optimizer, "
-        "with momentum 0.9.")
-    pretrain_lr: float = option("Pretraining", 0.1, "Peak learning rate of one cycle.", gt=0)
+    pretrain_optimizer: Literal["sgd", "adamw"] = option("Pretraining", "sgd", "SGD with "
+        "momentum 0.9, or AdamW.")
+    pretrain_lr: float = option("Pretraining", 0.1, "Peak learning rate of the "
+        "one-cycle schedule.", gt=0)
     pretrain_weight_decay: float = option("Pretraining", 5e-4, "Weight decay.", ge=0)
 
     amp: Literal["off", "bf16"] = option("Speed", "off", "Both trainings in float32, or in "
         "bfloat16 where that is safe (bf16).")
-    channels_last: Literal["auto", "on", "off"] = option("Speed", "auto", "Channels of a weight "
-        "side by side in memory; auto: on a GPU.", on_resume=True)
+    channels_last: Literal["auto", "on", "off"] = option("Speed", "auto", "Channels-last layout "
+        "of the weights; auto: on a GPU.", on_resume=True)
     compile: bool = option("Speed", False, "Compile the network by torch.compile: minutes at the "
         "start, faster steps after.", on_resume=True)
-    graph: Literal["auto", "on", "off"] = option("Speed", "auto", "A training step as one CUDA "
+    graph: Literal["auto", "on", "off"] = option("Speed", "auto", "Run a training step as one CUDA "
         "graph; auto: on a GPU.", on_resume=True)
 
     recipe: Literal["best", "paper"] = option("Run", "best", "Refinement levels with trained "
@@ -100,10 +101,12 @@ class CompressConfig(ClusteringConfig):
         on_resume=True)
     threads: int | None = option("Run", None, "Threads on the CPU; all cores by default.",
         on_resume=True, ge=1, le=1024)
-    device: str = option("Run", "auto", "Where the network runs: auto, cpu, cuda, cuda:N or mps; "
-        "auto takes CUDA where it is present.", on_resume=True, metavar="NAME")
-    checkpoint_minutes: float = option("Run", 10.0, "A checkpoint is written after each epoch and "
-        "after this time within one.", on_resume=True, gt=0)
+    device: str = option("Run", "auto", "Device: auto, cpu, cuda, cuda:N or mps; auto is CUDA if "
+        "present, else the CPU.", on_resume=True, metavar="NAME")
+    strict: bool = option("Run", False, "Exit with code 3 if the finished run has warnings.",
+        on_resume=True)
+    checkpoint_minutes: float = option("Run", 10.0, "Largest time between checkpoints within an "
+        "epoch, in minutes; one is also written after each epoch.", on_resume=True, gt=0)
     # fmt: on
 
     @field_validator("dataset", "pretrain_dataset")

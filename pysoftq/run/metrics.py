@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from pysoftq.clusters.bit_width import mean_bit_width
 from pysoftq.errors import NonFiniteLossError
-from pysoftq.run.evaluation import evaluate
+from pysoftq.run.evaluation import clustered, evaluate
 from pysoftq.run.records import EpochMetrics
 from pysoftq.run.setup import Run
 from pysoftq.run.state import RunState
@@ -51,19 +51,22 @@ def epoch_metrics(run: Run, optimizer: Optimizer, state: RunState) -> EpochMetri
 
 
 def _measured(run: Run) -> dict[str, Any]:
-    """What is measured alike at the start and after each epoch."""
-    config, softq, task = run.config, run.quantizer, run.data.task
+    """The network as it is, and as it would be compressed now; the weights do not change."""
+    config, softq, task, test = run.config, run.quantizer, run.data.task, run.data.test
     found = softq.clusters(config.bits)
     refined = softq.refine(found, **config.refinement_options)
     sizes = [layer.size for layer in softq.layers]
-    loss, accuracy = evaluate(run.model, run.data, run.data.test)
+    loss, accuracy = evaluate(run.model, run.data, test)
     _refuse_nan(loss, "test")
+    with clustered(softq, refined):
+        compressed = task.merit_of(*evaluate(run.model, run.data, test))
     return {
         "task": task.name,
         "coupling_energy": softq.energy().total,
-        "test_merit": task.merit_of(loss, accuracy),
-        "mean_bits": mean_bit_width(sizes, [clusters.bits for clusters in found.values()]),
-        "mean_bits_refined": mean_bit_width(
+        "test_merit_soft": task.merit_of(loss, accuracy),
+        "test_merit_compressed": compressed,
+        "mean_bits_before": mean_bit_width(sizes, [clusters.bits for clusters in found.values()]),
+        "mean_bits_compressed": mean_bit_width(
             sizes, [clusters.bits for clusters in refined.values()]
         ),
         "clusters": {name: clusters.K for name, clusters in found.items()},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,17 @@ from rich.console import Console
 from safetensors.torch import save
 from torch import Tensor
 
-from pysoftq.artifact import save_compressed
+from pysoftq.artifact import inspect_compressed, save_compressed
 from pysoftq.atomic import atomic_write
 from pysoftq.baselines import histogram_equalize
 from pysoftq.clusters.bit_width import mean_bit_width
 from pysoftq.clusters.clusters import Clusters
 from pysoftq.clusters.codebooks import Codebooks
 from pysoftq.clusters.values import unique
+from pysoftq.errors import QualityWarning
 from pysoftq.models.weight_files import cpu_state, save_state, stored_once
 from pysoftq.run.codebooks import train_codebooks
-from pysoftq.run.evaluation import evaluate
+from pysoftq.run.evaluation import evaluate, write_clusters
 from pysoftq.run.folder import RunFolder
 from pysoftq.run.interrupt import stop_on_signals
 from pysoftq.run.presets import RECIPES
@@ -32,7 +34,9 @@ from pysoftq.run.setup import Run
 from pysoftq.run.state import RunState
 from pysoftq.run.summary import (
     PAPER,
+    PRETRAINED,
     REFINED,
+    SOFT,
     NetworkRow,
     Summary,
     TrainingSpeed,
@@ -50,7 +54,7 @@ def finish(run: Run, state: RunState, pretrained: dict[str, Tensor]) -> Summary:
     shown = figure_part(softq)
     weights = {"weights_soft": snapshot(shown.weights())}
 
-    networks = [float_row(run, "pretrained", pretrained), float_row(run, "soft", soft)]
+    networks = [float_row(run, PRETRAINED, pretrained), float_row(run, SOFT, soft)]
     found = softq.clusters(config.bits)
     networks.append(clustered_row(run, clusters_name(config.bits), found))
     if config.refinement != "count":
@@ -58,10 +62,12 @@ def finish(run: Run, state: RunState, pretrained: dict[str, Tensor]) -> Summary:
         networks.append(clustered_row(run, PAPER, paper))
 
     model.load_state_dict(soft)
-    report = softq.finalize(**config.cluster_options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", QualityWarning)  # the summary repeats it
+        report = softq.finalize(**config.cluster_options)
     if config.codebook_epochs:
         merged = present_clusters(run)
-        networks.append(clustered_row(run, "soft, refined, before training", merged))
+        networks.append(clustered_row(run, f"{REFINED}, before training", merged))
         run.observer.message(
             f"training the codebooks: {config.codebook_epochs} epochs after {config.epochs}"
         )
@@ -86,6 +92,7 @@ def finish(run: Run, state: RunState, pretrained: dict[str, Tensor]) -> Summary:
         dict(softq.excluded),
         TrainingSpeed.of(state.metrics),
         run.data.task.name,
+        bytes_float32=inspect_compressed(run.folder.compressed).bytes_float32,
     )
     weight_records(run, state, weights).save(run.folder.records)
     write_report(run, summary, state)
@@ -133,9 +140,7 @@ def float_row(run: Run, name: str, state: dict[str, Tensor]) -> NetworkRow:
 
 def clustered_row(run: Run, name: str, clusters: Mapping[str, Clusters]) -> NetworkRow:
     """Measure the network with its coupled layers replaced by clusters; the rest is as it is."""
-    with torch.no_grad():
-        for layer in run.quantizer.layers:
-            layer.parameter.copy_(clusters[layer.name].weights(layer.parameter.shape))
+    write_clusters(run.quantizer, clusters)
     found = list(clusters.values())
     sizes = [one.size for one in found]
     loss, accuracy = evaluate(run.model, run.data, run.data.test)
@@ -206,6 +211,8 @@ def write_report(run: Run, summary: Summary, state: RunState) -> None:
     text = io.StringIO()
     console = Console(file=text, width=200, markup=False, emoji=False)
     layers = summary.layers
+    for warning in summary.warnings:
+        console.print(f"WARNING: {warning}", markup=False, highlight=False, soft_wrap=True)
     console.print(layers.table(), *summary.remarks(), summary.table(), sep="\n")
     console.print(layers.coverage_table(), layers.tensor_table())
     for path, body in (

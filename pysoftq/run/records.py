@@ -24,7 +24,11 @@ from pysoftq.paths import user_path
 FloatArray = NDArray[np.float32] | NDArray[np.float64]
 
 STAGES = ("weights_pretrained", "weights_early", "weights_soft", "weights_final")
-_NEEDED = ("epoch", "step", "task_loss", "coupling_energy", "mean_bits", "mean_bits_refined")
+_NEEDED = (
+    *("epoch", "step", "task_loss", "coupling_energy"),
+    *("mean_bits_before", "mean_bits_compressed"),
+)
+_MERITS = ("test_merit_soft", "test_merit_compressed")
 
 
 @dataclass(frozen=True)
@@ -35,16 +39,22 @@ class EpochMetrics:
         epoch, step: epochs and steps done by then.
         task_loss: mean training loss over the batches of the epoch, in nats.
         coupling_energy: L_C of Eq. 6, summed over the layers with their strengths.
-        train_merit, test_merit: the task's figure of merit; in the file, train_accuracy or
-            train_perplexity and so on.
+        train_merit: the task's figure of merit over the batches of the epoch.
+        test_merit_soft: of the network with its weights as they are.
+        test_merit_compressed: of the network as it would be compressed now: clusters found and
+            refined by the options of the run, before any training of codebooks.
         fraction: of the weights that the histogram was drawn from.
         learning_rate: of the last step.
-        mean_bits, mean_bits_refined: mean bit-widths (Eq. 8) if the run ended here.
+        mean_bits_before, mean_bits_compressed: mean bit-widths (Eq. 8) of these clusters before
+            and after refinement.
         clusters: those of each layer before refinement.
         seconds: time of the epoch's steps.
         samples_per_second: in the file, images_per_second or tokens_per_second.
         coupling_share: the force's share of the time; None where a CUDA graph hides it.
         task: name of the task.
+
+    In the file, a merit has the name of the task's figure: train_accuracy, test_accuracy_soft and
+    test_accuracy_compressed, or train_perplexity and so on.
     """
 
     epoch: int
@@ -52,11 +62,12 @@ class EpochMetrics:
     task_loss: float
     coupling_energy: float
     train_merit: float
-    test_merit: float
+    test_merit_soft: float
+    test_merit_compressed: float
     fraction: float
     learning_rate: float
-    mean_bits: float
-    mean_bits_refined: float
+    mean_bits_before: float
+    mean_bits_compressed: float
     clusters: dict[str, int]
     seconds: float
     samples_per_second: float | None = None
@@ -83,21 +94,22 @@ class EpochMetrics:
             LookupError, TypeError, ValueError, AttributeError: an entry is missing, or of another
                 type.
         """
-        task = next((t for t in TASKS.values() if f"test_{t.merit}" in row), CLASSIFICATION)
+        tasks = TASKS.values()
+        task = next((t for t in tasks if f"test_{t.merit}_soft" in row), CLASSIFICATION)
         names = _task_names(task)
         values = {
             field.name: row[names.get(field.name, field.name)]
             for field in fields(cls)
             if names.get(field.name, field.name) in row
         }
-        numbers = {name: float(values[name]) for name in (*_NEEDED, "test_merit")}
+        numbers = {name: float(values[name]) for name in (*_NEEDED, *_MERITS)}
         clusters = {str(name): int(count) for name, count in values["clusters"].items()}
         numbers |= {"epoch": int(numbers["epoch"]), "step": int(numbers["step"])}
         return cls(**{**values, **numbers, "clusters": clusters, "task": task.name})
 
 
 def _task_names(task: Task) -> dict[str, str]:
-    merits = {f"{half}_merit": f"{half}_{task.merit}" for half in ("train", "test")}
+    merits = {name: name.replace("merit", task.merit) for name in ("train_merit", *_MERITS)}
     return {**merits, "samples_per_second": f"{task.samples}_per_second"}
 
 
@@ -116,7 +128,8 @@ def read_metrics(path: str | Path) -> list[EpochMetrics]:
         try:
             metrics = EpochMetrics.from_dict(json.loads(line))
         except (LookupError, TypeError, ValueError, AttributeError) as error:
-            wanted = ", ".join((*_NEEDED, "test_accuracy or test_perplexity", "clusters"))
+            merits = "test_accuracy_soft, test_accuracy_compressed (or of perplexity)"
+            wanted = ", ".join((*_NEEDED, merits, "clusters"))
             raise ValueError(
                 f"{path}, line {number}: wanted a JSON object with {wanted} ({error!r})"
             ) from error

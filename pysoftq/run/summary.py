@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from pydantic import TypeAdapter
 from rich import box
 from rich.table import Table
 
-from pysoftq.coupling.report import CompressionReport
+from pysoftq.coupling.report import CompressionReport, ReportWarning
 from pysoftq.data.tasks import CLASSIFICATION, TASKS, Task
 from pysoftq.run.records import EpochMetrics
 
+PRETRAINED, SOFT = "pretrained", "soft"
 REFINED = "soft, refined"  # the network of the compressed file
 PAPER = "soft, refined as in the paper"
 
@@ -100,6 +102,8 @@ class Summary:
     """The end of a run: every network compared, and the table of layers.
 
     ``task`` is the name of the `pysoftq.data.tasks.Task` that says what is the figure of merit.
+    ``bytes_float32`` is what the tensors of the network take with every floating value in four
+    bytes; 0 in reports of earlier versions.
     """
 
     networks: tuple[NetworkRow, ...]
@@ -107,11 +111,17 @@ class Summary:
     excluded: dict[str, str]
     training: TrainingSpeed
     task: str = CLASSIFICATION.name
+    bytes_float32: int = 0
 
     @property
     def measure(self) -> Task:
         """The task itself."""
         return TASKS[self.task]
+
+    @property
+    def compressed(self) -> NetworkRow:
+        """The network in the compressed file."""
+        return self[REFINED]
 
     def merit(self, row: NetworkRow) -> float:
         """The figure of merit of a network: its accuracy, or its perplexity."""
@@ -124,14 +134,65 @@ class Summary:
                 return row
         raise KeyError(f"no network {name!r}; there are {[row.name for row in self.networks]}")
 
-    def ratio(self, row: NetworkRow) -> float:
-        """How many times smaller the network's file is than that of the first one, in float32."""
-        return self.networks[0].bytes_on_disk / row.bytes_on_disk
+    def ratio(self, row: NetworkRow) -> float | None:
+        """Bytes of the compressed network over those in float32, as `inspect_compressed` has it.
+
+        None for a network that is not compressed.
+        """
+        if row.bits is None or not self.bytes_float32:
+            return None
+        return row.bytes_on_disk / self.bytes_float32
+
+    @property
+    def degradation(self) -> float:
+        """How much worse the compressed network is than the pretrained one, as the task counts."""
+        return self.measure.degradation(self.merit(self[PRETRAINED]), self.merit(self.compressed))
+
+    @property
+    def warnings(self) -> tuple[ReportWarning, ...]:
+        """What is wrong with the compressed network: with its figure of merit, with its layers.
+
+        The network is compared with the pretrained one; see also `CompressionReport.warnings`.
+        """
+        if self.degradation <= self.measure.tolerated:  # not so for NaN
+            return self.layers.warnings
+        return (self._degradation_warning(), *self.layers.warnings)
+
+    def _degradation_warning(self) -> ReportWarning:
+        """The loss, the stage of the run that accounts for most of it, and what helps there."""
+        task, pretrained, last = self.measure, self[PRETRAINED], self.compressed
+        rows = [pretrained, *(row for row in self.networks if self._stage(row)), last]
+        merits = [self.merit(row) for row in rows]
+        steps = [task.degradation(before, after) for before, after in pairwise(merits)]
+        worst = rows[1:][max(range(len(steps)), key=lambda n: _nan_as_largest(steps[n]))]
+        stage, advice = self._stage(worst) or self._refined_stage()
+        return ReportWarning(
+            "degradation",
+            f"test {task.merit} of the compressed network is {task.shown(merits[-1])}, of the "
+            f"pretrained one {task.shown(merits[0])}: {self.degradation:.2f} {task.lost} lost, "
+            f"most of it {stage}",
+            advice,
+        )
+
+    def _stage(self, row: NetworkRow) -> tuple[str, str] | None:
+        """Where a network before refinement loses accuracy, and what helps."""
+        if row.name == SOFT:
+            return "in training", "lower `h` or `lr`, or train for more epochs"
+        if row.name.startswith(SOFT) and row.name.endswith("clusters"):
+            return "in binning", "raise `h` or train for more epochs"
+        return None
+
+    def _refined_stage(self) -> tuple[str, str]:
+        if self.layers.refinement == "count":
+            return "in refinement", "lower `n_min`, or choose `recipe` best"
+        return "in refinement", "lower `rd_weight` or raise `codebook_epochs`"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON."""
         return {
             "task": self.task,
+            "bytes_float32": self.bytes_float32,
+            "warnings": [asdict(warning) for warning in self.warnings],
             "networks": [
                 {**asdict(row), self.measure.merit: self.merit(row), "ratio": self.ratio(row)}
                 for row in self.networks
@@ -161,7 +222,7 @@ class Summary:
         table.add_column(f"test {self.measure.merit}", justify="right", no_wrap=True)
         for heading in (
             *("bits (log2 K)", "container bits", "entropy bits", "codebook bytes"),
-            *("bytes on disk", "× smaller"),
+            *("bytes on disk", "ratio"),
         ):
             table.add_column(heading, justify="right", no_wrap=True)
         for row in self.networks:
@@ -173,7 +234,7 @@ class Summary:
                 _bits(row.entropy_bits),
                 f"{row.codebook_bytes:,}",
                 f"{row.bytes_on_disk:,}",
-                f"{self.ratio(row):.2f}",
+                "–" if (ratio := self.ratio(row)) is None else f"{ratio:.3f}",
             )
         return table
 
@@ -182,6 +243,10 @@ class Summary:
         remarks = [f"{layer.name}: {layer.note}" for layer in self.layers.layers if layer.note]
         remarks.append(str(self.training))
         return remarks
+
+
+def _nan_as_largest(value: float) -> float:
+    return math.inf if math.isnan(value) else value
 
 
 def _bits(bits: float | None) -> str:

@@ -513,7 +513,7 @@ def test_an_interrupt_tells_how_to_go_on(
     monkeypatch.setattr(contest.Arena, "_make", interrupt)
     result = call("--weights", weights, "--model", "digits-resnet-small", "--out", tmp_path / "out")
     assert result.exit_code == 130
-    assert "interrupted; what is done is kept" in result.output
+    assert "interrupted; finished networks are kept" in result.output
 
 
 def test_points_are_told_apart() -> None:

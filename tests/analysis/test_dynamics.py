@@ -27,9 +27,12 @@ def test_read_run_returns_what_was_written(tmp_path: Path, values: dict) -> None
     assert run.losses.task.tolist() == [row["task_loss"] for row in metrics()]
     assert run.losses.coupling.tolist() == [row["coupling_energy"] for row in metrics()]
     assert run.losses.steps.tolist() == [row["step"] for row in metrics()]
-    assert run.losses.merit.tolist() == [row["test_accuracy"] for row in metrics()]
-    assert run.losses.bits.tolist() == [row["mean_bits"] for row in metrics()]
-    assert run.losses.bits_refined.tolist() == [row["mean_bits_refined"] for row in metrics()]
+    assert run.losses.merit_soft.tolist() == [row["test_accuracy_soft"] for row in metrics()]
+    compressed = [row["test_accuracy_compressed"] for row in metrics()]
+    assert run.losses.merit_compressed.tolist() == compressed
+    assert run.losses.bits_before.tolist() == [row["mean_bits_before"] for row in metrics()]
+    bits = [row["mean_bits_compressed"] for row in metrics()]
+    assert run.losses.bits_compressed.tolist() == bits
     for layer, counts in run.losses.clusters.items():
         assert counts.tolist() == [row["clusters"][layer] for row in metrics()]
 

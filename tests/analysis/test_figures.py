@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,10 @@ from run_folders import metrics, records, write_run
 
 from pysoftq.analysis import figures
 from pysoftq.analysis.dynamics import LossCurves, WeightRecords, read_losses, read_run
+from pysoftq.analysis.figures.run import merged_clusters
 from pysoftq.analysis.figures.style import BLACK, BLUE, VERMILLION, plain
+
+MODULES = ("comparison", "dynamics", "flatness", "meanfield", "phase", "run", "scaling")
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +57,55 @@ def test_drawing_twice_gives_the_same_bytes(folder: Path) -> None:
     assert first == second
 
 
+USER_SETTINGS = {
+    "text.usetex": True,
+    "font.size": 40,
+    "savefig.bbox": "tight",
+    "figure.facecolor": "black",
+    "axes.formatter.use_locale": True,
+}
+
+
+def test_settings_of_the_user_change_no_figure(folder: Path) -> None:
+    own = [path.read_bytes() for path in figures.draw_run(folder)]
+    with mpl.rc_context(USER_SETTINGS):
+        assert [path.read_bytes() for path in figures.draw_run(folder)] == own
+        assert mpl.rcParams["text.usetex"]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_drawing_is_isolated(module: str) -> None:
+    found = importlib.import_module(f"pysoftq.analysis.figures.{module}")
+    drawings = {
+        name: function
+        for name, function in vars(found).items()
+        if name.startswith(("draw_", "animate")) and name != "draw_run"
+    }
+    assert drawings
+    assert all(hasattr(function, "__wrapped__") for function in drawings.values())
+
+
+def test_a_figure_is_whole_or_not_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Figure, path: Path, **_: object) -> None:
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Figure, "savefig", fail)
+    with pytest.raises(OSError, match="No space left"):
+        figures.save_figure(Figure(), folder / "new" / "figure")
+    assert list((folder / "new").iterdir()) == []
+
+
+def test_clusters_that_were_merged() -> None:
+    indices = np.array([0, 0, 0, 1, 1, 2, 3, 3])
+    counts = np.array([3, 2, 1, 2])
+    kept = merged_clusters(indices, counts, np.array([7, 7, 7, 8, 8, 8, 9, 9.0]))
+    assert kept.tolist() == [False, False, True, False]
+    # Values are trained, and a weight has moved.
+    moved = merged_clusters(indices, counts, np.array([7, 7, 8, 7, 7, 7, 9, 9.0]))
+    assert moved.tolist() == [False, True, True, False]
+
+
 def test_draw_run_of_a_folder_without_records(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"records.npz"):
         figures.draw_run(tmp_path)
@@ -79,7 +132,7 @@ def test_clusters_that_refinement_moves_are_marked(weights: WeightRecords) -> No
     shown = WeightRecords(**{**vars(weights), **changed, "weights_final": final})
     axis = figures.draw_histograms(shown).axes[2]
     drawn = {line.get_label(): line.get_xydata().tolist() for line in axis.lines}
-    kept, moved = drawn["clusters kept"], drawn["reassigned by refinement"]
+    kept, moved = drawn["clusters kept"], drawn["merged by refinement"]
     assert kept == [pytest.approx([-0.5, 40]), pytest.approx([0.1, 50])]
     assert moved == [pytest.approx([-1.0, 3]), pytest.approx([1.0, 2])]
     colours = {to_hex(line.get_color()) for line in axis.lines}

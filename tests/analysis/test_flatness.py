@@ -415,4 +415,4 @@ def test_command_tells_how_to_go_on(copied: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(Landscape, "losses", interrupt)
     result = CliRunner().invoke(flatness, [str(copied), "--device", "cpu"])
     assert result.exit_code != 0
-    assert f"go on with: pysoftq flatness {copied} (same options)" in result.stderr
+    assert f"resume with: pysoftq flatness {copied} (same options)" in result.stderr

@@ -11,14 +11,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from click.testing import CliRunner
 from run_folders import metrics, records, write_run
 from sweep_rows import row
+from torch import nn
 
 from pysoftq.analysis.page import run_page, sweep_page, write_page
 from pysoftq.analysis.page.charts import Axis, Chart, Point, Series
 from pysoftq.analysis.phase import study_phase
+from pysoftq.artifact import inspect_compressed, save_compressed
+from pysoftq.cli.phase import drawings
 from pysoftq.cli.report import report
 from pysoftq.coupling.report import CompressionReport, LayerReport, TensorReport
 from pysoftq.run.config import make_config
@@ -48,7 +52,25 @@ def summary(names: tuple[str, ...] = LAYERS) -> Summary:
     )
     report = CompressionReport(layers, tensors)
     speed = TrainingSpeed(10.0, 12_345.6, 0.021)
-    return Summary(tuple(networks), report, {"bn.weight": "normalization"}, speed)
+    excluded = {"bn.weight": "normalization"}
+    return Summary(tuple(networks), report, excluded, speed, bytes_float32=80_000)
+
+
+def compressed(path: Path, names: tuple[str, ...]) -> Path:
+    """A compressed file with weights of these names, of 12 and 8 values."""
+    model = nn.Module()
+    for number, name in enumerate(names):
+        *modules, last = name.split(".")
+        inner = model
+        for part in modules:
+            if part not in dict(inner.named_children()):
+                inner.add_module(part, nn.Module())
+            inner = inner.get_submodule(part)
+        weight = torch.arange(10.0 ** (3 - number)).reshape(10, -1) % (12 - 4 * number)
+        inner.register_parameter(last, nn.Parameter(weight))
+    metadata = {"input": {"shape": [1, 8, 8], "dtype": "float32"}, "mean": [0.3], "std": [0.4]}
+    save_compressed(model, path, metadata=metadata)
+    return path
 
 
 def full_run(folder: Path, names: tuple[str, ...] = LAYERS) -> Path:
@@ -58,6 +80,7 @@ def full_run(folder: Path, names: tuple[str, ...] = LAYERS) -> Path:
         line["clusters"] = dict(zip(names, line["clusters"].values(), strict=True))
     write_run(folder, {**records(), "layer": names[0], "trajectory_layer": names[1]}, rows)
     (folder / "report.json").write_text(json.dumps(summary(names).to_dict()))
+    compressed(folder / "compressed.safetensors", names)
     config = make_config({"dataset": "digits", "h": 0.3, "exclude": ("a*",)})
     (folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
     return folder
@@ -74,7 +97,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_page_holds_the_numbers(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    for expected in ("93.50 %", "12,346", "2.1 % of it", "8.0 times smaller", *LAYERS, "bn.weight"):
+    for expected in ("93.50 %", "12,346", "2.1 % of it", "0.125", *LAYERS, "bn.weight"):
         assert expected in text
     assert "All 5 tensors" in text
     for rule in ("h = 0.3, w = 0.5", "normalization", "buffer"):
@@ -84,6 +107,73 @@ def test_the_page_holds_the_numbers(page: Path) -> None:
     assert "pysoftq compress --h 0.3 --exclude &#39;a*&#39;" in text
     assert text.count("<img") == 6
     assert page.stat().st_size < 5e6
+
+
+def cells(text: str, table: str) -> list[list[str]]:
+    """The rows of a table of a page, its foot included."""
+    (body,) = re.findall(rf"<caption>{table}</caption>.*?</table>", text, re.DOTALL)
+    rows = re.findall(r"<tr.*?</tr>", body, re.DOTALL)[1:]
+    return [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in rows]
+
+
+def test_layers_agree_with_the_file(page: Path) -> None:
+    info = inspect_compressed(page.parent / "compressed.safetensors")
+    *rows, foot = cells(page.read_text(encoding="utf-8"), "Layers")
+    sizes = [[row[0], *row[-4:]] for row in rows]
+    assert sizes == [
+        [
+            *(layer.name, f"{layer.K}", f"{layer.bits:.3f}"),
+            *(f"{layer.entropy_bits:.3f}", f"{layer.bytes_on_disk:,}"),
+        ]
+        for layer in info.layers
+    ]
+    assert [row[5] for row in rows] == ["12", "12"]  # before refinement
+    assert foot[-3] == f"{info.mean_bits:.3f}"
+    text = page.read_text(encoding="utf-8")
+    assert f"ratio {info.ratio:.3f}: {info.bytes_on_disk:,} of {info.bytes_float32:,}" in text
+    assert "The file stores all 100 weights of the layer in 8 clusters." in text
+
+
+def test_weights_that_are_not_coupled_are_listed(tmp_path: Path) -> None:
+    folder = full_run(tmp_path)
+    compressed(folder / "compressed.safetensors", (*LAYERS, "head.weight"))
+    rows = cells(run_page(folder), "Layers")
+    assert rows[2][:6] == ["head.weight", "10", "–", "–", "–", "–"]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"n_min": 1}, "count, which joins each cluster of at most 1 weight to the nearest"),
+        ({"n_min": 7}, "count, which joins each cluster of at most 7 weights to the nearest"),
+        (
+            {"recipe": "best"},
+            "levels, which merges neighbours where this saves bits of fixed-width",
+        ),
+        ({"recipe": "best"}, "followed by 5 epochs of codebook training"),
+        ({"refinement": "entropy", "rd_weight": 0.2}, "saves entropy at rd_weight = 0.2"),
+    ],
+)
+def test_the_refinement_is_named(tmp_path: Path, given: dict[str, Any], expected: str) -> None:
+    folder = full_run(tmp_path)
+    config = make_config({"dataset": "digits"}, given)
+    config.to_yaml(folder / "config.yaml")
+    text = run_page(folder)
+    assert f"Refinement is {expected}" in text or expected in text
+    assert f"with the clusters of refinement {config.refinement} (Fig. 1)" in text
+
+
+def test_warnings_are_the_first_thing(page: Path, tmp_path: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    (warning,) = summary().warnings
+    assert "5.50 points lost" in warning.text
+    assert text.index(warning.text) < text.index('class="cards"')
+    assert f"{warning.advice[0].upper()}{warning.advice[1:]}." in text.replace("&#39;", "'")
+    folder = full_run(tmp_path)
+    content = json.loads((folder / "report.json").read_text())
+    content["networks"][1]["accuracy"] = 0.98
+    (folder / "report.json").write_text(json.dumps(content))
+    assert "Warning" not in run_page(folder)
 
 
 def test_the_page_loads_nothing(page: Path) -> None:
@@ -100,7 +190,10 @@ def test_names_are_escaped(tmp_path: Path) -> None:
     assert text.count("<script") == 1
 
 
-@pytest.mark.parametrize("name", ["report.json", "config.yaml", "records.npz", "metrics.jsonl"])
+RUN_FILES = ("report.json", "config.yaml", "records.npz", "metrics.jsonl", "compressed.safetensors")
+
+
+@pytest.mark.parametrize("name", RUN_FILES)
 def test_a_run_that_is_not_finished(page: Path, tmp_path: Path, name: str) -> None:
     folder = tmp_path / "run"
     shutil.copytree(page.parent, folder)
@@ -159,6 +252,15 @@ def test_page_of_a_sweep(sweep_file: Path) -> None:
     assert "1.50 ± 0.5" in text
     assert "pysoftq compress --h 0.1 --w 0.5 --split-seed 0 --epochs 9" in text
     assert text.count("<img") == 3
+
+
+def test_a_sweep_of_one_seed_has_no_map_of_its_variation() -> None:
+    spec = make_spec({"h": [0.1, 0.3], "w": [0.5], "seeds": 1, "dataset": "digits"})
+    study = study_phase("one", [row(0.1, 0.5, 0, 1.0, 3.5), row(0.3, 0.5, 0, 9.0, 3.0)])
+    text = sweep_page(study, spec)
+    assert text.count("<img") == 2
+    assert "variation" not in text
+    assert set(drawings(study)) == {"phase", "before-refinement"}
 
 
 def test_command_for_a_sweep(sweep_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,7 +72,9 @@ def test_codings_and_granularities_are_told(tmp_path: Path) -> None:
     assert re.search(r"0\.weight +1,200 +8 +1\.000 +1 +0\.722 +\d+ +entropy +channel", output)
     assert re.search(r"1\.weight +500 +3 +1\.585 +2 +1\.585 +\d+ +entropy +layer", output)
     size = path.stat().st_size
-    assert f"{size:,} bytes on disk, {4 * 1709:,} in float32 ({4 * 1709 / size:.2f} times" in output
+    assert (
+        f"{size:,} bytes on disk, {4 * 1709:,} in float32 (ratio {size / 4 / 1709:.3f})" in output
+    )
     layers = json.loads(CliRunner().invoke(inspect, [str(path), "--json"]).output)["layers"]
     payload = sum(tensor.nbytes for tensor in load_file(path).values())
     assert sum(layer["bytes_on_disk"] for layer in layers) == payload - 4 * 9

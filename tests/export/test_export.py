@@ -244,7 +244,7 @@ def test_bad_shapes(compressed: Path, tmp_path: Path, shape: str) -> None:
 def test_nothing_to_write(compressed: Path) -> None:
     result = run(compressed)
     assert result.exit_code == 2
-    assert "say what to write" in result.output
+    assert "missing format" in result.output
 
 
 Writer = Callable[..., Any]

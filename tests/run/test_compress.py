@@ -165,9 +165,9 @@ def test_compressed_file_is_the_refined_network(finished: Path, digits: Dataset)
     path = finished / "compressed.safetensors"
     row = rows(finished)["soft, refined"]
     assert path.stat().st_size == row["bytes_on_disk"]
-    float32 = (finished / "pretrained.safetensors").stat().st_size
-    assert row["ratio"] == float32 / path.stat().st_size
     info = inspect_compressed(path)
+    assert row["ratio"] == info.ratio == path.stat().st_size / info.bytes_float32
+    assert rows(finished)["pretrained"]["ratio"] is None
     assert {layer.coding for layer in info.layers} >= {"entropy"}
     assert info.bytes_on_disk == row["bytes_on_disk"]
     told = (row["bits"], row["container_bits"], row["entropy_bits"])
@@ -193,7 +193,13 @@ def test_soft_network_is_the_end_of_the_training(finished: Path, digits: Dataset
     model = build_model("digits-resnet-small", 10, 1)
     model.load_state_dict(load_file(finished / "soft.safetensors"))
     accuracy = evaluate(model, digits, digits.test)[1]
-    assert accuracy == rows(finished)["soft"]["accuracy"] == metrics(finished)[-1]["test_accuracy"]
+    assert accuracy == rows(finished)["soft"]["accuracy"]
+    last = metrics(finished)[-1]
+    assert last["test_accuracy_soft"] == accuracy
+    found = rows(finished)
+    refined = found.get("soft, refined, before training", found["soft, refined"])
+    assert last["test_accuracy_compressed"] == refined["accuracy"]
+    assert last["mean_bits_compressed"] == pytest.approx(refined["bits"])
 
 
 def test_records_hold_what_the_figures_need(finished: Path, weights: Path) -> None:
@@ -386,7 +392,7 @@ def test_one_process_at_a_time(
     ("arguments", "code", "message"),
     [
         (["--resume", "{run}", "--lr", "0.1"], 2, "--lr cannot be changed"),
-        (["--resume", "{run}", "--out", "x"], 2, "--resume goes with neither"),
+        (["--resume", "{run}", "--out", "x"], 2, "--resume excludes --out"),
         (["--resume", "{empty}"], 2, "holds no run to resume"),
         (["--resume", "{empty}/nowhere"], 2, "does not exist"),
         (["--out", "{run}"], 2, "holds a run already"),
@@ -568,7 +574,7 @@ def test_a_run_can_be_interrupted_anywhere(
         with monkeypatch.context() as patch:
             patch.setattr(TerminalObserver, "message", Interrupter(text, number).message)
             assert call(*arguments) == 130
-        assert f"go on with: pysoftq compress --resume {run}\n" in capsys.readouterr().err
+        assert f"resume with: pysoftq compress --resume {run}\n" in capsys.readouterr().err
         left.append({path.name for path in run.iterdir() if path.name[0] != "."})
         arguments = ["compress", "--resume", str(run)]
     assert left[0] == {"config.yaml"}
@@ -741,7 +747,7 @@ def test_a_failed_measurement_leaves_no_file(tmp_path: Path) -> None:
 
 
 def test_metrics_refuse_what_is_not_json(tmp_path: Path) -> None:
-    line = EpochMetrics(1, 1, math.nan, -5.0, 0.9, 0.8, 0.3, 0.01, 5.0, 4.0, {}, 1.0)
+    line = EpochMetrics(1, 1, math.nan, -5.0, 0.9, 0.8, 0.7, 0.3, 0.01, 5.0, 4.0, {}, 1.0)
     with open_run(tmp_path) as folder:
         for write in (folder.append_metrics, lambda line: folder.write_metrics([line])):
             with pytest.raises(ValueError, match="not JSON compliant"):

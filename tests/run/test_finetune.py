@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,7 +20,7 @@ from pysoftq.errors import Interrupted, NonFiniteLossError
 from pysoftq.interaction.densities import density
 from pysoftq.run.checkpoint import KEYS, read_sealed
 from pysoftq.run.config import CompressConfig, make_config
-from pysoftq.run.evaluation import evaluate
+from pysoftq.run.evaluation import clustered, evaluate
 from pysoftq.run.finetune import finetune
 from pysoftq.run.folder import open_run
 from pysoftq.run.interrupt import StopRequest
@@ -110,11 +111,30 @@ def test_metrics_of_every_epoch(data: Dataset, tmp_path: Path) -> None:
     assert [line["step"] for line in lines] == [0, 5, 10]
     assert [line["fraction"] for line in lines] == [0.3, 0.3, 1.0]
     assert (lines[0]["task_loss"], lines[0]["train_accuracy"]) == before
-    assert lines[2]["test_accuracy"] == evaluate(training.model, data, data.test)[1]
+    assert lines[2]["test_accuracy_soft"] == evaluate(training.model, data, data.test)[1]
     assert lines[2]["coupling_energy"] == training.softq.energy().total
     assert set(lines[2]["clusters"]) == {layer.name for layer in training.softq.layers}
-    assert lines[2]["mean_bits_refined"] <= lines[2]["mean_bits"] <= 7
+    assert lines[2]["mean_bits_compressed"] <= lines[2]["mean_bits_before"] <= 7
+    soft = training.weights()
+    training.softq.finalize(**config.cluster_options)
+    compressed = evaluate(training.model, data, data.test)[1]
+    assert lines[2]["test_accuracy_compressed"] == compressed
+    assert any(not torch.equal(soft[name], value) for name, value in training.weights().items())
     assert list((tmp_path / "run" / "tensorboard").glob("events.out.tfevents.*"))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_network_is_clustered_for_a_while(fails: bool) -> None:
+    training = tiny_training(options())
+    clusters = training.softq.clusters(3)
+    before = training.weights()
+    with suppress(ZeroDivisionError), clustered(training.softq, clusters):
+        for layer in training.softq.layers:
+            assert len(layer.parameter.unique()) == clusters[layer.name].K
+        if fails:
+            raise ZeroDivisionError
+    after = training.weights()
+    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_evaluation_is_over_all_images_without_training(data: Dataset) -> None:

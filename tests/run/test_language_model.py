@@ -217,8 +217,8 @@ def test_a_run_tells_perplexities(finished: Path, data: TextData) -> None:
     for row in found.values():
         assert row["perplexity"] == math.exp(row["loss"])
     lines = metrics(finished)
-    assert lines[0]["test_perplexity"] == found["pretrained"]["perplexity"]
-    assert lines[-1]["test_perplexity"] == found["soft"]["perplexity"]
+    assert lines[0]["test_perplexity_soft"] == found["pretrained"]["perplexity"]
+    assert lines[-1]["test_perplexity_soft"] == found["soft"]["perplexity"]
     assert lines[1]["train_perplexity"] == math.exp(lines[1]["task_loss"])
     assert lines[1]["tokens_per_second"] > 0
     # The network has learnt something: it would be 256 if all bytes were alike to it.
