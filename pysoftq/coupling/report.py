@@ -24,7 +24,6 @@ from pysoftq.clusters.clusters import Clusters
 from pysoftq.errors import abridged
 from pysoftq.interaction.layers import CoupledLayer
 
-NAMED = 5  # layers in a warning
 CONSTANT = "constant: a single value is left"
 
 
