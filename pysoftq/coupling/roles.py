@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.rnn import RNNCellBase
@@ -40,7 +40,7 @@ def roles(model: nn.Module) -> dict[int, str]:
 def _role(module: nn.Module, owner: str, name: str, parameter: nn.Parameter) -> str:
     if isinstance(module, NORMALIZATION) or _NORMALIZATION_NAME.search(type(module).__name__):
         return "normalization"
-    if nn.parameter.is_lazy(parameter):
+    if isinstance(parameter, nn.UninitializedParameter):
         return ""
     # "weight" says nothing: then the module's own name does.
     words = set((owner.rpartition(".")[2] if name == "weight" else name).split("_"))
@@ -58,7 +58,7 @@ def _role(module: nn.Module, owner: str, name: str, parameter: nn.Parameter) -> 
     return ""
 
 
-def padding_rows(model: nn.Module) -> Iterator[tuple[nn.Parameter, int]]:
+def padding_rows(model: nn.Module) -> Iterator[tuple[Tensor, int]]:
     """The weight of each embedding with a padding row, and the index of that row."""
     for module in model.modules():
         if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.padding_idx is not None:
