@@ -53,7 +53,7 @@ def clustered(model: nn.Module) -> nn.Module:
     for buffer in model.buffers():
         if buffer.is_floating_point():
             buffer.add_(torch.rand_like(buffer))
-    SoftQuantizer(model).finalize(bits=3, n_min=0)
+    SoftQuantizer(model).finalize(bits=3)
     return model.eval()
 
 

@@ -215,7 +215,7 @@ def test_training(expected, place):
     assert softq.state_dict() == expected[1].state_dict()
     energy, other = softq.energy(), expected[1].energy()
     assert energy.total == pytest.approx(other.total, rel=1e-9)
-    assert softq.finalize(4, 3) == expected[1].finalize(4, 3)
+    assert softq.finalize(4, 3, "count") == expected[1].finalize(4, 3, "count")
     assert_same(net, expected[0])
     assert all(parameter.device.type == place.type for parameter in net.parameters())
 
