@@ -17,7 +17,7 @@ class ArtifactError(ValueError):
 
 
 class NonFiniteLossError(RuntimeError):
-    """The task loss became NaN or infinite."""
+    """The task loss, or a tensor of the network, became NaN or infinite."""
 
 
 class BusyError(RuntimeError):

@@ -142,7 +142,10 @@ def _cifar(kind: str, root: Path, download: bool) -> Dataset:
             "run pip install torchvision"
         ) from None
     source = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[kind]
-    halves = [source(root=str(root), train=train, download=download) for train in (True, False)]
+    try:
+        halves = [source(root=str(root), train=train, download=download) for train in (True, False)]
+    except (OSError, RuntimeError) as error:  # nothing there, damaged, no network
+        raise OSError(f"{kind} cannot be read from the folder {root}: {error}") from error
     train, test = (
         Images(torch.from_numpy(np.asarray(half.data)), torch.tensor(half.targets))
         for half in halves

@@ -183,6 +183,6 @@ def _file_text(path: Path) -> str:
     if not path.is_file():
         raise FileNotFoundError(f"no text file {path}")
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_bytes().decode("utf-8")  # as it is: reading as text changes line ends
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is no text in UTF-8: {error}") from error

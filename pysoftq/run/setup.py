@@ -67,7 +67,9 @@ class Run:
         model = make_model(config, data, device)
         check_batches(model, data, config.batch_size, "batch_size")
         if (count := len(data.train)) < config.batch_size:
-            observer.message(f"batches hold all {count} examples: `batch_size` is more")
+            observer.message(
+                f"a batch holds all {count} training examples: `batch_size` is {config.batch_size}"
+            )
         return cls(config, folder, device, observer, data, model)
 
     def couple(self) -> None:

@@ -381,6 +381,22 @@ def test_cifar_without_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
         load_dataset("cifar10")
 
 
+def test_cifar_that_is_not_there_names_its_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def source(**options: object) -> None:
+        raise RuntimeError("Dataset not found or corrupted.")
+
+    module = types.ModuleType("torchvision")
+    sources = types.SimpleNamespace(CIFAR10=source, CIFAR100=source)
+    module.datasets = sources  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torchvision", module)
+    with pytest.raises(
+        OSError, match=f"cifar10 cannot be read from the folder {tmp_path}: Dataset"
+    ):
+        load_dataset("cifar10", data_root=tmp_path, download=False)
+
+
 @pytest.mark.parametrize(("name", "kind"), [("cifar10", "CIFAR10"), ("cifar100", "CIFAR100")])
 def test_cifar_comes_from_torchvision(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, kind: str

@@ -53,6 +53,13 @@ def test_bytes_of_the_whole_text(file: Path, data: TextData) -> None:
     assert data.model_shape == {"vocab_size": 256, "context": CONTEXT}
 
 
+def test_ends_of_lines_are_those_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / "dos.txt").write_bytes(b"one\r\ntwo\rthree\n" * 40)
+    data = read_text(f"text:{tmp_path / 'dos.txt'}", CONTEXT)
+    halves = torch.cat([data.train.ids, data.test.ids])
+    assert bytes(halves.tolist()) == (tmp_path / "dos.txt").read_bytes()
+
+
 def test_targets_follow_their_tokens_and_windows_do_not_overlap(data: TextData) -> None:
     epochs = []
     for augment in (False, True):
