@@ -16,7 +16,7 @@ from pysoftq.clusters.binning import identify
 from pysoftq.clusters.clusters import Clusters, layer_rd_weights
 from pysoftq.clusters.merging import merge
 from pysoftq.clusters.refinement import refine
-from pysoftq.clusters.written import mark_clusters
+from pysoftq.clusters.written import write_clusters
 from pysoftq.coupling.devices import DeviceGroup, MovedError, group_by_device
 from pysoftq.coupling.inventory import take_inventory
 from pysoftq.coupling.options import DEFAULTS, Refinement
@@ -373,11 +373,7 @@ class SoftQuantizer:
         before = self.clusters(bits)
         after = self.refine(before, n_min, refinement, rd_weight)
         self.detach()
-        with torch.no_grad():
-            for layer in self.layers:
-                parameter = layer.parameter
-                parameter.copy_(after[layer.name].weights(parameter.shape))
-        mark_clusters(self.model, after, self._granularity)
+        write_clusters(self.model, after)
         n_min = n_min if refinement == "count" else 0
         rows = (
             LayerReport.of(layer, before[layer.name], after[layer.name], n_min)

@@ -19,6 +19,7 @@ from pysoftq.baselines import histogram_equalize
 from pysoftq.clusters.clusters import Clusters, mean_bit_width
 from pysoftq.clusters.codebooks import Codebooks
 from pysoftq.clusters.values import unique
+from pysoftq.clusters.written import write_clusters
 from pysoftq.models.weight_files import cpu_state, save_state, stored_once
 from pysoftq.run.codebooks import train_codebooks
 from pysoftq.run.evaluation import evaluate
@@ -121,9 +122,7 @@ def float_row(run: Run, name: str, state: dict[str, Tensor]) -> NetworkRow:
 
 def clustered_row(run: Run, name: str, clusters: Mapping[str, Clusters]) -> NetworkRow:
     """Measure the network with its coupled layers replaced by clusters; the rest is as it is."""
-    with torch.no_grad():
-        for layer in run.quantizer.layers:
-            layer.parameter.copy_(clusters[layer.name].weights(layer.parameter.shape))
+    write_clusters(run.model, clusters)
     found = list(clusters.values())
     sizes = [one.size for one in found]
     loss, accuracy = evaluate(run.model, run.data, run.data.test)

@@ -57,7 +57,7 @@ def test_overwritten_clusters_are_missed_aloud(
     for model in (trained, copy.deepcopy(trained), pickled):
         overwrite(model)
         assert set(lost_clusters(model)) == {"0.weight", "2.0.weight"}
-        message = r"clusters that finalize\(\) wrote are gone: '0\.weight' has \d+ values for \d+"
+        message = r"clusters that were written .* gone: '0\.weight' has \d+ values for \d+ clu"
         with pytest.warns(UserWarning, match=message) as caught:
             save_compressed(model, tmp_path / "b.safetensors")
         assert caught[0].filename == __file__
