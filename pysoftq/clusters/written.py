@@ -51,12 +51,18 @@ def lost_clusters(model: nn.Module) -> dict[str, tuple[int, int]]:
     lost = {}
     for path, module in unwrapped(model).named_modules():
         for name, clusters in vars(module).get(_WRITTEN, {}).items():
-            parameter = module._parameters.get(name)
-            if parameter is None or parameter.is_meta:
-                continue
-            if (values := unique(parameter).K) > clusters:
+            values = _values(module._parameters.get(name))
+            if values > clusters:
                 lost[f"{path}.{name}" if path else name] = (values, clusters)
     return lost
+
+
+def _values(parameter: nn.Parameter | None) -> int:
+    """How many a parameter has; 0 for one that no file can hold, which writing it reports."""
+    try:
+        return 0 if parameter is None else unique(parameter).K
+    except TypeError:
+        return 0
 
 
 def warn_of_lost_clusters(model: nn.Module, stacklevel: int) -> None:

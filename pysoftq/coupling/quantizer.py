@@ -307,8 +307,7 @@ class SoftQuantizer:
         """Where the layer's segments begin and end, (G+1,); None where the layer is one."""
         if layer.segments is None:
             return None
-        with on_host():
-            return segment_bounds(layer.parameter.shape, self._granularity)
+        return segment_bounds(layer.parameter.shape, self._granularity)
 
     @on_host()
     def clusters(self, bits: int = DEFAULTS.bits, n_min: int | None = None) -> dict[str, Clusters]:

@@ -115,3 +115,15 @@ def test_wrapped_models_are_looked_into(trained: nn.Module, tmp_path: Path) -> N
         save_compressed(nn.DataParallel(trained), tmp_path / "a.safetensors")
     take_a_step(trained)
     assert set(lost_clusters(nn.DataParallel(trained))) == {"0.weight", "2.0.weight"}
+
+
+def test_parameters_that_no_file_holds_are_no_loss(trained: nn.Module, tmp_path: Path) -> None:
+    trained[0].weight = nn.Parameter(torch.empty(24, 16, device="meta"))
+    trained[2][0].weight = nn.Parameter(torch.eye(8).to_sparse(), requires_grad=False)
+    assert lost_clusters(trained) == {}
+    for write in (save_compressed, to_state_dict):
+        with pytest.raises(
+            TypeError, match=r"0\.weight must be a dense tensor with values, got one"
+        ):
+            write(trained, tmp_path / "a.safetensors")
+    assert list(tmp_path.iterdir()) == []
