@@ -30,7 +30,7 @@ from pysoftq.artifact.packing import pack, pack_varints
 from pysoftq.artifact.tensors import check_storable, dtype_of, identity
 from pysoftq.atomic import atomic_write
 from pysoftq.clusters.written import warn_of_lost_clusters
-from pysoftq.interaction.arrays import check_granularity
+from pysoftq.interaction.arrays import check_dense, check_granularity
 from pysoftq.interaction.host import on_host
 from pysoftq.interaction.segments import segment_bounds
 from pysoftq.models.wrappers import specification, unwrapped
@@ -75,10 +75,7 @@ def save_compressed(
     owners: dict[object, str] = {}
     for name, tensor in unwrapped(model).state_dict(keep_vars=True).items():
         check_storable(name, tensor)
-        if tensor.is_meta:
-            raise TypeError(
-                f"{name} must be a dense tensor with values, got one on the meta device"
-            )
+        check_dense(tensor, name)
         owner = owners.setdefault(identity(tensor), name)
         if owner == name:
             plain = tensor.detach().cpu().contiguous()

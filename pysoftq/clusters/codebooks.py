@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from torch.optim import Optimizer
 from pysoftq.clusters.assignment import Assignment
 from pysoftq.clusters.clusters import Clusters
 from pysoftq.clusters.values import unique
+from pysoftq.clusters.written import mark_clusters
 from pysoftq.interaction.host import on_host
 from pysoftq.models.wrappers import torch_optimizer, unwrapped
 
@@ -40,6 +42,9 @@ class Codebooks:
         sgd = torch.optim.SGD(codebooks.weights(), lr=0.01, momentum=0.9)
         optimizer.register_step_post_hook(lambda *_: sgd.step())
         codebooks.attach(optimizer)
+
+    Copies and pickles take the model and the attached optimizers along, and are attached to those;
+    a shallow copy is not attached.
 
     Args:
         model: any module; of a wrapped one parameters have the names of the model inside.
@@ -74,6 +79,7 @@ class Codebooks:
                     f"{parameters[name].numel()} weights"
                 )
         self.model = model
+        self._optimizers: tuple[Optimizer, ...] = ()
         self._quantized = {name: parameters[name] for name in clusters}
         self._indices = {
             name: found.indices.to(parameters[name].device) for name, found in clusters.items()
@@ -103,6 +109,7 @@ class Codebooks:
                 for name, found in clusters.items()
             }
         self.write()
+        mark_clusters(model, clusters)
 
     def parameters(self) -> list[nn.Parameter]:
         """The codebooks (K,), one for each tensor."""
@@ -130,10 +137,26 @@ class Codebooks:
             TypeError: it is not an optimizer of torch.optim, nor holds one.
         """
         inner = torch_optimizer(optimizer)
+        self._optimizers = (*self._optimizers, inner)
         for weights in self._quantized.values():
             weights.grad = None
-        inner.register_step_pre_hook(lambda *_: self.sum_gradients())
-        inner.register_step_post_hook(lambda *_: self.write())
+        self._register(inner)
+
+    def _register(self, optimizer: Optimizer) -> None:
+        optimizer.register_step_pre_hook(lambda *_: self.sum_gradients())
+        optimizer.register_step_post_hook(lambda *_: self.write())
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Copies and pickles of an optimizer are without hooks.
+        self.__dict__.update(state)
+        for optimizer in self._optimizers:
+            self._register(optimizer)
+
+    def __copy__(self) -> Codebooks:
+        # Attached to the same optimizers, it would sum the gradients a second time.
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__, _optimizers=())
+        return other
 
     @torch.no_grad()
     def sum_gradients(self) -> None:

@@ -82,7 +82,7 @@ def finite_weights(theta: Tensor) -> Tensor:
 def _check_floating(theta: Tensor) -> None:
     if not isinstance(theta, Tensor):
         raise TypeError(f"weights must be a torch tensor, got {type(theta).__name__}")
-    check_dense(theta)
+    check_dense(theta, "weights")
     if theta.dtype not in _INTEGER_VIEW:
         wanted = ", ".join(str(dtype).removeprefix("torch.") for dtype in _INTEGER_VIEW)
         raise TypeError(f"weights must be {wanted}, got {theta.dtype}")

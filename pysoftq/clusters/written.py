@@ -9,22 +9,32 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 
+import torch
 from torch import nn
 
 from pysoftq.clusters.clusters import Clusters
 from pysoftq.clusters.values import unique
 from pysoftq.errors import abridged
-from pysoftq.interaction.segments import segment_bounds
 from pysoftq.models.wrappers import owner, unwrapped
 
-_WRITTEN = "_pysoftq_clusters"  # {parameter: (number of values, granularity)}
+_WRITTEN = "_pysoftq_clusters"  # {parameter: number of values}
 
 
-def mark_clusters(model: nn.Module, found: Mapping[str, Clusters], granularity: str) -> None:
-    """Note that these clusters have been written into the parameters of these names."""
-    for name, clusters in found.items():
+@torch.no_grad()
+def write_clusters(model: nn.Module, clusters: Mapping[str, Clusters]) -> None:
+    """Write the values of clusters into the parameters of their names."""
+    for name, found in clusters.items():
         module, parameter = owner(model, name)
-        vars(module).setdefault(_WRITTEN, {})[parameter] = (clusters.K, granularity)
+        weights = module.get_parameter(parameter)
+        weights.copy_(found.weights(weights.shape))
+    mark_clusters(model, clusters)
+
+
+def mark_clusters(model: nn.Module, clusters: Mapping[str, Clusters]) -> None:
+    """Note that these clusters are in the parameters of these names."""
+    for name, found in clusters.items():
+        module, parameter = owner(model, name)
+        vars(module).setdefault(_WRITTEN, {})[parameter] = found.K
 
 
 def forget_clusters(model: nn.Module) -> None:
@@ -40,15 +50,19 @@ def lost_clusters(model: nn.Module) -> dict[str, tuple[int, int]]:
     """
     lost = {}
     for path, module in unwrapped(model).named_modules():
-        for name, (clusters, granularity) in vars(module).get(_WRITTEN, {}).items():
-            parameter = module._parameters.get(name)
-            if parameter is None or parameter.is_meta:
-                continue
-            whole = granularity == "layer"
-            bounds = None if whole else segment_bounds(parameter.shape, granularity)
-            if (values := unique(parameter, bounds).K) > clusters:
+        for name, clusters in vars(module).get(_WRITTEN, {}).items():
+            values = _values(module._parameters.get(name))
+            if values > clusters:
                 lost[f"{path}.{name}" if path else name] = (values, clusters)
     return lost
+
+
+def _values(parameter: nn.Parameter | None) -> int:
+    """How many a parameter has; 0 for one that no file can hold, which writing it reports."""
+    try:
+        return 0 if parameter is None else unique(parameter).K
+    except TypeError:
+        return 0
 
 
 def warn_of_lost_clusters(model: nn.Module, stacklevel: int) -> None:
@@ -66,9 +80,9 @@ def warn_of_lost_clusters(model: nn.Module, stacklevel: int) -> None:
         for name, (values, clusters) in lost.items()
     ]
     warnings.warn(
-        f"the clusters that finalize() wrote are gone: {abridged(layers)}. The "
+        f"the clusters that were written into the model are gone: {abridged(layers)}. The "
         "weights were overwritten afterwards (a checkpoint was loaded, weights were averaged, or "
-        "the optimizer has stepped) and are written as they are; call finalize() again after "
-        "that, or save before it",
+        "the optimizer has stepped) and are stored as they are; call finalize() after that, or "
+        "save before it",
         stacklevel=stacklevel + 1,
     )

@@ -16,7 +16,7 @@ from pysoftq.clusters.binning import MAX_BITS, identify, identify_at_scale
 from pysoftq.clusters.clusters import Clusters, layer_rd_weights
 from pysoftq.clusters.merging import merge
 from pysoftq.clusters.refinement import refine
-from pysoftq.clusters.written import mark_clusters
+from pysoftq.clusters.written import write_clusters
 from pysoftq.coupling.devices import DeviceGroup, MovedError, group_by_device
 from pysoftq.coupling.inventory import take_inventory
 from pysoftq.coupling.options import DEFAULTS, Refinement
@@ -321,8 +321,7 @@ class SoftQuantizer:
         """Where the layer's segments begin and end, (G+1,); None where the layer is one."""
         if layer.segments is None:
             return None
-        with on_host():
-            return segment_bounds(layer.parameter.shape, self._granularity)
+        return segment_bounds(layer.parameter.shape, self._granularity)
 
     @on_host()
     def clusters(self, bits: int | None = None, n_min: int | None = None) -> dict[str, Clusters]:
@@ -428,11 +427,7 @@ class SoftQuantizer:
             if warning.kind == "constant":  # the model is unchanged where warnings are errors
                 warnings.warn(str(warning), QualityWarning, stacklevel=2)
         self.detach()
-        with torch.no_grad():
-            for layer in self.layers:
-                parameter = layer.parameter
-                parameter.copy_(after[layer.name].weights(parameter.shape))
-        mark_clusters(self.model, after, self._granularity)
+        write_clusters(self.model, after)
         return report
 
     def tensors(self) -> tuple[TensorReport, ...]:

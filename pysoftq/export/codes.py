@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pysoftq.clusters.values import total_order, unique
+from pysoftq.interaction.arrays import check_dense
 from pysoftq.models.weight_files import coupled_weights
 
 
@@ -46,9 +47,13 @@ def weights_in(state: Mapping[str, Tensor]) -> list[Weight]:
     """The floating tensors with two or more dimensions of a state dict, in its order.
 
     Names of the same tensor are tied.
+
+    Raises:
+        TypeError: one is sparse, quantized or on the meta device.
     """
     names: dict[int, list[str]] = {}
     for name, tensor in coupled_weights(state).items():
+        check_dense(tensor, name)
         names.setdefault(id(tensor), []).append(name)
     return [Weight(state[tied[0]].detach(), tuple(tied)) for tied in names.values()]
 

@@ -42,6 +42,7 @@ def to_state_dict(
         if isinstance(source, nn.Module)
         else load_state_dict(source)
     )
+    weights = weights_in(state)
     tensors = {name: tensor.detach().cpu() for name, tensor in state.items()}
     with atomic_write(target) as temporary:
         if target.suffix in PICKLED:
@@ -50,5 +51,5 @@ def to_state_dict(
             apart = {name: tensor.clone().contiguous() for name, tensor in tensors.items()}
             safetensors.torch.save_file(apart, temporary, metadata={"format": "pt"})
         size = temporary.stat().st_size
-    rows = tuple(dense_row(weight, "") for weight in weights_in(state))
+    rows = tuple(dense_row(weight, "") for weight in weights)
     return ExportReport(os.fspath(path), size, rows)

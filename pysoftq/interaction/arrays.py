@@ -40,10 +40,10 @@ def special_kind(tensor: torch.Tensor) -> str:
     return "a nested one" if tensor.is_nested else ""
 
 
-def check_dense(tensor: torch.Tensor) -> torch.Tensor:
+def check_dense(tensor: torch.Tensor, name: str) -> torch.Tensor:
     """Return the tensor, or raise TypeError where its values cannot be read."""
     if kind := special_kind(tensor) or ("one on the meta device" if tensor.is_meta else ""):
-        raise TypeError(f"want a dense tensor with values, got {kind}")
+        raise TypeError(f"{name} must be a dense tensor with values, got {kind}")
     return tensor
 
 
@@ -154,7 +154,7 @@ def as_tensor(array: object) -> torch.Tensor | None:
         TypeError: it is a tensor, but not a dense one with values.
     """
     if _is_tensor(array):
-        return check_dense(array).detach()
+        return check_dense(array, "the array").detach()
     if isinstance(array, np.ndarray):
         return None
     if hasattr(array, "__dlpack__") and hasattr(array, "__dlpack_device__"):

@@ -77,13 +77,14 @@ def torch_optimizer(optimizer: Any) -> Optimizer:
     Raises:
         TypeError: there is none that calls hooks at each step.
     """
-    inner = optimizer
+    inner, seen = optimizer, [optimizer]
     while not _calls_hooks(inner):
         held = [value for value in _attributes(inner).values() if _has_parameters(value)]
         # A scheduler holds an optimizer, too, but has no parameters.
-        if len(held) != 1 or not _has_parameters(inner):
+        if len(held) != 1 or not _has_parameters(inner) or any(held[0] is x for x in seen):
             raise TypeError(f"`optimizer` must be one of torch.optim, got {_described(optimizer)}")
         inner = held[0]
+        seen.append(inner)
     found: Optimizer = inner
     return found
 

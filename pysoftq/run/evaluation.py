@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from pysoftq.clusters.clusters import Clusters
+from pysoftq.clusters.written import forget_clusters, write_clusters
 from pysoftq.coupling.quantizer import SoftQuantizer
 from pysoftq.data.tasks import Data, Half, cross_entropy, hits, logits_of
 
@@ -29,21 +30,15 @@ def evaluate(model: nn.Module, data: Data, half: Half) -> tuple[float, float]:
     return loss_sum.item() / count, correct.item() / count
 
 
-@torch.no_grad()
-def write_clusters(softq: SoftQuantizer, clusters: Mapping[str, Clusters]) -> None:
-    """Replace the weights of the coupled layers by the values of their clusters."""
-    for layer in softq.layers:
-        layer.parameter.copy_(clusters[layer.name].weights(layer.parameter.shape))
-
-
 @contextmanager
 def clustered(softq: SoftQuantizer, clusters: Mapping[str, Clusters]) -> Iterator[None]:
     """Within the block the coupled layers hold their clusters' values; restored bit for bit."""
     kept = [layer.parameter.detach().clone() for layer in softq.layers]
     try:
-        write_clusters(softq, clusters)
+        write_clusters(softq.model, clusters)
         yield
     finally:
         with torch.no_grad():
             for layer, weights in zip(softq.layers, kept, strict=True):
                 layer.parameter.copy_(weights)
+        forget_clusters(softq.model)

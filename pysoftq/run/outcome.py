@@ -21,10 +21,11 @@ from pysoftq.clusters.bit_width import mean_bit_width
 from pysoftq.clusters.clusters import Clusters
 from pysoftq.clusters.codebooks import Codebooks
 from pysoftq.clusters.values import unique
+from pysoftq.clusters.written import write_clusters
 from pysoftq.errors import QualityWarning
 from pysoftq.models.weight_files import cpu_state, save_state, stored_once
 from pysoftq.run.codebooks import train_codebooks
-from pysoftq.run.evaluation import evaluate, write_clusters
+from pysoftq.run.evaluation import evaluate
 from pysoftq.run.folder import RunFolder
 from pysoftq.run.interrupt import stop_on_signals
 from pysoftq.run.presets import RECIPES
@@ -140,7 +141,7 @@ def float_row(run: Run, name: str, state: dict[str, Tensor]) -> NetworkRow:
 
 def clustered_row(run: Run, name: str, clusters: Mapping[str, Clusters]) -> NetworkRow:
     """Measure the network with its coupled layers replaced by clusters; the rest is as it is."""
-    write_clusters(run.quantizer, clusters)
+    write_clusters(run.model, clusters)
     found = list(clusters.values())
     sizes = [one.size for one in found]
     loss, accuracy = evaluate(run.model, run.data, run.data.test)

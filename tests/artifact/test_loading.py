@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from pysoftq import SoftQuantizer, inspect_compressed, load_compressed, save_compressed
 from pysoftq.artifact import load as loading
 from pysoftq.errors import ArtifactError
+from pysoftq.export import to_state_dict
 from pysoftq.models.build import build_model
 
 
@@ -271,6 +272,11 @@ def snapshot_values(model: nn.Module) -> dict[str, Any]:
 
 
 # --- what cannot be stored ---
+def is_floating(tensor: Tensor) -> bool:
+    """Whether it is a weight, which exports look at."""
+    return not nn.parameter.is_lazy(tensor) and tensor.is_floating_point()
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -296,6 +302,7 @@ def test_special_tensors_are_named(
         lambda: save_compressed(model, tmp_path / "a.safetensors"),
         lambda: load_compressed(saved, model),
         lambda: load_compressed(saved, model, lazy=True),
+        *([lambda: to_state_dict(model, tmp_path / "a.pt")] if is_floating(made) else []),
     ):
         with pytest.raises(TypeError, match=rf"^up\.weight .*{message}"):
             action()

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from pysoftq import SoftQuantizer
+from pysoftq import Codebooks, SoftQuantizer
 
 Training = tuple[nn.Module, list[torch.optim.Optimizer], SoftQuantizer]
 
@@ -118,3 +118,23 @@ def test_a_detached_quantizer_is_copied_detached() -> None:
         other[2].attach(*other[1])
         step(other)
         assert other[2].step == 2
+
+
+@pytest.mark.parametrize("copied", COPIES)
+def test_copied_codebooks_go_on_training(copied: Callable[[Any], Any]) -> None:
+    net, _, softq = make_training()
+    codebooks = Codebooks(net, softq.clusters(bits=2))
+    optimizer = torch.optim.SGD(codebooks.parameters(), lr=0.1, momentum=0.9)
+    codebooks.attach(optimizer)
+    shallow = copy.copy(codebooks)
+    step((net, [optimizer], softq))
+    other, theirs, trained = copied((net, optimizer, codebooks))
+    assert trained.model is other
+    step((other, [theirs], softq))
+    assert not torch.equal(other[0].weight, net[0].weight)
+    step((net, [optimizer], softq))
+    for name, value in net.state_dict().items():
+        assert torch.equal(value, other.state_dict()[name]), name
+    assert shallow.values is codebooks.values
+    assert not net[0].weight.grad.any()  # handed on to the codebooks, once
+    assert codebooks.values["0.weight"].grad.any()

@@ -301,7 +301,7 @@ def test_clusters_that_are_overwritten_by_hand_are_missed_when_saved(
     checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=False)
     module.load_state_dict(checkpoint["state_dict"])
     with pytest.warns(
-        UserWarning, match=r"clusters that finalize\(\) wrote are gone: 'net\.0\.wei"
+        UserWarning, match=r"clusters that were written into the model are gone: 'net\.0\.wei"
     ):
         save_compressed(module, tmp_path / "a.safetensors")
 
@@ -505,7 +505,7 @@ def test_accelerate_loads_a_state_after_the_clusters_without_attaching(
     softq.finalize(**CONFIG.cluster_options)
     accelerator.load_state(str(tmp_path / "state"))
     assert softq.optimizers == ()
-    with pytest.warns(UserWarning, match=r"clusters that finalize\(\) wrote are gone"):
+    with pytest.warns(UserWarning, match=r"clusters that were written into the model are gone"):
         save_compressed(wrapped, tmp_path / "a.safetensors")
 
 

@@ -74,5 +74,5 @@ def test_matrices_are_read_as_arrays() -> None:
 def test_special_tensors_are_refused(
     function: Callable[[Any], Any], make: Callable[[], Any], message: str
 ) -> None:
-    with pytest.raises(TypeError, match=f"want a dense tensor with values, got {message}"):
+    with pytest.raises(TypeError, match=f"must be a dense tensor with values, got {message}"):
         function(make())

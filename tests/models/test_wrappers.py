@@ -266,6 +266,11 @@ class WithoutHooks(torch.optim.Optimizer):
         self.param_groups = optimizer.param_groups
 
 
+def holding_itself(wrapper: Wrapper) -> Wrapper:
+    wrapper.inside = wrapper
+    return wrapper
+
+
 def test_optimizers_are_looked_into() -> None:
     optimizer = sgd()
     assert torch_optimizer(optimizer) is optimizer
@@ -296,6 +301,7 @@ def test_the_optimizers_of_other_libraries_are_looked_into() -> None:
         ),
         (WithoutHooks, r"WithoutHooks, which does not call Optimizer\.__init__"),
         (lambda optimizer: Wrapper(WithoutHooks(optimizer)), "got Wrapper"),
+        (lambda optimizer: holding_itself(Wrapper(optimizer)), "got Wrapper"),
     ],
 )
 def test_what_is_no_optimizer_is_refused(make: Callable[[Any], Any], message: str) -> None:
