@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
 from pysoftq.analysis.comparison import ComparisonStudy, Point, Rate, front
@@ -125,7 +125,11 @@ def _set_ticks(axis: Axes, study: ComparisonStudy) -> None:
     bottom = float(_to_error(_from_error(np.array(low)) - margin))
     top = float(_to_error(_from_error(np.array(high)) + margin))
     axis.set_ylim(bottom, top)
-    axis.set_yticks([tick for tick in _TICKS if bottom <= tick <= top])
+    ticks = [tick for tick in _TICKS if bottom <= tick <= top]
+    if len(ticks) < 3:  # within a narrow range
+        found = MaxNLocator(5).tick_values(bottom, top)
+        ticks = [float(tick) for tick in found if bottom <= tick <= top]
+    axis.set_yticks(ticks)
     axis.yaxis.set_minor_locator(NullLocator())
     axis.yaxis.set_major_formatter("{x:g}")
 

@@ -71,7 +71,7 @@ def run_page(path: str | Path) -> str:
         notes=_notes(summary),
         coverage=_coverage(summary.layers),
         tensors=_tensors(summary.layers),
-        refinement=_refinement(config),
+        refinement=refinement_text(config),
         movie=_movie(run),
         followed=_followed(study, info),
         collapses=_collapses(study),
@@ -221,8 +221,8 @@ def _layers(summary: Summary, info: ArtifactInfo) -> Table:
     return Table(headings, rows, ["all", f"{weights:,}", *[""] * 5, *means])
 
 
-def _refinement(config: CompressConfig) -> str:
-    """What refinement has done to the clusters of a run with these options, one sentence."""
+def refinement_text(config: CompressConfig) -> str:
+    """The refinement of a run with these options, and what it does to clusters."""
     weights = "1 weight" if config.n_min == 1 else f"{config.n_min} weights"
     method = {
         "count": f"joins each cluster of at most {weights} to the nearest larger one",

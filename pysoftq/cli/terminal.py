@@ -64,11 +64,14 @@ def robust_streams() -> Iterator[None]:
     replaced = {
         name: stream
         for name, stream in own.items()
-        if stream is not None and getattr(sys, name) is stream and os.name == "posix"
+        if isinstance(stream, io.TextIOWrapper) and getattr(sys, name) is stream
     }
     try:
         for name, stream in replaced.items():
             stream.flush()
+            if os.name != "posix":  # pragma: no cover - a console there has no descriptor
+                stream.reconfigure(errors=_ERRORS)
+                continue
             raw = _Pipe(stream.fileno(), "w", closefd=False)
             lines = stream.isatty() or name == "stderr"
             setattr(

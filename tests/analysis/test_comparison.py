@@ -454,6 +454,12 @@ def test_figure(tmp_path: Path) -> None:
     assert border.min() == 255
 
 
+def test_a_narrow_range_of_accuracies_has_ticks() -> None:
+    figure = draw_comparison(made_up([("heq", 99.1, 2.0), ("soft", 99.2, 2.0)]))
+    low, high = figure.axes[0].get_ylim()
+    assert sum(low <= tick <= high for tick in figure.axes[0].get_yticks()) >= 3
+
+
 # ------------------------------------------------------------------------------------ the command
 
 

@@ -222,7 +222,7 @@ def test_command(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
     study = load_result(MeanFieldStudy, tmp_path / "out" / "meanfield.json")
     assert f"Recommended: {study.bins_for(0.2)} bins" in result.output
 
-    content = json.loads(invoke(*arguments, "--json").output)
+    content = json.loads(invoke(*arguments, "--json").stdout)
     assert content["bins"] == study.bins_for(0.2)
     assert [row["bins"] for row in content["scans"]] == [64, 128, 256, 512, 1024] * 2
     assert content["scans"][2]["force_worst"] == study.bins[0].errors.force_l2[:, 2].max()

@@ -80,7 +80,7 @@ def test_no_pair_inside_the_well(tmp_path: Path) -> None:
     assert content["scaling"] is None
     table = invoke(tmp_path / "w.pt", "--width", 0.5)
     assert table.exit_code == 0
-    assert "No slope" in table.output
+    assert "No fit of" in table.output
 
 
 def test_slope_of_resnet20(shared_data: Path) -> None:

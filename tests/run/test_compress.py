@@ -365,6 +365,43 @@ def test_a_finished_run_is_evaluated_anew(
     assert "layer3.0.conv2.weight" in text
 
 
+@pytest.mark.usefixtures("no_figures")
+@pytest.mark.parametrize(("strict", "code"), [("--strict", 3), ("--no-strict", 0)])
+def test_warnings_of_a_finished_run(
+    tmp_path: Path, finished: Path, capsys: pytest.CaptureFixture[str], strict: str, code: int
+) -> None:
+    run = copied(finished, tmp_path / "run")
+    harsh = ("--refinement", "levels", "--rd-weight", "1e6", "--codebook-epochs", "0")
+    assert call("compress", "--resume", str(run), *harsh, strict) == code
+    warning = next(one for one in report(run)["warnings"] if one["kind"] == "constant")
+    assert len(warning["layers"]) == 8
+    expected = f"warning: {warning['text']}; {warning['advice']}\n"
+    assert expected in capsys.readouterr().err
+    assert expected.upper()[:8] in (run / "report.txt").read_text().splitlines()[0]
+    notes = [layer["note"] for layer in report(run)["compression"]["layers"]]
+    assert all("constant" in note for note in notes)
+    assert (run / "compressed.safetensors").is_file()
+
+
+def test_a_run_whose_figures_cannot_be_drawn(
+    tmp_path: Path,
+    finished: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(folder: Path) -> None:
+        raise RuntimeError("latex could not be found")
+
+    monkeypatch.setattr("pysoftq.analysis.figures.draw_run", fail)
+    run = copied(finished, tmp_path / "run")
+    assert call("compress", "--resume", str(run)) == 0
+    output = capsys.readouterr()
+    assert f"written to {run}: compressed.safetensors, report.txt, report.json\n" in output.out
+    again = f"draw them again with: pysoftq compress --resume {run}"
+    assert f"warning: figures not drawn: latex could not be found; {again}\n" in output.err
+    assert_same_run(run, finished)
+
+
 def test_a_damaged_file_of_a_run_is_named(
     tmp_path: Path, finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

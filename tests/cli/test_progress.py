@@ -1,0 +1,37 @@
+"""What a run prints while it trains."""
+
+from __future__ import annotations
+
+import pytest
+from tiny import tiny_digits
+
+from pysoftq.cli.progress import TerminalObserver
+from pysoftq.run.config import make_config
+from pysoftq.run.records import EpochMetrics
+from pysoftq.run.state import RunState
+
+
+def test_the_line_of_an_epoch(capsys: pytest.CaptureFixture[str]) -> None:
+    observer = TerminalObserver()
+    observer.on_start(make_config({"dataset": "digits", "epochs": 2}), tiny_digits(), RunState())
+    metrics = EpochMetrics(
+        epoch=2,
+        step=6,
+        task_loss=0.05,
+        coupling_energy=-12.5,
+        train_merit=0.99,
+        test_merit_soft=0.98,
+        test_merit_compressed=0.93,
+        fraction=1.0,
+        learning_rate=0.1,
+        mean_bits_before=4.0,
+        mean_bits_compressed=3.456,
+        clusters={},
+        seconds=1.0,
+        samples_per_second=1234.0,
+    )
+    observer.on_epoch(metrics)
+    assert capsys.readouterr().out == (
+        "epoch   2  loss 0.0500  L_C -12.5  test accuracy: soft 98.00 %, compressed 93.00 % at "
+        "3.46 bits  1,234 images/s\n"
+    )
