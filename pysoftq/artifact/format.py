@@ -129,7 +129,8 @@ class Record:
         """Dtype and shape of its entries in the safetensors file."""
         if self.coding == "raw":
             return {f"raw/{self.name}": (self.dtype, self.shape)}
-        entries = {f"codebook/{self.name}": (self.dtype, (self.K,))}
+        entries: dict[str, tuple[Dtype, tuple[int, ...]]] = {}
+        entries[f"codebook/{self.name}"] = (self.dtype, (self.K,))
         integers = DTYPES["uint8"]
         if self.granularity != "layer":
             entries[f"sizes/{self.name}"] = (integers, (_ANY,))

@@ -113,7 +113,8 @@ class File:
         """The indices within the segments, checked, in `container_bits` each."""
         indices = self.indices(record)
         if record.coding == "packed" and record.container_bits:
-            return self.stored[f"indices/{record.name}"].values.copy()
+            packed: Bytes = self.stored[f"indices/{record.name}"].values.copy()
+            return packed
         if len(record.sizes) > 1:
             indices -= np.repeat(record.first, np.diff(record.bounds))
         return pack(indices, record.container_bits)
@@ -169,7 +170,8 @@ def _parse(path: str, data: bytes) -> File:
         raise ArtifactError(
             f"{path} has format version {version!r}; this pysoftq reads versions {wanted}"
         )
-    stored = {name: _entry(found) for name, found in deserialize(data)}
+    content: Any = deserialize  # untyped
+    stored = {name: _entry(found) for name, found in content(data)}
     granularity = {} if version == 1 else dict(header["granularity"])
     records = _records(dict(header["weights"]), granularity, stored)
     if version == 1 and any(record.coding == "entropy" for record in records):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-import sys
+import platform
 from pathlib import Path
 
 import pytest
@@ -107,7 +107,7 @@ def test_what_cannot_be_run_is_refused(
     (tmp_path / "a.onnx").write_bytes(b"no graph")
     with pytest.raises(ExportError, match="onnxruntime cannot run it"):
         verify_export(model, tmp_path / "a.onnx", TOKENS)
-    if sys.platform != "darwin":
+    if platform.system() != "Darwin":
         with pytest.raises(ExportError, match="run on macOS only"):
             verify_export(model, tmp_path / "a.mlpackage", TOKENS)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
