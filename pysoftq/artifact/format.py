@@ -114,7 +114,7 @@ class Record:
             return 8 * self.dtype.itemsize
         return (int(self.sizes.max()) - 1).bit_length()
 
-    @property
+    @cached_property
     def first(self) -> NDArray[np.int32]:
         """(G,) where the codebook of each segment begins."""
         return (self.sizes.cumsum() - self.sizes).astype(np.int32)
