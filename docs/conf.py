@@ -1,4 +1,8 @@
-"""The documentation: `sphinx-build -W docs site`."""
+"""The documentation: `sphinx-build -W docs site`.
+
+The build needs no network. With `-t online` types link to the documentation of Python, NumPy and
+PyTorch, whose inventories are downloaded.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +21,26 @@ version = release = pysoftq.__version__
 extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
     "sphinx_click",
     "sphinx_copybutton",
+    "commands",
     "docstrings",
     "mathml",
 ]
+if tags.has("online"):  # noqa: F821 - defined by Sphinx
+    extensions.append("sphinx.ext.intersphinx")
+intersphinx_mapping = {
+    "python": ("https://docs.python.org/3", None),
+    "numpy": ("https://numpy.org/doc/stable", None),
+    "torch": ("https://docs.pytorch.org/docs/stable", None),
+}
 exclude_patterns = ["_build"]
+templates_path = ["templates"]
 default_role = "code"  # docstrings quote code by single backticks
+smartquotes = False  # they turn the two dashes of an option into one
 
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3

@@ -101,6 +101,11 @@ def test_the_site_builds_without_warnings(tmp_path: Path) -> None:
     assert built.returncode == 0, built.stderr
     gas = (tmp_path / "site" / "gas.html").read_text(encoding="utf-8")
     assert gas.count("<img") >= 3
+    commands = (tmp_path / "site" / "reference" / "cli.html").read_text(encoding="utf-8")
+    assert "–show-config" not in commands
+    assert re.search(r"highlight-bash.{0,200}pysoftq.{0,200}compress", commands, re.DOTALL)
+    one = tmp_path / "site" / "reference" / "generated" / "pysoftq.SoftQuantizer.html"
+    assert "_modules/pysoftq/coupling/quantizer.html#SoftQuantizer" in one.read_text("utf-8")
     for page in (tmp_path / "site").rglob("*.html"):
         text = page.read_text(encoding="utf-8")
         assert not re.search(r"<(script|link|img)[^>]+(src|href)=\"https?:", text), page

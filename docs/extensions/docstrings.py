@@ -5,7 +5,11 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from docutils import nodes
 from sphinx.application import Sphinx
+from sphinx.ext import autosummary
+
+ABBREVIATIONS = ("Eq.", "Eqs.", "Fig.", "Figs.")  # which end no sentence
 
 
 def plain(
@@ -26,7 +30,16 @@ def plain(
             code = True
 
 
+def dash(app: Sphinx, document: nodes.document) -> None:
+    """Put a dash between parameters and their descriptions, which smart quotes would do."""
+    for text in list(document.findall(nodes.Text)):
+        if text == " -- " and text.parent is not None:
+            text.parent.replace(text, nodes.Text(" – "))
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Come before napoleon."""
+    autosummary.WELL_KNOWN_ABBREVIATIONS = (*autosummary.WELL_KNOWN_ABBREVIATIONS, *ABBREVIATIONS)
     app.connect("autodoc-process-docstring", plain, priority=400)
+    app.connect("doctree-read", dash)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

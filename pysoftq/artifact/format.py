@@ -114,7 +114,7 @@ class Record:
             return 8 * self.dtype.itemsize
         return (int(self.sizes.max()) - 1).bit_length()
 
-    @property
+    @cached_property
     def first(self) -> NDArray[np.int32]:
         """(G,) where the codebook of each segment begins."""
         return (self.sizes.cumsum() - self.sizes).astype(np.int32)
@@ -129,7 +129,8 @@ class Record:
         """Dtype and shape of its entries in the safetensors file."""
         if self.coding == "raw":
             return {f"raw/{self.name}": (self.dtype, self.shape)}
-        entries = {f"codebook/{self.name}": (self.dtype, (self.K,))}
+        entries: dict[str, tuple[Dtype, tuple[int, ...]]] = {}
+        entries[f"codebook/{self.name}"] = (self.dtype, (self.K,))
         integers = DTYPES["uint8"]
         if self.granularity != "layer":
             entries[f"sizes/{self.name}"] = (integers, (_ANY,))

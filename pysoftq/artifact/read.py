@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ from pysoftq.artifact.format import (
     digest,
     unbelievable,
 )
-from pysoftq.artifact.packing import Bytes, Integers, pack, unpack, unpack_varints
+from pysoftq.artifact.packing import CHUNK, Bytes, Integers, pack, unpack, unpack_varints
 from pysoftq.clusters.patterns import flip_negative
 from pysoftq.errors import ArtifactError
 from pysoftq.interaction.arrays import check_granularity
@@ -97,10 +97,11 @@ class File:
         else:
             indices = np.zeros(record.size, dtype=np.int32)
         if len(record.sizes) > 1:
-            lengths = np.diff(record.bounds)
-            if (indices >= np.repeat(record.sizes, lengths)).any():
-                raise self._wrong(record, "an index is not in its codebook")
-            indices += np.repeat(record.first, lengths)
+            for weights, segments, lengths in _runs(record):
+                part = indices[weights]
+                if (part >= np.repeat(record.sizes[segments], lengths)).any():
+                    raise self._wrong(record, "an index is not in its codebook")
+                part += np.repeat(record.first[segments], lengths)
         found = np.bincount(indices, minlength=record.K)
         if found.size > record.K:
             raise self._wrong(record, "an index is not in its codebook")
@@ -114,9 +115,11 @@ class File:
         """The indices within the segments, checked, in `container_bits` each."""
         indices = self.indices(record)
         if record.coding == "packed" and record.container_bits:
-            return self.stored[f"indices/{record.name}"].values.copy()
+            packed: Bytes = self.stored[f"indices/{record.name}"].values.copy()
+            return packed
         if len(record.sizes) > 1:
-            indices -= np.repeat(record.first, np.diff(record.bounds))
+            for weights, segments, lengths in _runs(record):
+                indices[weights] -= np.repeat(record.first[segments], lengths)
         return pack(indices, record.container_bits)
 
     def _coded(self, record: Record) -> tuple[Integers, Bytes]:
@@ -128,6 +131,16 @@ class File:
 
     def _wrong(self, record: Record, problem: str) -> ArtifactError:
         return ArtifactError(f"{self.path}: {record.name}: {problem}")
+
+
+def _runs(record: Record) -> Iterator[tuple[slice, slice, Integers]]:
+    """So many whole segments as make a chunk: their weights, themselves, their lengths."""
+    bounds = record.bounds
+    step = max(CHUNK // max(int(np.diff(bounds).max()), 1), 1)
+    for start in range(0, len(record.sizes), step):
+        part = bounds[start : start + step + 1]
+        weights = slice(int(part[0]), int(part[-1]))
+        yield weights, slice(start, start + step), np.diff(part)
 
 
 def read(path: str | os.PathLike[str]) -> File:
@@ -171,7 +184,8 @@ def _parse(path: str, data: bytes) -> File:
         raise ArtifactError(
             f"{path} has format version {version!r}; this pysoftq reads versions {wanted}"
         )
-    stored = {name: _entry(found) for name, found in deserialize(data)}
+    content: Any = deserialize  # untyped
+    stored = {name: _entry(found) for name, found in content(data)}
     granularity = {} if version == 1 else dict(header["granularity"])
     records = _records(dict(header["weights"]), granularity, stored)
     if version == 1 and any(record.coding == "entropy" for record in records):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import platform
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -159,6 +160,7 @@ def export(
     if not as_json:
         tell(reports)
     found: dict[str, Verification] = {}
+    known = None
     if verify is not None:
         known = None if input_shape or model else inputs_of_run(file, verify)
         found = verified(network, reports, metadata, known, verify)
@@ -168,7 +170,8 @@ def export(
         click.echo(json.dumps(rows))
     else:
         for verification in found.values():
-            click.echo(f"verified: {verification}")
+            kind = "random inputs" if known is None else "test data"
+            click.echo(f"verified with {kind}: {verification}")
     if failed := [path for path, verification in found.items() if not verification.passed]:
         raise ExportError(f"{', '.join(failed)}: the outputs differ from those of the network")
 
@@ -231,7 +234,7 @@ def verified(
 
     found = {}
     for report in reports:
-        if report.path.endswith(".mlpackage") and sys.platform != "darwin":
+        if report.path.endswith(".mlpackage") and platform.system() != "Darwin":
             click.echo(f"not verified: {report.path}: Core ML runs on macOS only", err=True)
             continue
         found[report.path] = verify_export(

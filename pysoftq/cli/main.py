@@ -57,9 +57,9 @@ class LazyGroup(click.Group):
 
 EXAMPLES = """\b
 Examples:
-  pysoftq compress                    digits, from pretraining to figures
+  pysoftq compress                    # digits, from pretraining to figures
   pysoftq compress --dataset cifar10 --model resnet20 --weights resnet20.th
-  pysoftq compress --resume runs/1    resume an interrupted run
+  pysoftq compress --resume runs/1    # resume an interrupted run
   pysoftq inspect runs/1/compressed.safetensors
 """
 

@@ -11,6 +11,7 @@ import inspect
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from traceback import FrameSummary
 from typing import Any
@@ -68,7 +69,8 @@ def capture(network: Network, dynamic: Dynamic | None) -> Capture:
     static = [axis for axis, why in refused.items() if why]
     for axis in required:
         if why := refused[axis] or _reason_if_fixed(program, axis):
-            raise ExportError(f"{_place(names, axis)} cannot be dynamic: {why}")
+            reasons = "; ".join([why, *notes])
+            raise ExportError(f"{_place(names, axis)} cannot be dynamic: {reasons}")
     if any(isinstance(_length(program, axis), str) for axis in static):
         program, notes = _export(network.model, inputs, static)
     for axes in _groups(program):
@@ -182,7 +184,8 @@ def _export(
 ) -> tuple[ExportedProgram, list[str]]:
     """All axes dynamic but those in `static`; the batch only, or none, where PyTorch fails."""
     failures: list[Exception] = []
-    for most in (None, 1, 0):
+    # torch.onnx.export tries both modes, too; the strict one is slower and fails more often.
+    for most, strict in product((None, 1, 0), (False, True)):
         shapes = [
             {
                 axis: Dim.STATIC if (i, axis) in static else Dim.AUTO
@@ -190,20 +193,20 @@ def _export(
             }
             for i, tensor in enumerate(inputs)
         ]
+        dynamic = _in_signature(model, shapes)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 program = torch.export.export(
-                    model, tuple(inputs), dynamic_shapes=_in_signature(model, shapes), strict=False
+                    model, tuple(inputs), dynamic_shapes=dynamic, strict=strict
                 )
         except Exception as error:  # noqa: BLE001 - of any kind, where a network cannot be traced
             failures.append(error)
             continue
-        which = "all axes are" if most == 0 else "all axes but the batch are"
-        notes = [f"{which} fixed: {first_line(failures[0])}"] if failures else []
-        return program, notes
-    cause = first_line(failures[-1])
-    raise ExportError(f"PyTorch cannot export this network: {cause}") from failures[-1]
+        which = {None: "", 1: "all axes but the batch are fixed", 0: "all axes are fixed"}[most]
+        return program, [f"{which}: {first_line(failures[0])}"] if which else []
+    cause = failures[-2]  # of the mode that is not strict, without a dynamic axis
+    raise ExportError(f"PyTorch cannot export this network: {first_line(cause)}") from cause
 
 
 def _in_signature(model: nn.Module, shapes: list[Any]) -> tuple[Any, ...]:

@@ -6,7 +6,7 @@ import copy
 import importlib.util
 import math
 import os
-import sys
+import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -256,7 +256,7 @@ def check_runtime(path: str | os.PathLike[str]) -> None:
     """
     kind = _format(Path(path))
     if kind == "coreml":
-        if sys.platform != "darwin":
+        if platform.system() != "Darwin":
             raise ExportError(f"{path}: Core ML packages run on macOS only")
         check_packages("coreml", "coremltools")
     if kind == "onnx" and importlib.util.find_spec("onnxruntime") is None:

@@ -77,7 +77,8 @@ class SegmentTable:
     def sums(self, values: npt.ArrayLike) -> list[float]:
         """The sum of the (R,) values over the rows of each layer, in their order."""
         rows = np.asarray(values, dtype=np.float64)
-        return np.bincount(self.layer.numpy(), rows, minlength=len(self.layers)).tolist()
+        sums: list[float] = np.bincount(self.layer, rows, minlength=len(self.layers)).tolist()
+        return sums
 
     def explain(self, refused: Iterable[tuple[int, str]]) -> str:
         """Name the layers of refused rows, each with the reason of its first such segment."""

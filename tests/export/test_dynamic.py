@@ -137,3 +137,19 @@ class Noisy(nn.Module):
 
 def test_networks_that_draw_random_numbers_are_not_compared() -> None:
     assert which(Noisy(), torch.ones(2, 50)) == [[True, True]]
+
+
+def test_the_batch_stays_dynamic_where_nothing_else_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    export = torch.export.export
+
+    def limited(model: nn.Module, args: Any, *, dynamic_shapes: Any, strict: bool) -> Any:
+        if len(dynamic_shapes[0]) > 1:
+            raise RuntimeError("too many axes\nand pages more")
+        return export(model, args, dynamic_shapes=dynamic_shapes, strict=strict)
+
+    monkeypatch.setattr(torch.export, "export", limited)
+    found = captured(nn.ReLU(), torch.randn(2, 5))
+    assert [isinstance(length, str) for length in found.lengths[0]] == [True, False]
+    assert found.notes[0] == "all axes but the batch are fixed: too many axes"
+    with pytest.raises(ExportError, match=r"axis 1 cannot be dynamic: .*; all axes but the batch"):
+        captured(nn.ReLU(), torch.randn(2, 5), dynamic={"input": [1]})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-import sys
+import platform
 from pathlib import Path
 
 import pytest
@@ -15,8 +15,10 @@ from networks import LanguageModel, language_model, mixed_mlp, resnet
 from torch import Tensor, nn
 
 from pysoftq.artifact import save_compressed
-from pysoftq.cli.export import export
+from pysoftq.cli.export import export, inputs_of_run
+from pysoftq.data.datasets import load_dataset
 from pysoftq.export import ExportError, to_onnx, to_state_dict, verify_export
+from pysoftq.run.config import CompressConfig
 
 TOKENS = torch.arange(21).reshape(3, 7)
 
@@ -107,7 +109,7 @@ def test_what_cannot_be_run_is_refused(
     (tmp_path / "a.onnx").write_bytes(b"no graph")
     with pytest.raises(ExportError, match="onnxruntime cannot run it"):
         verify_export(model, tmp_path / "a.onnx", TOKENS)
-    if sys.platform != "darwin":
+    if platform.system() != "Darwin":
         with pytest.raises(ExportError, match="run on macOS only"):
             verify_export(model, tmp_path / "a.mlpackage", TOKENS)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
@@ -131,6 +133,20 @@ def test_the_command_line_verifies_and_fails(
     result = CliRunner().invoke(export, options)
     assert isinstance(result.exception, ExportError)
     assert "the outputs differ from those of the network" in str(result.exception)
+
+
+def test_the_file_of_a_run_is_verified_with_its_test_data(compressed: Path, tmp_path: Path) -> None:
+    file = tmp_path / "compressed.safetensors"
+    file.write_bytes(compressed.read_bytes())
+    CompressConfig(model="digits-resnet-small").to_yaml(tmp_path / "config.yaml")
+    inputs = inputs_of_run(file, 20)
+    assert inputs is not None
+    assert inputs.shape == (20, 1, 8, 8)
+    expected = next(load_dataset("digits").ordered(load_dataset("digits").test))[0]
+    assert torch.equal(inputs, expected[:20])
+    assert inputs_of_run(compressed, 20) is None
+    options = [str(file), "--state-dict", str(tmp_path / "a.pt"), "--verify", "5"]
+    assert "verified with test data: " in CliRunner().invoke(export, options).output
 
 
 @pytest.mark.parametrize(
