@@ -80,6 +80,10 @@ def compress(
             config = _new(config_file, given)
         else:
             config = _resumed(resume, out, config_file, given)
+        if "n_min" in given and config.refinement != "count":
+            raise ConfigError(
+                "--n-min is for the refinement count: pass --refinement count or --recipe paper"
+            )
         _run(config, resume or out or _next_run(Path("runs")), resume=resume is not None)
     except ConfigError as error:
         raise click.UsageError(str(error)) from error
