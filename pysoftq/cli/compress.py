@@ -80,13 +80,17 @@ def compress(
             config = _new(config_file, given)
         else:
             config = _resumed(resume, out, config_file, given)
-        if "n_min" in given and config.refinement != "count":
-            raise ConfigError(
-                "--n-min is for the refinement count: pass --refinement count or --recipe paper"
-            )
+        _check_n_min(config, given)
         _run(config, resume or out or _next_run(Path("runs")), resume=resume is not None)
     except ConfigError as error:
         raise click.UsageError(str(error)) from error
+
+
+def _check_n_min(config: CompressConfig, given: dict[str, Any]) -> None:
+    if "n_min" in given and config.refinement != "count":
+        raise ConfigError(
+            "--n-min is for the refinement count: pass --refinement count or --recipe paper"
+        )
 
 
 def _new(config_file: Path | None, given: dict[str, Any]) -> CompressConfig:

@@ -802,3 +802,11 @@ def test_the_configuration_of_a_run_is_removed_last(
     folder.clear()
     assert sorted(removed) == ["config.yaml", "metrics.jsonl", "soft.safetensors"]
     assert removed[-1] == "config.yaml"
+
+
+def test_n_min_without_refinement_by_count_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("compress", "--n-min", "3", "--out", str(tmp_path / "run")) == 2
+    assert "--n-min is for the refinement count" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
