@@ -308,9 +308,9 @@ def _followed(study: DynamicsStudy, info: ArtifactInfo) -> list[str]:
     if study.quartiles is not None:
         low, median, high = study.quartiles
         lines.append(
-            f"The spread of {len(study.collapsed)} groups fell permanently below "
-            f"{study.threshold:g} w, of half of them between epochs {low:.2f} and {high:.2f} "
-            f"(median {median:.2f})."
+            f"{len(study.collapsed)} of {len(study.collapses)} groups collapsed: their spread fell "
+            f"permanently below {study.threshold:g} w, for half of them between epochs {low:.2f} "
+            f"and {high:.2f} (median {median:.2f})."
         )
     return lines
 

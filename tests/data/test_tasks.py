@@ -81,7 +81,10 @@ def test_report_of_a_language_model(summary: Summary, tmp_path: Path) -> None:
 
 
 def test_reports_of_before_are_of_classifiers(tmp_path: Path) -> None:
-    rows = (NetworkRow("pretrained", 0.9, None, None, None, 4000),)
+    rows = (
+        NetworkRow("pretrained", 0.9, None, None, None, 4000),
+        NetworkRow("soft, refined", 0.9, 3.0, 3.0, 3.0, 400),
+    )
     summary = Summary(rows, CompressionReport(()), {}, TrainingSpeed(2.0, 1500.0, None))
     content = summary.to_dict()
     del content["task"], content["networks"][0]["loss"], content["training"]["tokens_per_second"]

@@ -27,7 +27,7 @@ from pysoftq.run.setup import Run
 from pysoftq.run.state import RunState
 
 CONFIG = make_config({"batch_size": 32, "h": 0.05, "lr": 0.01})
-METRICS = EpochMetrics(0, 0, 0.1, -5.0, 0.9, 0.8, 0.3, 0.01, 5.0, 4.0, {"conv": 3}, 0.0)
+METRICS = EpochMetrics(0, 0, 0.1, -5.0, 0.9, 0.8, 0.7, 0.3, 0.01, 5.0, 4.0, {"conv": 3}, 0.0)
 
 
 def train(training: Training, epoch: int) -> None:
