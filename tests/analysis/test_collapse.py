@@ -180,4 +180,4 @@ def test_command(folder: Path, tmp_path: Path) -> None:
 def test_command_refuses_other_epochs(folder: Path, epochs: str) -> None:
     result = CliRunner().invoke(dynamics, [str(folder), "--epochs", epochs])
     assert result.exit_code == 2
-    assert "is no list like 0,1,30" in result.output
+    assert "is not a list like 0,1,30" in result.output

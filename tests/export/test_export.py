@@ -227,7 +227,7 @@ def test_a_model_from_a_module(
         ("nets_of_export", "not of the form MODULE:FUNCTION"),
         ("nets_of_export:other", "cannot find"),
         ("nowhere_to_be_found:make", "cannot find"),
-        ("nets_of_export:number", "gives a int; want a network"),
+        ("nets_of_export:number", "returns a int, not a network"),
     ):
         result = run(*options, name, "--force")
         assert result.exit_code == 2

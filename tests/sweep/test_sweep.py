@@ -543,7 +543,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ended.set()
     killer.join()
     assert result.exit_code == 0, result.output
-    assert "2 of 2 runs are done, 0 have failed" in result.output
+    assert "2 of 2 runs done, 0 failed" in result.output
     return folder
 
 
