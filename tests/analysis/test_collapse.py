@@ -161,9 +161,9 @@ def test_command(folder: Path, tmp_path: Path) -> None:
     flags = ["--epochs", "0,6", "--no-animation", "--out", str(tmp_path)]
     result = CliRunner().invoke(dynamics, [str(folder), *flags])
     assert result.exit_code == 0, result.output
-    assert "clusters of linear.weight" in result.stdout
+    assert "followed weights of linear.weight" in result.stdout
     study = load_result(DynamicsStudy, tmp_path / "dynamics.json")
-    assert f"{len(study.collapsed)} of {len(study.collapses)} clusters" in result.stdout
+    assert f"{len(study.collapsed)} of {len(study.collapses)} groups" in result.stdout
     names = ("clusters", "collapse", "densities", "losses", "trajectories")
     drawn = {f"{name}.{kind}" for name in names for kind in ("png", "pdf")}
     assert {path.name for path in tmp_path.iterdir()} == drawn | {"dynamics.json"}

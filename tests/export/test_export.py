@@ -238,7 +238,7 @@ def test_a_model_from_a_module(
 def test_bad_shapes(compressed: Path, tmp_path: Path, shape: str) -> None:
     result = run(compressed, "--onnx", tmp_path / "a.onnx", "--input-shape", shape)
     assert result.exit_code == 2
-    assert "no list of lengths such as 3,32,32" in result.output
+    assert "not a list of lengths such as 3,32,32" in result.output
 
 
 def test_nothing_to_write(compressed: Path) -> None:
