@@ -148,7 +148,7 @@ def export(
     targets: dict[Format, Path | None] = {"onnx": onnx, "coreml": coreml, "state_dict": state_dict}
     wanted = {kind: path for kind, path in targets.items() if path is not None}
     if not wanted:
-        raise click.UsageError("say what to write: --onnx, --coreml or --state-dict")
+        raise click.UsageError("missing format: pass --onnx, --coreml or --state-dict")
     if dynamic and onnx is None:
         raise click.UsageError("--dynamic requires --onnx")
     check(wanted, force, verify=verify is not None)
