@@ -16,11 +16,17 @@ class Layers(nn.Module):
 
     def __init__(self, weights: list[Tensor]) -> None:
         super().__init__()
-        self.weights = nn.ParameterList(
-            nn.Parameter(torch.atleast_2d(theta).clone()) for theta in weights
-        )
-        for parameter in self.weights:
-            parameter.grad = torch.zeros_like(parameter)
+        self.layers = nn.ModuleList()
+        for theta in weights:
+            layer = nn.Linear(1, 1, bias=False)  # whose weight is coupled, whatever its shape
+            layer.weight = nn.Parameter(torch.atleast_2d(theta).clone())
+            layer.weight.grad = torch.zeros_like(layer.weight)
+            self.layers.append(layer)
+
+    @property
+    def weights(self) -> list[nn.Parameter]:
+        """The parameters."""
+        return [layer.get_parameter("weight") for layer in self.layers]
 
     def gradients(self) -> list[Tensor]:
         """Flat, on the CPU."""

@@ -31,7 +31,6 @@ from pysoftq.artifact.packing import CHUNK, Bytes, Integers, pack, unpack, unpac
 from pysoftq.clusters.patterns import flip_negative
 from pysoftq.errors import ArtifactError
 from pysoftq.interaction.arrays import check_granularity
-from pysoftq.interaction.host import on_host
 from pysoftq.interaction.segments import segment_count
 from pysoftq.paths import user_path
 
@@ -156,7 +155,6 @@ def read(path: str | os.PathLike[str]) -> File:
     return check(os.fspath(path), data)
 
 
-@on_host()
 def check(path: str, data: bytes) -> File:
     """The same for the bytes of a file, its name being that of error messages."""
     if data[8 : DIGEST.start] != HEADER_START:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-
 
 @contextmanager
 def on_host() -> Iterator[None]:
@@ -15,6 +13,8 @@ def on_host() -> Iterator[None]:
     Also a decorator. Tables that describe a layer are small and read by Python, so they belong on
     the CPU; what belongs to the weights is made on their device explicitly.
     """
+    import torch  # files are read and inspected without it
+
     if torch.get_default_device().type == "cpu":
         yield
     else:

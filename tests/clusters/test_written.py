@@ -26,7 +26,7 @@ def make_model() -> nn.Module:
 @pytest.fixture(params=["layer", "channel", "group:8"])
 def trained(request: pytest.FixtureRequest) -> nn.Module:
     model = make_model()
-    SoftQuantizer(model, granularity=request.param).finalize(bits=2, n_min=0)
+    SoftQuantizer(model, granularity=request.param).finalize(bits=2, n_min=0, refinement="count")
     return model
 
 
@@ -95,7 +95,7 @@ def test_finalize_again_and_loading_renew_what_is_expected(
     trained: nn.Module, tmp_path: Path
 ) -> None:
     take_a_step(trained)
-    SoftQuantizer(trained).finalize(bits=3, n_min=0)
+    SoftQuantizer(trained).finalize(bits=3, n_min=0, refinement="count")
     save_compressed(trained, tmp_path / "a.safetensors")
     other = copy.deepcopy(trained)
     load_compressed(tmp_path / "a.safetensors", trained)
@@ -109,7 +109,7 @@ def test_finalize_again_and_loading_renew_what_is_expected(
 def test_wrapped_models_are_looked_into(trained: nn.Module, tmp_path: Path) -> None:
     trained[2] = torch.compile(trained[2], backend="eager")
     softq = SoftQuantizer(nn.DataParallel(trained))
-    softq.finalize(bits=2, n_min=0)
+    softq.finalize(bits=2, n_min=0, refinement="count")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         save_compressed(nn.DataParallel(trained), tmp_path / "a.safetensors")

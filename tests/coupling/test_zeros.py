@@ -113,7 +113,7 @@ def test_a_padding_row_stays_zero(padding_idx):
         optimizer.zero_grad()
         net(torch.randint(0, 300, (64,))).square().mean().backward()
         optimizer.step()
-    softq.finalize(rd_weight=1.0)
+    softq.finalize()
     assert not net[0].weight[padding_idx].any()
     assert not torch.equal(net[0].weight, before)
 

@@ -114,7 +114,7 @@ def wrapped(request: pytest.FixtureRequest) -> nn.Module:
 
 
 def clustered(model: nn.Module) -> nn.Module:
-    SoftQuantizer(model).finalize(bits=3, n_min=0)
+    SoftQuantizer(model).finalize(bits=3, n_min=0, refinement="count")
     return model.eval()
 
 
@@ -207,7 +207,7 @@ def test_the_coupling_acts_on_what_is_inside(wrapped: nn.Module) -> None:
     optimizer.zero_grad()
     for layer in softq.layers:
         assert not torch.equal(unwrapped(wrapped).get_parameter(layer.name), before[layer.name])
-    report = softq.finalize(bits=2, n_min=0)
+    report = softq.finalize(bits=2, n_min=0, refinement="count")
     validate_clustering(wrapped, report)
     clusters = {layer.name: unique(layer.parameter) for layer in softq.layers}
     assert len(Codebooks(wrapped, clusters).values) == 3

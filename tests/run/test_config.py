@@ -218,7 +218,7 @@ def test_every_option_has_help_and_a_group() -> None:
         {},
         {"h": 0.05, "augment": False, "compile": True, "amp": "bf16", "seed": 7},
         {"dataset": "imagefolder:a b", "mean": "0.1,0.2,0.3", "std": "1,1,1", "epochs": 3},
-        {"include": ("a*", "b c"), "weights": "dir/x.pt", "n_min": 10},
+        {"include": ("a*", "b c"), "weights": "dir/x.pt", "n_min": 10, "recipe": "paper"},
         {"override": {"fc.*": {"h": 0.25, "w": 1e-9}, "a b:c": {"w": 3}}},
     ],
 )
