@@ -166,11 +166,11 @@ def default_run() -> str:
         for number, runs in read("digits.json")["threads"].items()
     }
     won = [digits.better(networks) for runs in threads.values() for networks in runs.values()]
-    return (
-        digits.table(threads["1"]).partition("\n\n")[0]
-        + f"\n\nFewer bits and a higher accuracy than {digits.BASELINE} in {sum(won)} of {len(won)} "
-        f"runs (threads: {', '.join(threads)}; seeds: {', '.join(threads['1'])}).\n"
+    outcome = (
+        f"Fewer bits and a higher accuracy than {digits.BASELINE} in {sum(won)} of {len(won)} runs "
+        f"(threads: {', '.join(threads)}; seeds: {', '.join(threads['1'])}).\n"
     )
+    return digits.table(threads["1"]).partition("\n\n")[0] + "\n\n" + outcome
 
 
 TABLES = {"comparison": comparison, "speed": speed, "digits": default_run}
