@@ -140,12 +140,12 @@ def speed() -> str:
         timings = {timing["name"]: timing for timing in found[key]["timings"]}
         own = found[key]["timings"][0]["seconds"]["median"]
         others = [
-            f"{name} {told(seconds)} ({ratio(seconds / own)}×)"
+            f"{name} {duration(seconds)} ({ratio(seconds / own)}×)"
             + ("" if timings[name]["share"] == 1 else ", extrapolated from a part")
             for name in peers
             for seconds in [timings[name]["seconds"]["median"]]
         ]
-        rows.append((label, told(own), "; ".join(others)))
+        rows.append((label, duration(own), "; ".join(others)))
     return table(("case", "pysoftq", "compared with"), rows)
 
 
@@ -154,7 +154,7 @@ def ratio(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def told(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """A time with three digits."""
     return f"{seconds:.3g} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
 

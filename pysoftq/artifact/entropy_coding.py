@@ -41,7 +41,7 @@ def encode(indices: AnyIntegers, counts: AnyIntegers, sizes: Integers, bounds: I
             part = indices[start : min(start + _CHUNK, end)]
             coder.encode_reverse(part.astype(np.int32, copy=False), model)
     words = coder.get_compressed().astype("<u4").view(np.uint8)
-    return np.concatenate([pack_varints(counts[_told(sizes)]), words])
+    return np.concatenate([pack_varints(counts[_is_stored(sizes)]), words])
 
 
 def read_counts(coded: Bytes, sizes: Integers, bounds: Integers) -> tuple[Integers, Bytes]:
@@ -50,14 +50,14 @@ def read_counts(coded: Bytes, sizes: Integers, bounds: Integers) -> tuple[Intege
     Raises:
         ValueError: the counts are cut short, or not those of segments with these sizes.
     """
-    told = _told(sizes)
-    counts = np.zeros(len(told), dtype=np.int64)
-    counts[told], length = unpack_varints(coded, int(told.sum()))
+    stored = _is_stored(sizes)
+    counts = np.zeros(len(stored), dtype=np.int64)
+    counts[stored], length = unpack_varints(coded, int(stored.sum()))
     if int(counts.max()) > int(bounds[-1]):  # sums cannot overflow
         raise ValueError("a count exceeds the number of weights")
     total = np.concatenate([[0], counts.cumsum()])
     last = sizes.cumsum()
-    counts[~told] = np.diff(bounds) - (total[last] - total[last - sizes])
+    counts[~stored] = np.diff(bounds) - (total[last] - total[last - sizes])
     if int(counts.min()) < 1:
         raise ValueError("a count is 0, or the counts exceed the number of weights")
     return counts, coded[length:]
@@ -89,11 +89,11 @@ def decode(
     return symbols
 
 
-def _told(sizes: Integers) -> NDArray[np.bool_]:
+def _is_stored(sizes: Integers) -> NDArray[np.bool_]:
     """(K,) whether a count is stored: the last one of each segment follows from its length."""
-    told = np.ones(int(sizes.sum()), dtype=np.bool_)
-    told[sizes.cumsum() - 1] = False
-    return told
+    stored = np.ones(int(sizes.sum()), dtype=np.bool_)
+    stored[sizes.cumsum() - 1] = False
+    return stored
 
 
 def _segments(

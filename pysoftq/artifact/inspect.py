@@ -1,4 +1,4 @@
-"""What a compressed file holds, told without unpacking it."""
+"""What a compressed file holds, read without unpacking it."""
 
 from __future__ import annotations
 

@@ -170,7 +170,7 @@ class _Unfilled(TorchFunctionMode):
 def _materialize(
     model: nn.Module, without: Collection[str], unsaved: Mapping[str, Tensor], home: torch.device
 ) -> None:
-    """Give tensors on the meta device memory of their own, but for parameters of some names."""
+    """Allocate memory for tensors on the meta device, except the parameters in `without`."""
     made: dict[int, Any] = {}
     for path, module in model.named_modules():
         for name, tensor in (*module._parameters.items(), *module._buffers.items()):
@@ -193,7 +193,7 @@ def _unsaved(file: File, model: nn.Module) -> dict[str, Tensor]:
     """Values of the buffers on the meta device that are not in a state dict, by name.
 
     Raises:
-        ArtifactError: there are tensors on the meta device whose values nobody knows.
+        ArtifactError: there are tensors on the meta device whose values are unknown.
     """
     saved = model.state_dict(keep_vars=True).keys()
     buffers = dict(model.named_buffers(remove_duplicate=False))

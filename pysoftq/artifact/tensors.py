@@ -61,8 +61,8 @@ def check_storable(name: str, tensor: object) -> None:
     if kind := special_kind(tensor):
         raise TypeError(f"{name} must be a dense tensor with values, got {kind}")
     if _name(tensor.dtype) not in DTYPES:
-        wanted = ", ".join(f"torch.{name}" for name in DTYPES)
-        raise TypeError(f"{name} is {tensor.dtype}; want one of {wanted}")
+        supported = ", ".join(f"torch.{name}" for name in DTYPES)
+        raise TypeError(f"{name} must be one of {supported}, got {tensor.dtype}")
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -38,7 +38,7 @@ def mark_clusters(model: nn.Module, clusters: Mapping[str, Clusters]) -> None:
 
 
 def forget_clusters(model: nn.Module) -> None:
-    """Note that the model holds other weights, which nobody has clustered."""
+    """Note that the model holds other weights, which have not been clustered."""
     for module in model.modules():
         vars(module).pop(_WRITTEN, None)
 
