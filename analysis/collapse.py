@@ -87,7 +87,7 @@ def study_dynamics(run: Run, name: str, threshold: float = THRESHOLD) -> Dynamic
     Raises ValueError where the threshold is not in (0, 0.25).
     """
     if not 0 < threshold < GAP:
-        raise ValueError(f"threshold: got {threshold:g} widths, wanted above 0 and below {GAP}")
+        raise ValueError(f"threshold: got {threshold:g} widths, expected above 0 and below {GAP}")
     records = run.records
     width = records.trajectory_width
     times = run.losses.epochs_of(records.trajectory_steps)

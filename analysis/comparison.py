@@ -38,7 +38,7 @@ class Record:
     @property
     def setting(self) -> str:
         """The parameters in words."""
-        return told(self.parameters)
+        return parameter_text(self.parameters)
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Point:
     @property
     def setting(self) -> str:
         """The parameters in words."""
-        return told(self.parameters)
+        return parameter_text(self.parameters)
 
     def rate(self, rate: Rate) -> float:
         """Mean of either kind of bits."""
@@ -112,7 +112,7 @@ class ComparisonStudy:
         return point.accuracy.mean - float(reached)
 
 
-def told(parameters: Mapping[str, Value]) -> str:
+def parameter_text(parameters: Mapping[str, Value]) -> str:
     """Parameters in words."""
     return ", ".join(
         value if isinstance(value, str) else f"{name} = {value:g}"

@@ -66,7 +66,7 @@ CALIBRATION_IMAGES = 10_000
 
 
 class Observer(run_observer.Observer, Protocol):
-    """Is told how a comparison goes on."""
+    """Receives the progress of a comparison."""
 
     def on_record(self, record: Record, progress: Progress) -> None:
         """After each network that was not known before."""
@@ -131,7 +131,7 @@ def study_comparison(
         config: of every network that is trained; its h and w are not used.
         options: which networks.
         folder: for networks, runs and measured values.
-        observer: is told what happens.
+        observer: receives the progress.
 
     Raises:
         ConfigError: the folder holds a comparison with other options, or a run of ``runs`` is not
@@ -139,9 +139,7 @@ def study_comparison(
         Interrupted: after SIGINT or SIGTERM; a run of soft quantization goes on from there.
     """
     if config.granularity != "layer":
-        raise ConfigError(
-            f"option 'granularity': layers are compared, given {config.granularity!r}"
-        )
+        raise ConfigError(f"option 'granularity': layers are compared, got {config.granularity!r}")
     set_threads(config.threads)
     _keep_options(config, folder)
     settings = {"version": VERSION, "normalization": options.normalization}

@@ -13,7 +13,7 @@ from pysoftq.run.records import WeightRecords, read_metrics
 
 @dataclass(frozen=True)
 class LossCurves:
-    """Losses and what else is told after each epoch, (E,); epoch 0 is the pretrained state.
+    """Losses and the other quantities of each epoch, (E,); epoch 0 is the pretrained state.
 
     ``steps`` are those done by then. ``merit_soft`` and ``merit_compressed`` are the task's figure
     of merit in the test, of the network as it is and as it would be compressed there;

@@ -1,4 +1,4 @@
-"""Values measured one by one, kept in a file, so that an interrupted study goes on where it was."""
+"""Values measured one by one, kept in a file, so that an interrupted study resumes where it was."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Journal:
             try:
                 line = json.dumps({"key": key, "value": value}, allow_nan=False)
             except ValueError:
-                raise ValueError(f"{key}: measured {value}, wanted finite numbers") from None
+                raise ValueError(f"{key}: measured {value}, expected finite numbers") from None
             self._append(line)
             self._values[key] = value
         return self._values[key]

@@ -70,8 +70,8 @@ def read_states(path: str | Path) -> RunStates:
     the model, OSError where they or the data cannot be read.
     """
     folder = RunFolder(Path(path))
-    wanted = (folder.config, folder.pretrained, folder.soft)
-    if missing := [file.name for file in wanted if not file.is_file()]:
+    required = (folder.config, folder.pretrained, folder.soft)
+    if missing := [file.name for file in required if not file.is_file()]:
         raise ValueError(f"{path}: not the folder of a finished run: without {', '.join(missing)}")
     config = make_config(read_config(folder.config))
     data = read_data(config)
@@ -100,7 +100,7 @@ class Landscape:
 
     Args:
         model: gives the architecture; its own weights are overwritten.
-        data: tells how images are normalised.
+        data: supplies the normalisation of images.
         images: to average over.
         calibration: training images from which statistics are re-estimated. Without them, batch
             normalisation works with the statistics in the state.

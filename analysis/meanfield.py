@@ -124,7 +124,7 @@ class MeanFieldStudy:
         """
         found = [scan for scan in self.bins if scan.method == method]
         if not found:
-            raise ValueError(f"got method {method!r}, wanted one of {', '.join(METHODS)}")
+            raise ValueError(f"got method {method!r}, expected one of {', '.join(METHODS)}")
         within = (found[0].errors.force_l2 <= tolerance).all(axis=0)
         return int(found[0].bins[within.argmax()]) if within.any() else None
 

@@ -71,9 +71,11 @@ class MeanFieldOptions:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.width) and self.width > 0):
-            raise ValueError(f"width: got {self.width}, wanted a positive finite multiple of sigma")
+            raise ValueError(
+                f"width: got {self.width}, expected a positive finite multiple of sigma"
+            )
         if self.draws < 2:
-            raise ValueError(f"draws: got {self.draws}, wanted at least 2 for a spread")
+            raise ValueError(f"draws: got {self.draws}, expected at least 2 for a spread")
 
 
 @dataclass(frozen=True)
@@ -116,11 +118,11 @@ class FlatnessOptions:
         least |= {"line": 0, "plane": 0, "curvatures": 0}
         for name, bound in least.items():
             if getattr(self, name) < bound:
-                raise ValueError(f"{name}: got {getattr(self, name)}, wanted at least {bound}")
+                raise ValueError(f"{name}: got {getattr(self, name)}, expected at least {bound}")
         for name, choices in (("half", get_args(Half)), ("normalization", get_args(Normalization))):
             if getattr(self, name) not in choices:
-                wanted = " or ".join(choices)
-                raise ValueError(f"{name}: got {getattr(self, name)!r}, wanted {wanted}")
+                expected = " or ".join(choices)
+                raise ValueError(f"{name}: got {getattr(self, name)!r}, expected {expected}")
 
 
 @dataclass(frozen=True)
@@ -161,12 +163,14 @@ class ComparisonOptions:
         if unknown := [method for method in self.methods if method not in METHODS]:
             raise ConfigError(f"unknown method {unknown[0]!r}; there are {', '.join(METHODS)}")
         if unknown := [recipe for recipe in self.recipes if recipe not in get_args(Recipe)]:
-            wanted = ", ".join(get_args(Recipe))
-            raise ConfigError(f"unknown recipe {unknown[0]!r}; there are {wanted}")
+            expected = ", ".join(get_args(Recipe))
+            raise ConfigError(f"unknown recipe {unknown[0]!r}; expected one of {expected}")
         if self.seeds < 1:
-            raise ConfigError(f"seeds is {self.seeds}; want 1 or more")
+            raise ConfigError(f"seeds is {self.seeds}; expected 1 or more")
         if self.normalization not in get_args(Normalization):
-            raise ConfigError(f"normalization is {self.normalization!r}; want keep or reestimate")
+            raise ConfigError(
+                f"normalization is {self.normalization!r}; expected keep or reestimate"
+            )
 
     def ladder(self, method: str) -> list[dict[str, Value]]:
         """The parameters that a method is run with."""

@@ -167,8 +167,8 @@ def pick(
     keeps it.
     """  # noqa: D205 - one sentence
     if (drop is None) == (bits is None):
-        raise ValueError("wanted either a largest drop or a number of bits")
-    limited, wanted = (0, 1) if bits is None else (1, 0)
+        raise ValueError("expected either a largest drop or a number of bits")
+    limited, minimised = (0, 1) if bits is None else (1, 0)
     limit = drop if bits is None else bits
     assert limit is not None
     if math.isnan(limit):
@@ -176,7 +176,7 @@ def pick(
 
     def rank(values: tuple[float, float]) -> tuple[float, float]:
         """First what is over the limit, then what is to be small."""
-        return max(values[limited] - limit, 0.0), values[wanted]
+        return max(values[limited] - limit, 0.0), values[minimised]
 
     point = min(study.points, key=lambda point: rank(_means(point.refined)))
     if rank(_means(point.refined))[0] > 0:

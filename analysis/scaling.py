@@ -217,7 +217,7 @@ def study_scaling(
             network with fewer than three usable layers or layers of a single size.
     """
     if not networks:
-        raise ValueError("got no network, wanted at least one")
+        raise ValueError("got no network, expected at least one")
     measured = [measure_energies(network.weights, width) for network in networks]
     studied = []
     for network, energies in zip(networks, measured, strict=True):
@@ -266,7 +266,7 @@ def measure_energies(weights: Mapping[str, Tensor], width: float) -> LayerEnergi
     Raises ValueError if ``width`` is not a positive finite number or a weight is not finite.
     """
     if not (math.isfinite(width) and width > 0):
-        raise ValueError(f"width: got {width}, wanted a positive finite multiple of sigma")
+        raise ValueError(f"width: got {width}, expected a positive finite multiple of sigma")
     sigmas = [standard_deviation(name, theta) for name, theta in weights.items()]
     energies = [
         pair_energy(theta, width * sigma) if sigma > 0 else 0.0
@@ -313,9 +313,11 @@ def fit_scaling(sizes: ArrayLike, energies: ArrayLike) -> ScalingFit:
     size = np.asarray(sizes, dtype=np.float64).ravel()
     energy = np.abs(np.asarray(energies, dtype=np.float64).ravel())
     if size.shape != energy.shape:
-        raise ValueError(f"got {size.size} sizes and {energy.size} energies, wanted one of each")
+        raise ValueError(f"got {size.size} sizes and {energy.size} energies, expected one of each")
     if size.size < 3:
-        raise ValueError(f"got {size.size} layers, wanted at least 3 to fit a slope and its error")
+        raise ValueError(
+            f"got {size.size} layers, expected at least 3 to fit a slope and its error"
+        )
     if not (np.isfinite(size) & (size > 0) & np.isfinite(energy) & (energy > 0)).all():
         raise ValueError("sizes and energies must be finite and nonzero to have logarithms")
 

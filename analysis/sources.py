@@ -23,7 +23,7 @@ class Network:
 
 
 def read_networks(sources: Sequence[str | Path]) -> list[Network]:
-    """The networks of several sources; two of one name are told apart by their whole source.
+    """The networks of several sources; two of the same name are labelled by their whole source.
 
     A source is a weight file, the folder of a run (its pretrained weights), or else the name of a
     model of torchvision (with its default trained weights).

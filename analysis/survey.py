@@ -40,13 +40,13 @@ def study_flatness(
     """Measure the flatness of the landscape around the networks of a run.
 
     Every value is kept in the folder ``flatness`` of the run as soon as it is measured: the same
-    call again goes on where it was interrupted, and more draws or points cost only what is new.
+    call again resumes where it was interrupted, and more draws or points cost only what is new.
 
     Args:
         states: of the run, from `pysoftq.analysis.landscape.read_states`.
         options: what to measure.
         device: where the network runs.
-        progress: is told (values at hand, values in all) before each value and at the end.
+        progress: called with (values at hand, values in all) before each value and at the end.
 
     Raises:
         ValueError: a network is where the pretrained one is, there is no plane through the
@@ -71,7 +71,7 @@ def study_flatness(
 
 
 class Survey:
-    """The values that a study wants, each under a key, and the study made of them."""
+    """The values that a study requires, each under a key, and the study made of them."""
 
     def __init__(self, states: RunStates, options: FlatnessOptions, device: torch.device) -> None:
         images = choose_images(getattr(states.data, options.half), options.images, options.seed)

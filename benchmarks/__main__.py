@@ -57,9 +57,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--name", help="of the files; from device, cases and size by default")
     chosen = parser.parse_args(arguments)
     if unknown := [case for case in chosen.cases if case not in CASES]:
-        parser.error(f"unknown case {', '.join(unknown)}: wanted some of {', '.join(CASES)}")
+        parser.error(f"unknown case {', '.join(unknown)}: expected some of {', '.join(CASES)}")
     if chosen.threads < 1:
-        parser.error(f"--threads must be at least 1, not {chosen.threads}")
+        parser.error(f"--threads must be at least 1, got {chosen.threads}")
     if chosen.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: PyTorch finds no CUDA device")
 

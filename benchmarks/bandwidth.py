@@ -34,8 +34,8 @@ def _compare(size: int, state: str, options: Options) -> Comparison:
     coupling.add_force_()
     theta, gradient = model.weights[0].detach(), model.weights[0].grad
     layer = coupling.layers[0]
-    wanted = force(theta, layer.width)
-    error = float((gradient / layer.strength - wanted).abs().max()) / size
+    expected = force(theta, layer.width)
+    error = float((gradient / layer.strength - expected).abs().max()) / size
     require(error < 1e-6, f"force step and force differ by {error:.1e} N")
 
     timings = race(

@@ -25,8 +25,8 @@ from benchmarks.report import environment
 from pysoftq.atomic import atomic_write
 from pysoftq.run.config import CompressConfig, make_config
 from pysoftq.run.driver import compress
+from pysoftq.run.networks import PAPER, REFINED, NetworkRow
 from pysoftq.run.observer import Silent
-from pysoftq.run.summary import PAPER, REFINED, NetworkRow
 
 SEEDS = tuple(range(10))
 THREADS = (1, 2)

@@ -27,10 +27,11 @@ from pysoftq.interaction.segments import segment_bounds
 from pysoftq.run.config import CompressConfig, make_config
 from pysoftq.run.driver import compress
 from pysoftq.run.folder import RunFolder
+from pysoftq.run.networks import REFINED, NetworkRow, clusters_name
 from pysoftq.run.observer import Silent
 from pysoftq.run.outcome import clustered_row
 from pysoftq.run.setup import Run
-from pysoftq.run.summary import REFINED, NetworkRow, Summary, clusters_name
+from pysoftq.run.summary import Summary
 
 SEEDS = (0, 1, 2)
 HEQ_BITS = (4, 3)

@@ -183,7 +183,7 @@ def race(
 
     All are called before, unmeasured. A sample is the mean of as many calls as fill five
     milliseconds; the order turns by one place from round to round. ``shares`` names contestants
-    that do but a part of the work, so that their times can be told for the whole.
+    that do but a part of the work, so that their times can be scaled to the whole.
     """
     calls = {name: _calls(function, options.sync) for name, function in contestants.items()}
     samples: dict[str, list[float]] = {name: [] for name in contestants}

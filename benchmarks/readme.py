@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import digits
-from pysoftq.run.summary import NetworkRow
+from pysoftq.run.networks import NetworkRow
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

@@ -1,4 +1,4 @@
-"""What the core is to reach, and whether it was measured to."""
+"""Targets of the core, and whether measurements meet them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Target:
     """From the quantity as measured to the unit."""
 
     @property
-    def wanted(self) -> str:
+    def limit(self) -> str:
         """The bound in words."""
         return f"{'≥' if self.at_least else '≤'} {self.bound:g}{_unit(self.unit)}"
 
@@ -165,10 +165,10 @@ def table(targets: Sequence[Target], measures: Mapping[str, Measure]) -> list[st
                 measured += f" ({value.first:.3g} – {value.third:.3g})"
             verdict = "met" if target.met(measure) else "**missed**"
             state = _wildcard(key, target.pattern)
-            cells = target.case, target.peer, state, target.wanted, measured, verdict
+            cells = target.case, target.peer, state, target.limit, measured, verdict
             lines.append(f"| {' | '.join(cells)} |")
         if not found:
-            lines.append(f"| {target.case} | {target.peer} | | {target.wanted} | not measured | |")
+            lines.append(f"| {target.case} | {target.peer} | | {target.limit} | not measured | |")
     return lines
 
 

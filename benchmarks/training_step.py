@@ -103,8 +103,8 @@ def _check(step: TrainingStep) -> str:
     softq.add_force_()
     worst = 0.0
     for layer in softq.layers:
-        wanted = 1 + layer.strength * force(layer.parameter.detach(), layer.width)
-        difference = float((layer.parameter.grad - wanted).abs().max())
-        worst = max(worst, difference / float(wanted.abs().max()))
+        expected = 1 + layer.strength * force(layer.parameter.detach(), layer.width)
+        difference = float((layer.parameter.grad - expected).abs().max())
+        worst = max(worst, difference / float(expected.abs().max()))
     require(worst < 1e-5, f"gradients with the coupling differ from the force by {worst:.0e}")
     return f"gradient + strength · force: within {worst:.0e}"

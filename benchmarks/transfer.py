@@ -22,8 +22,8 @@ from pysoftq.models.weight_files import load_weights, restore
 from pysoftq.run.config import make_config
 from pysoftq.run.driver import compress
 from pysoftq.run.evaluation import evaluate
+from pysoftq.run.networks import REFINED
 from pysoftq.run.observer import Silent
-from pysoftq.run.summary import REFINED
 
 SEEDS = (0, 1, 2)
 QUICK = {"epochs": 50, "lr": 0.003}

@@ -28,7 +28,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(os.path.realpath(user_path(path)))
     if target.is_dir():
-        raise IsADirectoryError(f"{path} is a folder; want the name of a file")
+        raise IsADirectoryError(f"{path} is a folder; expected the name of a file")
     if not target.parent.is_dir():
         raise FileNotFoundError(f"cannot write {path}: there is no folder {target.parent}")
     temporary = target.with_name(f".{target.stem}.{secrets.token_hex(6)}{target.suffix}")
@@ -62,7 +62,7 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(os.path.realpath(user_path(path)))
     if target.exists() and not target.is_dir():
-        raise NotADirectoryError(f"{path} is a file; want the name of a folder")
+        raise NotADirectoryError(f"{path} is a file; expected the name of a folder")
     if not target.parent.is_dir():
         raise FileNotFoundError(f"cannot write {path}: there is no folder {target.parent}")
     temporary, aside = (

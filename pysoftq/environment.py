@@ -23,7 +23,7 @@ def show_config(mode: Literal["stdout", "dicts"] = "stdout") -> dict[str, Any] |
         ValueError: the mode is unknown.
     """
     if mode not in ("stdout", "dicts"):
-        raise ValueError(f"mode must be 'stdout' or 'dicts', not {mode!r}")
+        raise ValueError(f"mode must be 'stdout' or 'dicts', got {mode!r}")
     import torch
 
     build = _core.build_config()

@@ -114,7 +114,7 @@ def _explain(problem: Any, names: Iterable[str]) -> str:
         close = get_close_matches(key, names, n=1)
         return f"unknown option {key!r}" + (f"; did you mean {close[0]!r}?" if close else "")
     message = problem["msg"].removeprefix("Value error, ")  # of validators in this package
-    return f"option {key!r}: {message}, given {problem['input']!r}"
+    return f"option {key!r}: {message}, got {problem['input']!r}"
 
 
 def read_mapping(path: str | Path) -> dict[str, Any]:
@@ -134,7 +134,7 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise ConfigError(f"{path}: wanted 'option: value' lines, found {type(content).__name__}")
+        raise ConfigError(f"{path}: expected 'option: value' lines, found {type(content).__name__}")
     return content
 
 

@@ -14,7 +14,7 @@ from paths import ROOT
 
 import pysoftq
 from pysoftq.baselines import histogram_equalize
-from pysoftq.run.summary import NetworkRow
+from pysoftq.run.networks import NetworkRow
 
 if not (ROOT / "benchmarks").is_dir():
     pytest.skip("the benchmarks are not beside the tests", allow_module_level=True)

@@ -114,7 +114,7 @@ def test_the_configuration_is_shown(
     assert config["with"]["torch"] == str(torch.__version__)
     assert pysoftq.show_config() is None
     assert yaml.safe_load(capsys.readouterr().out) == config
-    with pytest.raises(ValueError, match="mode must be 'stdout' or 'dicts', not 'json'"):
+    with pytest.raises(ValueError, match="mode must be 'stdout' or 'dicts', got 'json'"):
         pysoftq.show_config("json")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)

@@ -52,8 +52,8 @@ def draw_densities(run: Run, epochs: Sequence[float] | None = None) -> Figure:
     Drawn is the record that is nearest to each epoch; the title of its panel tells when that was.
     """
     moments = run.losses.epochs_of(run.records.density_steps)
-    wanted = (*EPOCHS, moments[-1]) if epochs is None else epochs
-    rows = sorted({int(np.abs(moments - epoch).argmin()) for epoch in wanted})
+    requested = (*EPOCHS, moments[-1]) if epochs is None else epochs
+    rows = sorted({int(np.abs(moments - epoch).argmin()) for epoch in requested})
     columns = min(3, len(rows))
     lines = -(-len(rows) // columns)
     figure = Figure(figsize=(PAGE, 0.4 + 1.75 * lines), layout="constrained")

@@ -15,7 +15,7 @@ _MARKED = 40  # more points than this are drawn as a line alone
 
 @dataclass(frozen=True)
 class Point:
-    """A point and what is told of it, line by line."""
+    """A point and its tooltip, line by line."""
 
     x: float
     y: float

@@ -30,7 +30,8 @@ from pysoftq.run.config import (
     read_config,
 )
 from pysoftq.run.folder import RunFolder
-from pysoftq.run.summary import PRETRAINED, REFINED, NetworkRow, Summary
+from pysoftq.run.networks import PRETRAINED, REFINED, NetworkRow
+from pysoftq.run.summary import Summary
 
 from .charts import Axis, Chart, Point, Series, Tick
 from .loading import loading_lines

@@ -21,7 +21,7 @@ _CELL = 9  # radius of a point of a phase diagram
 def sweep_page(study: PhaseStudy, spec: SweepSpec) -> str:
     """The report of a sweep as HTML; points without a finished run are left out."""
     lost = study.measure.lost
-    texts = {point: _told(point, spec, lost) for point in study.points}
+    texts = {point: _point_text(point, spec, lost) for point in study.points}
     base = spec.base()
     beat = [number for number, point in enumerate(study.points) if point.beats]
     return render(
@@ -134,7 +134,7 @@ def _map(
     return Chart(title, Axis("h", log=min(study.h) > 0), Axis("w"), series, legend=False)
 
 
-def _told(point: GridPoint, spec: SweepSpec, lost: str) -> str:
+def _point_text(point: GridPoint, spec: SweepSpec, lost: str) -> str:
     better = " (better than HEQ-4)" if point.beats else ""
     return (
         f"h {point.h:g}, w {point.w:g}, {point.seeds} seeds{better}\n"

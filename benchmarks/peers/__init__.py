@@ -1,1 +1,1 @@
-"""What people would use otherwise, each as well written as its library allows."""
+"""The alternatives, each as well written as its library allows."""

@@ -28,7 +28,7 @@ auto with_weights(const py::array& theta, const Body& body) {
   };
   if (py::isinstance<py::array_t<float>>(theta)) return view(float{});
   if (py::isinstance<py::array_t<double>>(theta)) return view(double{});
-  throw py::type_error("weights must be float32 or float64, not " +
+  throw py::type_error("weights must be float32 or float64, got " +
                        py::str(theta.dtype()).cast<std::string>());
 }
 

@@ -94,7 +94,7 @@ double energy(const Layer& layer, const Binning<T>& binning) {
 }
 
 // Layers above the chunk length are themselves split between the threads, one after the other; the
-// others are shared out whole, so many at a time that a task is worth its while.
+// others are shared out whole, so many at a time that a task outweighs its overhead.
 class Schedule {
  public:
   explicit Schedule(const std::vector<Layer>& layers) : layers_(layers) {

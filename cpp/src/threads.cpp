@@ -216,7 +216,7 @@ int num_threads() {
 void set_num_threads(int count) {
   if (count < 1 || count > max_threads) {
     throw std::invalid_argument("the number of threads must be at least 1 and at most " +
-                                std::to_string(max_threads) + ", not " + std::to_string(count));
+                                std::to_string(max_threads) + ", got " + std::to_string(count));
   }
   if (inside_call) {  // a handler of a signal
     throw std::runtime_error("the number of threads cannot change while a call is using them");

@@ -178,9 +178,9 @@ def _parse(path: str, data: bytes) -> File:
     header = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["pysoftq"])
     version = header["format_version"]
     if type(version) is not int or version not in READ_VERSIONS:
-        wanted = " and ".join(map(str, READ_VERSIONS))
+        expected = " and ".join(map(str, READ_VERSIONS))
         raise ArtifactError(
-            f"{path} has format version {version!r}; this pysoftq reads versions {wanted}"
+            f"{path} has format version {version!r}; this pysoftq reads versions {expected}"
         )
     content: Any = deserialize  # untyped
     stored = {name: _entry(found) for name, found in content(data)}
@@ -219,9 +219,9 @@ def _records(
     ]
     raw = (entry.removeprefix("raw/") for entry in stored if entry.startswith("raw/"))
     records += [_raw(name, stored[f"raw/{name}"]) for name in raw if name not in weights]
-    wanted = {entry: form for record in records for entry, form in record.entries.items()}
-    for entry in sorted(wanted.keys() | stored.keys()):
-        if not agrees(stored.get(entry), wanted.get(entry)):
+    expected = {entry: form for record in records for entry, form in record.entries.items()}
+    for entry in sorted(expected.keys() | stored.keys()):
+        if not agrees(stored.get(entry), expected.get(entry)):
             raise ValueError(f"{entry} is missing, unexpected or of the wrong size")
     return records
 

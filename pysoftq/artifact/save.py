@@ -67,7 +67,7 @@ def save_compressed(
         OSError: the file cannot be written.
     """
     if coding not in get_args(Coding):
-        raise ValueError(f"coding must be one of {', '.join(get_args(Coding))}, not {coding!r}")
+        raise ValueError(f"coding must be one of {', '.join(get_args(Coding))}, got {coding!r}")
     check_granularity(granularity)
     records: list[Record] = []
     ties: dict[str, str] = {}

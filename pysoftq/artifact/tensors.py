@@ -41,8 +41,8 @@ def tensor(file: File, record: Record) -> Tensor:
 
 def tensors(file: File, without: Collection[str] = ()) -> dict[str, Tensor]:
     """Every tensor of a file under each of its names, but for some names."""
-    wanted = [record for record in file.records if record.name not in without]
-    found = {record.name: tensor(file, record) for record in wanted}
+    kept = [record for record in file.records if record.name not in without]
+    found = {record.name: tensor(file, record) for record in kept}
     ties = {name: owner for name, owner in file.ties.items() if name not in without}
     return found | {name: found[owner] for name, owner in ties.items()}
 

@@ -32,8 +32,8 @@ def histogram_equalize(
         ValueError: NaN or infinite weights, `bits` outside 0..20, unknown `representative`.
     """
     if representative not in get_args(Representative):
-        wanted = ", ".join(get_args(Representative))
-        raise ValueError(f"`representative` must be one of {wanted}, got {representative!r}")
+        expected = ", ".join(get_args(Representative))
+        raise ValueError(f"`representative` must be one of {expected}, got {representative!r}")
     count = levels(bits)
     values = finite_weights(theta)
     ordered = values.sort().values

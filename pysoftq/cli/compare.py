@@ -172,10 +172,10 @@ def compare(
         click.echo(json.dumps(summary(study)))
     else:
         print_summary(study)
-    told = write_study("comparison", study, partial(drawings, study), out)
+    message = write_study("comparison", study, partial(drawings, study), out)
     with atomic_write(out / "comparison.md") as temporary:
         temporary.write_text(markdown(study), encoding="utf-8")
-    click.echo(f"{told}, comparison.md", err=as_json)
+    click.echo(f"{message}, comparison.md", err=as_json)
 
 
 def drawings(study: ComparisonStudy) -> dict[str, Callable[[], Figure]]:
@@ -198,7 +198,7 @@ def _comparison_options(config: CompressConfig, given: dict[str, Any]) -> Compar
         if name in axes:
             numbers = parse_axis(name, axes[name])
             if any(number != int(number) for number in numbers):
-                raise ConfigError(f"option {name!r}: wanted whole numbers, given {given[name]!r}")
+                raise ConfigError(f"option {name!r}: expected whole numbers, got {given[name]!r}")
             axes[name] = tuple(int(number) for number in numbers)
     for name in ("methods", "recipes"):
         if name in axes:
@@ -256,22 +256,22 @@ def headline(study: ComparisonStudy) -> str:
     """What is compared, in one line."""
     seeds = f"seeds {', '.join(map(str, study.seeds))}"
     return (
-        f"{study.name}, {seeds}: pretrained {_told(study.pretrained, 2)} %; {study.epochs} epochs "
-        f"where a method trains; statistics of normalisation: {study.normalization}; "
-        "mean ± standard deviation"
+        f"{study.name}, {seeds}: pretrained {_with_spread(study.pretrained, 2)} %; "
+        f"{study.epochs} epochs where a method trains; "
+        f"statistics of normalisation: {study.normalization}; mean ± standard deviation"
     )
 
 
 def rows(study: ComparisonStudy) -> list[list[str]]:
-    """The cells of the table; a lead is told in percentage points."""
+    """The cells of the table; a lead is in percentage points."""
     found = [
         [
             point.method,
             point.setting,
-            _told(point.accuracy, 2),
-            _told(point.bits, 2),
-            _told(point.entropy_bits, 2),
-            _told(point.kilobytes, 1),
+            _with_spread(point.accuracy, 2),
+            _with_spread(point.bits, 2),
+            _with_spread(point.entropy_bits, 2),
+            _with_spread(point.kilobytes, 1),
             _lead(study, point, "bits"),
             _lead(study, point, "entropy_bits"),
         ]
@@ -281,7 +281,7 @@ def rows(study: ComparisonStudy) -> list[list[str]]:
     return found + [[method, reason, *empty] for method, reason in study.skipped.items()]
 
 
-def _told(statistic: Statistic, digits: int) -> str:
+def _with_spread(statistic: Statistic, digits: int) -> str:
     spread = "" if statistic.spread is None else f" ± {statistic.spread:.{digits}f}"
     return f"{statistic.mean:.{digits}f}{spread}"
 

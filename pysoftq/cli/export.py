@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import platform
-import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pysoftq.cli.networks import build, model_option
 from pysoftq.cli.paths import UserPath
 from pysoftq.cli.tables import print_table
 
@@ -99,12 +98,7 @@ def axes(
     show_default=True,
     help="With --input-shape: int64 for a network that takes tokens.",
 )
-@click.option(
-    "--model",
-    metavar="MODULE:FUNCTION",
-    help="Function without arguments (or class) that builds the network, if FILE does not "
-    "specify it; imported from the current folder or an installed package.",
-)
+@model_option
 @click.option(
     "--dynamic",
     metavar="NAME:AXIS",
@@ -146,17 +140,17 @@ def export(
     from pysoftq.export import ExportError
 
     targets: dict[Format, Path | None] = {"onnx": onnx, "coreml": coreml, "state_dict": state_dict}
-    wanted = {kind: path for kind, path in targets.items() if path is not None}
-    if not wanted:
+    chosen = {kind: path for kind, path in targets.items() if path is not None}
+    if not chosen:
         raise click.UsageError("missing format: pass --onnx, --coreml or --state-dict")
     if dynamic and onnx is None:
         raise click.UsageError("--dynamic requires --onnx")
-    check(wanted, force, verify=verify is not None)
+    check(chosen, force, verify=verify is not None)
     network = file if model is None else load_compressed(file, build(model))
     metadata = inspect_compressed(file).metadata
     if input_shape is not None:
         metadata["input"] = {"shape": input_shape, "dtype": input_dtype}
-    reports = write(network, wanted, metadata, dynamic)
+    reports = write(network, chosen, metadata, dynamic)
     if not as_json:
         tell(reports)
     found: dict[str, Verification] = {}
@@ -176,12 +170,12 @@ def export(
         raise ExportError(f"{', '.join(failed)}: the outputs differ from those of the network")
 
 
-def check(wanted: Mapping[Format, Path], force: bool, verify: bool) -> None:
+def check(chosen: Mapping[Format, Path], force: bool, verify: bool) -> None:
     """Raise before anything is written, if a path or a package is not fit."""
     from pysoftq.export.target import check_target
     from pysoftq.export.verify import check_runtime
 
-    for kind, path in wanted.items():
+    for kind, path in chosen.items():
         check_target(path, kind, force)
         if verify and kind != "coreml":  # which runs on macOS only
             check_runtime(path)
@@ -189,7 +183,7 @@ def check(wanted: Mapping[Format, Path], force: bool, verify: bool) -> None:
 
 def write(
     network: nn.Module | Path,
-    wanted: Mapping[Format, Path],
+    chosen: Mapping[Format, Path],
     metadata: Mapping[str, Any],
     dynamic: Mapping[str, Sequence[int]],
 ) -> list[ExportReport]:
@@ -197,7 +191,7 @@ def write(
     from pysoftq.export import ExportWarning, to_coreml, to_onnx, to_state_dict
 
     reports = []
-    for kind, path in wanted.items():
+    for kind, path in chosen.items():
         if kind == "state_dict":
             reports.append(to_state_dict(network, path, overwrite=True))
         elif kind == "coreml":
@@ -266,30 +260,3 @@ def inputs_of_run(file: Path, count: int) -> Tensor | None:
         if sum(map(len, found)) >= count:
             break
     return torch.cat([inputs for inputs in found if inputs.shape[1:] == found[0].shape[1:]])[:count]
-
-
-def build(name: str) -> nn.Module:
-    """What MODULE:FUNCTION returns; the working folder is searched for modules first.
-
-    Raises BadParameter where it cannot be found, or gives no network.
-    """
-    from torch import nn
-
-    module_name, _, function_name = name.partition(":")
-    if not module_name or not function_name:
-        raise _bad_model(f"{name!r} is not of the form MODULE:FUNCTION, such as nets:make_net")
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        function: Any = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError) as error:
-        raise _bad_model(f"cannot find {name!r}: {error}") from error
-    finally:
-        sys.path.pop(0)
-    model = function()
-    if not isinstance(model, nn.Module):
-        raise _bad_model(f"{name!r} returns a {type(model).__name__}, not a network")
-    return model
-
-
-def _bad_model(message: str) -> click.BadParameter:
-    return click.BadParameter(message, param_hint="--model")

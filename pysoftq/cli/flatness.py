@@ -100,10 +100,10 @@ def flatness(run: Path, device: str, out: Path | None, as_json: bool, **options:
     states = read_states(run)
     if states.config.threads is not None:
         torch.set_num_threads(states.config.threads)
-    wanted = FlatnessOptions(**options)
+    settings = FlatnessOptions(**options)
     try:
         with StudyProgress.shown("values measured") as progress:
-            study = study_flatness(states, wanted, device=device, progress=progress.update)
+            study = study_flatness(states, settings, device=device, progress=progress.update)
     except KeyboardInterrupt:
         again = f"pysoftq flatness {shlex.quote(str(run))}"
         click.echo(f"measured values are kept; resume with: {again} (same options)", err=True)
@@ -112,8 +112,8 @@ def flatness(run: Path, device: str, out: Path | None, as_json: bool, **options:
         click.echo(json.dumps(summary(study)))
     else:
         print_summary(study)
-    told = write_study("flatness", study, partial(drawings, study), out or run / "flatness")
-    click.echo(told, err=as_json)
+    message = write_study("flatness", study, partial(drawings, study), out or run / "flatness")
+    click.echo(message, err=as_json)
 
 
 def drawings(study: FlatnessStudy) -> dict[str, Callable[[], Figure]]:

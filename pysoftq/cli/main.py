@@ -19,6 +19,7 @@ COMMANDS = {
     "compress": "Compress a network by soft quantization.",
     "dynamics": "Show how the weights of a run gather in clusters (Figs. 1, 2E, 2F).",
     "energy": "Print the interaction energy of each layer of a weight file.",
+    "evaluate": "Measure the accuracy or perplexity of a compressed file.",
     "export": "Convert a compressed file to ONNX, Core ML or a plain state dict.",
     "flatness": "Measure how flat the loss is towards the quantized networks (Fig. 3).",
     "inspect": "Show the content of a compressed file.",
@@ -26,6 +27,7 @@ COMMANDS = {
     "phase": "Draw the phase diagram of a sweep over h and w (Figs. 2, 5, 6).",
     "pick": "Recommend h and w from the results of a sweep.",
     "report": "Write one HTML page about a run or a sweep.",
+    "runs": "List runs with their state and results.",
     "scaling": "Fit the interaction energy against the size of the layers (Fig. 4).",
     "sweep": "Run a grid over h and w with several seeds (Fig. 2).",
 }
@@ -98,7 +100,7 @@ def main() -> None:
     Neither the encoding of the terminal, a closed pipe nor the environment make a command fail.
     """
     # Threads that spin while they wait cost a run a factor of three or more wherever another
-    # process wants the same cores. To be set before torch loads its OpenMP.
+    # process uses the same cores. To be set before torch loads its OpenMP.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Torch takes fresh memory for every large tensor: in huge pages, that costs a tenth less time.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")

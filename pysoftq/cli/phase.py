@@ -45,14 +45,14 @@ def phase(sweep: Path, storage: str | None, out: Path | None, as_json: bool) -> 
     both are outlined. The sweep may still be running.
     """
     study = read_study(sweep, storage)[0]
-    told = write_study("phase", study, partial(drawings, study), out or sweep / "phase")
+    message = write_study("phase", study, partial(drawings, study), out or sweep / "phase")
     if as_json:
         click.echo(json.dumps(summary(study)))
     else:
         heq = ", ".join(f"HEQ-{one.bits} {one.degradation:.2f}" for one in study.baselines)
         click.echo(f"{study.name}: {study.runs} runs; degradation in {study.measure.lost}: {heq}")
         print_table(point_table(study))
-    click.echo(told, err=as_json)
+    click.echo(message, err=as_json)
 
 
 def drawings(study: PhaseStudy) -> dict[str, Callable[[], Figure]]:
@@ -111,15 +111,15 @@ def point_table(study: PhaseStudy) -> Table:
             f"{point.h:g}",
             f"{point.w:g}",
             str(point.seeds),
-            told(point.refined.degradation),
-            told(point.refined.bits),
+            mean_text(point.refined.degradation),
+            mean_text(point.refined.bits),
             f"{'yes' if point.beats else ''} ({point.seeds_that_beat}/{point.seeds})".strip(),
             "yes" if point.pareto else "",
         )
     return table
 
 
-def told(statistic: Statistic) -> str:
+def mean_text(statistic: Statistic) -> str:
     """Mean and standard error."""
     error = "" if statistic.stderr is None else f" ± {statistic.stderr:.2g}"
     return f"{statistic.mean:.3f}{error}"

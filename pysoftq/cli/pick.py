@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from pysoftq.cli.phase import read_study, storage_option, sweep_argument, told
+from pysoftq.cli.phase import mean_text, read_study, storage_option, sweep_argument
 
 
 @click.command("pick")
@@ -57,8 +57,8 @@ def pick(
         click.echo(json.dumps(content))
         return
     click.echo(
-        f"h {point.h:g}, w {point.w:g}: degradation {told(point.refined.degradation)} {lost}, "
-        f"{told(point.refined.bits)} bits ({point.seeds} seeds)"
+        f"h {point.h:g}, w {point.w:g}: degradation {mean_text(point.refined.degradation)} {lost}, "
+        f"{mean_text(point.refined.bits)} bits ({point.seeds} seeds)"
     )
     click.echo(f"seed {chosen.run.seed}: {chosen.degradation:.3f} {lost}, {chosen.bits:.3f} bits")
     click.echo(str(run.compressed))

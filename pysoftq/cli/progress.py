@@ -155,7 +155,7 @@ class SweepProgress:
         )
         self._task = self._bar.add_task("runs", state="")
         self._start: tuple[float, int] | None = None
-        self._told = (-1, 0)  # runs that had ended, runs at once
+        self._reported = (-1, 0)  # runs that had ended, runs at once
 
     def close(self) -> None:
         """Leave the terminal as it was."""
@@ -171,11 +171,11 @@ class SweepProgress:
         state = f"{status.running} running, {status.failed} failed  {left}".rstrip()
         self._bar.update(self._task, total=status.total, completed=ended, state=state)
         # A line when runs begin and end, but of a long sweep only some.
-        before, running = self._told
+        before, running = self._reported
         due = ended - before >= max(1, status.total // LINES) or status.running > running
         last = not status.open and ended != before
         if not shows_bars(self.console) and (due or last):
-            self._told = (ended, status.running)
+            self._reported = (ended, status.running)
             text = f"{ended} of {status.total} runs, {state}"
             self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 

@@ -84,5 +84,5 @@ def _check_floating(theta: Tensor) -> None:
         raise TypeError(f"weights must be a torch tensor, got {type(theta).__name__}")
     check_dense(theta, "weights")
     if theta.dtype not in _INTEGER_VIEW:
-        wanted = ", ".join(str(dtype).removeprefix("torch.") for dtype in _INTEGER_VIEW)
-        raise TypeError(f"weights must be {wanted}, got {theta.dtype}")
+        expected = ", ".join(str(dtype).removeprefix("torch.") for dtype in _INTEGER_VIEW)
+        raise TypeError(f"weights must be {expected}, got {theta.dtype}")

@@ -66,7 +66,7 @@ class DeviceGroup:
         """The weights and gradients of this step.
 
         Whatever could make a backend read amiss is looked at anew: gradients are other tensors in
-        each step, and nothing tells when the memory behind a parameter is exchanged. This is the
+        each step, and no event reports that the memory behind a parameter is exchanged. This is the
         coupling's work for each layer in Python, and costs as little as asking torch costs.
 
         Raises:
@@ -139,7 +139,7 @@ class DeviceGroup:
             )
         if gradient.layout != torch.strided:
             raise ValueError(
-                f"layer '{name}' has a gradient of layout {gradient.layout}; want a dense one "
+                f"layer '{name}' has a gradient of layout {gradient.layout}; expected a dense one "
                 "(for an embedding: sparse=False), or leave the layer out with exclude="
             )
         weights = torch.empty_like(

@@ -121,7 +121,7 @@ class ClusteringConfig(Options):
             return value
         parsed = dict(map(_parse_override, value))
         if len(parsed) < len(value):
-            raise ValueError("wanted each pattern once")
+            raise ValueError("expected each pattern once")
         return parsed
 
     @field_validator("override")
@@ -129,9 +129,9 @@ class ClusteringConfig(Options):
     def _known_override(cls, value: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
         for pattern, values in value.items():
             if not values or set(values) - {"h", "w"}:
-                raise ValueError(f"wanted h, w or both for {pattern!r}")
+                raise ValueError(f"expected h, w or both for {pattern!r}")
             if values.get("h", 0) < 0 or values.get("w", 1) <= 0:
-                raise ValueError(f"wanted h of 0 or more and w above 0 for {pattern!r}")
+                raise ValueError(f"expected h of 0 or more and w above 0 for {pattern!r}")
         return value
 
 
@@ -151,5 +151,5 @@ def _parse_override(text: str) -> tuple[str, dict[str, str]]:
     pattern, colon, values = text.rpartition(":")
     pairs = [pair.partition("=") for pair in values.split(",")]
     if not (pattern and colon and all(equals for _, equals, _ in pairs)):
-        raise ValueError(f"wanted PATTERN:h=H,w=W, not {text!r}")
+        raise ValueError(f"expected PATTERN:h=H,w=W, got {text!r}")
     return pattern, {name.strip(): number for name, _, number in pairs}

@@ -72,7 +72,7 @@ class SoftQuantizer:
 
     The force is computed where the weights are, and a model may move between devices at any time.
     A step on the CPU refuses weights that are not finite with a ValueError. Elsewhere a step never
-    waits: it leaves out the force, and `check()` tells.
+    waits: it leaves out the force, and `check()` raises the error.
 
     `copy.deepcopy` and `pickle` take the model and the attached optimizers along, and the result is
     attached to those; model, optimizer and quantizer copied in one call stay together. A shallow
@@ -613,7 +613,5 @@ def _gradient_scale(optimizer: Optimizer) -> float:
 
 def _granularity(text: str, fft: bool) -> str:
     if check_granularity(text) != "layer" and fft:
-        raise ValueError(
-            f"granularity {text!r} wants method 'scan': 'fft' is the paper's way, for whole layers"
-        )
+        raise ValueError(f"granularity {text!r} requires method 'scan'; 'fft' is for whole layers")
     return text

@@ -65,7 +65,7 @@ def select(
     """
     refuse_sharded(model)
     model = unwrapped(model)
-    wanted, unwanted = as_patterns(include), as_patterns(exclude)
+    include_patterns, exclude_patterns = as_patterns(include), as_patterns(exclude)
     candidates: dict[str, nn.Parameter] = {}
     excluded: dict[str, str] = {}
     by_role: list[str] = []
@@ -74,7 +74,7 @@ def select(
     for name, parameter in model.named_parameters():
         role = role_of.get(id(parameter), "")
         reason = _unfit(name, parameter, role == "normalization")
-        if not reason and role and name not in wanted:
+        if not reason and role and name not in include_patterns:
             reason = role
             by_role.append(name)
         if not reason and id(parameter) in reparametrized:
@@ -85,13 +85,13 @@ def select(
             excluded[name] = reason
         else:
             candidates[name] = parameter
-    _refuse_unmatched("include", wanted, candidates)
-    _refuse_unmatched("exclude", unwanted, (*candidates, *by_role))
+    _refuse_unmatched("include", include_patterns, candidates)
+    _refuse_unmatched("exclude", exclude_patterns, (*candidates, *by_role))
     chosen: dict[str, nn.Parameter] = {}
     for name, parameter in candidates.items():
-        if wanted and first_match(wanted, name) is None:
+        if include_patterns and first_match(include_patterns, name) is None:
             excluded[name] = "not matched by include"
-        elif match := first_match(unwanted, name):
+        elif match := first_match(exclude_patterns, name):
             excluded[name] = f"exclude pattern {match!r}"
         else:
             chosen[name] = parameter
@@ -134,7 +134,7 @@ def check_override(
     """
     for pattern, values in (override or {}).items():
         if not isinstance(values, Mapping) or not values or set(values) - set(OVERRIDABLE):
-            raise ValueError(f"override {pattern!r} is {values!r}; want h, w or both, by name")
+            raise ValueError(f"override {pattern!r} is {values!r}; expected h, w or both, by name")
     return {pattern: dict(values) for pattern, values in (override or {}).items()}
 
 

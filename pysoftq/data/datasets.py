@@ -58,7 +58,7 @@ def load_dataset(  # noqa: PLR0913 - each option of the data
     elif kind == "imagefolder" and folder:
         data = _image_folder(name, user_path(folder), image_size)
     else:
-        raise ValueError(f"unknown data set {name!r}; wanted one of {', '.join(DATASETS)}")
+        raise ValueError(f"unknown data set {name!r}; expected one of {', '.join(DATASETS)}")
     if mean is None and std is None:
         _warn_of_contrast(data)
         return data
@@ -129,7 +129,7 @@ def _digits_of(part: str) -> tuple[int, int]:
         return 0, 9
     first, dash, last = part.partition("-")
     if not (dash and first.isdecimal() and last.isdecimal() and int(first) < int(last) <= 9):
-        raise ValueError(f"unknown data set 'digits:{part}'; wanted two digits A-B, A below B")
+        raise ValueError(f"unknown data set 'digits:{part}'; expected two digits A-B, A below B")
     return int(first), int(last)
 
 

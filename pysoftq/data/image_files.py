@@ -78,7 +78,7 @@ def _grey(image: Image.Image) -> NDArray[np.float32]:
         low, high = float(values.min()), float(values.max())
         if not (low >= 0 and high <= 1):  # NaN too
             raise ValueError(
-                f"its floating point values are from {low:g} to {high:g}, wanted 0 (black) to 1 "
+                f"its floating point values are from {low:g} to {high:g}, expected 0 (black) to 1 "
                 "(white)"
             )
         values *= np.float32(255)

@@ -20,7 +20,7 @@ SUFFIXES = (
     *(".tif", ".tiff", ".webp"),
 )
 LAYOUT = (
-    "wanted train/CLASS/IMAGE and test/CLASS/IMAGE, such as train/cat/1.png and test/cat/2.png; "
+    "expected train/CLASS/IMAGE and test/CLASS/IMAGE, such as train/cat/1.png and test/cat/2.png; "
     "val/ may stand for test/"
 )
 

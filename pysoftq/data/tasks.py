@@ -1,4 +1,4 @@
-"""What a network is trained for, and by which figure of merit it is told how well.
+"""What a network is trained for, and the figure of merit that measures it.
 
 A network of either task predicts one of several classes: that of an image, or the next token at
 each place of a text. The loss is the cross-entropy of these predictions, a mean over them; what
@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
 from typing_extensions import Self
+
+if TYPE_CHECKING:  # the list of runs is printed without torch, which takes seconds to load
+    import torch
+    from torch import Tensor
 
 
 class Task(ABC):
@@ -138,7 +139,7 @@ class Data(Protocol):
         """What `pysoftq.models.build_model` requires of the data, by the argument's name."""
 
     def metadata(self) -> dict[str, Any]:
-        """What the compressed file tells of the network's inputs, plain JSON."""
+        """The network's inputs as described in the compressed file, plain JSON."""
 
     def fingerprint(self) -> str:
         """A hash of everything that batches are made from."""
@@ -156,19 +157,3 @@ class Data(Protocol):
 
     def ordered(self, half: Any) -> Iterator[tuple[Tensor, Tensor]]:
         """All inputs and targets of ``train`` or ``test``, as stored."""
-
-
-def logits_of(output: Any) -> Tensor:
-    """The logits (B, …, classes) in what a model returned: itself, or its ``logits``."""
-    logits: Tensor = output if isinstance(output, Tensor) else output.logits
-    return logits
-
-
-def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
-    """Cross-entropy in nats of logits (B, …, classes) and targets (B, …), over all predictions."""
-    return F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction=reduction)
-
-
-def hits(logits: Tensor, targets: Tensor) -> Tensor:
-    """Number of right predictions, left on the device."""
-    return (logits.argmax(-1) == targets).sum()

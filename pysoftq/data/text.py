@@ -1,7 +1,7 @@
 """Text as a data set: tokens on the device, cut into windows that depend only on their numbers.
 
 A token is a byte, or what the tokenizer of a Hugging Face model says. The last tenth of a text is
-for the test. The embedded corpus is what Python's own ``help()`` tells of the language: about 0.4
+for the test. The embedded corpus is what Python's own ``help()`` says about the language: about 0.4
 to 0.7 million characters, which differ between versions of Python.
 """
 
@@ -144,7 +144,7 @@ class Bytes:
 
 
 def read_text(name: str, context: int, tokenizer: Tokenizer | None = None) -> TextData:
-    """Load ``pydoc`` or ``text:FILE`` (UTF-8); bytes are the tokens unless told otherwise.
+    """Load ``pydoc`` or ``text:FILE`` (UTF-8); bytes are the tokens unless a tokenizer is given.
 
     Raises OSError where the file cannot be read, ValueError where it is no UTF-8 or too short for
     one window of ``context`` tokens in each half.
@@ -159,7 +159,7 @@ def read_text(name: str, context: int, tokenizer: Tokenizer | None = None) -> Te
     for half, tokens in (("training", train), ("test", test)):
         if len(tokens) < 1:
             raise ConfigError(
-                f"{name}: the {half} text has {tokens.ids.numel()} tokens, wanted at least "
+                f"{name}: the {half} text has {tokens.ids.numel()} tokens, expected at least "
                 f"{2 * context}: two windows of option 'context'"
             )
     source = f"pydoc of Python {platform.python_version()}" if kind == "pydoc" else name
@@ -167,7 +167,7 @@ def read_text(name: str, context: int, tokenizer: Tokenizer | None = None) -> Te
 
 
 def pydoc_text() -> str:
-    """What ``help()`` tells of the language, topic by topic.
+    """What ``help()`` says about the language, topic by topic.
 
     Topics share passages: a paragraph that was there before is left out, or the test would ask
     for what has been learnt by heart.

@@ -1,4 +1,4 @@
-"""How a weight tensor is written as indices into codebooks, and when that is worth it."""
+"""How a weight tensor is written as indices into codebooks, and when that saves space."""
 
 from __future__ import annotations
 

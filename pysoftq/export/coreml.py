@@ -7,7 +7,7 @@ coremltools takes a weight NAME of a module as clustered where the module has th
 
 and the model `_COREML_/metadata_version`, 1. It finds the index of each weight itself, and writes
 `constexpr_lut_to_dense`. An index has 1, 2, 3, 4, 6 or 8 bits; 3, as well as a palette for each
-channel, want iOS 18, macOS 15 or later. Palettes are filled up with their last value.
+channel, requires iOS 18, macOS 15 or later. Palettes are filled up with their last value.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def to_coreml(
         source: a model, or a compressed file.
         path: of the package to write, which ends in .mlpackage.
         inputs: examples of the network's positional inputs, the batch first; not needed where
-            `metadata["input"]` tells their shape, as in the files of `pysoftq compress`.
+            `metadata["input"]` states their shape, as in the files of `pysoftq compress`.
         precision: what Core ML computes with, and palettes are rounded to.
         metadata: plain JSON, kept in the package under `pysoftq`; by default that of the compressed
             file.
@@ -105,7 +105,7 @@ def add_coreml_buffers(model: nn.Module) -> tuple[ExportedTensor, ...]:
     model = unwrapped(model)
     rows = []
     for weight in weights_in(model.state_dict(keep_vars=True)):
-        codes, reason = None, "float16 or float32 wanted"
+        codes, reason = None, "float16 or float32 expected"
         if weight.tensor.dtype in (torch.float16, torch.float32):
             codes = smallest_codes(weight.tensor, _bytes)
             reason = "more than 256 values, or smaller than with a palette"

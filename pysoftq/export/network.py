@@ -92,8 +92,8 @@ def example_inputs(model: nn.Module, metadata: Mapping[str, Any]) -> Tensor:
         example = torch.zeros(1, *shape, dtype=dtype)
     except (LookupError, RuntimeError, TypeError, ValueError) as error:
         raise ExportError(
-            f"unsuitable description of the inputs: {metadata['input']!r}; want a shape without "
-            f"the batch and a dtype out of {', '.join(DTYPES)}"
+            f"unsuitable description of the inputs: {metadata['input']!r}; expected a shape "
+            f"without the batch and a dtype out of {', '.join(DTYPES)}"
         ) from error
     floating = (p.dtype for p in model.parameters() if p.is_floating_point())
     return example.to(next(floating, dtype)) if dtype.is_floating_point else example
@@ -105,10 +105,11 @@ def first_line(error: Exception) -> str:
 
 
 def _repeated(example: object, batch: int) -> Tensor:
-    """The first example as often as is wanted: its values do not matter, its shape does."""
+    """The first example, repeated `batch` times: only its shape matters."""
     if not isinstance(example, Tensor) or not example.ndim or not len(example):
         raise ExportError(
-            f"an example input is {_described(example)}; want a tensor with a batch of one or more"
+            f"an example input is {_described(example)}; expected a tensor with a batch "
+            "of one or more"
         )
     return example.detach().cpu()[:1].repeat(batch, *[1] * (example.ndim - 1))
 

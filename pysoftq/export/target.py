@@ -30,8 +30,8 @@ def check_target(path: str | os.PathLike[str], kind: Format, overwrite: bool) ->
     """
     target = user_path(path)
     if target.suffix not in SUFFIXES[kind]:
-        wanted = " or ".join(SUFFIXES[kind])
-        raise ValueError(f"{path} has the suffix {target.suffix!r}; want {wanted}")
+        expected = " or ".join(SUFFIXES[kind])
+        raise ValueError(f"{path} has the suffix {target.suffix!r}; expected {expected}")
     if not overwrite and os.path.lexists(target):
         raise FileExistsError(
             f"{path} exists already; to replace it, give overwrite=True, "

@@ -56,7 +56,7 @@ class CoupledTraining:
         total: float,
         state: dict[str, Any] | None,
     ) -> None:
-        """Measure the layers, or go on from a state, and attach.
+        """Measure the layers, or resume from a state, and attach.
 
         ``total`` is the number of steps, or batches, that the training takes.
         """

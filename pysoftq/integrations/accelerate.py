@@ -14,7 +14,7 @@ try:
     from accelerate import Accelerator
 except ImportError as error:
     raise ImportError(
-        "pysoftq.integrations.accelerate wants accelerate: pip install 'pysoftq[accelerate]'"
+        "pysoftq.integrations.accelerate requires accelerate: pip install 'pysoftq[accelerate]'"
     ) from error
 
 
@@ -24,7 +24,7 @@ def prepare(
     """Couple the weights of a model at each step of its optimizers, all prepared by accelerate.
 
     The state of the coupling is saved and loaded by ``accelerator.save_state`` and ``load_state``;
-    a loop that goes on from there does so bit for bit. Works with gradient accumulation, mixed
+    a loop that resumes from there is bitwise identical. Works with gradient accumulation, mixed
     precision and DDP.
 
     Example::

@@ -12,16 +12,16 @@ try:
     from lightning.pytorch import Callback, LightningModule, Trainer
 except ImportError as error:
     raise ImportError(
-        "pysoftq.integrations.lightning wants Lightning: pip install 'pysoftq[lightning]'"
+        "pysoftq.integrations.lightning requires Lightning: pip install 'pysoftq[lightning]'"
     ) from error
 
 
 class SoftQuantizationCallback(CoupledTraining, Callback):
     """Couples the weights of a LightningModule while it is fitted.
 
-    Its state is a part of Lightning's checkpoints: ``fit(…, ckpt_path=…)`` goes on bit for bit.
-    Works with automatic and manual optimization and with several optimizers; strategies that shard
-    the weights are refused.
+    Its state is a part of Lightning's checkpoints: ``fit(…, ckpt_path=…)`` resumes with
+    bitwise identical results. Works with automatic and manual optimization and with several
+    optimizers; strategies that shard the weights are refused.
 
     Checkpoints hold the weights as they were trained, before the clusters. Where something
     overwrites the clusters afterwards, the weights are clustered again, with a warning and a new
@@ -43,7 +43,7 @@ class SoftQuantizationCallback(CoupledTraining, Callback):
         self._state = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure the layers, or go on from a checkpoint; once the optimizers are there."""
+        """Measure the layers, or resume from a checkpoint; once the optimizers are there."""
         refuse_sharded(trainer.strategy.model)
         _, total = _progress(trainer)
         self._begin(pl_module, trainer.optimizers, total, self._state)

@@ -14,7 +14,7 @@ try:
     from transformers.trainer_callback import ExportableState
 except ImportError as error:
     raise ImportError(
-        "pysoftq.integrations.transformers wants transformers and accelerate: "
+        "pysoftq.integrations.transformers requires transformers and accelerate: "
         "pip install 'pysoftq[transformers]'"
     ) from error
 
@@ -23,9 +23,9 @@ class SoftQuantizationCallback(CoupledTraining, TrainerCallback, ExportableState
     """Couples the weights of the model that a Trainer trains.
 
     Its state is a part of each checkpoint's ``trainer_state.json``:
-    ``train(resume_from_checkpoint=…)`` goes on bit for bit. Models whose weights are sharded are
-    refused. With ``restore_callback_states_from_checkpoint``, the Trainer replaces this callback by
-    one made from what is saved there, and the report is to be found in that one.
+    ``train(resume_from_checkpoint=…)`` resumes with bitwise identical results. Models
+    whose weights are sharded are refused. With ``restore_callback_states_from_checkpoint``, the
+    Trainer replaces this callback by one restored from the checkpoint, which holds the report.
 
     Example::
 
@@ -44,7 +44,7 @@ class SoftQuantizationCallback(CoupledTraining, TrainerCallback, ExportableState
         optimizer: Any,
         **others: Any,
     ) -> None:
-        """Measure the layers, or go on from a checkpoint that has been loaded."""
+        """Measure the layers, or resume from a checkpoint that has been loaded."""
         name = type(self).__name__
         saved = state.stateful_callbacks.get(name) if state.global_step else None
         coupling = saved["attributes"]["coupling"] if saved else None

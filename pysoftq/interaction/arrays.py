@@ -63,7 +63,7 @@ def flatten(theta: Weights) -> FlatWeights:
         import torch
 
         if not tensor.dtype.is_floating_point:
-            raise TypeError(f"theta must have a floating dtype, not {tensor.dtype}")
+            raise TypeError(f"theta must have a floating dtype, got {tensor.dtype}")
         if _on_host(tensor):
             wide = tensor if tensor.dtype == torch.float64 else tensor.float()
             return np.ascontiguousarray(wide.numpy().reshape(-1))
@@ -71,14 +71,14 @@ def flatten(theta: Weights) -> FlatWeights:
         return flat.float() if flat.element_size() == 1 else flat
     if not isinstance(theta, np.ndarray):
         raise TypeError(
-            f"theta must be a NumPy array or a torch tensor, not {type(theta).__name__}"
+            f"theta must be a NumPy array or a torch tensor, got {type(theta).__name__}"
         )
     theta = unmasked(theta)
     # kind 'V' with this name: ml_dtypes' bfloat16
     if theta.dtype.kind != "f" and theta.dtype.name != "bfloat16":
-        raise TypeError(f"theta must have a floating dtype, not {theta.dtype}")
+        raise TypeError(f"theta must have a floating dtype, got {theta.dtype}")
     if theta.dtype.itemsize > 8:
-        raise TypeError(f"theta must be float16, bfloat16, float32 or float64, not {theta.dtype}")
+        raise TypeError(f"theta must be float16, bfloat16, float32 or float64, got {theta.dtype}")
     dtype = np.float64 if theta.dtype.itemsize == 8 else np.float32
     return np.ascontiguousarray(theta.reshape(-1), dtype=dtype)
 
@@ -98,7 +98,7 @@ def flatten_counts(counts: Any) -> Any:
         values = tensor.contiguous()
         integers = "int" in str(values.dtype)  # torch has no name for their kind
     if not integers:
-        raise TypeError(f"counts must be integers, not {values.dtype}")
+        raise TypeError(f"counts must be integers, got {values.dtype}")
     if isinstance(values, np.ndarray):
         return np.ascontiguousarray(values, dtype=np.int64)  # the core checks the rest
     if values.ndim != 1 or len(values) == 0:
@@ -184,14 +184,14 @@ def check_width(width: float) -> float:
     """Return the width as float, or raise ValueError unless it is finite and > 0."""
     value = float(width)
     if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"width must be finite and greater than 0, not {width}")
+        raise ValueError(f"width must be finite and greater than 0, got {width}")
     return value
 
 
 def check_spacing(spacing: float) -> float:
     """Return the spacing of bins, or raise ValueError unless it is finite and at least 0."""
     if not (math.isfinite(spacing) and spacing >= 0):
-        raise ValueError(f"spacing must be finite and at least 0, not {spacing}")
+        raise ValueError(f"spacing must be finite and at least 0, got {spacing}")
     return spacing
 
 
@@ -211,14 +211,14 @@ def check_fraction(fraction: float) -> float:
     """Return the sampling fraction, or raise ValueError unless it is in (0, 1]."""
     value = float(fraction)
     if not 0 < value <= 1:
-        raise ValueError(f"fraction must be greater than 0 and at most 1, not {fraction}")
+        raise ValueError(f"fraction must be greater than 0 and at most 1, got {fraction}")
     return value
 
 
 def check_method(method: str, choices: tuple[str, str]) -> bool:
     """Tell whether `method` is the second choice; raise ValueError if it is neither."""
     if method not in choices:
-        raise ValueError(f"method must be '{choices[0]}' or '{choices[1]}', not {method!r}")
+        raise ValueError(f"method must be '{choices[0]}' or '{choices[1]}', got {method!r}")
     return method == choices[1]
 
 
@@ -231,7 +231,7 @@ def check_granularity(text: str) -> str:
     if not isinstance(text, str) or not GRANULARITY.fullmatch(text):
         raise ValueError(
             "granularity must be 'layer', 'channel' or 'group:N' with N weights, 1 or more "
-            f"(such as 'group:128'), not {text!r}"
+            f"(such as 'group:128'), got {text!r}"
         )
     return text
 
@@ -247,5 +247,5 @@ def _check_integer(name: str, value: int, low: int, high: int) -> int:
     except TypeError:
         number = low - 1
     if isinstance(value, bool) or not low <= number <= high:
-        raise ValueError(f"{name} must be an integer from {low} to {high}, not {value!r}")
+        raise ValueError(f"{name} must be an integer from {low} to {high}, got {value!r}")
     return number

@@ -75,8 +75,8 @@ def density(
 
     Raises:
         TypeError: theta is not a floating array.
-        ValueError: weights are not finite (the count is told), their range overflows the dtype, or
-            bins, fraction or seed are out of range.
+        ValueError: weights are not finite (the message states how many), their range
+            overflows the dtype, or bins, fraction or seed are out of range.
     """
     flat = flatten(theta)
     share = check_fraction(fraction)

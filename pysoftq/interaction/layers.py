@@ -126,11 +126,11 @@ class Scales:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.h) and self.h >= 0):
-            raise ValueError(f"h must be finite and at least 0, not {self.h}")
+            raise ValueError(f"h must be finite and at least 0, got {self.h}")
         if not (math.isfinite(self.w) and self.w > 0):
-            raise ValueError(f"w must be finite and above 0, not {self.w}")
+            raise ValueError(f"w must be finite and above 0, got {self.w}")
         if not abs(self.alpha) <= MAX_ALPHA:
-            raise ValueError(f"alpha must be from {-MAX_ALPHA} to {MAX_ALPHA}, not {self.alpha}")
+            raise ValueError(f"alpha must be from {-MAX_ALPHA} to {MAX_ALPHA}, got {self.alpha}")
         for name in ("h", "w", "alpha"):
             object.__setattr__(self, name, float(getattr(self, name)))
 

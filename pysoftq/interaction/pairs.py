@@ -30,8 +30,8 @@ def pair_energy(theta: Weights, width: float, method: str = "sort") -> float:
 
     Raises:
         TypeError: theta is not a floating array.
-        ValueError: weights are not finite (the count is told), width is not finite and > 0,
-            the method is unknown, or the energy overflows float64.
+        ValueError: weights are not finite (the message states how many), width is not
+            finite and > 0, the method is unknown, or the energy overflows float64.
     """
     direct = check_method(method, METHODS)
     flat = flatten(theta)
@@ -54,8 +54,8 @@ def pair_force(theta: Weights, width: float, method: str = "sort") -> Any:
 
     Raises:
         TypeError: theta is not a floating array.
-        ValueError: weights are not finite (the count is told), width is not finite and > 0,
-            or the method is unknown.
+        ValueError: weights are not finite (the message states how many), width is not
+            finite and > 0, or the method is unknown.
     """
     direct = check_method(method, METHODS)
     flat = flatten(theta)

@@ -30,9 +30,9 @@ def segment_bins(sizes: Tensor, bins: int) -> Tensor:
 
     Work in proportion to the weights: 8 to 16 bins for each, a power of two from 256 to `bins`.
     """
-    wanted = (BINS_PER_WEIGHT * sizes).clamp(min=FEWEST_BINS)
+    target = (BINS_PER_WEIGHT * sizes).clamp(min=FEWEST_BINS)
     # Exact: all sizes are far below 2^53.
-    return (2 ** (wanted - 1).double().log2().floor().long().add(1)).clamp(max=bins)
+    return (2 ** (target - 1).double().log2().floor().long().add(1)).clamp(max=bins)
 
 
 @dataclass(frozen=True, eq=False)

@@ -47,7 +47,7 @@ def build_model(
         return _language_model(name, vocab_size, context)
     if num_classes is None:
         known = ", ".join(GPTS)
-        raise ConfigError(f"model {name!r} does not read text: wanted one of {known}, or hf:DIR")
+        raise ConfigError(f"model {name!r} does not read text: expected one of {known}, or hf:DIR")
     return _classifier(name, num_classes, in_channels)
 
 

@@ -72,8 +72,8 @@ def load_model(name: str, vocab_size: int, context: int) -> nn.Module:
 def _refuse_misfits(name: str, model: nn.Module, info: dict[str, Any]) -> None:
     """Compare what the folder holds with what the model is made of."""
     shapes = [
-        f"{key} is {_extent(found)}, wanted {_extent(wanted)}"
-        for key, found, wanted in sorted(info["mismatched_keys"])
+        f"{key} is {_extent(found)}, expected {_extent(expected)}"
+        for key, found, expected in sorted(info["mismatched_keys"])
     ]
     # Tied tensors that are stored once are not missing: transformers leaves them out.
     problems = {
@@ -149,7 +149,7 @@ def _folder(name: str) -> Path:
     folder = user_path(name.removeprefix(PREFIX))
     if not (folder / "config.json").is_file():
         raise ConfigError(
-            f"model {name!r}: wanted hf: and a folder with config.json, weights and tokenizer, "
+            f"model {name!r}: expected hf: and a folder with config.json, weights and tokenizer, "
             f"as save_pretrained writes them"
         )
     return folder

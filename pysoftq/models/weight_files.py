@@ -33,7 +33,7 @@ _PREFIXES = ("module.", "_orig_mod.", "model.")
 # Plain containers that training scripts keep beside the tensors; making one runs no other code.
 _HARMLESS = (argparse.Namespace,)
 
-# How torch says that a file wants more than tensors, or is a TorchScript archive.
+# How torch says that a file requires more than tensors, or is a TorchScript archive.
 _CODE = re.compile(r"GLOBAL|Unsupported class|unrecognized function|TorchScript")
 
 
@@ -52,13 +52,13 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
     """
     path = user_path(path)
     if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder, wanted a weight file")
+        raise IsADirectoryError(f"{path} is a folder, expected a weight file")
     if not path.is_file():
         raise FileNotFoundError(f"no weight file {path}")
     name = path.name.lower()
     if not name.endswith(_READ):
-        kind, wanted = path.suffix, ", ".join(_READ)
-        raise ValueError(f"{path}: unknown kind of weight file {kind!r}; wanted {wanted}")
+        kind, expected = path.suffix, ", ".join(_READ)
+        raise ValueError(f"{path}: unknown kind of weight file {kind!r}; expected {expected}")
     if name.endswith(".safetensors"):
         try:
             return without_prefixes(load_file(path))
@@ -78,7 +78,7 @@ def load_plain(file: BinaryIO, path: Path) -> Any:
             warnings.simplefilter("ignore")  # what they tell is in the errors below
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
-        # torch's own texts go on for pages, and tell how to run the code all the same.
+        # torch's own messages are pages long, and explain how to run the code anyway.
         if _CODE.search(str(error)):
             raise ValueError(
                 f"{path} holds pickled code beside its tensors, refused: save the state dict alone"
@@ -107,7 +107,7 @@ def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
         content = next(iter(nested.values()), content)
     if not isinstance(content, Mapping) or not content:
         kind = type(content).__name__
-        raise ValueError(f"{path} holds no state dict: wanted names and tensors, found {kind}")
+        raise ValueError(f"{path} holds no state dict: expected names and tensors, found {kind}")
     if nameless := [repr(key) for key in content if not isinstance(key, str)]:
         raise ValueError(f"{path} holds no state dict: not names: {abridged(nameless)}")
     others = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
@@ -143,28 +143,28 @@ def restore(model: nn.Module, state: Mapping[str, Tensor], source: str | Path) -
     the model has floating point, or not finite; ``source`` says in the message where the weights
     came from. The model is unchanged then.
     """
-    wanted = without_prefixes(model.state_dict(keep_vars=True))
+    expected = without_prefixes(model.state_dict(keep_vars=True))
     state = without_prefixes(state)
-    problems = [f"{what}: {abridged(keys)}" for what, keys in _misfits(wanted, state) if keys]
+    problems = [f"{what}: {abridged(keys)}" for what, keys in _misfits(expected, state) if keys]
     if problems:
         raise ValueError(f"{source} does not fit the model: {'; '.join(problems)}")
-    full = dict(zip(wanted, model.state_dict(), strict=True))
+    full = dict(zip(expected, model.state_dict(), strict=True))
     model.load_state_dict({full[name]: value for name, value in state.items()}, strict=False)
 
 
 def _misfits(
-    wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]
+    expected: Mapping[str, Tensor], state: Mapping[str, Tensor]
 ) -> list[tuple[str, list[str]]]:
     """Each kind of problem, and the names that have it."""
-    both = [(key, state[key], wanted[key]) for key in wanted if key in state]
+    both = [(key, state[key], expected[key]) for key in expected if key in state]
     filled = {id(place) for _, _, place in both}
     missing = [
         key
-        for key, place in wanted.items()
+        for key, place in expected.items()
         if id(place) not in filled and not key.endswith("num_batches_tracked")
     ]
     shapes = [
-        f"{key} is {_shape(value)}, wanted {_shape(place)}"
+        f"{key} is {_shape(value)}, expected {_shape(place)}"
         for key, value, place in both
         if value.shape != place.shape
     ]
@@ -175,7 +175,7 @@ def _misfits(
     ]
     return [
         ("missing", missing),
-        ("unexpected", [key for key in state if key not in wanted]),
+        ("unexpected", [key for key in state if key not in expected]),
         ("wrong shape", shapes),
         ("not floating point", integers),
         ("NaN or infinite values", not_finite(state)),

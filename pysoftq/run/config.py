@@ -113,14 +113,14 @@ class CompressConfig(ClusteringConfig):
     @classmethod
     def _known_dataset(cls, name: str | None) -> str | None:
         if name is not None and not re.fullmatch(DATASET_PATTERN, name, re.DOTALL):
-            raise ValueError(f"wanted one of {', '.join(DATASETS)}")
+            raise ValueError(f"expected one of {', '.join(DATASETS)}")
         return name
 
     @field_validator("device")
     @classmethod
     def _known_device(cls, name: str) -> str:
         if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?|mps", name):
-            raise ValueError("wanted auto, cpu, cuda, cuda:N or mps")
+            raise ValueError("expected auto, cpu, cuda, cuda:N or mps")
         return name
 
     @field_validator("amp", "channels_last", "graph", mode="before")
@@ -140,7 +140,7 @@ class CompressConfig(ClusteringConfig):
     @classmethod
     def _positive(cls, value: tuple[float, ...] | None) -> tuple[float, ...] | None:
         if value is not None and min(value, default=0) <= 0:
-            raise ValueError("wanted values above 0")
+            raise ValueError("expected values above 0")
         return value
 
 

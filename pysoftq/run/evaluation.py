@@ -11,7 +11,8 @@ from torch import nn
 from pysoftq.clusters.clusters import Clusters
 from pysoftq.clusters.written import forget_clusters, write_clusters
 from pysoftq.coupling.quantizer import SoftQuantizer
-from pysoftq.data.tasks import Data, Half, cross_entropy, hits, logits_of
+from pysoftq.data.predictions import cross_entropy, hits, logits_of
+from pysoftq.data.tasks import Data, Half
 
 
 @torch.inference_mode()

@@ -12,14 +12,15 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
-
-from torch.utils.tensorboard import SummaryWriter
+from typing import TYPE_CHECKING, TextIO
 
 from pysoftq.atomic import atomic_write
 from pysoftq.errors import BusyError
 from pysoftq.paths import user_path
 from pysoftq.run.records import EpochMetrics
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 NO_SCALARS = ("epoch", "step", "clusters", "seconds")  # of the metrics
 
@@ -67,6 +68,20 @@ class RunFolder:
         )
         return [path for path in made if os.path.lexists(path)]
 
+    @property
+    def busy(self) -> bool:
+        """Whether a process is working on the run; False where that cannot be known."""
+        if os.name != "posix" or not self.lock.is_file():
+            return False
+        try:
+            with self.lock.open() as file:
+                _lock(file.fileno(), self.path)
+        except BusyError:
+            return True
+        except OSError:
+            return False
+        return False
+
     def clear(self) -> None:
         """Remove the files of a run that has not begun: the folder is free for another try."""
         self.close()
@@ -95,6 +110,9 @@ class RunFolder:
 
     def _write_events(self, lines: Sequence[EpochMetrics]) -> None:
         if self._writer is None:
+            # Loaded late: the list of runs is printed without torch, which takes seconds.
+            from torch.utils.tensorboard import SummaryWriter
+
             self._writer = SummaryWriter(str(self.events))
         for line in lines:
             for name, value in line.to_dict().items():

@@ -28,21 +28,13 @@ from pysoftq.run.codebooks import train_codebooks
 from pysoftq.run.evaluation import evaluate
 from pysoftq.run.folder import RunFolder
 from pysoftq.run.interrupt import stop_on_signals
+from pysoftq.run.networks import PAPER, PRETRAINED, REFINED, SOFT, NetworkRow, clusters_name
 from pysoftq.run.presets import RECIPES
 from pysoftq.run.recording import figure_part, followed_part, snapshot
 from pysoftq.run.records import WeightRecords
 from pysoftq.run.setup import Run
 from pysoftq.run.state import RunState
-from pysoftq.run.summary import (
-    PAPER,
-    PRETRAINED,
-    REFINED,
-    SOFT,
-    NetworkRow,
-    Summary,
-    TrainingSpeed,
-    clusters_name,
-)
+from pysoftq.run.summary import Summary, TrainingSpeed
 
 HEQ_BITS = (5, 4, 3, 2)
 

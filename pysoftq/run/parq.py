@@ -50,13 +50,13 @@ def train_parq(
         NonFiniteLossError: a loss is NaN or infinite.
     """
     if not 1 <= bits <= 8:
-        raise ValueError(f"bits is {bits}; want 1 to 8")
+        raise ValueError(f"bits is {bits}; expected 1 to 8")
     check_batches(model, data, config.batch_size, "batch_size")
     remedy = f"lower `lr`, now {config.lr:g}"
     loop = TrainingLoop("PARQ", data, config, config.epochs, config.batch_size, model, remedy)
     steps = loop.steps_in_all
     if steps < 2:
-        raise ValueError(f"PARQ anneals over its steps, and has {steps}; want 2 or more")
+        raise ValueError(f"PARQ anneals over its steps, and has {steps}; expected 2 or more")
     optimizer = _make_optimizer(model, weights, bits, config, steps)
     # The proximal map depends on the step, which a CUDA graph would freeze.
     step = make_step(
@@ -79,7 +79,7 @@ def _make_optimizer(
     steps: int,
 ) -> torch.optim.Optimizer:
     level = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # torchao tells of kernels for other devices
+    logging.disable(logging.WARNING)  # torchao reports kernels for other devices
     try:
         from torchao.prototype.parq import ProxPARQ, QuantOptimizer, UnifQuantizer
     finally:

@@ -65,14 +65,14 @@ def learner_of(model: nn.Module, data: Data, source: Data, config: CompressConfi
 
     Raises ConfigError where inputs of ``source`` do not fit a network for ``data``.
     """
-    shape, wanted = source.model_shape, data.model_shape
-    for name in sorted(shape.keys() | wanted.keys()):
-        if name != "num_classes" and shape.get(name) != wanted.get(name):
+    shape, expected = source.model_shape, data.model_shape
+    for name in sorted(shape.keys() | expected.keys()):
+        if name != "num_classes" and shape.get(name) != expected.get(name):
             raise ConfigError(
                 f"a network for {config.dataset} cannot be pretrained on {config.pretrain_dataset}:"
-                f" {name} is {wanted.get(name)} of the one, {shape.get(name)} of the other"
+                f" {name} is {expected.get(name)} of the one, {shape.get(name)} of the other"
             )
-    if shape == wanted:
+    if shape == expected:
         return model
     return make_model(config, source, next(model.parameters()).device)
 

@@ -53,7 +53,7 @@ def cache_folder() -> Path:
 
 
 def reuse(model: nn.Module, path: Path, message: Callable[[str], None]) -> bool:
-    """Whether a cached network was put into the model; a damaged or foreign one is told of."""
+    """Whether a cached network was put into the model; a damaged or foreign one is reported."""
     try:
         restore(model, load_weights(path), path)
     except (FileNotFoundError, NotADirectoryError):

@@ -129,16 +129,16 @@ def read_metrics(path: str | Path) -> list[EpochMetrics]:
             metrics = EpochMetrics.from_dict(json.loads(line))
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             merits = "test_accuracy_soft, test_accuracy_compressed (or of perplexity)"
-            wanted = ", ".join((*_NEEDED, merits, "clusters"))
+            expected = ", ".join((*_NEEDED, merits, "clusters"))
             raise ValueError(
-                f"{path}, line {number}: wanted a JSON object with {wanted} ({error!r})"
+                f"{path}, line {number}: expected a JSON object with {expected} ({error!r})"
             ) from error
         epochs[metrics.epoch] = metrics  # of an epoch written twice, the later line holds
     if not epochs:
-        raise ValueError(f"{path}: empty, wanted one line per epoch")
+        raise ValueError(f"{path}: empty, expected one line per epoch")
     ordered = [epochs[epoch] for epoch in sorted(epochs)]
     if any(metrics.clusters.keys() != ordered[0].clusters.keys() for metrics in ordered):
-        raise ValueError(f"{path}: got clusters of other layers in some lines, wanted the same")
+        raise ValueError(f"{path}: got clusters of other layers in some lines, expected the same")
     return ordered
 
 
@@ -227,27 +227,26 @@ def _misshapen(values: Mapping[str, NDArray[Any]]) -> str:
     """What is wrong with the shapes and dtypes of the arrays; empty if nothing is."""
     shapes = {key: values[key].shape for key in STAGES}
     if len(set(shapes.values())) > 1 or values["weights_soft"].ndim != 1:
-        return f"got stages of shapes {shapes}, wanted one shape (N,)"
+        return f"got stages of shapes {shapes}, expected one shape (N,)"
     steps, trajectories = values["trajectory_steps"], values["trajectories"]
     if trajectories.ndim != 2 or steps.shape != trajectories.shape[:1]:
-        return (
-            f"got trajectories {trajectories.shape} at steps {steps.shape}, wanted (T, M) and (T,)"
-        )
+        found = f"{trajectories.shape} at steps {steps.shape}"
+        return f"got trajectories {found}, expected (T, M) and (T,)"
     densities, ranges = values["densities"], values["density_ranges"]
     moments = values["density_steps"].shape
     if densities.ndim != 2 or moments != densities.shape[:1] or ranges.shape != (*moments, 2):
         return (
             f"got densities {densities.shape} with ranges {ranges.shape} at steps "
-            f"{moments}, wanted (D, B), (D, 2) and (D,)"
+            f"{moments}, expected (D, B), (D, 2) and (D,)"
         )
     for key in (*STAGES, "trajectories"):
         if not np.issubdtype(values[key].dtype, np.floating):
-            return f"got {values[key].dtype} for {key}, wanted floats"
+            return f"got {values[key].dtype} for {key}, expected floats"
     return ""
 
 
 def _existing(path: str | Path) -> Path:
     path = user_path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file, wanted one written by `pysoftq compress`")
+        raise FileNotFoundError(f"{path}: no such file, expected one written by `pysoftq compress`")
     return path

@@ -117,7 +117,7 @@ def choose_device(config: CompressConfig) -> torch.device:
 def memory_format(config: CompressConfig, device: torch.device) -> torch.memory_format:
     """How weights lie in memory.
 
-    A GPU's tensor cores want the channels side by side. On a CPU that gains nothing: the images
+    A GPU's tensor cores require the channels side by side. On a CPU that gains nothing: the images
     come so already, and oneDNN reorders the weights, which are few.
     """
     on = device.type == "cuda" if config.channels_last == "auto" else config.channels_last == "on"

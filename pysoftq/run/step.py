@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pysoftq.coupling.quantizer import SoftQuantizer
-from pysoftq.data.tasks import cross_entropy, hits, logits_of
+from pysoftq.data.predictions import cross_entropy, hits, logits_of
 from pysoftq.interaction.backends import has_cuda
 from pysoftq.run.config import CompressConfig
 

@@ -26,7 +26,9 @@ def run_on_ray(
     try:
         import ray
     except ImportError:
-        raise RuntimeError("the executor ray wants Ray: run pip install 'pysoftq[ray]'") from None
+        raise RuntimeError(
+            "the executor ray requires Ray: run pip install 'pysoftq[ray]'"
+        ) from None
     started = not ray.is_initialized()
     if started:
         ray.init(log_to_driver=False, include_dashboard=False)

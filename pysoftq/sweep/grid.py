@@ -57,7 +57,7 @@ class SweepSpec:
 
     def __post_init__(self) -> None:
         if self.seeds < 1:
-            raise ConfigError(f"option 'seeds': wanted at least 1, given {self.seeds}")
+            raise ConfigError(f"option 'seeds': expected at least 1, got {self.seeds}")
         if (count := len(self.h) * len(self.w) * self.seeds) > MAX_RUNS:
             raise ConfigError(f"a sweep has at most {MAX_RUNS:,} runs, this would have {count:,}")
         if own := sorted(set(OWN) & set(self.options)):
@@ -98,11 +98,13 @@ def make_spec(*layers: Mapping[str, Any]) -> SweepSpec:
     axes = []
     for name in ("h", "w"):
         if name not in given:
-            raise ConfigError(f"a sweep wants the values of {name}: a list, log:A:B:N or lin:A:B:N")
+            raise ConfigError(
+                f"a sweep requires the values of {name}: a list, log:A:B:N or lin:A:B:N"
+            )
         axes.append(parse_axis(name, given.pop(name)))
     seeds = given.pop("seeds", QUICK["seeds"])
     if not isinstance(seeds, int) or isinstance(seeds, bool):
-        raise ConfigError(f"option 'seeds': wanted a whole number, given {seeds!r}")
+        raise ConfigError(f"option 'seeds': expected a whole number, got {seeds!r}")
     return SweepSpec(axes[0], axes[1], seeds, given)
 
 
@@ -116,11 +118,11 @@ def parse_axis(name: str, given: Any) -> tuple[float, ...]:
         values = _values(given)
     except (TypeError, ValueError):
         raise ConfigError(
-            f"option {name!r}: wanted numbers as 0.1,0.3, or 2 ≤ N ≤ {MAX_RUNS:,} of them as "
-            f"lin:A:B:N or, with A and B above 0, log:A:B:N; given {given!r}"
+            f"option {name!r}: expected numbers such as 0.1,0.3, or 2 ≤ N ≤ {MAX_RUNS:,} of them "
+            f"as lin:A:B:N or, with A and B above 0, log:A:B:N; got {given!r}"
         ) from None
     if not all(math.isfinite(value) for value in values):
-        raise ConfigError(f"option {name!r}: wanted finite numbers, given {given!r}")
+        raise ConfigError(f"option {name!r}: expected finite numbers, got {given!r}")
     if len(set(values)) < len(values):
         raise ConfigError(f"option {name!r}: a value is given twice in {given!r}")
     return tuple(sorted(values))

@@ -216,7 +216,7 @@ class Ledger:
         """
         values = [float(result["degradation"]), float(result["bits"])]
         if not all(map(math.isfinite, values)):
-            raise ValueError(f"the run gave {values}, wanted finite numbers")
+            raise ValueError(f"the run gave {values}, expected finite numbers")
         self._end(claim, "result", dict(result), values)
 
     def fail(self, claim: Claim, error: str) -> None:
@@ -373,13 +373,13 @@ def database_url(url: str | sqlalchemy.URL) -> sqlalchemy.URL:
     try:
         parsed = sqlalchemy.make_url(url)
     except sqlalchemy.exc.ArgumentError:
-        raise ConfigError("option 'storage': wanted sqlite:///FILE or postgresql://…") from None
+        raise ConfigError("option 'storage': expected sqlite:///FILE or postgresql://…") from None
     if parsed.drivername in ("postgresql", "postgres"):
         parsed = parsed.set(drivername="postgresql+psycopg")
     file = parsed.get_backend_name() == "sqlite" and parsed.database not in (None, "", ":memory:")
     if not file and parsed.drivername != "postgresql+psycopg":
         raise ConfigError(
-            f"option 'storage': wanted sqlite:///FILE or postgresql://…, given {parsed}"
+            f"option 'storage': expected sqlite:///FILE or postgresql://…, got {parsed}"
         )
     if file and "uri" not in parsed.query:
         parsed = parsed.set(database=str(user_path(parsed.database or "").absolute()))

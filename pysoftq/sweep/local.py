@@ -13,8 +13,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from multiprocessing.process import BaseProcess
 
-import torch
-
 from pysoftq.errors import ConfigError
 from pysoftq.sweep.ledger import Ledger, Status
 from pysoftq.sweep.worker import Job, registered, work
@@ -45,6 +43,8 @@ def share_processors(workers: int | None, threads: int | None, gpus: int = 0) ->
 
 def share_devices(device: str) -> list[str]:
     """The devices that workers take in turn: for ``auto`` all of CUDA, where there are any."""
+    import torch  # not by every worker as it starts
+
     gpus = torch.cuda.device_count() if device == "auto" and torch.cuda.is_available() else 0
     return [f"cuda:{index}" for index in range(gpus)] or [device]
 

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pysoftq.data.tasks import CLASSIFICATION, TASKS, Task
-from pysoftq.run.summary import REFINED, Summary, clusters_name
+from pysoftq.run.networks import REFINED, clusters_name
+from pysoftq.run.summary import Summary
 
 
 @dataclass(frozen=True)

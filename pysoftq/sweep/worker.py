@@ -66,7 +66,7 @@ def registered(job: Job) -> Iterator[Worker]:
 def work(job: Job, ledger: Ledger, worker: Worker) -> bool:
     """Do one run; False where none waits.
 
-    Passes KeyboardInterrupt on; the run then waits for the next worker, who goes on from its
+    Passes KeyboardInterrupt on; the run then waits for the next worker, which resumes from its
     checkpoint.
     """
     claim = ledger.claim(worker)

@@ -106,7 +106,7 @@ def test_groups_are_split_at_gaps() -> None:
 
 @pytest.mark.parametrize("threshold", [0.0, -1.0, 0.25, float("nan")])
 def test_threshold_out_of_range(run: Run, threshold: float) -> None:
-    with pytest.raises(ValueError, match=r"threshold: got .* wanted above 0 and below 0\.25"):
+    with pytest.raises(ValueError, match=r"threshold: got .* expected above 0 and below 0\.25"):
         study_dynamics(run, "x", threshold)
 
 

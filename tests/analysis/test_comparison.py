@@ -287,7 +287,7 @@ def test_a_refused_comparison_may_be_corrected(config: CompressConfig, tmp_path:
 
 def test_only_whole_layers_are_compared(config: CompressConfig, tmp_path: Path) -> None:
     other = config.model_copy(update={"granularity": "channel"})
-    with pytest.raises(ConfigError, match="layers are compared, given 'channel'"):
+    with pytest.raises(ConfigError, match="layers are compared, got 'channel'"):
         study_comparison(other, SMALL, tmp_path / "out", Log())
     assert not (tmp_path / "out").exists()
 
@@ -338,9 +338,9 @@ def test_options_are_checked() -> None:
         ComparisonOptions(methods=("magic",))
     with pytest.raises(ValueError, match="unknown recipe 'soup'; there are unrefined, paper"):
         ComparisonOptions(recipes=("soup",))  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="seeds is 0; want 1 or more"):
+    with pytest.raises(ValueError, match="seeds is 0; expected 1 or more"):
         ComparisonOptions(seeds=0)
-    with pytest.raises(ValueError, match="normalization is 'new'; want keep or reestimate"):
+    with pytest.raises(ValueError, match="normalization is 'new'; expected keep or reestimate"):
         ComparisonOptions(normalization="new")  # type: ignore[arg-type]
 
 
@@ -496,8 +496,8 @@ def test_the_command(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ("arguments", "message"),
     [
         (("--methods", "magic"), "unknown method 'magic'"),
-        (("--levels", "2.5"), "option 'levels': wanted whole numbers, given '2.5'"),
-        (("--ecvq-rd-weights", "a"), "option 'ecvq_rd_weights': wanted numbers"),
+        (("--levels", "2.5"), "option 'levels': expected whole numbers, got '2.5'"),
+        (("--ecvq-rd-weights", "a"), "option 'ecvq_rd_weights': expected numbers"),
         (("--epochs", 0), "option 'epochs'"),
     ],
 )

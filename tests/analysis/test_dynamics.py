@@ -102,13 +102,17 @@ def test_pickled_records_are_refused(tmp_path: Path, values: dict) -> None:
 @pytest.mark.parametrize(
     ("key", "wrong", "message"),
     [
-        ("weights_early", np.zeros(3, np.float32), r"stages of shapes .* wanted one shape \(N,\)"),
-        ("trajectory_steps", np.arange(4), r"wanted \(T, M\) and \(T,\)"),
-        ("trajectories", np.zeros(31, np.float32), r"wanted \(T, M\) and \(T,\)"),
-        ("density_steps", np.arange(4), r"wanted \(D, B\), \(D, 2\) and \(D,\)"),
-        ("densities", np.zeros(7, int), r"wanted \(D, B\), \(D, 2\) and \(D,\)"),
-        ("density_ranges", np.zeros((7, 3)), r"wanted \(D, B\), \(D, 2\) and \(D,\)"),
-        ("weights_soft", np.zeros(60, np.int64), "int64 for weights_soft, wanted floats"),
+        (
+            "weights_early",
+            np.zeros(3, np.float32),
+            r"stages of shapes .* expected one shape \(N,\)",
+        ),
+        ("trajectory_steps", np.arange(4), r"expected \(T, M\) and \(T,\)"),
+        ("trajectories", np.zeros(31, np.float32), r"expected \(T, M\) and \(T,\)"),
+        ("density_steps", np.arange(4), r"expected \(D, B\), \(D, 2\) and \(D,\)"),
+        ("densities", np.zeros(7, int), r"expected \(D, B\), \(D, 2\) and \(D,\)"),
+        ("density_ranges", np.zeros((7, 3)), r"expected \(D, B\), \(D, 2\) and \(D,\)"),
+        ("weights_soft", np.zeros(60, np.int64), "int64 for weights_soft, expected floats"),
     ],
 )
 def test_records_of_wrong_shape_or_type(
@@ -143,7 +147,9 @@ def test_losses_in_order_with_the_later_line_of_an_epoch(tmp_path: Path) -> None
 def test_foreign_metrics_name_the_line(tmp_path: Path, line: str) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text(json.dumps(metrics()[0]) + "\n" + line + "\n")
-    with pytest.raises(ValueError, match=r"metrics.jsonl, line 2: wanted a JSON object with epoch"):
+    with pytest.raises(
+        ValueError, match=r"metrics.jsonl, line 2: expected a JSON object with epoch"
+    ):
         read_losses(path)
 
 
@@ -159,5 +165,5 @@ def test_clusters_of_other_layers(tmp_path: Path) -> None:
 def test_empty_metrics(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text("\n")
-    with pytest.raises(ValueError, match="empty, wanted one line per epoch"):
+    with pytest.raises(ValueError, match="empty, expected one line per epoch"):
         read_losses(path)

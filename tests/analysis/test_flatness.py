@@ -299,10 +299,10 @@ def test_networks_on_one_line_span_no_plane(states: RunStates) -> None:
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("draws", 1, "draws: got 1, wanted at least 2"),
-        ("line", -1, "line: got -1, wanted at least 0"),
-        ("half", "both", "half: got 'both', wanted train or test"),
-        ("normalization", "none", "normalization: got 'none', wanted keep or reestimate"),
+        ("draws", 1, "draws: got 1, expected at least 2"),
+        ("line", -1, "line: got -1, expected at least 0"),
+        ("half", "both", "half: got 'both', expected train or test"),
+        ("normalization", "none", "normalization: got 'none', expected keep or reestimate"),
     ],
 )
 def test_options_out_of_range(option: str, value: object, message: str) -> None:

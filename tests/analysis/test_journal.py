@@ -52,6 +52,6 @@ def test_a_header_cut_short_begins_anew(tmp_path: Path) -> None:
 
 def test_only_numbers_are_kept(tmp_path: Path) -> None:
     journal = Journal(tmp_path, {})
-    with pytest.raises(ValueError, match="a: measured nan, wanted finite numbers"):
+    with pytest.raises(ValueError, match="a: measured nan, expected finite numbers"):
         journal.get("a", lambda: float("nan"))
     assert "a" not in Journal(tmp_path, {})

@@ -174,7 +174,7 @@ def test_advice(study: MeanFieldStudy) -> None:
     assert study.bins_for(worst[1]) == 256
     assert study.bins_for(np.nextafter(worst[1], 0)) == 1024
     assert study.bins_for(1e-12) is None
-    with pytest.raises(ValueError, match="got method 'sort', wanted one of scan, fft"):
+    with pytest.raises(ValueError, match="got method 'sort', expected one of scan, fft"):
         study.bins_for(0.1, "sort")
 
 
@@ -197,7 +197,7 @@ def test_saved_and_drawn(study: MeanFieldStudy, tmp_path: Path) -> None:
     [
         ({"width": 0.0}, "width: got 0.0"),
         ({"width": float("nan")}, "width: got nan"),
-        ({"width": 0.5, "draws": 1}, "draws: got 1, wanted at least 2"),
+        ({"width": 0.5, "draws": 1}, "draws: got 1, expected at least 2"),
         ({"width": 1e-9}, "net: no layer has a pair of weights in a well of 1e-09 sigma"),
     ],
 )

@@ -27,7 +27,8 @@ from pysoftq.cli.phase import drawings
 from pysoftq.cli.report import report
 from pysoftq.coupling.report import CompressionReport, LayerReport, TensorReport
 from pysoftq.run.config import make_config
-from pysoftq.run.summary import NetworkRow, Summary, TrainingSpeed
+from pysoftq.run.networks import NetworkRow
+from pysoftq.run.summary import Summary, TrainingSpeed
 from pysoftq.sweep.grid import make_spec
 
 LAYERS = ("layer3.0.conv2.weight", "linear.weight")

@@ -105,7 +105,7 @@ def test_layers_without_a_scale_stay_out_of_the_fit() -> None:
 @pytest.mark.parametrize(
     ("sizes", "energies", "message"),
     [
-        ([10, 20], [-1.0, -2.0], "got 2 layers, wanted at least 3"),
+        ([10, 20], [-1.0, -2.0], "got 2 layers, expected at least 3"),
         ([10, 20, 30], [-1.0, -2.0], "got 3 sizes and 2 energies"),
         ([10, 10, 10], [-1.0, -2.0, -3.0], "all layers have 10 weights"),
         ([10, 20, 30], [-1.0, 0.0, -3.0], "must be finite and nonzero"),
@@ -291,7 +291,7 @@ def test_kinds_of_layers(shape: tuple[int, ...], kind: str) -> None:
 
 def test_network_that_cannot_be_fitted_is_named() -> None:
     small = Network("small", {"a": torch.randn(9, 9), "b": torch.randn(8, 9)})
-    with pytest.raises(ValueError, match="small: got 2 layers, wanted at least 3"):
+    with pytest.raises(ValueError, match="small: got 2 layers, expected at least 3"):
         study_scaling([small], 0.5)
     with pytest.raises(ValueError, match="got no network"):
         study_scaling([], 0.5)

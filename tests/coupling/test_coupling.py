@@ -588,11 +588,11 @@ def test_large_layers_are_split_between_threads():
 
 def test_bad_input_is_refused(net):
     for options, message in [
-        ({"h": -1}, "h must be finite and at least 0, not -1"),
+        ({"h": -1}, "h must be finite and at least 0, got -1"),
         ({"h": float("nan")}, "h must be finite"),
-        ({"w": 0}, "w must be finite and above 0, not 0"),
-        ({"alpha": float("inf")}, "alpha must be from -10 to 10, not inf"),
-        ({"alpha": 10.5}, "alpha must be from -10 to 10, not 10.5"),
+        ({"w": 0}, "w must be finite and above 0, got 0"),
+        ({"alpha": float("inf")}, "alpha must be from -10 to 10, got inf"),
+        ({"alpha": 10.5}, "alpha must be from -10 to 10, got 10.5"),
         ({"bins": 0}, "bins must be an integer"),
         ({"method": "sort"}, "method must be 'scan' or 'fft'"),
         ({"fraction": 0}, "fraction must be"),

@@ -292,7 +292,7 @@ def test_single_weights_alone_leave_nothing_to_couple(net):
 def test_what_is_wrong_is_said(net):
     with pytest.raises(ValueError, match="granularity must be 'layer', 'channel' or 'group:N'"):
         SoftQuantizer(net, granularity="row")
-    with pytest.raises(ValueError, match="granularity 'channel' wants method 'scan'"):
+    with pytest.raises(ValueError, match="granularity 'channel' requires method 'scan'"):
         SoftQuantizer(net, granularity="channel", method="fft")
     net.fc.weight.data[0, :2] = torch.nan
     with pytest.raises(ValueError, match=r"'fc.weight': 2 of 120 weights are not finite"):

@@ -15,8 +15,9 @@ from pysoftq.clusters.binning import identify
 from pysoftq.coupling.quantizer import SoftQuantizer
 from pysoftq.coupling.report import CONSTANT, CompressionReport, LayerReport
 from pysoftq.errors import QualityWarning
+from pysoftq.run.networks import NetworkRow
 from pysoftq.run.records import EpochMetrics
-from pysoftq.run.summary import NetworkRow, Summary, TrainingSpeed
+from pysoftq.run.summary import Summary, TrainingSpeed
 
 
 def layer(

@@ -250,10 +250,10 @@ def test_incomplete_folders_are_named(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("folders", "told"),
     [
-        ((), "has no test/: wanted train/CLASS/IMAGE .* train/cat/1.png.*; it holds nothing"),
+        ((), "has no test/: expected train/CLASS/IMAGE .* train/cat/1.png.*; it holds nothing"),
         (("train",), "has no test/: .*; it holds train"),
         (("cat", "dog", "test"), "has no train/: .*; it holds cat, dog, test"),
-        (("train", "test"), "train holds no class folders: wanted train/CLASS/IMAGE"),
+        (("train", "test"), "train holds no class folders: expected train/CLASS/IMAGE"),
         (("train", "val", "valid"), "has val/, valid/: call the one to test on test/"),
     ],
 )

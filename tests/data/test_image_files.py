@@ -74,7 +74,7 @@ def test_white_of_a_file_that_says_so(tmp_path: Path) -> None:
     [
         (RAMP.astype(np.int32), {}, "integers, or of 32 bits"),
         (RAMP.astype(np.int32), {339: 1}, "integers, or of 32 bits"),
-        (RAMP.astype(np.float32), {}, "floating point values are from 0 to 63000, wanted 0"),
+        (RAMP.astype(np.float32), {}, "floating point values are from 0 to 63000, expected 0"),
         (np.full((8, 8), np.nan, np.float32), {}, "from nan to nan"),
     ],
 )

@@ -12,8 +12,10 @@ import pytest
 import torch
 
 from pysoftq.coupling.report import CompressionReport
-from pysoftq.data.tasks import CLASSIFICATION, LANGUAGE_MODELLING, cross_entropy, hits, logits_of
-from pysoftq.run.summary import NetworkRow, Summary, TrainingSpeed
+from pysoftq.data.predictions import cross_entropy, hits, logits_of
+from pysoftq.data.tasks import CLASSIFICATION, LANGUAGE_MODELLING
+from pysoftq.run.networks import NetworkRow
+from pysoftq.run.summary import Summary, TrainingSpeed
 from pysoftq.sweep.result import RunResult
 
 

@@ -271,7 +271,7 @@ class TestRefused:
     def test_another_suffix(
         self, compressed: Path, tmp_path: Path, writer: Writer, suffix: str
     ) -> None:
-        with pytest.raises(ValueError, match=rf"suffix '\.bin'; want \{suffix}|or \{suffix}"):
+        with pytest.raises(ValueError, match=rf"suffix '\.bin'; expected \{suffix}|or \{suffix}"):
             writer(compressed, tmp_path / "a.bin")
 
     def test_a_missing_folder(
@@ -322,7 +322,7 @@ def test_unsuitable_descriptions_of_inputs(tmp_path: Path, description: object) 
 
 @pytest.mark.parametrize("inputs", [torch.tensor(1.0), torch.zeros(0, 16), [3]])
 def test_unsuitable_inputs(tmp_path: Path, inputs: Any) -> None:
-    with pytest.raises(ExportError, match=r"an example input is a .*; want a tensor"):
+    with pytest.raises(ExportError, match=r"an example input is a .*; expected a tensor"):
         to_onnx(mixed_mlp(), tmp_path / "a.onnx", inputs)
 
 

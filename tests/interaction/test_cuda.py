@@ -259,7 +259,7 @@ def test_what_no_longer_fits_is_refused(device):
     with pytest.raises(ValueError, match="zip"):
         coupling.add_force([theta, theta], [theta], 1.0, 1.0, 0, 0)
     huge = CoupledLayer("huge", 2**31, 1.0, 0.1, 1.0, theta)
-    with pytest.raises(ValueError, match="a layer has at most 2147483647 weights, not 2147"):
+    with pytest.raises(ValueError, match="a layer has at most 2147483647 weights, got 2147"):
         device.backend.Coupling([huge], [0], 64, False)
 
 
@@ -273,7 +273,7 @@ def test_the_most_weights_are_those_of_the_core(emulated):
     for call in calls:
         for size in (2**31, 2**32 - 1, 2**40):
             with pytest.raises(
-                ValueError, match=f"^a layer has at most 2147483647 weights, not {size}$"
+                ValueError, match=f"^a layer has at most 2147483647 weights, got {size}$"
             ):
                 call(size)
 

@@ -83,7 +83,7 @@ def test_a_table_of_bad_counts_is_refused():
             table(np.array(counts))
     with pytest.raises(ValueError, match="at least one bin"):
         table(np.zeros(0, dtype=np.int64))
-    with pytest.raises(TypeError, match="counts must be integers, not float64"):
+    with pytest.raises(TypeError, match="counts must be integers, got float64"):
         table(np.ones(3))
     with pytest.raises(ValueError, match="spacing must be"):
         table(np.array([1, 2]), np.nan)

@@ -27,7 +27,7 @@ def test_granularities_are_taken_as_they_are(text: str) -> None:
     ],
 )
 def test_anything_else_is_refused_with_what_is_wanted(text: object) -> None:
-    with pytest.raises(ValueError, match=r"'layer', 'channel' or 'group:N'.*not "):
+    with pytest.raises(ValueError, match=r"'layer', 'channel' or 'group:N'.*got "):
         check_granularity(text)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="granularity"):
         segment_bounds((2, 3), text)  # type: ignore[arg-type]

@@ -17,10 +17,10 @@ def test_set_and_get():
     try:
         pysoftq.set_num_threads(3)
         assert pysoftq.get_num_threads() == 3
-        with pytest.raises(ValueError, match="at least 1 and at most 4096, not 0"):
+        with pytest.raises(ValueError, match="at least 1 and at most 4096, got 0"):
             pysoftq.set_num_threads(0)
         assert pysoftq.get_num_threads() == 3
-        with pytest.raises(ValueError, match="at most 4096, not 5000"):
+        with pytest.raises(ValueError, match="at most 4096, got 5000"):
             pysoftq.set_num_threads(5000)
     finally:
         pysoftq.set_num_threads(before)

@@ -56,7 +56,7 @@ def test_missing_tensors_are_named(gpt2: Path) -> None:
 def test_shapes_that_do_not_fit_are_named(gpt2: Path) -> None:
     change(gpt2, wpe=torch.ones(3, 16))
     with pytest.raises(
-        ConfigError, match=r"wrong shape: transformer\.wpe\.weight is 3×16, wanted 8"
+        ConfigError, match=r"wrong shape: transformer\.wpe\.weight is 3×16, expected 8"
     ):
         load_model(f"hf:{gpt2}", 60, 8)
 

@@ -86,7 +86,7 @@ def test_weights_beside_other_state_are_no_checkpoint(
 
 
 def test_a_folder_is_no_weight_file(tmp_path: Path) -> None:
-    with pytest.raises(IsADirectoryError, match="is a folder, wanted a weight file"):
+    with pytest.raises(IsADirectoryError, match="is a folder, expected a weight file"):
         load_weights(tmp_path)
 
 
@@ -178,7 +178,7 @@ def test_missing_file_and_unknown_kind(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nowhere\.pt"):
         load_weights(tmp_path / "nowhere.pt")
     (tmp_path / "w.onnx").touch()
-    with pytest.raises(ValueError, match=r"'\.onnx'; wanted .*safetensors"):
+    with pytest.raises(ValueError, match=r"'\.onnx'; expected .*safetensors"):
         load_weights(tmp_path / "w.onnx")
 
 
@@ -206,7 +206,7 @@ def test_restore_lists_every_misfit() -> None:
     assert message.startswith("w.pt does not fit the model")
     assert "missing: 0.bias, 1.running_mean" in message
     assert "unexpected: extra" in message
-    assert "wrong shape: 0.weight is 3×5, wanted 3×2" in message
+    assert "wrong shape: 0.weight is 3×5, expected 3×2" in message
     assert torch.equal(model[0].weight, before)
 
 

@@ -438,7 +438,7 @@ def test_one_process_at_a_time(
         (["--config", "{latin}"], 2, "latin.yaml is no YAML"),
         (["--device", "{missing}"], 2, "option 'device'"),
         (["--device", "cuda:99"], 2, "there is no cuda:99 here"),
-        (["--device", "gpu"], 2, "wanted auto, cpu, cuda, cuda:N or mps"),
+        (["--device", "gpu"], 2, "expected auto, cpu, cuda, cuda:N or mps"),
         (["--device", "cpu", "--graph", "on"], 2, "CUDA graphs need a CUDA device"),
         (["--h", "-1"], 2, "option 'h'"),
         (["--dataset", "mnist"], 2, "option 'dataset'"),

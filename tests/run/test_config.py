@@ -124,7 +124,7 @@ def test_switches_are_words_in_yaml_too(tmp_path: Path, name: str) -> None:
     config.to_yaml(path)
     assert read_config(path)[name] == "off"
     assert make_config({"graph": True}).graph == "on"
-    with pytest.raises(ConfigError, match=r"option 'amp': .*given 'on'"):
+    with pytest.raises(ConfigError, match=r"option 'amp': .*got 'on'"):
         make_config({"amp": "on"})
 
 
@@ -135,7 +135,9 @@ def test_devices_by_name(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "cpu:0", ""])
 def test_other_devices_are_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match=r"option 'device': .*wanted auto, cpu, cuda, cuda:N or"):
+    with pytest.raises(
+        ConfigError, match=r"option 'device': .*expected auto, cpu, cuda, cuda:N or"
+    ):
         make_config({"device": name})
 
 
@@ -188,12 +190,12 @@ def test_changed_options_are_those_that_shape_the_training() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (("fc.*",), "wanted PATTERN:h=H,w=W, not 'fc"),
-        (("fc:h",), "wanted PATTERN:h=H,w=W"),
-        ((":h=1",), "wanted PATTERN:h=H,w=W"),
+        (("fc.*",), "expected PATTERN:h=H,w=W, got 'fc"),
+        (("fc:h",), "expected PATTERN:h=H,w=W"),
+        ((":h=1",), "expected PATTERN:h=H,w=W"),
         (("fc:h=strong",), r"option 'override\.fc\.h'"),
-        (("fc:g=1",), "wanted h, w or both for 'fc'"),
-        (("fc:h=1", "fc:w=1"), "wanted each pattern once"),
+        (("fc:g=1",), "expected h, w or both for 'fc'"),
+        (("fc:h=1", "fc:w=1"), "expected each pattern once"),
     ],
 )
 def test_wrong_overrides_are_refused(given: tuple[str, ...], message: str) -> None:

@@ -113,11 +113,11 @@ def run(given: dict[str, Any], folder: Path) -> None:
     [
         ({"dataset": "text:missing.txt"}, "no text file missing.txt"),
         ({"dataset": "text:latin"}, "latin is no text in UTF-8"),
-        ({"dataset": "text:short"}, "the test text has 4 tokens, wanted at least 32"),
-        ({"dataset": "text"}, "wanted one of"),
+        ({"dataset": "text:short"}, "the test text has 4 tokens, expected at least 32"),
+        ({"dataset": "text"}, "expected one of"),
         ({"model": "resnet20"}, "model 'resnet20' does not read text"),
         ({"dataset": "digits", "model": "gpt"}, "model 'gpt' is a language model"),
-        ({"model": "hf:nowhere"}, "wanted hf: and a folder with config.json"),
+        ({"model": "hf:nowhere"}, "expected hf: and a folder with config.json"),
     ],
 )
 def test_refusals(

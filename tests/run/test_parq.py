@@ -71,9 +71,9 @@ def test_errors() -> None:
     config = make_config({"epochs": 1, "batch_size": 512})
     model = tiny_training(config).model
     weights = {"linear.weight": model.linear.weight}
-    with pytest.raises(ValueError, match="bits is 9; want 1 to 8"):
+    with pytest.raises(ValueError, match="bits is 9; expected 1 to 8"):
         train_parq(model, weights, 9, tiny_digits(), config)
-    with pytest.raises(ValueError, match="anneals over its steps, and has 1; want 2 or more"):
+    with pytest.raises(ValueError, match="anneals over its steps, and has 1; expected 2 or more"):
         train_parq(model, weights, 2, tiny_digits(), config)
     torch.nn.init.constant_(model.linear.bias, math.nan)
     config = make_config({"epochs": 2, "batch_size": 80})

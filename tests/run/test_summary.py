@@ -10,7 +10,8 @@ import pytest
 
 from pysoftq.coupling.report import CompressionReport, LayerReport
 from pysoftq.data.tasks import CLASSIFICATION, LANGUAGE_MODELLING
-from pysoftq.run.summary import NetworkRow, Summary, TrainingSpeed
+from pysoftq.run.networks import NetworkRow
+from pysoftq.run.summary import Summary, TrainingSpeed
 
 
 def summary(

@@ -102,8 +102,8 @@ def test_a_head_of_other_classes_is_begun_anew(tmp_path: Path) -> None:
     [
         ({"pretrain_dataset": "imagefolder:PHOTOS"}, "in_channels is 1 of the one, 3 of the other"),
         ({"pretrain_dataset": "pydoc"}, "cannot be pretrained on pydoc: context is None"),
-        ({"pretrain_dataset": "nonsense"}, "option 'pretrain_dataset'.* wanted one of"),
-        ({"dataset": "digits:7-3"}, "unknown data set 'digits:7-3'; wanted two digits A-B"),
+        ({"pretrain_dataset": "nonsense"}, "option 'pretrain_dataset'.* expected one of"),
+        ({"dataset": "digits:7-3"}, "unknown data set 'digits:7-3'; expected two digits A-B"),
     ],
 )
 def test_refusals(given: dict[str, Any], told: str, tmp_path: Path) -> None:

@@ -120,8 +120,8 @@ def test_an_axis_that_is_none_is_told_what_is_wanted() -> None:
     with pytest.raises(ConfigError) as caught:
         parse_axis("w", "lin:0:1")
     assert str(caught.value) == (
-        "option 'w': wanted numbers as 0.1,0.3, or 2 ≤ N ≤ 100,000 of them as lin:A:B:N or, with "
-        "A and B above 0, log:A:B:N; given 'lin:0:1'"
+        "option 'w': expected numbers such as 0.1,0.3, or 2 ≤ N ≤ 100,000 of them as "
+        "lin:A:B:N or, with A and B above 0, log:A:B:N; got 'lin:0:1'"
     )
 
 
@@ -156,7 +156,7 @@ def test_all_runs_share_network_and_split() -> None:
 def test_wrong_options_of_a_sweep_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make_spec({"h": "0.1", "w": "0.5"}, options)
-    with pytest.raises(ConfigError, match="wants the values of w"):
+    with pytest.raises(ConfigError, match="requires the values of w"):
         make_spec({"h": "0.1"})
 
 
@@ -284,7 +284,7 @@ def test_stages_of_a_run(tmp_path: Path, storage: str) -> None:
     assert {first.run.w, second.run.w} == {0.3, 0.5}
     assert ledger.claim(worker) is None
     assert ledger.status().running == 2
-    with pytest.raises(ValueError, match="wanted finite numbers"):
+    with pytest.raises(ValueError, match="expected finite numbers"):
         ledger.finish(first, {"degradation": math.nan, "bits": 3.5})
     ledger.finish(first, {"degradation": 0.5, "bits": 3.5, "more": [1]})
     ledger.give_back(second)

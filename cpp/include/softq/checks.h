@@ -14,7 +14,7 @@ inline constexpr std::uint64_t max_weights = std::numeric_limits<std::int32_t>::
 inline void check_size(std::uint64_t size) {
   if (size <= max_weights) return;
   throw std::invalid_argument("a layer has at most " + std::to_string(max_weights) +
-                              " weights, not " + std::to_string(size));
+                              " weights, got " + std::to_string(size));
 }
 
 inline void check_finite(std::uint64_t nonfinite, std::uint64_t size) {

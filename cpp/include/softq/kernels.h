@@ -125,7 +125,7 @@ struct Kernels {
 // The widest set this processor runs, or the one named by PYSOFTQ_SIMD.
 const Kernels& kernels();
 
-// The sets built in and usable here, widest first; kernels() uses the first unless told otherwise.
+// The sets built in and usable here, widest first; kernels() uses the first unless another is set.
 std::vector<std::string> simd_levels();
 
 // Throws std::invalid_argument for a name that simd_levels() does not list.

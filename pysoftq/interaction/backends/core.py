@@ -71,7 +71,7 @@ class Coupling:
         return self._table.sums(energies)
 
     def set(self, scale: float, fraction: float, seed: int, step: int) -> None:
-        """Do nothing: each step is told."""
+        """Do nothing: each step has its own arguments."""
 
     def check(self) -> None:
         """Do nothing: each step has checked itself."""

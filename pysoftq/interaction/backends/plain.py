@@ -173,7 +173,7 @@ class Coupling:
         return self._table.sums(energies.cpu().double())
 
     def set(self, scale: float, fraction: float, seed: int, step: int) -> None:
-        """Do nothing: each step is told. Captured in a CUDA graph, it would repeat its sample."""
+        """Do nothing: each step has its own arguments, which a captured step would repeat."""
 
     def check(self) -> None:
         """Raise ValueError naming layers and reasons if a step was refused since the last check."""
@@ -318,7 +318,7 @@ def _binned(theta: Tensor, bins: int) -> tuple[Tensor, _Binning]:
 
 def _check_size(theta: Tensor) -> None:
     if theta.numel() > MAX_WEIGHTS:
-        raise ValueError(f"a layer has at most {MAX_WEIGHTS} weights, not {theta.numel()}")
+        raise ValueError(f"a layer has at most {MAX_WEIGHTS} weights, got {theta.numel()}")
 
 
 def _reason(fault: Sequence[float], size: int, dtype: torch.dtype) -> str:
