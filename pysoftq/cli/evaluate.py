@@ -88,7 +88,9 @@ def evaluate(file: Path, model: str | None, as_json: bool, **values: Any) -> Non
 
 def _described(info: ArtifactInfo) -> dict[str, Any]:
     """Options that follow from the file: what inputs the network was trained on."""
-    described = {name: info.metadata[name] for name in ("mean", "std") if name in info.metadata}
+    described: dict[str, Any] = {
+        name: info.metadata[name] for name in ("mean", "std") if name in info.metadata
+    }
     inputs = info.metadata.get("input", {})
     if inputs.get("dtype") == "int64":
         described["context"] = inputs["shape"][-1]
