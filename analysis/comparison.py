@@ -1,4 +1,4 @@
-"""Soft quantization beside other methods: accuracy against bits, of networks made of one another.
+"""Soft quantization compared with other methods: accuracy against bits, networks of one origin.
 
 Every method begins with the same pretrained network of a seed; those that train do so on the same
 images for the same number of epochs. `contest` makes the networks and measures them.

@@ -13,7 +13,7 @@ from typing import Any
 class Journal:
     """A file of lines {"key": …, "value": …}, the values being plain JSON.
 
-    Each study of other ``settings`` has a file of its own, named by their digest; its first line
+    Each study of other ``settings`` has its own file, named by their digest; its first line
     holds them. A line is appended in one write and forced to the disk; a line that a kill cut short
     is dropped when the file is opened again. Two processes on one file do no harm where values are
     functions of their keys, as they ought to be.

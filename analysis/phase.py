@@ -175,7 +175,7 @@ def pick(
         raise ValueError("the limit is not a number")
 
     def rank(values: tuple[float, float]) -> tuple[float, float]:
-        """First what is over the limit, then what is to be small."""
+        """The excess over the limit first, then the quantity to minimise."""
         return max(values[limited] - limit, 0.0), values[minimised]
 
     point = min(study.points, key=lambda point: rank(_means(point.refined)))

@@ -5,7 +5,7 @@ The energy of a layer is, exactly,
     |E| = N² · (1 - 1/N) · w sigma · S,
 
 where S is the mean of (1 - d / (w sigma)) over all pairs, d being the distance of a pair (0 beyond
-the well): a pure number that depends on w and on the shape of the distribution alone. A
+the well): a pure number that depends only on w and on the shape of the distribution. A
 least-squares slope is linear in the logarithms that it is fitted to, so the slope of log |E|
 against log N is the sum of the slopes of the factors' logarithms, with no remainder. sigma is taken
 apart once more, into what He's initialisation gives for the layer's fan-in and what training made

@@ -10,7 +10,7 @@ def user_path(path: str | os.PathLike[str]) -> Path:
     """The path with a leading ``~`` or ``~user`` replaced by that home folder.
 
     A shell expands it only at the beginning of a word: not in ``imagefolder:~/photos``, in
-    ``--weights=~/w.pt`` or in a YAML file. The name of nobody stays as it is, as in a shell.
+    ``--weights=~/w.pt`` or in a YAML file. An unknown user name stays as it is, as in a shell.
     """
     try:
         return Path(path).expanduser()

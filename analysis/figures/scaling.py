@@ -88,7 +88,7 @@ def _draw_terms(axis: Axes, law: PowerLaw) -> None:
     """A waterfall from 2 down to the slope."""
     names = [field.name for field in fields(Terms) if field.name != "finite_size"]
     labels = [_TERM_LABELS[name] for name in names]
-    # Of N weights with N in the hundreds, 1 - 1/N is worth a thousandth: drawn with the pairs.
+    # Of N weights with N in the hundreds, 1 - 1/N amounts to a thousandth: drawn with the pairs.
     level = law.terms.finite_size.value
     for row, name in enumerate(names):
         term = getattr(law.terms, name)

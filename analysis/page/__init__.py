@@ -1,6 +1,6 @@
-"""Reports as single HTML pages: no file beside them, no network, light and dark.
+"""Reports as single HTML pages: no other files, no network, light and dark.
 
-A page is a template in ``templates/`` that extends ``base.html``, filled by a module of its own;
+A page is a template in ``templates/`` that extends ``base.html``, filled by its own module;
 `charts` lays out the interactive figures, ``page.js`` answers pointer and keys.
 """
 

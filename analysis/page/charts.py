@@ -10,7 +10,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 
 WIDTH, HEIGHT = 480, 300  # of the view box, in which text is 13 units high
 LEFT, RIGHT, TOP, BOTTOM = 70, 18, 12, 46
-_MARKED = 40  # more points than this are drawn as a line alone
+_MARKED = 40  # more points than this are drawn as a line only
 
 
 @dataclass(frozen=True)

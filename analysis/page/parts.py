@@ -1,4 +1,4 @@
-"""What pages are made of, beside charts; ``parts.html`` draws them."""
+"""The parts of pages, besides charts; ``parts.html`` draws them."""
 
 from __future__ import annotations
 

@@ -118,7 +118,7 @@ def _map(
     name: str,
     value: Callable[[GridPoint], float],
 ) -> Chart:
-    """A phase diagram: a series of its own for each point, shaded by its rank."""
+    """A phase diagram: one series per point, shaded by its rank."""
     ranked = sorted(study.points, key=value)
     series = [
         Series(

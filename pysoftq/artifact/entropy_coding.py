@@ -1,7 +1,7 @@
 """Indices in as many bits as their entropy: asymmetric numeral systems (ANS) with known counts.
 
 The indices of each segment are coded with a model of their own, made from their counts in integer
-arithmetic alone; `docs/format.md` says how, to the bit. The coder is `constriction`'s, or our own
+arithmetic only; `docs/format.md` specifies it to the bit. The coder is `constriction`'s, or our own
 in plain Python where there is no wheel of it.
 """
 

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-# Exit codes beside 0, 1 (a failure) and 2 (wrong usage). That of an interrupted run is the one
+# Exit codes besides 0, 1 (a failure) and 2 (wrong usage). That of an interrupted run is the one
 # that a shell gives for SIGINT; that of warnings is used with --strict.
 INTERRUPTED, WARNED = 130, 3

@@ -32,7 +32,7 @@ def identify(
 
     The binning rule is that of `pysoftq.density`; means are accumulated in float64 and rounded to
     the dtype of `theta`. Computed on the CPU, so the result is the same for every device; it is
-    returned on the device of `theta`. With `bounds` (G+1,) each segment has bins of its own.
+    returned on the device of `theta`. With `bounds` (G+1,) each segment has its own bins.
 
     With `zeros`, weights that are exactly 0 are a cluster of the value 0, which refinement and
     training leave at 0, and no other cluster has weights of both signs.
@@ -134,7 +134,7 @@ def bin_index(values: Tensor, bins: int, dtype: torch.dtype, ids: Tensor | None 
     """The bin of each weight among `bins` equal ones over [min, max], (N,) int64.
 
     Subtraction and multiplication round separately in `dtype`, as in the core; a constant layer
-    falls into one bin. With `ids` (N,) each segment has bins of its own.
+    falls into one bin. With `ids` (N,) each segment has its own bins.
     """
     if not values.numel():
         return torch.zeros(0, dtype=torch.int64)

@@ -68,7 +68,7 @@ class SoftQuantizer:
 
     With `granularity`, channels or groups of weights take the place of layers: each segment s has
     its own sigma_s, width w · sigma_s, strength h · N_s^(-alpha) and histogram, whose bins are
-    in proportion to its weights, and interacts with itself alone.
+    in proportion to its weights, and interacts only with itself.
 
     The force is computed where the weights are, and a model may move between devices at any time.
     A step on the CPU refuses weights that are not finite with a ValueError. Elsewhere a step never
@@ -87,13 +87,13 @@ class SoftQuantizer:
         bins: number of bins N_b of each layer's histogram.
         method: "scan", exact window sums, or "fft", the convolution of the paper.
         fraction: share of the weights drawn into the histogram, in (0, 1]; may be set at any time.
-        seed: of these draws; they depend on (seed, step, layer, position in memory) alone.
-        granularity: what interacts with itself alone: "layer", "channel" (each slice of a weight
+        seed: of these draws; they depend only on (seed, step, layer, position in memory).
+        granularity: what interacts only with itself: "layer", "channel" (each slice of a weight
             along dimension 0) or "group:N" (each N consecutive weights within such a slice).
         include: shell-style patterns of parameter names to couple; None takes all weights.
         exclude: patterns to leave out, stronger than include.
         override: h, w or both for the layers that a pattern matches, `{"fc.*": {"w": 0.3}}`; of
-            several patterns that match a layer, the first decides alone.
+            several patterns that match a layer, the first applies.
         sparsity: which exact zeros stay zero, through training (their gradients are cleared) and
             in the clusters: those of pruned layers (at least 1 % zeros) and of padding rows
             ("auto"), all ("keep") or none ("ignore").
@@ -186,7 +186,7 @@ class SoftQuantizer:
 
     @property
     def granularity(self) -> str:
-        """What interacts with itself alone: "layer", "channel" or "group:N"."""
+        """What interacts only with itself: "layer", "channel" or "group:N"."""
         return self._granularity
 
     @property
@@ -254,7 +254,7 @@ class SoftQuantizer:
         self._register(inner)
 
     def detach(self) -> None:
-        """Leave the optimizers alone again."""
+        """Detach from the optimizers."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()

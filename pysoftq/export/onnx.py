@@ -127,7 +127,7 @@ def _exported(captured: ExportedProgram, weights: Sequence[Weight]) -> ModelProt
     program.optimize()
     ClearMetadataAndDocStringPass()(program.model)  # among others, paths of this machine
     model: ModelProto = program.model_proto
-    del model.graph.value_info[:]  # shapes that every reader infers by itself
+    del model.graph.value_info[:]  # shapes that every reader infers
     return model
 
 

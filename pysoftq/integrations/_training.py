@@ -104,6 +104,6 @@ class CoupledTraining:
         )
 
     def _leave(self) -> None:
-        """Leave the optimizers alone."""
+        """Detach from the optimizers."""
         if self.softq is not None:
             self.softq.detach()

@@ -80,7 +80,7 @@ class SoftQuantizationCallback(CoupledTraining, Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Leave the optimizers alone."""
+        """Detach from the optimizers."""
         self._leave()
 
     def state_dict(self) -> dict[str, Any]:

@@ -65,7 +65,7 @@ def density(
     The bin of a weight is trunc((theta - low) · bins / (high - low)), the largest weight in the
     last bin, evaluated in float32 (in float64 for float64 weights). Weights whose range is so
     narrow that the quotient overflows are scaled by a power of two first. Whether a weight is
-    sampled depends on the seed and its position alone, not on threads or devices.
+    sampled depends only on the seed and its position, not on threads or devices.
 
     Args:
         theta: weights of one layer, any shape and floating dtype.

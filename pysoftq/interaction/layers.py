@@ -25,7 +25,7 @@ class CoupledLayer:
         width: range w_l = w · sigma_l, in units of the weights.
         strength: h_l = h · N_l^(-alpha).
         parameter: the weights themselves.
-        segments: those that each interact with themselves alone, None where the layer is one; with
+        segments: those that each interact only with themselves, None if the layer is one; with
             them, sigma, width and strength are their means, weighted with their sizes.
     """
 

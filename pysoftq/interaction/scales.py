@@ -59,7 +59,7 @@ class Segments:
         return float((values * self.size).sum() / self.size.sum())
 
     def record(self) -> dict[str, Tensor]:
-        """What `restore` needs beside the tensor's shape."""
+        """What `restore` requires besides the tensor's shape."""
         return {field: getattr(self, field).clone() for field in self.FIELDS}
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Segments: the parts of a weight tensor that interact with themselves alone."""
+"""Segments: the parts of a weight tensor that interact only with themselves."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def _classifier(name: str, num_classes: int, in_channels: int) -> nn.Module:
         model: nn.Module = ResNet(blocks, channels, num_classes, in_channels)
     else:
         model = _torchvision_model(name, num_classes, in_channels)
-    # Plain JSON, kept in the compressed file so that the network can be rebuilt from it alone.
+    # Plain JSON, kept in the compressed file so that the network can be rebuilt from it.
     spec = {"name": name, "num_classes": num_classes, "in_channels": in_channels}
     model.pysoftq_spec = spec  # type: ignore[assignment]
     return model

@@ -30,7 +30,7 @@ _READ = (*SUFFIXES, ".ckpt", ".bin", ".pt.tar", ".pth.tar")
 # Left in the names by DataParallel, torch.compile, and a LightningModule with `self.model`.
 _PREFIXES = ("module.", "_orig_mod.", "model.")
 
-# Plain containers that training scripts keep beside the tensors; making one runs no other code.
+# Plain containers that training scripts keep next to the tensors; making one runs no other code.
 _HARMLESS = (argparse.Namespace,)
 
 # How torch says that a file requires more than tensors, or is a TorchScript archive.
@@ -81,7 +81,7 @@ def load_plain(file: BinaryIO, path: Path) -> Any:
         # torch's own messages are pages long, and explain how to run the code anyway.
         if _CODE.search(str(error)):
             raise ValueError(
-                f"{path} holds pickled code beside its tensors, refused: save the state dict alone"
+                f"{path} holds pickled code besides its tensors, refused: save only the state dict"
             ) from error
         raise ValueError(f"{path} is no PyTorch file, or a broken one") from error
 
@@ -103,7 +103,7 @@ def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
         nested = {key: value for key, value in content.items() if _has_weights(value)}
         if len(nested) > 1:
             keys = abridged([repr(key) for key in nested])
-            raise ValueError(f"{path} holds several state dicts: {keys}; save one of them alone")
+            raise ValueError(f"{path} holds several state dicts: {keys}; save only one of them")
         content = next(iter(nested.values()), content)
     if not isinstance(content, Mapping) or not content:
         kind = type(content).__name__

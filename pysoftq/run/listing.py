@@ -1,4 +1,4 @@
-"""An overview of runs from their folders alone; torch is not loaded."""
+"""An overview of runs from their folders; torch is not loaded."""
 
 from __future__ import annotations
 

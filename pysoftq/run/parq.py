@@ -36,7 +36,7 @@ def train_parq(
 ) -> dict[str, Clusters]:
     """Train all of `model` while PARQ brings `weights`, some of its parameters, to 2**bits values.
 
-    torchao's `QuantOptimizer` around SGD, each tensor with a uniform grid of its own, which is
+    torchao's `QuantOptimizer` around SGD, each tensor with its own uniform grid, which is
     taken anew every ten steps. The proximal map is annealed from none to rounding over 95 % of the
     steps. `config` gives epochs, batches, seed, learning rate, momentum and weight decay. The model
     is left quantized, in evaluation mode.

@@ -22,7 +22,7 @@ DATASET_DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "pydoc": {
         "model": "gpt",
-        "h": 0.003,  # its gradients are small, and AdamW weighs force against gradient alone
+        "h": 0.003,  # its gradients are small, and AdamW only weighs force against gradient
         "w": 0.25,
         "epochs": 8,
         "batch_size": 16,

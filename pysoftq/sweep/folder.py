@@ -17,7 +17,7 @@ from pysoftq.paths import user_path
 from pysoftq.sweep.grid import Run, SweepSpec, make_spec, saved_spec
 from pysoftq.sweep.ledger import Ledger, database_file, database_url
 
-# What the file holds beside the grid and the options of the runs.
+# What the file holds besides the grid and the options of the runs.
 WHERE = ("storage", "name", "workers", "executor", "cpus", "gpus")
 
 

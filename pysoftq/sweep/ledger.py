@@ -103,7 +103,7 @@ def _lock_path(folder: Path, owner: str) -> Path:
 
 @dataclass(frozen=True)
 class Claim:
-    """A run that its worker alone may do."""
+    """A run that only its worker may do."""
 
     run: Run
     trial: optuna.Trial
@@ -220,7 +220,7 @@ class Ledger:
         self._end(claim, "result", dict(result), values)
 
     def fail(self, claim: Claim, error: str) -> None:
-        """Keep the error of a run; it is not tried again by itself. May raise LostClaimError."""
+        """Keep the error of a run; it is not repeated automatically. May raise LostClaimError."""
         self._end(claim, "error", error)
 
     def give_back(self, claim: Claim) -> None:

@@ -51,7 +51,7 @@ def prepare(config: CompressConfig, folder: Path, observer: Observer) -> tuple[P
 
 
 def _when_free(act: Callable[[], Result]) -> Result:
-    """Act once nobody else works in the folder."""
+    """Act once no other process works in the folder."""
     while True:
         with suppress(BusyError):
             return act()
@@ -73,7 +73,7 @@ def compress_run(config: CompressConfig, folder: Path) -> dict[str, Any]:
 
 @lru_cache(maxsize=1)
 def _shared_data(options: str) -> Data:
-    """The data of all runs that differ in h, w and seed only (the split has a seed of its own)."""
+    """The data of all runs that differ in h, w and seed only (the split has its own seed)."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # `prepare` has read them before, and warned once
         return read_data(CompressConfig.model_validate_json(options))

@@ -123,7 +123,7 @@ def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
 def test_a_whole_network_is_refused(tmp_path: Path, zipped: bool) -> None:
     torch.save(nn.Linear(2, 2), tmp_path / "w.pt", _use_new_zipfile_serialization=zipped)
     with pytest.raises(
-        ValueError, match=r"holds pickled code .* refused: save the state dict alone"
+        ValueError, match=r"holds pickled code .* refused: save only the state dict"
     ):
         load_weights(tmp_path / "w.pt")
 

@@ -1,4 +1,4 @@
-"""The contract in torch operations alone, for all devices: MPS, ROCm, XPU, CUDA without kernels.
+"""The contract in torch operations only, for all devices: MPS, ROCm, XPU, CUDA without kernels.
 
 Written to be read and to be right; the coupling step never waits for the device. What is binned is
 a batch (B, N): a layer as one row, or segments of one size as several.
