@@ -217,6 +217,7 @@ class CompressionReport:
         merged = [row for row in constant if row not in collapsed]
         loose = [row for row in self.layers if not row.gathered]
         exclude = "or leave such layers out with `exclude`"
+        which = "`h`" if len(loose) == len(self.layers) else "`h` of these layers (`override`)"
         found = (
             self._warning(
                 *("constant", collapsed, "a single value left after training"),
@@ -229,7 +230,7 @@ class CompressionReport:
             self._warning(
                 *("not gathered", loose),
                 "not gathered in clusters (more than half of the occupied bins are left)",
-                "raise `h` or train for more epochs",
+                f"raise {which} or train for more epochs",
             ),
         )
         return tuple(warning for warning in found if warning.layers)

@@ -51,10 +51,13 @@ def test_draw_run_writes_png_and_pdf(folder: Path) -> None:
         assert pixels.min() < 100
 
 
-def test_drawing_twice_gives_the_same_bytes(folder: Path) -> None:
-    first = [path.read_bytes() for path in figures.draw_run(folder)]
-    second = [path.read_bytes() for path in figures.draw_run(folder)]
-    assert first == second
+@pytest.fixture(scope="module")
+def drawn(folder: Path) -> list[bytes]:
+    return [path.read_bytes() for path in figures.draw_run(folder)]
+
+
+def test_drawing_twice_gives_the_same_bytes(folder: Path, drawn: list[bytes]) -> None:
+    assert [path.read_bytes() for path in figures.draw_run(folder)] == drawn
 
 
 USER_SETTINGS = {
@@ -66,10 +69,9 @@ USER_SETTINGS = {
 }
 
 
-def test_settings_of_the_user_change_no_figure(folder: Path) -> None:
-    own = [path.read_bytes() for path in figures.draw_run(folder)]
+def test_settings_of_the_user_change_no_figure(folder: Path, drawn: list[bytes]) -> None:
     with mpl.rc_context(USER_SETTINGS):
-        assert [path.read_bytes() for path in figures.draw_run(folder)] == own
+        assert [path.read_bytes() for path in figures.draw_run(folder)] == drawn
         assert mpl.rcParams["text.usetex"]
 
 

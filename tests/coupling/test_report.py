@@ -174,7 +174,7 @@ def test_layers_that_have_not_gathered(
     for warning in found:
         assert str(warning) == (
             "1 of 2 layers has not gathered in clusters (more than half of the occupied bins are "
-            "left): conv; raise `h` or train for more epochs"
+            "left): conv; raise `h` of these layers (`override`) or train for more epochs"
         )
         assert "\nwarning: 1 of 1 layers has not gathered" in str(CompressionReport((row,)))
 
