@@ -324,6 +324,8 @@ def opened(browser: Any, page: Path, request: pytest.FixtureRequest) -> Iterator
 def test_in_a_browser(opened: Any) -> None:
     # The page itself never scrolls sideways.
     assert opened.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    tables = "[...document.querySelectorAll('.scroll')]"
+    assert opened.evaluate(f"{tables}.every((e) => e.scrollWidth <= e.clientWidth)")
     assert opened.evaluate("[...document.images].every((image) => image.alt)")
     tip = opened.locator("#tip")
     assert tip.is_hidden()
