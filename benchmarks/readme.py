@@ -165,11 +165,8 @@ def default_run() -> str:
         number: {seed: [NetworkRow(**row) for row in networks] for seed, networks in runs.items()}
         for number, runs in read("digits.json")["threads"].items()
     }
-    won = [digits.better(networks) for runs in threads.values() for networks in runs.values()]
-    outcome = (
-        f"Fewer bits and a higher accuracy than {digits.BASELINE} in {sum(won)} of {len(won)} runs "
-        f"(threads: {', '.join(threads)}; seeds: {', '.join(threads['1'])}).\n"
-    )
+    seeds = f"(threads: {', '.join(threads)}; seeds: {', '.join(threads['1'])})"
+    outcome = f"{digits.sentence(threads)} {seeds}.\n"
     return digits.table(threads["1"]).partition("\n\n")[0] + "\n\n" + outcome
 
 

@@ -315,12 +315,16 @@ def _networks(accuracy: float, bits: float) -> tuple[NetworkRow, ...]:
 
 @pytest.mark.parametrize(
     ("accuracy", "bits", "expected"),
-    [(0.96, 3.5, True), (0.94, 3.5, False), (0.96, 4.5, False), (0.95, 3.5, False)],
+    [
+        (0.96, 3.5, "higher"),
+        (0.94, 3.5, "lower"),
+        (0.95, 3.5, "equal"),
+        (0.96, 4.5, "more bits"),
+        (0.96, 4.0, "more bits"),
+    ],
 )
-def test_better_means_smaller_and_more_accurate(
-    accuracy: float, bits: float, expected: bool
-) -> None:
-    assert digits.better(_networks(accuracy, bits)) is expected
+def test_outcome_of_a_run(accuracy: float, bits: float, expected: str) -> None:
+    assert digits.outcome(_networks(accuracy, bits)) == expected
 
 
 def test_digits_table_over_seeds(
@@ -341,9 +345,9 @@ def test_digits_table_over_seeds(
     assert "| pretrained | 99.0 ± 0.0 | 32 | – | 80.0 |" in page
     # Sample standard deviations: 1.41 of 96 and 94, 0.14 of 3.5 and 3.7.
     assert "| soft, refined | 95.0 ± 1.4 | 3.60 ± 0.14 | 2.50 ± 0.00 | 17.0 |" in page
-    assert "| 7 | 99.0 | 96.0 | 96.0 (3.50) | 95.0 | yes |" in page
-    assert "| 9 | 99.0 | 94.0 | 94.0 (3.70) | 95.0 | no |" in page
-    assert "than HEQ-4 in 2 of 4 runs" in page
+    assert "| 7 | 99.0 | 96.0 | 96.0 (3.50) | 95.0 | higher |" in page
+    assert "| 9 | 99.0 | 94.0 | 94.0 (3.70) | 95.0 | lower |" in page
+    assert "than HEQ-4 in 4 of 4 runs: with a higher accuracy in 2, an equal one in 0" in page
     assert page in capsys.readouterr().out
     content = json.loads((tmp_path / "digits.json").read_text())
     assert content["config"]["h"] == 0.3
