@@ -18,6 +18,7 @@ from pysoftq.sweep.ledger import Ledger, Status
 from pysoftq.sweep.worker import Job, registered, work
 
 POLL_SECONDS = 1.0
+EXIT_SECONDS = 10.0
 
 Progress = Callable[[Status], None]
 
@@ -70,6 +71,8 @@ def run_local(job: Job, workers: int, devices: Sequence[str], progress: Progress
                 with _environment(job.threads):
                     processes[place].start()
             _wait(processes.values())
+        for process in processes.values():  # without a run to do, each ends: a signal then would
+            process.join(EXIT_SECONDS)  # print the traceback of whatever it interrupts
         return status
     finally:
         for process in processes.values():
