@@ -41,10 +41,13 @@ struct Binning {
 
   SOFTQ_HD std::int32_t index(T x) const { return index_of_product(x * factor); }
 
-  // Of a weight times the factor.
+  // Of a weight times the factor. In range for any weight, NaN included: one may have changed since
+  // the range was measured, by another thread or stream.
   SOFTQ_HD std::int32_t index_of_product(T product) const {
-    const auto k = static_cast<std::int32_t>((product - low) * inverse);
-    return k < bins ? k : bins - 1;
+    const T place = (product - low) * inverse;
+    const T last = static_cast<T>(bins - 1);
+    const T above = place > T{0} ? place : T{0};
+    return static_cast<std::int32_t>(above < last ? above : last);
   }
 };
 
