@@ -3,6 +3,7 @@
 #include <tuple>
 #include <vector>
 
+#include "../fft.h"
 #include "../model.h"
 #include "place.h"
 
@@ -19,6 +20,8 @@ void bind_device(py::module_& m) {
         return out;
       },
       py::arg("sizes"), py::arg("blocks"), "[(layer, begin, end)] of the blocks' work");
+  m.def("rows_at_once", &rows_at_once, py::arg("rows"), py::arg("bins"),
+        "how many rows method 'fft' transforms at once");
 }
 
 }  // namespace softq::cuda

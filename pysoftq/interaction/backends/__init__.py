@@ -10,6 +10,7 @@ the values of the weights.
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Protocol
@@ -55,6 +56,12 @@ class DeviceCoupling(Protocol):
         """What a step replayed from a CUDA graph uses; the device counts on by itself from here.
 
         Nothing to do where steps cannot be captured.
+        """
+
+    def recorded(self) -> bool:
+        """Whether a step now would be recorded into a CUDA graph, not done.
+
+        The graph uses the memory of this object, which must live as long.
         """
 
     def check(self) -> None:
@@ -132,7 +139,36 @@ def couples(device: torch.device, *, segments: bool) -> Backend:
 
 @functools.cache
 def has_cuda() -> bool:
-    """Whether the CUDA kernels were built and torch's "cuda" means CUDA, not ROCm."""
+    """Whether the CUDA kernels were built and can use the devices that torch uses.
+
+    Warns:
+        UserWarning: they were built, torch has CUDA devices, but the kernels cannot use them.
+    """
     import torch
 
-    return torch.version.hip is None and find_spec("pysoftq._cuda") is not None
+    # ROCm calls its devices "cuda" too.
+    if torch.version.hip is not None or find_spec("pysoftq._cuda") is None:
+        return False
+    if not torch.cuda.is_available():
+        return False
+    fault = _cuda_fault(torch.cuda.device_count())
+    if fault is not None:
+        warnings.warn(
+            f"the CUDA kernels cannot be used, torch operations take their place: {fault}",
+            stacklevel=2,
+        )
+    return fault is None
+
+
+def _cuda_fault(devices: int) -> str | None:
+    """What keeps the CUDA kernels from using the devices, as many as torch has; None if nothing.
+
+    They have a CUDA runtime of their own, whose version the driver may not support.
+    """
+    try:
+        from pysoftq import _cuda
+
+        found = _cuda.device_count()
+    except (ImportError, RuntimeError) as error:
+        return f"{error} (rebuild pysoftq with the CUDA version of torch, or update the driver)"
+    return None if found == devices else f"they find {found} CUDA devices, torch {devices}"
