@@ -66,7 +66,9 @@ else()
   pybind11_add_module(_cuda MODULE NO_EXTRAS ${cuda_sources} ${cuda_bindings} cpp/cuda/cufft.cpp
                       cpp/cuda/driver.cpp ${cuda_kernels})
   softq_compile_together(_cuda ${cuda_bindings})
-  target_compile_definitions(_cuda PRIVATE PYSOFTQ_CUDA_MODULE=_cuda)
+  list(JOIN CMAKE_CUDA_ARCHITECTURES " " words)
+  target_compile_definitions(_cuda PRIVATE PYSOFTQ_CUDA_MODULE=_cuda
+                                           PYSOFTQ_CUDA_ARCHITECTURES="${words}")
   target_compile_options(
     _cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr --threads 2
                   $<$<BOOL:${PYSOFTQ_WERROR}>:--Werror=all-warnings>>)
@@ -93,6 +95,7 @@ if(PYSOFTQ_CUDA_EMULATION)
     cpp/cuda/emulation/runtime.cpp)
   softq_compile_together(_cuda_emulated ${cuda_bindings} cpp/cuda/emulation/bind.cpp)
   target_compile_definitions(_cuda_emulated PRIVATE PYSOFTQ_CUDA_MODULE=_cuda_emulated
+                                                    PYSOFTQ_CUDA_ARCHITECTURES="native"
                                                     PYSOFTQ_CUDA_EMULATED)
   target_compile_options(_cuda_emulated PRIVATE -Wno-unknown-pragmas)  # unroll
   target_include_directories(_cuda_emulated BEFORE PRIVATE cpp/cuda cpp/cuda/emulation)

@@ -40,6 +40,8 @@ class Coupling:
     def check(self, stream: int) -> list[tuple[int, str]]:
         """[(layer, reason)] of the first step refused since the last call."""
 
+architectures: str  # compiled for, in CMake's words
+
 def device_count() -> int:
     """Number of devices; RuntimeError says why there are none."""
 

@@ -297,15 +297,18 @@ def _no_driver() -> int:
 def with_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., bool]]:
     """Asks `has_cuda` where torch has CUDA devices and the extension behaves as given."""
 
-    def ask(device_count: Callable[[], int] | None, devices: int = 2) -> bool:
+    def ask(
+        device_count: Callable[[], int] | None, devices: int = 2, architectures: str = "75-real 90"
+    ) -> bool:
         spec = None if device_count is None else "found"
         monkeypatch.setattr(backends, "find_spec", lambda name: spec)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: devices > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, index))
         monkeypatch.setattr(torch.version, "hip", None)
         monkeypatch.delattr(pysoftq, "_cuda", raising=False)
         if device_count is not _unloadable:
-            extension = SimpleNamespace(device_count=device_count)
+            extension = SimpleNamespace(device_count=device_count, architectures=architectures)
             monkeypatch.setattr(pysoftq, "_cuda", extension, raising=False)
         backends.has_cuda.cache_clear()
         return backends.has_cuda()
@@ -346,3 +349,20 @@ def test_torch_takes_the_place_of_kernels_that_cannot_be_loaded(with_kernels, mo
     monkeypatch.delitem(sys.modules, "pysoftq._cuda", raising=False)
     with pytest.warns(UserWarning, match=r"libcudart\.so\.13: cannot open shared object file"):
         assert not with_kernels(_unloadable)
+
+
+@pytest.mark.parametrize(
+    ("architectures", "runs"),
+    [
+        *(("90-real", True), ("90", True), ("90-virtual", True), ("75-real 80", True)),
+        *(("native", True), ("all-major", True), ("90a-real 90-real", True)),
+        *(("75-real 80-real", False), ("91-real", False), ("100 120", False), ("75a", False)),
+    ],
+)
+def test_kernels_are_used_where_their_architectures_run(with_kernels, architectures, runs):
+    if runs:
+        assert with_kernels(lambda: 2, architectures=architectures)
+        return
+    reason = rf"architectures {architectures}, .* 9\.\d .*CMAKE_CUDA_ARCHITECTURES=9\d"
+    with pytest.warns(UserWarning, match=reason):
+        assert not with_kernels(lambda: 2, architectures=architectures)

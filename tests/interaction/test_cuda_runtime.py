@@ -14,6 +14,7 @@ from typing import Any
 import emulated_cuda
 import pytest
 import torch
+from devices import Device
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -26,6 +27,8 @@ from pysoftq.interaction.backends import core
 from pysoftq.interaction.layers import CoupledLayer
 
 BINS = 2**14
+
+pytestmark = pytest.mark.devices("cuda emulated", "cuda")
 
 
 @pytest.fixture
@@ -70,11 +73,12 @@ USES = {
 
 
 @pytest.mark.parametrize("use", USES)
-def test_uses_with_fewer_bins_do_not_forbid_those_with_more(cuda: Any, use: str) -> None:
+def test_uses_with_fewer_bins_do_not_forbid_those_with_more(device: Device, use: str) -> None:
     theta = randn(5000)
-    coupling = coupling_of(cuda, theta)
-    USES[use](cuda, theta)
-    assert torch.equal(step(coupling, theta), expected(theta))
+    there = device.put(theta)
+    coupling = coupling_of(device.backend, there)
+    USES[use](device.backend, there)
+    assert torch.equal(step(coupling, there).cpu(), expected(theta))
 
 
 # ------------------------------------------------------------------------- weights that change
@@ -297,6 +301,48 @@ def test_memory_is_kept_for_the_streams_that_use_it(
     assert len(told) == len(coupling._memory._blocks)
 
 
+@pytest.fixture
+def on_gpu() -> ModuleType:
+    """The backend, where there is a GPU."""
+    if not backends.has_cuda():
+        pytest.skip("built without CUDA")
+    return backends.on_device(torch.device("cuda"))
+
+
+@pytest.mark.gpu
+def test_a_gpu_without_memory_left(on_gpu: Any) -> None:
+    theta = randn(10**6).cuda()
+    wanted = on_gpu.pair_energy(theta, 0.5, direct=False)
+    torch.cuda.empty_cache()
+    room = torch.cuda.memory_allocated() + (1 << 20)
+    total = torch.cuda.get_device_properties(theta.device).total_memory
+    torch.cuda.set_per_process_memory_fraction(room / total)
+    try:
+        with pytest.raises(torch.OutOfMemoryError, match="Tried to allocate"):
+            on_gpu.pair_energy(theta, 0.5, direct=False)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert on_gpu.pair_energy(theta, 0.5, direct=False) == wanted
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("fft", [False, True], ids=["scan", "fft"])
+def test_a_coupling_is_collected_while_a_graph_is_recorded_on_a_gpu(on_gpu: Any, fft: bool) -> None:
+    theta = randn(5000).cuda()
+    kept, other = [coupling_of(on_gpu, theta, fft=fft)], coupling_of(on_gpu, theta, fft=fft)
+    step(kept[0], theta)
+    gradient, wanted = torch.zeros_like(theta), step(other, theta)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        kept.clear()
+        with pytest.raises(RuntimeError, match="the density cannot be recorded in a CUDA graph"):
+            on_gpu.density(theta, 64, 1.0, 0)
+        other.add_force([theta], [gradient], 1.0, 0.5, 0, 0)
+    other.set(1.0, 0.5, 0, 0)
+    graph.replay()
+    assert torch.equal(gradient, wanted)
+
+
 # --------------------------------------------------------------------------------------- graphs
 @pytest.fixture
 def record(emulated: ModuleType) -> Iterator[Callable[[Callable[[], Any]], Any]]:
@@ -318,8 +364,8 @@ def record(emulated: ModuleType) -> Iterator[Callable[[Callable[[], Any]], Any]]
 @pytest.mark.parametrize("fft", [False, True], ids=["scan", "fft"])
 def test_the_device_counts_the_replays(cuda: Any, record: Any, fft: bool) -> None:
     theta = randn(5000)
-    coupling = coupling_of(cuda, theta, bins=64, fft=fft)
-    here = core.Coupling(layers_of(theta), [0], 64, fft)
+    coupling = coupling_of(cuda, theta, bins=1024, fft=fft)
+    here = core.Coupling(layers_of(theta), [0], 1024, fft)
     gradient = torch.zeros_like(theta)
     assert not coupling.recorded()
     graph = record(lambda: coupling.add_force([theta], [gradient], 9.0, 0.9, 9, 9))
@@ -330,6 +376,7 @@ def test_the_device_counts_the_replays(cuda: Any, record: Any, fft: bool) -> Non
         here.add_force([theta], [wanted], 2.0, 0.4, 6, number)
         graph.replay()
         torch.testing.assert_close(gradient, wanted, rtol=1e-5 if fft else 0, atol=1e-4 * fft)
+    assert wanted.count_nonzero() > 4000
 
 
 REFUSED = {
@@ -407,6 +454,7 @@ def test_a_graph_outlives_what_replaces_its_coupling(
     softq = SoftQuantizer(net, h=0.1, w=0.5)
     softq.add_force_()
     first = net.forces()
+    assert all(force.any() for force in first)
     graph = record(softq.add_force_)
     assert softq.step == 1
     state = SoftQuantizer(net, h=0.1, w=0.5).state_dict()
@@ -481,6 +529,7 @@ def test_layers_in_several_batches_of_transforms(cuda: Any) -> None:
         alone, found = cuda.Coupling([layer], [0], 32, True), torch.zeros_like(theta)
         alone.add_force([theta], [found], 1.0, 1.0, 0, 0)
         assert torch.equal(gradient, found)
+        assert found.any()
 
 
 def test_a_library_that_is_loaded_comes_first(emulated: ModuleType, tmp_path: Path) -> None:

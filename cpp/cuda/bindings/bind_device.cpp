@@ -10,6 +10,7 @@
 namespace softq::cuda {
 
 void bind_device(py::module_& m) {
+  m.attr("architectures") = PYSOFTQ_CUDA_ARCHITECTURES;
   m.def("device_count", &device_count);
   m.def(
       "partition",

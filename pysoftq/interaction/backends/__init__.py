@@ -10,6 +10,7 @@ the values of the weights.
 from __future__ import annotations
 
 import functools
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
@@ -151,7 +152,9 @@ def has_cuda() -> bool:
         return False
     if not torch.cuda.is_available():
         return False
-    fault = _cuda_fault(torch.cuda.device_count())
+    fault = _cuda_fault(
+        [torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())]
+    )
     if fault is not None:
         warnings.warn(
             f"the CUDA kernels cannot be used, torch operations take their place: {fault}",
@@ -160,10 +163,11 @@ def has_cuda() -> bool:
     return fault is None
 
 
-def _cuda_fault(devices: int) -> str | None:
-    """What keeps the CUDA kernels from using the devices, as many as torch has; None if nothing.
+def _cuda_fault(capabilities: Sequence[tuple[int, int]]) -> str | None:
+    """What keeps the CUDA kernels from using torch's devices, None if nothing does.
 
-    They have a CUDA runtime of their own, whose version the driver may not support.
+    The kernels have a CUDA runtime of their own, whose version the driver may not support, and are
+    compiled for some compute capabilities (major, minor).
     """
     try:
         from pysoftq import _cuda
@@ -171,4 +175,27 @@ def _cuda_fault(devices: int) -> str | None:
         found = _cuda.device_count()
     except (ImportError, RuntimeError) as error:
         return f"{error} (rebuild pysoftq with the CUDA version of torch, or update the driver)"
-    return None if found == devices else f"they find {found} CUDA devices, torch {devices}"
+    if found != len(capabilities):
+        return f"they find {found} CUDA devices, torch {len(capabilities)}"
+    for major, minor in capabilities:
+        if not any(_runs_on(word, major, minor) for word in _cuda.architectures.split()):
+            return (
+                f"they were built for architectures {_cuda.architectures}, and a GPU has compute "
+                f"capability {major}.{minor} (rebuild pysoftq with "
+                f"-Ccmake.define.CMAKE_CUDA_ARCHITECTURES={major}{minor})"
+            )
+    return None
+
+
+def _runs_on(architecture: str, major: int, minor: int) -> bool:
+    """Whether code for an architecture in CMake's words, such as 80-real, runs on a device."""
+    number = re.match(r"(\d+)(\d)([af]?)(-real|-virtual|)$", architecture)
+    if number is None:  # native, all, all-major
+        return True
+    built, revision, specific, kind = number.groups()
+    alike = int(built) == major and int(revision) <= minor
+    if specific:
+        return alike
+    # Machine code runs within a major version, PTX on everything newer.
+    newer = (int(built), int(revision)) <= (major, minor)
+    return (alike and kind != "-virtual") or (newer and kind != "-real")
