@@ -4,7 +4,7 @@
 # loads where there is no driver), and cuFFT is loaded when first used.
 
 set(cuda_sources cpp/cuda/coupling.cpp cpp/cuda/device.cpp cpp/cuda/layers.cpp
-                 cpp/cuda/partition.cpp)
+                 cpp/cuda/libraries.cpp cpp/cuda/partition.cpp)
 set(cuda_bindings cpp/cuda/bindings/bind_coupling.cpp cpp/cuda/bindings/bind_density.cpp
                   cpp/cuda/bindings/bind_device.cpp cpp/cuda/bindings/bind_pairs.cpp
                   cpp/cuda/bindings/bind_place.cpp cpp/cuda/bindings/bind_potential.cpp
@@ -20,9 +20,10 @@ set(cuda_missing "PYSOFTQ_CUDA=OFF")
 if(NOT PYSOFTQ_CUDA STREQUAL "OFF")
   find_program(PYSOFTQ_NVCC nvcc HINTS ENV CUDACXX ENV CUDA_HOME ENV CUDA_PATH /usr/local/cuda
                PATH_SUFFIXES bin DOC "CUDA compiler")
-  if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
-    # Machine code from Turing to Hopper; what is newer compiles the PTX of the last.
-    set(CMAKE_CUDA_ARCHITECTURES 75-real 80-real 86-real 89-real 90)
+  set(choose_architectures OFF)
+  if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES AND NOT DEFINED ENV{CUDAARCHS})
+    set(choose_architectures ON)
+    set(CMAKE_CUDA_ARCHITECTURES 75)  # until the version of the compiler is known
   endif()
   if(PYSOFTQ_NVCC AND NOT DEFINED CMAKE_CUDA_COMPILER)
     set(ENV{CUDACXX} "${PYSOFTQ_NVCC}")
@@ -38,6 +39,12 @@ if(NOT PYSOFTQ_CUDA STREQUAL "OFF")
     set(cuda_missing "")
     if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 12)
       set(cuda_missing "nvcc ${CMAKE_CUDA_COMPILER_VERSION} is older than 12")
+    endif()
+    # Machine code from Turing to Hopper or Blackwell; other devices compile the PTX.
+    if(choose_architectures AND CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 12.8)
+      set(CMAKE_CUDA_ARCHITECTURES 75-real 80-real 86-real 89-real 90)
+    elseif(choose_architectures)
+      set(CMAKE_CUDA_ARCHITECTURES 75-real 80-real 86-real 89-real 90-real 100 120)
     endif()
   endif()
   if(cuda_missing AND PYSOFTQ_CUDA STREQUAL "ON")
@@ -57,9 +64,11 @@ else()
   endif()
   find_package(CUDAToolkit REQUIRED)
   pybind11_add_module(_cuda MODULE NO_EXTRAS ${cuda_sources} ${cuda_bindings} cpp/cuda/cufft.cpp
-                      ${cuda_kernels})
+                      cpp/cuda/driver.cpp ${cuda_kernels})
   softq_compile_together(_cuda ${cuda_bindings})
-  target_compile_definitions(_cuda PRIVATE PYSOFTQ_CUDA_MODULE=_cuda)
+  list(JOIN CMAKE_CUDA_ARCHITECTURES " " words)
+  target_compile_definitions(_cuda PRIVATE PYSOFTQ_CUDA_MODULE=_cuda
+                                           PYSOFTQ_CUDA_ARCHITECTURES="${words}")
   target_compile_options(
     _cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr --threads 2
                   $<$<BOOL:${PYSOFTQ_WERROR}>:--Werror=all-warnings>>)
@@ -86,9 +95,10 @@ if(PYSOFTQ_CUDA_EMULATION)
     cpp/cuda/emulation/runtime.cpp)
   softq_compile_together(_cuda_emulated ${cuda_bindings} cpp/cuda/emulation/bind.cpp)
   target_compile_definitions(_cuda_emulated PRIVATE PYSOFTQ_CUDA_MODULE=_cuda_emulated
+                                                    PYSOFTQ_CUDA_ARCHITECTURES="native"
                                                     PYSOFTQ_CUDA_EMULATED)
   target_compile_options(_cuda_emulated PRIVATE -Wno-unknown-pragmas)  # unroll
   target_include_directories(_cuda_emulated BEFORE PRIVATE cpp/cuda cpp/cuda/emulation)
-  target_link_libraries(_cuda_emulated PRIVATE softq ducc0_fft softq_warnings)
+  target_link_libraries(_cuda_emulated PRIVATE softq ducc0_fft softq_warnings ${CMAKE_DL_LIBS})
   install(TARGETS _cuda_emulated LIBRARY DESTINATION pysoftq)
 endif()

@@ -1,14 +1,14 @@
-"""The CUDA core; `pysoftq.backends.cuda` converts what these take.
+"""The CUDA core; `pysoftq.interaction.backends.cuda` converts its arguments.
 
 Addresses are of device memory, as integers; a stream is its handle, 0 the default stream.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 class Place:
-    """A device and a stream on it."""
+    """A device, a stream on it, and memory there that lives as long as the work at the place."""
 
-    def __init__(self, device: int, stream: int) -> None: ...
+    def __init__(self, device: int, stream: int, allocate: Callable[[int], int]) -> None: ...
 
 class Control:
     """What differs from step to step; a graph that is replayed counts `step` on by itself."""
@@ -27,15 +27,26 @@ class Coupling:
 
     def set(self, control: Control, stream: int) -> None: ...
     def add_force(
-        self, addresses: Sequence[tuple[int, int]], control: Control | None, stream: int
+        self, addresses: Sequence[tuple[int, int]], control: Control, stream: int
     ) -> None:
-        """Each layer's addresses are (theta, gradient); theta 0 skips it."""
+        """Each layer's addresses are (theta, gradient); theta 0 skips it.
+
+        A step recorded in a CUDA graph leaves out the control: its replays use the device's.
+        """
+
+    def capturing(self, stream: int) -> bool:
+        """Whether work on the stream is recorded into a CUDA graph."""
 
     def check(self, stream: int) -> list[tuple[int, str]]:
         """[(layer, reason)] of the first step refused since the last call."""
 
-def device_count() -> int: ...
+architectures: str  # compiled for, in CMake's words
+
+def device_count() -> int:
+    """Number of devices; RuntimeError says why there are none."""
+
 def partition(sizes: Sequence[int], blocks: int) -> list[tuple[int, int, int]]: ...
+def rows_at_once(rows: int, bins: int) -> int: ...
 def density(
     theta: int,
     size: int,

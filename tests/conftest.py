@@ -7,7 +7,9 @@ import signal
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
+import emulated_cuda
 import pytest
 from devices import KINDS, Device
 from hypothesis import settings
@@ -62,6 +64,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def device(request: pytest.FixtureRequest) -> Device:
     """A backend, and where its tensors live."""
     return Device.of(request.param)
+
+
+@pytest.fixture
+def emulated() -> Iterator[ModuleType]:
+    """The emulated extension itself."""
+    extension = emulated_cuda.backend()._cuda
+    yield extension
+    extension.fail(0)
+    extension.set_seed(0)
+    extension.set_devices(1)
 
 
 @pytest.fixture(scope="session", autouse=True)

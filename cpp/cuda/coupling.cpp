@@ -8,9 +8,8 @@
 namespace softq::cuda {
 namespace {
 
-constexpr std::uint32_t most_rows = 32;  // of a batch of transforms: bounds their memory
-
-const std::vector<Layer>& with_checked_sizes(const std::vector<Layer>& layers) {
+const std::vector<Layer>& checked(const std::vector<Layer>& layers, cudaStream_t stream) {
+  refuse_capture(stream, "the first step of a coupling");
   for (const Layer& layer : layers) check_size(layer.size);
   return layers;
 }
@@ -18,10 +17,11 @@ const std::vector<Layer>& with_checked_sizes(const std::vector<Layer>& layers) {
 }  // namespace
 
 Coupling::Coupling(const std::vector<Layer>& layers, std::int32_t bins, Method method,
-                   cudaStream_t stream)
-    : layers_(with_checked_sizes(layers), bins, true, stream) {
+                   const Place& place)
+    : layers_(checked(layers, place.stream), bins, true, place) {
+  const cudaStream_t stream = place.stream;
   if (method == Method::fft && !layers.empty()) {
-    rows_at_once_ = std::min(layers_.size(), most_rows);
+    rows_at_once_ = static_cast<std::uint32_t>(cuda::rows_at_once(layers_.size(), bins));
     const Model& model = layers_.model();
     std::vector<Row> rows;
     for (std::uint32_t layer = 0; layer < layers_.size(); ++layer) {
@@ -30,30 +30,29 @@ Coupling::Coupling(const std::vector<Layer>& layers, std::int32_t bins, Method m
     }
     // All batches are of one size: the last one is filled up with rows that nobody looks at.
     while (rows.size() % rows_at_once_ != 0) rows.push_back(rows.back());
-    rows_.emplace(rows.size(), stream);
+    rows_.emplace(rows.size(), place);
     rows_->upload(rows, stream);
-    convolution_ = std::make_unique<Convolution>(bins, rows_at_once_, stream);
+    convolution_.emplace(bins, rows_at_once_, place);
   }
   cuda::check(cudaStreamSynchronize(stream),
               "cudaStreamSynchronize");  // steps may use other streams
 }
 
-Coupling::~Coupling() { cudaDeviceSynchronize(); }
-
 void Coupling::set(const Control& control, cudaStream_t stream) const {
+  refuse_capture(stream, "a new fraction or step of the coupling");
   set_control(layers_.model(), control, stream);
 }
 
-void Coupling::add_force(const std::vector<Addresses>& addresses,
-                         const std::optional<Control>& control, cudaStream_t stream) const {
+void Coupling::add_force(const std::vector<Addresses>& addresses, const Control& control,
+                         cudaStream_t stream) const {
   const Model& model = layers_.model();
   const auto groups = layers_.groups(addresses);
-  const Control* given = control ? &*control : nullptr;
+  const Control* given = capturing(stream) ? nullptr : &control;
   for (const Group& group : groups) {
     if (group.segment_count == 0) continue;
     measure(model, group, std::exchange(given, nullptr), stream);  // the first one sets it
   }
-  for (const Group& group : groups) count(model, group, convolution_ == nullptr, stream);
+  for (const Group& group : groups) count(model, group, !convolution_, stream);
   for (std::uint32_t first = 0; rows_at_once_ > 0 && first < layers_.size();
        first += rows_at_once_) {
     convolution_->run(rows_->data() + first, stream);

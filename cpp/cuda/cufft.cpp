@@ -5,32 +5,40 @@
 #include <stdexcept>
 #include <string>
 
+#include "libraries.h"
+
 namespace softq::cuda {
 namespace {
 
-// The major version that belongs to this CUDA toolkit: 12 to CUDA 13, 11 to CUDA 12.
-const std::string library = "libcufft.so." + std::to_string(CUDART_VERSION / 1000 - 1);
+// Torch has loaded one, of CUDA 13 or of CUDA 12: the calls are the same in both. Else they are
+// looked for in the folders of the registry's nvidia-cufft packages (the RPATH of this extension)
+// and the system's.
+Library find_library() {
+  try {
+    return open_library({"libcufft.so.12", "libcufft.so.11"});
+  } catch (const std::runtime_error& error) {
+    throw std::runtime_error("method 'fft' requires cuFFT: " + std::string(error.what()) +
+                             "; pip install nvidia-cufft, or use method 'scan'");
+  }
+}
 
 template <class Function>
-void find(void* handle, const char* name, Function& function) {
-  function = reinterpret_cast<Function>(dlsym(handle, name));
-  if (function == nullptr) throw std::runtime_error(library + " has no " + name);
+void find(const Library& library, const char* name, Function& function) {
+  function = reinterpret_cast<Function>(dlsym(library.handle, name));
+  if (function == nullptr) throw std::runtime_error(library.name + " has no " + name);
 }
 
 Cufft load() {
-  // Found where torch has loaded it, in the folders of the registry's nvidia-cufft package (the
-  // RPATH of this extension) or the system's.
-  void* handle = dlopen(library.c_str(), RTLD_NOW | RTLD_LOCAL);
-  if (handle == nullptr) {
-    throw std::runtime_error("method 'fft' needs cuFFT: " + std::string(dlerror()) +
-                             "; pip install nvidia-cufft, or use method 'scan'");
-  }
+  const Library library = find_library();
   Cufft calls{};
-  find(handle, "cufftPlanMany", calls.plan_many);
-  find(handle, "cufftSetStream", calls.set_stream);
-  find(handle, "cufftExecD2Z", calls.exec_d2z);
-  find(handle, "cufftExecZ2D", calls.exec_z2d);
-  find(handle, "cufftDestroy", calls.destroy);
+  find(library, "cufftCreate", calls.create);
+  find(library, "cufftSetAutoAllocation", calls.set_auto_allocation);
+  find(library, "cufftMakePlanMany", calls.make_plan_many);
+  find(library, "cufftSetWorkArea", calls.set_work_area);
+  find(library, "cufftSetStream", calls.set_stream);
+  find(library, "cufftExecD2Z", calls.exec_d2z);
+  find(library, "cufftExecZ2D", calls.exec_z2d);
+  find(library, "cufftDestroy", calls.destroy);
   return calls;
 }
 

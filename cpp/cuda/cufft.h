@@ -2,6 +2,8 @@
 // used: all else works without it.
 #pragma once
 
+#include <cstddef>
+
 #include "device.h"
 
 namespace softq::cuda {
@@ -16,9 +18,12 @@ struct Complex {
 };
 
 struct Cufft {
-  int (*plan_many)(CufftHandle* plan, int rank, int* length, int* in_embed, int in_stride,
-                   int in_distance, int* out_embed, int out_stride, int out_distance, int type,
-                   int batch);
+  int (*create)(CufftHandle* plan);
+  int (*set_auto_allocation)(CufftHandle plan, int automatic);
+  int (*make_plan_many)(CufftHandle plan, int rank, int* length, int* in_embed, int in_stride,
+                        int in_distance, int* out_embed, int out_stride, int out_distance, int type,
+                        int batch, std::size_t* work_bytes);
+  int (*set_work_area)(CufftHandle plan, void* work);
   int (*set_stream)(CufftHandle plan, cudaStream_t stream);
   int (*exec_d2z)(CufftHandle plan, double* in, Complex* out);
   int (*exec_z2d)(CufftHandle plan, Complex* in, double* out);

@@ -16,6 +16,7 @@ namespace {
 // Tables up to here are counted in shared memory, 64 KB being the most that every device has;
 // larger ones in device memory.
 constexpr std::int32_t shared_bins = 1 << 14;
+constexpr int most_shared_bytes = shared_bins * static_cast<int>(sizeof(unsigned));
 constexpr int crowd = 4;  // lanes with one bin, from which on one of them adds for all
 
 std::size_t shared_bytes(std::int32_t bins) {
@@ -196,8 +197,9 @@ void count(const Model& model, const Group& group, bool tables, cudaStream_t str
 
 std::uint64_t blocks_at_once(std::int32_t bins) {
   const std::size_t bytes = shared_bytes(bins);
+  // The kernel's, not the call's: a smaller one would forbid the launches of all other couplings.
   check(cudaFuncSetAttribute(count_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             static_cast<int>(bytes)),
+                             most_shared_bytes),
         "cudaFuncSetAttribute");
   int blocks = 0;
   check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, count_kernel, block_threads, bytes),
@@ -206,10 +208,12 @@ std::uint64_t blocks_at_once(std::int32_t bins) {
 }
 
 BinnedRange density(const Weights& weights, std::int32_t bins, double fraction, std::uint64_t seed,
-                    std::int64_t* counts, cudaStream_t stream) {
+                    std::int64_t* counts, const Place& place) {
+  refuse_capture(place.stream, "the density");
+  const cudaStream_t stream = place.stream;
   check_size(weights.size);
   const Layers layers({{nullptr, nullptr, weights.size, weights.scalar, 0, 0, 0, bins}}, bins,
-                      false, stream);
+                      false, place);
   const auto groups = layers.groups({{weights.theta, nullptr}});
   const Control control{1, fraction, seed, 0};
   measure(layers.model(), groups[0], &control, stream);

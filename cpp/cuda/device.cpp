@@ -1,8 +1,6 @@
 #include "device.h"
 
 #include <cstdint>
-#include <map>
-#include <mutex>
 #include <stdexcept>
 #include <string>
 
@@ -10,14 +8,14 @@ namespace softq::cuda {
 
 void check(cudaError_t status, const char* call) {
   if (status == cudaSuccess) return;
+  cudaGetLastError();  // else CUB's later calls, which look there, would report this one
   throw std::runtime_error(std::string(call) + " failed: " + cudaGetErrorString(status));
 }
 
 int device_count() {
   int count = 0;
-  if (cudaGetDeviceCount(&count) == cudaSuccess) return count;
-  cudaGetLastError();  // no driver, or one too old: not an error that a later call should report
-  return 0;
+  check(cudaGetDeviceCount(&count), "cudaGetDeviceCount");
+  return count;
 }
 
 std::uint64_t processors() {
@@ -29,46 +27,27 @@ std::uint64_t processors() {
   return static_cast<std::uint64_t>(count);
 }
 
-DeviceGuard::DeviceGuard(int device) {
+bool capturing(cudaStream_t stream) {
+  cudaStreamCaptureStatus status{};
+  check(cudaStreamIsCapturing(stream, &status), "cudaStreamIsCapturing");
+  return status != cudaStreamCaptureStatusNone;
+}
+
+void refuse_capture(cudaStream_t stream, const char* what) {
+  if (!capturing(stream)) return;
+  throw std::runtime_error(std::string(what) +
+                           " cannot be recorded in a CUDA graph: do it before recording begins");
+}
+
+DeviceGuard::DeviceGuard(int device) : device_(device) {
   check(cudaGetDevice(&before_), "cudaGetDevice");
-  check(cudaSetDevice(device), "cudaSetDevice");
+  if (device_ != before_) check(cudaSetDevice(device_), "cudaSetDevice");
 }
 
-DeviceGuard::~DeviceGuard() { cudaSetDevice(before_); }
-
-namespace {
-
-// A pool of our own on each device, which keeps up to 256 MB between calls: asking the driver takes
-// longer than most of what is computed here.
-cudaMemPool_t pool() {
-  static std::mutex mutex;
-  static std::map<int, cudaMemPool_t> pools;
-  int device = 0;
-  check(cudaGetDevice(&device), "cudaGetDevice");
-  const std::lock_guard lock(mutex);
-  const auto found = pools.find(device);
-  if (found != pools.end()) return found->second;
-  cudaMemPoolProps properties{};
-  properties.allocType = cudaMemAllocationTypePinned;
-  properties.location.type = cudaMemLocationTypeDevice;
-  properties.location.id = device;
-  cudaMemPool_t created{};
-  check(cudaMemPoolCreate(&created, &properties), "cudaMemPoolCreate");
-  std::uint64_t kept = 256 << 20;
-  check(cudaMemPoolSetAttribute(created, cudaMemPoolAttrReleaseThreshold, &kept),
-        "cudaMemPoolSetAttribute");
-  return pools[device] = created;
-}
-
-}  // namespace
-
-Memory::Memory(std::size_t bytes, cudaStream_t stream) : stream_(stream) {
-  if (bytes == 0) return;
-  check(cudaMallocFromPoolAsync(&data_, bytes, pool(), stream), "cudaMallocFromPoolAsync");
-}
-
-Memory::~Memory() {
-  if (data_ != nullptr) cudaFreeAsync(data_, stream_);
+// To return to a device that nobody has used would take some hundred megabytes of its memory.
+DeviceGuard::~DeviceGuard() {
+  if (device_ == before_ || !has_context(before_)) return;
+  if (cudaSetDevice(before_) != cudaSuccess) cudaGetLastError();
 }
 
 }  // namespace softq::cuda

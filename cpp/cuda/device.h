@@ -7,21 +7,39 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <utility>
+#include <functional>
 #include <vector>
 
 namespace softq::cuda {
 
+// Where a call works, and where its memory comes from: what `allocate` gives out is ready in the
+// order of the stream and stays its own. Nothing here frees memory, so nothing here has to wait for
+// a device, or for a graph that is being recorded.
+struct Place {
+  int device;
+  cudaStream_t stream;
+  std::function<void*(std::size_t bytes)> allocate;
+};
+
 // Throws std::runtime_error that names the call: "cudaMemcpyAsync failed: out of memory".
 void check(cudaError_t status, const char* call);
 
-// Devices that can be used; 0 also where there is no driver.
+// Devices that can be used. Throws std::runtime_error where there is no driver, or one too old.
 int device_count();
 
 // Multiprocessors of the current device.
 std::uint64_t processors();
 
-// Makes a device the current one for a while.
+// Whether work on the stream is recorded into a CUDA graph now, not done.
+bool capturing(cudaStream_t stream);
+
+// Throws std::runtime_error if it is: `what` cannot be recorded. To be called before any work.
+void refuse_capture(cudaStream_t stream, const char* what);
+
+// Whether the device has been used by this process.
+bool has_context(int device);
+
+// Makes a device of the current thread the current one for a while.
 class DeviceGuard {
  public:
   explicit DeviceGuard(int device);
@@ -30,50 +48,37 @@ class DeviceGuard {
   DeviceGuard& operator=(const DeviceGuard&) = delete;
 
  private:
+  int device_;
   int before_ = 0;
 };
 
-// Device memory, taken and given back in the order of a stream.
-class Memory {
- public:
-  Memory(std::size_t bytes, cudaStream_t stream);
-  Memory(Memory&& other) noexcept { swap(other); }
-  Memory& operator=(Memory&& other) noexcept {
-    swap(other);
-    return *this;
-  }
-  ~Memory();
-  void* data() const { return data_; }
-
- private:
-  void swap(Memory& other) {
-    std::swap(data_, other.data_);
-    std::swap(stream_, other.stream_);
-  }
-  void* data_ = nullptr;
-  cudaStream_t stream_ = nullptr;
-};
-
+// Device memory of a place.
 template <class T>
 class Array {
  public:
-  Array(std::size_t size, cudaStream_t stream) : size_(size), memory_(size * sizeof(T), stream) {}
+  Array(std::size_t size, const Place& place)
+      : size_(size),
+        data_(size == 0 ? nullptr : static_cast<T*>(place.allocate(size * sizeof(T)))) {}
 
-  T* data() const { return static_cast<T*>(memory_.data()); }
+  T* data() const { return data_; }
   std::size_t size() const { return size_; }
 
+  // An empty array has no address, which the runtime refuses.
   void clear(cudaStream_t stream) const {
-    check(cudaMemsetAsync(data(), 0, size_ * sizeof(T), stream), "cudaMemsetAsync");
+    if (size_ == 0) return;
+    check(cudaMemsetAsync(data_, 0, size_ * sizeof(T), stream), "cudaMemsetAsync");
   }
   void upload(const std::vector<T>& values, cudaStream_t stream) const {
-    check(cudaMemcpyAsync(data(), values.data(), values.size() * sizeof(T), cudaMemcpyHostToDevice,
+    if (values.empty()) return;
+    check(cudaMemcpyAsync(data_, values.data(), values.size() * sizeof(T), cudaMemcpyHostToDevice,
                           stream),
           "cudaMemcpyAsync");
   }
   // Waits for the stream.
   std::vector<T> download(cudaStream_t stream) const {
     std::vector<T> values(size_);
-    check(cudaMemcpyAsync(values.data(), data(), size_ * sizeof(T), cudaMemcpyDeviceToHost, stream),
+    if (size_ == 0) return values;
+    check(cudaMemcpyAsync(values.data(), data_, size_ * sizeof(T), cudaMemcpyDeviceToHost, stream),
           "cudaMemcpyAsync");
     check(cudaStreamSynchronize(stream), "cudaStreamSynchronize");
     return values;
@@ -81,7 +86,7 @@ class Array {
 
  private:
   std::size_t size_;
-  Memory memory_;
+  T* data_;
 };
 
 // name is what an error calls it: "launch of histogram".

@@ -59,20 +59,19 @@ std::size_t stride(std::int32_t bins) { return (static_cast<std::size_t>(bins) +
 
 }  // namespace
 
-Layers::Layers(const std::vector<Layer>& layers, std::int32_t bins, bool tables,
-               cudaStream_t stream)
+Layers::Layers(const std::vector<Layer>& layers, std::int32_t bins, bool tables, const Place& place)
     : sizes_(sizes_of(layers)),
       segments_(partition(sizes_, blocks_at_once(bins))),
       groups_(groups_of(segments_, layers.size())),
-      constants_(layers.size(), stream),
-      device_segments_(segments_.size(), stream),
-      ranges_(layers.size(), stream),
-      states_(layers.size(), stream),
-      control_(1, stream),
-      progress_(1, stream),
-      counts_(layers.size() * stride(bins), stream),
-      prefix_(tables ? layers.size() * stride(bins) : 0, stream),
-      tables_(tables ? layers.size() * stride(bins) : 0, stream),
+      constants_(layers.size(), place),
+      device_segments_(segments_.size(), place),
+      ranges_(layers.size(), place),
+      states_(layers.size(), place),
+      control_(1, place),
+      progress_(1, place),
+      counts_(layers.size() * stride(bins), place),
+      prefix_(tables ? layers.size() * stride(bins) : 0, place),
+      tables_(tables ? layers.size() * stride(bins) : 0, place),
       model_{constants_.data(),
              device_segments_.data(),
              ranges_.data(),
@@ -85,6 +84,7 @@ Layers::Layers(const std::vector<Layer>& layers, std::int32_t bins, bool tables,
              bins,
              static_cast<std::uint32_t>(stride(bins)),
              static_cast<std::uint32_t>(segments_.size())} {
+  const cudaStream_t stream = place.stream;
   for (const Layer& layer : layers) scalars_.push_back(layer.scalar);
   constants_.upload(constants_of(layers, segments_), stream);
   device_segments_.upload(segments_, stream);
@@ -118,6 +118,7 @@ BinnedRange Layers::binning(cudaStream_t stream) const {
 }
 
 std::vector<Refusal> Layers::refusals(cudaStream_t stream) const {
+  refuse_capture(stream, "a check of the coupling");
   auto states = states_.download(stream);
   Word first = 0;
   for (const LayerState& state : states) {

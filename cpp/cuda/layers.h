@@ -18,7 +18,7 @@ class Layers {
  public:
   // Of the layers, the size, scalar, width, strength and index are used. Without tables, only
   // ranges and counts can be made.
-  Layers(const std::vector<Layer>& layers, std::int32_t bins, bool tables, cudaStream_t stream);
+  Layers(const std::vector<Layer>& layers, std::int32_t bins, bool tables, const Place& place);
 
   const Model& model() const { return model_; }
   std::uint32_t size() const { return static_cast<std::uint32_t>(sizes_.size()); }

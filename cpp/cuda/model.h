@@ -21,8 +21,9 @@ struct Segment {
   std::uint64_t begin, end;
 };
 
-// Shares out the layers to blocks of at least 4096 weights, in all about as many as the device runs
-// at once: a layer in proportion to its size, every segment but a layer's last a multiple of 16.
+// Shares out the layers to segments, a layer in proportion to its size, every segment but a layer's
+// last a multiple of 16. There are as many as the device runs at once (`blocks`), or some times as
+// many, unless they would be shorter than 4096 weights.
 std::vector<Segment> partition(const std::vector<std::uint64_t>& sizes, std::uint64_t blocks);
 
 // Integers that order as the finite weights do, all above 0.

@@ -15,19 +15,22 @@ struct Weights {
   Scalar scalar;
 };
 
+// Nothing of this can be recorded in a CUDA graph but potential() with Method::scan, which waits
+// for nothing.
+
 // counts: device memory for `bins` numbers. Throws std::invalid_argument as make_binning() of the
 // CPU. All of these wait for the stream where they return numbers.
 BinnedRange density(const Weights& weights, std::int32_t bins, double fraction, std::uint64_t seed,
-                    std::int64_t* counts, cudaStream_t stream);
+                    std::int64_t* counts, const Place& place);
 
 // float32 and float64 weights. Throws std::invalid_argument as the CPU's.
-double pair_energy(const Weights& weights, double width, bool direct, cudaStream_t stream);
+double pair_energy(const Weights& weights, double width, bool direct, const Place& place);
 void pair_force(const Weights& weights, double width, bool direct, std::int64_t* force,
-                cudaStream_t stream);
+                const Place& place);
 
 void potential(const std::int64_t* counts, std::int64_t bins, double spacing, double width,
-               Method method, double* out, cudaStream_t stream);
+               Method method, double* out, const Place& place);
 double mean_field_energy(const std::int64_t* counts, std::int64_t bins, double spacing,
-                         double width, cudaStream_t stream);
+                         double width, const Place& place);
 
 }  // namespace softq::cuda

@@ -244,29 +244,30 @@ __global__ void __launch_bounds__(tile)
 }
 
 // ------------------------------------------------------------------------------------------ host
-void check_weights(const Weights& weights, cudaStream_t stream) {
+void check_weights(const Weights& weights, const Place& place) {
+  refuse_capture(place.stream, "the interaction of all pairs");
   check_size(weights.size);
   const Layers layers({{nullptr, nullptr, weights.size, weights.scalar, 0, 0, 0, 1}}, 1, false,
-                      stream);
-  measure(layers.model(), layers.groups({{weights.theta, nullptr}})[0], nullptr, stream);
-  check_finite(layers.range(stream).nonfinite, weights.size);
+                      place);
+  measure(layers.model(), layers.groups({{weights.theta, nullptr}})[0], nullptr, place.stream);
+  check_finite(layers.range(place.stream).nonfinite, weights.size);
 }
 
 template <class T>
-double energy_by_sort(const T* theta, std::uint64_t size, double width, cudaStream_t stream) {
-  const Array<T> sorted(size, stream);
-  sort(theta, sorted.data(), size, stream);
+double energy_by_sort(const T* theta, std::uint64_t size, double width, const Place& place) {
+  const Array<T> sorted(size, place);
+  sort(theta, sorted.data(), size, place);
   const std::uint64_t chunks = chunks_of(size);
-  const Array<Part> parts(chunks, stream);
-  launch("launch of pairs_kernel", pairs_kernel<T>, chunks, block_threads, 0, stream, sorted.data(),
-         size, width, parts.data());
-  launch("launch of straddling_kernel", straddling_kernel, 1, block_threads, 0, stream,
+  const Array<Part> parts(chunks, place);
+  launch("launch of pairs_kernel", pairs_kernel<T>, chunks, block_threads, 0, place.stream,
+         sorted.data(), size, width, parts.data());
+  launch("launch of straddling_kernel", straddling_kernel, 1, block_threads, 0, place.stream,
          parts.data(), chunks);
-  launch("launch of distance_kernel", distance_kernel<T>, chunks, block_threads, 0, stream,
+  launch("launch of distance_kernel", distance_kernel<T>, chunks, block_threads, 0, place.stream,
          sorted.data(), size, width, parts.data());
   std::int64_t pairs = 0;
   double distance = 0;
-  for (const Part& part : parts.download(stream)) {
+  for (const Part& part : parts.download(place.stream)) {
     pairs += part.pairs;
     distance += part.distance;
   }
@@ -274,36 +275,36 @@ double energy_by_sort(const T* theta, std::uint64_t size, double width, cudaStre
 }
 
 template <class T>
-double energy_direct(const T* theta, std::uint64_t size, double width, cudaStream_t stream) {
+double energy_direct(const T* theta, std::uint64_t size, double width, const Place& place) {
   const Tiling tiling(size);
-  const Array<double> parts(tiling.strips * tiling.splits * tile, stream);
+  const Array<double> parts(tiling.strips * tiling.splits * tile, place);
   launch("launch of direct_energy_kernel", direct_energy_kernel<T>, tiling.strips * tiling.splits,
-         tile, 0, stream, theta, tiling, width, parts.data());
+         tile, 0, place.stream, theta, tiling, width, parts.data());
   double energy = 0;
-  for (const double part : parts.download(stream)) energy += part;
+  for (const double part : parts.download(place.stream)) energy += part;
   return energy;
 }
 
 template <class T>
 void force_by_sort(const T* theta, std::uint64_t size, double width, std::int64_t* force,
-                   cudaStream_t stream) {
-  const Array<T> sorted(size, stream);
-  const Array<std::uint32_t> numbers(size, stream);
-  const Array<std::uint32_t> indices(size, stream);
+                   const Place& place) {
+  const Array<T> sorted(size, place);
+  const Array<std::uint32_t> numbers(size, place);
+  const Array<std::uint32_t> indices(size, place);
   launch("launch of number_kernel", number_kernel, (size + block_threads - 1) / block_threads,
-         block_threads, 0, stream, numbers.data(), size);
-  sort(theta, sorted.data(), numbers.data(), indices.data(), size, stream);
-  launch("launch of force_kernel", force_kernel<T>, chunks_of(size), block_threads, 0, stream,
+         block_threads, 0, place.stream, numbers.data(), size);
+  sort(theta, sorted.data(), numbers.data(), indices.data(), size, place);
+  launch("launch of force_kernel", force_kernel<T>, chunks_of(size), block_threads, 0, place.stream,
          sorted.data(), indices.data(), size, width, force);
 }
 
 template <class T>
 void force_direct(const T* theta, std::uint64_t size, double width, std::int64_t* force,
-                  cudaStream_t stream) {
+                  const Place& place) {
   const Tiling tiling(size);
-  check(cudaMemsetAsync(force, 0, size * sizeof(std::int64_t), stream), "cudaMemsetAsync");
+  check(cudaMemsetAsync(force, 0, size * sizeof(std::int64_t), place.stream), "cudaMemsetAsync");
   launch("launch of direct_force_kernel", direct_force_kernel<T>, tiling.strips * tiling.splits,
-         tile, 0, stream, theta, tiling, width, force);
+         tile, 0, place.stream, theta, tiling, width, force);
 }
 
 template <class Body>
@@ -320,22 +321,22 @@ auto with_floats(const Weights& weights, const Body& body) {
 
 }  // namespace
 
-double pair_energy(const Weights& weights, double width, bool direct, cudaStream_t stream) {
-  check_weights(weights, stream);
+double pair_energy(const Weights& weights, double width, bool direct, const Place& place) {
+  check_weights(weights, place);
   if (weights.size < 2) return 0;
   return with_floats(weights, [&](const auto* theta) {
-    return direct ? energy_direct(theta, weights.size, width, stream)
-                  : energy_by_sort(theta, weights.size, width, stream);
+    return direct ? energy_direct(theta, weights.size, width, place)
+                  : energy_by_sort(theta, weights.size, width, place);
   });
 }
 
 void pair_force(const Weights& weights, double width, bool direct, std::int64_t* force,
-                cudaStream_t stream) {
-  check_weights(weights, stream);
+                const Place& place) {
+  check_weights(weights, place);
   if (weights.size == 0) return;
   with_floats(weights, [&](const auto* theta) {
-    direct ? force_direct(theta, weights.size, width, force, stream)
-           : force_by_sort(theta, weights.size, width, force, stream);
+    direct ? force_direct(theta, weights.size, width, force, place)
+           : force_by_sort(theta, weights.size, width, force, place);
   });
 }
 

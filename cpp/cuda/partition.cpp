@@ -1,26 +1,87 @@
 #include <algorithm>
-#include <numeric>
+#include <functional>
+#include <queue>
+#include <utility>
+#include <vector>
 
 #include "model.h"
 
 namespace softq::cuda {
+namespace {
 
-std::vector<Segment> partition(const std::vector<std::uint64_t>& sizes, std::uint64_t blocks) {
-  constexpr std::uint64_t least = 4096;
-  constexpr std::uint64_t step = 16;  // keeps segments as aligned as their layer
-  const auto total = std::accumulate(sizes.begin(), sizes.end(), std::uint64_t{0});
-  const std::uint64_t length = std::max(least, (total + blocks - 1) / blocks);
+constexpr std::uint64_t least = 4096;
+constexpr std::uint64_t cost = 1 << 14;  // of a segment, in weights: its table is zeroed and added
+constexpr std::uint64_t step = 16;       // keeps segments as aligned as their layer
+
+std::uint64_t quotient_up(std::uint64_t a, std::uint64_t b) { return (a + b - 1) / b; }
+
+std::uint64_t count_of(const std::vector<std::uint64_t>& sizes, std::uint64_t length) {
+  std::uint64_t count = 0;
+  for (const std::uint64_t size : sizes) count += quotient_up(size, length);
+  return count;
+}
+
+// The smallest length with which the segments are at most so many; with any length there is one
+// for each layer.
+std::uint64_t length_for(const std::vector<std::uint64_t>& sizes, std::uint64_t segments) {
+  std::uint64_t low = least;
+  std::uint64_t high = least;
+  for (const std::uint64_t size : sizes) high = std::max(high, size);
+  while (low < high) {
+    const std::uint64_t middle = low + (high - low) / 2;
+    if (count_of(sizes, middle) <= segments) {
+      high = middle;
+    } else {
+      low = middle + 1;
+    }
+  }
+  return low;
+}
+
+std::vector<Segment> split(const std::vector<std::uint64_t>& sizes, std::uint64_t length) {
   std::vector<Segment> segments;
   for (std::size_t layer = 0; layer < sizes.size(); ++layer) {
     const std::uint64_t size = sizes[layer];
-    const std::uint64_t count = (size + length - 1) / length;
+    const std::uint64_t count = quotient_up(size, length);
     if (count == 0) continue;
-    const std::uint64_t share = ((size + count - 1) / count + step - 1) / step * step;
+    const std::uint64_t share = quotient_up(quotient_up(size, count), step) * step;
     for (std::uint64_t begin = 0; begin < size; begin += share) {
       segments.push_back({static_cast<std::uint32_t>(layer), begin, std::min(begin + share, size)});
     }
   }
   return segments;
+}
+
+// When the last segment ends, in weights, if so many run at once and the next one begins where one
+// has ended.
+std::uint64_t end_of(const std::vector<Segment>& segments, std::uint64_t blocks) {
+  std::priority_queue<std::uint64_t, std::vector<std::uint64_t>, std::greater<>> ends;
+  std::uint64_t last = 0;
+  for (const Segment& segment : segments) {
+    std::uint64_t begin = 0;
+    if (ends.size() == blocks) {
+      begin = ends.top();
+      ends.pop();
+    }
+    const std::uint64_t end = begin + cost + segment.end - segment.begin;
+    ends.push(end);
+    last = std::max(last, end);
+  }
+  return last;
+}
+
+}  // namespace
+
+std::vector<Segment> partition(const std::vector<std::uint64_t>& sizes, std::uint64_t blocks) {
+  // Whole waves: else the last one leaves most of the device idle. With more of them, blocks end
+  // together more closely, but have more tables to add up.
+  constexpr std::uint64_t most_waves = 4;
+  std::vector<Segment> best = split(sizes, length_for(sizes, blocks));
+  for (std::uint64_t waves = 2; waves <= most_waves; ++waves) {
+    std::vector<Segment> segments = split(sizes, length_for(sizes, waves * blocks));
+    if (end_of(segments, blocks) < end_of(best, blocks)) best = std::move(segments);
+  }
+  return best;
 }
 
 }  // namespace softq::cuda

@@ -94,52 +94,53 @@ __global__ void narrow_kernel(const std::int64_t* counts, std::int64_t bins, uns
 struct Prefix {
   Array<std::int64_t> population, moment;
 
-  Prefix(const std::int64_t* counts, std::int64_t bins, cudaStream_t stream)
-      : population(static_cast<std::size_t>(bins), stream),
-        moment(static_cast<std::size_t>(bins), stream) {
-    launch("launch of prefix_kernel", prefix_kernel, 1, block_threads, 0, stream, counts, bins,
-           population.data(), moment.data());
+  Prefix(const std::int64_t* counts, std::int64_t bins, const Place& place)
+      : population(static_cast<std::size_t>(bins), place),
+        moment(static_cast<std::size_t>(bins), place) {
+    launch("launch of prefix_kernel", prefix_kernel, 1, block_threads, 0, place.stream, counts,
+           bins, population.data(), moment.data());
   }
 };
 
 void potential_fft(const std::int64_t* counts, std::int64_t bins, double spacing, double width,
-                   double* out, cudaStream_t stream) {
-  const Array<unsigned> narrow(static_cast<std::size_t>(bins), stream);
+                   double* out, const Place& place) {
+  refuse_capture(place.stream, "the potential by method 'fft'");
+  const cudaStream_t stream = place.stream;
+  const Array<unsigned> narrow(static_cast<std::size_t>(bins), place);
   launch("launch of narrow_kernel", narrow_kernel, blocks_for(bins), block_threads, 0, stream,
          counts, bins, narrow.data());
-  const Array<double> spacings(1, stream);
+  const Array<double> spacings(1, place);
   spacings.upload({spacing}, stream);
-  const Array<Row> rows(1, stream);
+  const Array<Row> rows(1, place);
   rows.upload({{narrow.data(), spacings.data(), width}}, stream);
-  const Convolution convolution(bins, 1, stream);
+  const Convolution convolution(bins, 1, place);
   convolution.run(rows.data(), stream);
   check(
       cudaMemcpyAsync(out, convolution.potential(), static_cast<std::size_t>(bins) * sizeof(double),
                       cudaMemcpyDeviceToDevice, stream),
       "cudaMemcpyAsync");
-  // The plans go away with this function: their work must be done.
-  check(cudaStreamSynchronize(stream), "cudaStreamSynchronize");
 }
 
 }  // namespace
 
 void potential(const std::int64_t* counts, std::int64_t bins, double spacing, double width,
-               Method method, double* out, cudaStream_t stream) {
-  if (method == Method::fft) return potential_fft(counts, bins, spacing, width, out, stream);
-  const Prefix prefix(counts, bins, stream);
-  launch("launch of potential_kernel", potential_kernel, blocks_for(bins), block_threads, 0, stream,
-         prefix.population.data(), prefix.moment.data(), bins, spacing, width, out);
+               Method method, double* out, const Place& place) {
+  if (method == Method::fft) return potential_fft(counts, bins, spacing, width, out, place);
+  const Prefix prefix(counts, bins, place);
+  launch("launch of potential_kernel", potential_kernel, blocks_for(bins), block_threads, 0,
+         place.stream, prefix.population.data(), prefix.moment.data(), bins, spacing, width, out);
 }
 
 double mean_field_energy(const std::int64_t* counts, std::int64_t bins, double spacing,
-                         double width, cudaStream_t stream) {
-  const Prefix prefix(counts, bins, stream);
-  const Array<EnergyPart> parts(blocks_for(bins), stream);
-  launch("launch of energy_kernel", energy_kernel, blocks_for(bins), block_threads, 0, stream,
+                         double width, const Place& place) {
+  refuse_capture(place.stream, "the mean-field energy");
+  const Prefix prefix(counts, bins, place);
+  const Array<EnergyPart> parts(blocks_for(bins), place);
+  launch("launch of energy_kernel", energy_kernel, blocks_for(bins), block_threads, 0, place.stream,
          counts, prefix.population.data(), prefix.moment.data(), bins, spacing, width,
          parts.data());
   EnergyPart sum{0, 0};
-  for (const EnergyPart& part : parts.download(stream)) {
+  for (const EnergyPart& part : parts.download(place.stream)) {
     sum.pairs += part.pairs;
     sum.distance += part.distance;
   }

@@ -38,7 +38,10 @@ template <auto call, class Ours>
 inline constexpr bool same =
     std::is_same_v<typename Here<std::remove_pointer_t<decltype(call)>>::type, Ours>;
 
-static_assert(same<&cufftPlanMany, decltype(Cufft::plan_many)>);
+static_assert(same<&cufftCreate, decltype(Cufft::create)>);
+static_assert(same<&cufftSetAutoAllocation, decltype(Cufft::set_auto_allocation)>);
+static_assert(same<&cufftMakePlanMany, decltype(Cufft::make_plan_many)>);
+static_assert(same<&cufftSetWorkArea, decltype(Cufft::set_work_area)>);
 static_assert(same<&cufftSetStream, decltype(Cufft::set_stream)>);
 static_assert(same<&cufftExecD2Z, decltype(Cufft::exec_d2z)>);
 static_assert(same<&cufftExecZ2D, decltype(Cufft::exec_z2d)>);

@@ -8,7 +8,6 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -17,7 +16,7 @@ from pysoftq.clusters.clusters import Clusters, layer_rd_weights
 from pysoftq.clusters.merging import merge
 from pysoftq.clusters.refinement import refine
 from pysoftq.clusters.written import write_clusters
-from pysoftq.coupling.devices import DeviceGroup, MovedError, group_by_device
+from pysoftq.coupling.devices import Batch, DeviceGroup, MovedError, group_by_device
 from pysoftq.coupling.inventory import take_inventory
 from pysoftq.coupling.options import DEFAULTS, Refinement
 from pysoftq.coupling.report import CompressionReport, LayerReport, TensorReport
@@ -37,6 +36,7 @@ from pysoftq.interaction.arrays import (
     check_seed,
     finite_energy,
 )
+from pysoftq.interaction.backends import DeviceCoupling
 from pysoftq.interaction.host import on_host
 from pysoftq.interaction.layers import CoupledLayer, Scales, degeneracy
 from pysoftq.interaction.potentials import METHODS
@@ -72,7 +72,8 @@ class SoftQuantizer:
 
     The force is computed where the weights are, and a model may move between devices at any time.
     A step on the CPU refuses weights that are not finite with a ValueError. Elsewhere a step never
-    waits: it leaves out the force, and `check()` raises the error.
+    waits: it leaves out the force, and `check()` raises the error. CUDA graphs that have recorded a step use
+    memory of this object, which must live as long.
 
     `copy.deepcopy` and `pickle` take the model and the attached optimizers along, and the result is
     attached to those; model, optimizer and quantizer copied in one call stay together. A shallow
@@ -138,6 +139,8 @@ class SoftQuantizer:
         self.model = innermost(model)
         self.optimizers: tuple[Optimizer, ...] = ()
         self._handles: list[Any] = []
+        # Kept as long as this object: CUDA graphs replay work on their memory.
+        self._recorded: dict[DeviceCoupling, None] = {}
 
         chosen, self.excluded = select(self.model, include, exclude)
         scales = self._layer_scales(chosen)
@@ -284,9 +287,8 @@ class SoftQuantizer:
         Raises:
             ValueError: naming layer and count, as in `add_force_`.
         """
-        for groups in self._groups.values():
-            for group in groups:
-                group.coupling.check()
+        for coupling in self._couplings():
+            coupling.check()
 
     def energy(self) -> CouplingEnergy:
         """Compression loss L_C = sum_l h_l sum_i V(theta_i), self terms left out (Eq. 6).
@@ -463,6 +465,9 @@ class SoftQuantizer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a state, its frozen widths and strengths included. Call before `attach`.
 
+        Warns:
+            UserWarning: a CUDA graph has recorded the coupling, and goes on as before.
+
         Raises:
             ValueError: a key is missing or a value out of range, or the model lacks a layer or has
                 it in another size; nothing has changed then.
@@ -495,7 +500,9 @@ class SoftQuantizer:
         bins, seed = check_bins(state["bins"]), check_seed(state["seed"])
         step = check_seed(state["step"], name="step")
         override = check_override(dict(state["override"]))
-        self._fraction = check_fraction(state["fraction"])
+        fraction = check_fraction(state["fraction"])
+        self._warn_of_graphs(group for groups in self._groups.values() for group in groups)
+        self._fraction = fraction
         self._fft, self._bins, self.seed, self._step = fft, bins, seed, step
         self._granularity = granularity
         self._scales, self.override = scales, override
@@ -512,6 +519,15 @@ class SoftQuantizer:
             except ValueError as error:  # noqa: PERF203 - few patterns
                 raise ValueError(f"override {pattern!r}: {error}") from None
         return scales
+
+    def _warn_of_graphs(self, former: Iterable[DeviceGroup]) -> None:
+        """Warn if graphs go on with couplings that steps no longer use."""
+        if any(group.coupling in self._recorded for group in former):
+            warnings.warn(
+                "a CUDA graph has recorded the coupling as it was before: its replays use the "
+                "former weights, widths and strengths; record it again",
+                stacklevel=4,
+            )
 
     def _couple(self, layers: Sequence[CoupledLayer]) -> None:
         self.layers = tuple(layers)
@@ -564,31 +580,52 @@ class SoftQuantizer:
             batches = [group.collect() for group in groups]
         except MovedError:
             batches = [group.collect() for group in self._regroup(indices)]
+        recorded = self._keep_recorded(batches)
         for batch in batches:
             batch.add_force(scale, self._fraction, self.seed, step)
         for index in indices:
             self._zeros.clear_gradient(self.layers[index].name, self.layers[index].parameter)
         # What is recorded in a CUDA graph happens later; see advance().
-        recorded = self.layers[0].parameter.is_cuda and torch.cuda.is_current_stream_capturing()
         if not recorded:
             self._step = step + 1
 
+    def _keep_recorded(self, batches: Sequence[Batch]) -> bool:
+        """Whether the step is being recorded; the graph uses the memory of its couplings.
+
+        Raises:
+            RuntimeError: some of its layers are recorded and others would be stepped at once.
+        """
+        recorded = [batch.coupling for batch in batches if batch.coupling.recorded()]
+        if recorded and len(recorded) < len(batches):
+            raise RuntimeError(
+                "a CUDA graph records the coupling of layers on one device only; "
+                "move all coupled layers to it"
+            )
+        self._recorded.update(dict.fromkeys(recorded))
+        return bool(recorded)
+
+    def _couplings(self) -> dict[DeviceCoupling, None]:
+        """Those of the next steps, and those that recorded CUDA graphs use."""
+        groups = (group for groups in self._groups.values() for group in groups)
+        return {**dict.fromkeys(group.coupling for group in groups), **self._recorded}
+
     def _tell_devices(self) -> None:
-        for groups in self._groups.values():
-            for group in groups:
-                group.coupling.set(1.0, self._fraction, self.seed, self._step)
+        for coupling in self._couplings():
+            coupling.set(1.0, self._fraction, self.seed, self._step)
 
     @on_host()
     def _regroup(self, indices: tuple[int, ...]) -> list[DeviceGroup]:
-        for group in self._groups.pop(indices, ()):
+        former = self._groups.pop(indices, [])
+        for group in former:
             group.coupling.check()
+        self._warn_of_graphs(former)
         strong = [index for index in indices if self.layers[index].strength > 0]
         self._groups[indices] = group_by_device(self.layers, strong, self.bins, self._fft)
         return self._groups[indices]
 
     def __getstate__(self) -> dict[str, Any]:
         # Groups know their parameters, and handles their optimizers; those of a copy are others.
-        return {**self.__dict__, "_groups": {}, "_handles": []}
+        return {**self.__dict__, "_groups": {}, "_handles": [], "_recorded": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

@@ -12,7 +12,7 @@ from pysoftq.run.batches import check_batches
 from pysoftq.run.config import CompressConfig
 from pysoftq.run.interrupt import StopRequest
 from pysoftq.run.loop import TrainingLoop
-from pysoftq.run.step import make_step
+from pysoftq.run.step import make_step, own_stream
 
 
 def train_codebooks(
@@ -72,11 +72,12 @@ def train_codebooks(
     )
     step = make_step(model, training.optimizer, config, config.batch_size)
     model.train()
-    for epoch in loop.epochs():
-        for inputs, targets in loop.batches():
-            loop.add(*step(inputs, targets), targets)
-            training.advance()
-        if message is not None:
-            message(f"codebooks: epoch {epoch + 1} of {epochs}, loss {loop.mean_loss:.4f}")
+    with own_stream(step.device):
+        for epoch in loop.epochs():
+            for inputs, targets in loop.batches():
+                loop.add(*step(inputs, targets), targets)
+                training.advance()
+            if message is not None:
+                message(f"codebooks: epoch {epoch + 1} of {epochs}, loss {loop.mean_loss:.4f}")
     model.eval()
     return codebooks.clusters()

@@ -13,9 +13,8 @@ nothing.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -172,11 +171,26 @@ def record_graph(work: Callable[[], None]) -> Callable[[], None]:
     return replay
 
 
-def own_stream(device: torch.device) -> AbstractContextManager[Any]:
-    """Where a run's work is queued: CUDA graphs cannot be recorded on the default stream."""
+@contextmanager
+def own_stream(device: torch.device) -> Iterator[None]:
+    """Queue work on a stream that CUDA graphs can be recorded on: any but the default one.
+
+    The work is in order with that on the default stream before and after.
+    """
     if device.type != "cuda":
-        return nullcontext()
-    return torch.cuda.stream(torch.cuda.Stream(device))
+        yield
+        return
+    default = torch.cuda.default_stream(device)
+    if torch.cuda.current_stream(device) != default:
+        yield
+        return
+    own = torch.cuda.Stream(device)
+    own.wait_stream(default)
+    try:
+        with torch.cuda.stream(own):
+            yield
+    finally:
+        default.wait_stream(own)
 
 
 class Tally:

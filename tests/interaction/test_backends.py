@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+import pysoftq
 from pysoftq.interaction import backends
 from pysoftq.interaction.backends import core, plain
 from pysoftq.interaction.layers import CoupledLayer
@@ -281,3 +283,86 @@ def test_the_device_chooses(monkeypatch):
     for kind, expected in {"cpu": core, "mps": plain, "cuda": plain, "xpu": plain}.items():
         assert backends.on_device(torch.device(kind)) is expected
         assert backends.of(SimpleNamespace(device=torch.device(kind))) is expected
+
+
+def _unloadable() -> int:
+    raise AssertionError("never called")
+
+
+def _no_driver() -> int:
+    raise RuntimeError("cudaGetDeviceCount failed: CUDA driver version is insufficient")
+
+
+@pytest.fixture
+def with_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., bool]]:
+    """Asks `has_cuda` where torch has CUDA devices and the extension behaves as given."""
+
+    def ask(
+        device_count: Callable[[], int] | None, devices: int = 2, architectures: str = "75-real 90"
+    ) -> bool:
+        spec = None if device_count is None else "found"
+        monkeypatch.setattr(backends, "find_spec", lambda name: spec)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: devices > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, index))
+        monkeypatch.setattr(torch.version, "hip", None)
+        monkeypatch.delattr(pysoftq, "_cuda", raising=False)
+        if device_count is not _unloadable:
+            extension = SimpleNamespace(device_count=device_count, architectures=architectures)
+            monkeypatch.setattr(pysoftq, "_cuda", extension, raising=False)
+        backends.has_cuda.cache_clear()
+        return backends.has_cuda()
+
+    yield ask
+    monkeypatch.undo()
+    backends.has_cuda.cache_clear()
+
+
+def test_kernels_that_find_the_devices_are_used(with_kernels):
+    assert with_kernels(lambda: 2)
+    assert not with_kernels(None)
+    assert not with_kernels(_no_driver, devices=0)  # nor is there anything to compute there
+
+
+@pytest.mark.parametrize(
+    ("device_count", "reason"),
+    [
+        (_no_driver, "CUDA driver version is insufficient .*rebuild pysoftq"),
+        (lambda: 1, "they find 1 CUDA devices, torch 2"),
+    ],
+)
+def test_torch_takes_the_place_of_kernels_that_cannot_be_used(with_kernels, device_count, reason):
+    with pytest.warns(UserWarning, match=f"kernels cannot be used, torch .*: .*{reason}"):
+        assert not with_kernels(device_count)
+    # Once.
+    assert backends.on_device(torch.device("cuda")) is plain
+    assert backends.couples(torch.device("cuda"), segments=False) is plain
+
+
+def test_torch_takes_the_place_of_kernels_that_cannot_be_loaded(with_kernels, monkeypatch):
+    class Finder:
+        def find_spec(self, name, path=None, target=None):
+            if name == "pysoftq._cuda":
+                raise ImportError("libcudart.so.13: cannot open shared object file")
+
+    monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
+    monkeypatch.delitem(sys.modules, "pysoftq._cuda", raising=False)
+    with pytest.warns(UserWarning, match=r"libcudart\.so\.13: cannot open shared object file"):
+        assert not with_kernels(_unloadable)
+
+
+@pytest.mark.parametrize(
+    ("architectures", "runs"),
+    [
+        *(("90-real", True), ("90", True), ("90-virtual", True), ("75-real 80", True)),
+        *(("native", True), ("all-major", True), ("90a-real 90-real", True)),
+        *(("75-real 80-real", False), ("91-real", False), ("100 120", False), ("75a", False)),
+    ],
+)
+def test_kernels_are_used_where_their_architectures_run(with_kernels, architectures, runs):
+    if runs:
+        assert with_kernels(lambda: 2, architectures=architectures)
+        return
+    reason = rf"architectures {architectures}, .* 9\.\d .*CMAKE_CUDA_ARCHITECTURES=9\d"
+    with pytest.warns(UserWarning, match=reason):
+        assert not with_kernels(lambda: 2, architectures=architectures)

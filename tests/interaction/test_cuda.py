@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from types import ModuleType
-
 import emulated_cuda
 import numpy as np
 import pytest
 import torch
 from devices import Device
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import nn
 
 from pysoftq import SoftQuantizer
@@ -24,15 +19,6 @@ BINS = 2**14
 
 
 pytestmark = pytest.mark.devices("cuda emulated", "cuda")
-
-
-@pytest.fixture
-def emulated() -> Iterator[ModuleType]:
-    """The emulated extension itself."""
-    extension = emulated_cuda.backend()._cuda
-    yield extension
-    extension.fail(0)
-    extension.set_seed(0)
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -70,23 +56,6 @@ def assert_force_as_on_the_cpu(
     coupling.check()
     for i in indices:
         assert torch.equal(results[i].cpu(), expected[i]), f"layer {i}"
-
-
-# ---------------------------------------------------------------------------- how it is shared out
-@given(st.lists(st.integers(0, 10**9), max_size=40), st.integers(1, 300))
-def test_partition(sizes, blocks):
-    segments = emulated_cuda.backend()._cuda.partition(sizes, blocks)
-    share = max(4096, -(-sum(sizes) // blocks))
-    place = [(layer, begin) for layer, begin, _ in segments]
-    assert place == sorted(place)
-    for layer, size in enumerate(sizes):
-        mine = [(begin, end) for owner, begin, end in segments if owner == layer]
-        bounds = [0, *(end for _, end in mine)]
-        assert bounds[-1] == size  # all of it,
-        assert [begin for begin, _ in mine] == bounds[:-1]  # without gaps,
-        assert all(0 < end - begin <= share + 15 for begin, end in mine)  # fairly,
-        assert all(begin % 16 == 0 for begin, _ in mine)  # and as aligned as the layer
-    assert len(segments) <= blocks + len(sizes)
 
 
 def test_at_most_three_launches_and_no_allocation(emulated):
@@ -186,70 +155,6 @@ def test_pairs_over_many_chunks(device):
             assert energy == device.backend.pair_energy(device.put(theta), width, direct=False)
 
 
-# ------------------------------------------------------------------------------------ order, errors
-def test_the_order_of_threads_and_blocks_changes_nothing(emulated):
-    cuda = emulated_cuda.backend()
-    theta, gradient = randn(30_000), randn(30_000, seed=1)
-    seen = []
-    for seed in range(4):
-        emulated.set_seed(seed)
-        result = gradient.clone()
-        coupling = cuda.Coupling(layers_of([theta]), [0], BINS, False)
-        coupling.add_force([theta], [result], 1.0, 0.7, 1, 2)
-        numbers = [cuda.pair_energy(theta[:6000], 0.2, direct) for direct in (False, True)]
-        seen.append((result, torch.tensor(numbers, dtype=torch.float64)))
-    for other in seen[1:]:
-        for a, b in zip(seen[0], other, strict=True):
-            assert torch.equal(a, b)
-
-
-def test_failures_of_the_runtime_name_the_call_and_leak_nothing(emulated):
-    cuda = emulated_cuda.backend()
-    theta = randn(100)
-    counts = torch.ones(64, dtype=torch.int64)
-
-    def couple() -> None:
-        coupling = cuda.Coupling(layers_of([theta]), [0], 64, fft=True)
-        coupling.add_force([theta], [torch.zeros_like(theta)], 1.0, 1.0, 0, 0)
-        coupling.check()
-
-    calls = {
-        "coupling": couple,
-        "density": lambda: cuda.density(theta, 64, 1.0, 0),
-        "pair energy": lambda: cuda.pair_energy(theta, 0.5, direct=False),
-        "direct energy": lambda: cuda.pair_energy(theta, 0.5, direct=True),
-        "pair force": lambda: cuda.pair_force(theta, 0.5, direct=False),
-        "potential": lambda: cuda.potential(counts, 0.1, 0.5, fft=True),
-        "mean field": lambda: cuda.mean_field_energy(counts, 0.1, 0.5),
-    }
-    memory = emulated.live_allocations()
-    for name, call in calls.items():
-        messages = []
-        for number in range(1, 100):
-            emulated.fail(number)
-            try:
-                call()
-            except RuntimeError as error:
-                messages.append(str(error))
-            else:
-                break
-            finally:
-                emulated.fail(0)
-            assert emulated.live_allocations() == memory, messages[-1]
-        assert len(messages) > 3, name
-        for message in messages:
-            assert message.startswith(("cuda", "launch of ")), message
-            assert " failed: " in message
-
-
-def test_without_a_device_errors_name_the_call():
-    cuda = pytest.importorskip("pysoftq._cuda", exc_type=ModuleNotFoundError)
-    if cuda.device_count() > 0:
-        pytest.skip("there is a device")
-    with pytest.raises(RuntimeError, match=r"^cudaGetDevice failed: \w+"):
-        cuda.Coupling([(3, "float32", 0.1, 1.0, 0)], 8, False, cuda.Place(0, 0))
-
-
 def test_what_no_longer_fits_is_refused(device):
     theta = device.put(randn(50))
     coupling = device.backend.Coupling(layers_of([theta]), [0], 64, False)
@@ -264,7 +169,7 @@ def test_what_no_longer_fits_is_refused(device):
 
 
 def test_the_most_weights_are_those_of_the_core(emulated):
-    place = emulated.Place(0, 0)
+    place = emulated.Place(0, 0, lambda size: 0)
     calls = [
         lambda n: emulated.pair_energy(0, n, "float32", 0.5, False, place),
         lambda n: emulated.pair_force(0, n, "float32", 0.5, True, 0, place),
@@ -276,21 +181,6 @@ def test_the_most_weights_are_those_of_the_core(emulated):
                 ValueError, match=f"^a layer has at most 2147483647 weights, got {size}$"
             ):
                 call(size)
-
-
-# ------------------------------------------------------------------------------ steps that go on
-def test_the_device_counts_the_steps(device, monkeypatch):
-    theta = randn(5000)
-    weights = device.put(theta)
-    here = core.Coupling(layers_of([theta]), [0], 64, False)
-    coupling = device.backend.Coupling(layers_of([weights]), [0], 64, False)
-    coupling.set(scale=2.0, fraction=0.4, seed=6, step=11)
-    monkeypatch.setattr(device.backend.Coupling, "_captured", lambda self: True)
-    expected, result = torch.zeros_like(theta), torch.zeros_like(weights)
-    for step in range(11, 14):  # as replays of a graph
-        here.add_force([theta], [expected], 2.0, 0.4, 6, step)
-        coupling.add_force([weights], [result], 9.0, 9.0, 9, 9)
-        assert torch.equal(result.cpu(), expected)
 
 
 def test_layers_may_be_skipped(device):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -56,6 +58,29 @@ def test_training_lowers_the_loss(model: nn.Module, data: Dataset) -> None:
     for name, value in coupled_weights(model.state_dict()).items():
         assert torch.equal(value, trained[name].weights(value.shape))
         assert trained[name].codebook.diff().gt(0).all()
+
+
+def test_steps_are_on_a_stream_that_can_be_recorded(
+    model: nn.Module, data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside = []
+
+    @contextmanager
+    def own_stream(device: torch.device) -> Iterator[None]:
+        inside.append(device)
+        yield
+        inside.append(device)
+
+    monkeypatch.setattr("pysoftq.run.codebooks.own_stream", own_stream)
+    told = []
+    train_codebooks(
+        Codebooks(model, found_in(model)),
+        data,
+        options(),
+        message=lambda text: told.append(len(inside)),
+    )
+    assert told == [1]
+    assert inside == [torch.device("cpu")] * 2
 
 
 def test_the_same_again(data: Dataset) -> None:

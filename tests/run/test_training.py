@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -158,6 +159,53 @@ def test_a_graph_repeats_the_step(
     assert_same_weights(plain, training)
     assert training.softq.step == plain.softq.step == 18
     assert graphs.recorded == 1
+
+
+class Streams:
+    """Stands in for the streams of a device; `order` lists which ones wait and are current."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.current = "default"
+        self.order: list[str] = []
+        for name in ("Stream", "stream", "current_stream", "default_stream"):
+            monkeypatch.setattr(torch.cuda, name, getattr(self, name))
+
+    def Stream(self, device: torch.device) -> FakeStream:
+        return FakeStream("own", self.order)
+
+    def current_stream(self, device: torch.device) -> FakeStream:
+        return FakeStream(self.current, self.order)
+
+    def default_stream(self, device: torch.device) -> FakeStream:
+        return FakeStream("default", self.order)
+
+    @contextmanager
+    def stream(self, stream: FakeStream) -> Iterator[None]:
+        before, self.current = self.current, stream.name
+        yield
+        self.current = before
+
+
+@dataclass(frozen=True)
+class FakeStream:
+    name: str
+    order: list[str] = field(compare=False)
+
+    def wait_stream(self, other: FakeStream) -> None:
+        self.order.append(f"{self.name} waits for {other.name}")
+
+
+def test_work_on_the_default_stream_moves_to_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    streams = Streams(monkeypatch)
+    with own_stream(torch.device("cpu")):
+        assert streams.current == "default"
+    with own_stream(torch.device("cuda")):
+        assert streams.current == "own"
+        with own_stream(torch.device("cuda")):
+            assert streams.current == "own"
+        streams.order.append("work")
+    assert streams.current == "default"
+    assert streams.order == ["own waits for default", "work", "default waits for own"]
 
 
 def test_a_graph_leaves_segments_to_python(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,6 @@
 
 #include <array>
 #include <memory>
-#include <optional>
-#include <stdexcept>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -26,24 +24,12 @@ class CouplingOnDevice {
     std::vector<Layer> all;
     for (const auto& [size, scalar, width, strength, index] : layers)
       all.push_back({nullptr, nullptr, size, scalar_named(scalar), width, strength, index, bins});
-    on(place,
-       [&] { coupling_ = std::make_unique<Coupling>(all, bins, method_of(fft), place.stream); });
+    on(device_, [&] { coupling_ = std::make_unique<Coupling>(all, bins, method_of(fft), place); });
   }
-  ~CouplingOnDevice() {
-    try {
-      const DeviceGuard guard(device_);
-      coupling_.reset();
-    } catch (const std::runtime_error&) {
-      // The device is gone, and the memory with it.
-    }
-  }
-  CouplingOnDevice(const CouplingOnDevice&) = delete;
-  CouplingOnDevice& operator=(const CouplingOnDevice&) = delete;
 
   template <class Body>
-  auto with(Address stream, const Body& body) {
-    return on(Place{device_, stream_at(stream)},
-              [&] { return body(*coupling_, stream_at(stream)); });
+  auto with(const Body& body) {
+    return on(device_, [&] { return body(*coupling_); });
   }
 
  private:
@@ -76,25 +62,29 @@ void bind_coupling(py::module_& m) {
       .def(
           "set",
           [](CouplingOnDevice& self, const Control& control, Address stream) {
-            self.with(stream,
-                      [&](Coupling& coupling, cudaStream_t s) { coupling.set(control, s); });
+            self.with([&](Coupling& coupling) { coupling.set(control, stream_at(stream)); });
           },
           py::arg("control"), py::arg("stream"))
       .def(
           "add_force",
-          [](CouplingOnDevice& self, const Rows& rows, const std::optional<Control>& control,
-             Address stream) {
+          [](CouplingOnDevice& self, const Rows& rows, const Control& control, Address stream) {
             const auto addresses = addresses_of(rows);
-            self.with(stream, [&](Coupling& coupling, cudaStream_t s) {
-              coupling.add_force(addresses, control, s);
+            self.with([&](Coupling& coupling) {
+              coupling.add_force(addresses, control, stream_at(stream));
             });
           },
           py::arg("addresses"), py::arg("control"), py::arg("stream"))
       .def(
+          "capturing",
+          [](CouplingOnDevice& self, Address stream) {
+            return self.with([&](Coupling&) { return capturing(stream_at(stream)); });
+          },
+          py::arg("stream"), "whether work on the stream is recorded into a CUDA graph")
+      .def(
           "check",
           [](CouplingOnDevice& self, Address stream) {
-            const auto refusals = self.with(
-                stream, [](Coupling& coupling, cudaStream_t s) { return coupling.check(s); });
+            const auto refusals =
+                self.with([&](Coupling& coupling) { return coupling.check(stream_at(stream)); });
             std::vector<std::pair<std::size_t, std::string>> out;
             for (const auto& refusal : refusals) out.emplace_back(refusal.layer, refusal.reason);
             return out;

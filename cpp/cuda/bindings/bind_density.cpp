@@ -9,9 +9,8 @@ void bind_density(py::module_& m) {
       [](Address theta, std::uint64_t size, const std::string& scalar, std::int32_t bins,
          double fraction, std::uint64_t seed, Address counts, const Place& place) {
         const Weights weights{pointer<const void>(theta), size, scalar_named(scalar)};
-        const auto range = on(place, [&] {
-          return density(weights, bins, fraction, seed, pointer<std::int64_t>(counts),
-                         place.stream);
+        const auto range = on(place.device, [&] {
+          return density(weights, bins, fraction, seed, pointer<std::int64_t>(counts), place);
         });
         return py::make_tuple(range.low, range.high, range.spacing);
       },

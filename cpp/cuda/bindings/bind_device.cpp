@@ -3,12 +3,14 @@
 #include <tuple>
 #include <vector>
 
+#include "../fft.h"
 #include "../model.h"
 #include "place.h"
 
 namespace softq::cuda {
 
 void bind_device(py::module_& m) {
+  m.attr("architectures") = PYSOFTQ_CUDA_ARCHITECTURES;
   m.def("device_count", &device_count);
   m.def(
       "partition",
@@ -19,6 +21,8 @@ void bind_device(py::module_& m) {
         return out;
       },
       py::arg("sizes"), py::arg("blocks"), "[(layer, begin, end)] of the blocks' work");
+  m.def("rows_at_once", &rows_at_once, py::arg("rows"), py::arg("bins"),
+        "how many rows method 'fft' transforms at once");
 }
 
 }  // namespace softq::cuda

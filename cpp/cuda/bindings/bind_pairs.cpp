@@ -9,7 +9,7 @@ void bind_pairs(py::module_& m) {
       [](Address theta, std::uint64_t size, const std::string& scalar, double width, bool direct,
          const Place& place) {
         const Weights weights{pointer<const void>(theta), size, scalar_named(scalar)};
-        return on(place, [&] { return pair_energy(weights, width, direct, place.stream); });
+        return on(place.device, [&] { return pair_energy(weights, width, direct, place); });
       },
       py::arg("theta"), py::arg("size"), py::arg("scalar"), py::arg("width"), py::arg("direct"),
       py::arg("place"));
@@ -18,8 +18,8 @@ void bind_pairs(py::module_& m) {
       [](Address theta, std::uint64_t size, const std::string& scalar, double width, bool direct,
          Address force, const Place& place) {
         const Weights weights{pointer<const void>(theta), size, scalar_named(scalar)};
-        on(place,
-           [&] { pair_force(weights, width, direct, pointer<std::int64_t>(force), place.stream); });
+        on(place.device,
+           [&] { pair_force(weights, width, direct, pointer<std::int64_t>(force), place); });
       },
       py::arg("theta"), py::arg("size"), py::arg("scalar"), py::arg("width"), py::arg("direct"),
       py::arg("force"), py::arg("place"));

@@ -1,3 +1,6 @@
+#include <pybind11/functional.h>
+
+#include <functional>
 #include <stdexcept>
 
 #include "place.h"
@@ -14,8 +17,14 @@ Scalar scalar_named(const std::string& name) {
 
 void bind_place(py::module_& m) {
   py::class_<Place>(m, "Place", py::module_local())
-      .def(py::init([](int device, Address stream) { return Place{device, stream_at(stream)}; }),
-           py::arg("device"), py::arg("stream"));
+      .def(py::init([](int device, Address stream,
+                       const std::function<Address(std::size_t)>& allocate) {
+             return Place{device, stream_at(stream),
+                          [allocate](std::size_t bytes) { return pointer<void>(allocate(bytes)); }};
+           }),
+           py::arg("device"), py::arg("stream"), py::arg("allocate"),
+           "allocate(bytes) returns the address of memory that lives as long as what the place is "
+           "given to");
 }
 
 }  // namespace softq::cuda

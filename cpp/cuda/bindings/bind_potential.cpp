@@ -8,9 +8,9 @@ void bind_potential(py::module_& m) {
       "potential",
       [](Address counts, std::int64_t bins, double spacing, double width, bool fft, Address out,
          const Place& place) {
-        on(place, [&] {
+        on(place.device, [&] {
           potential(pointer<const std::int64_t>(counts), bins, spacing, width, method_of(fft),
-                    pointer<double>(out), place.stream);
+                    pointer<double>(out), place);
         });
       },
       py::arg("counts"), py::arg("bins"), py::arg("spacing"), py::arg("width"), py::arg("fft"),
@@ -18,9 +18,9 @@ void bind_potential(py::module_& m) {
   m.def(
       "mean_field_energy",
       [](Address counts, std::int64_t bins, double spacing, double width, const Place& place) {
-        return on(place, [&] {
+        return on(place.device, [&] {
           return mean_field_energy(pointer<const std::int64_t>(counts), bins, spacing, width,
-                                   place.stream);
+                                   place);
         });
       },
       py::arg("counts"), py::arg("bins"), py::arg("spacing"), py::arg("width"), py::arg("place"),

@@ -28,17 +28,11 @@ Scalar scalar_named(const std::string& name);
 
 inline Method method_of(bool fft) { return fft ? Method::fft : Method::scan; }
 
-// All that a call needs besides its own arguments.
-struct Place {
-  int device;
-  cudaStream_t stream;
-};
-
-// Runs body with the place's device as the current one and without Python's lock.
+// Runs body with the device as the current one and without Python's lock.
 template <class Body>
-auto on(const Place& place, const Body& body) {
+auto on(int device, const Body& body) {
   const py::gil_scoped_release release;
-  const DeviceGuard guard(place.device);
+  const DeviceGuard guard(device);
   return body();
 }
 

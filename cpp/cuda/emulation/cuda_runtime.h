@@ -6,6 +6,7 @@
 #pragma once
 
 #include <bit>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <functional>
@@ -19,6 +20,7 @@
 #define __launch_bounds__(...)
 #define __shared__ static  // blocks do not run side by side
 
+using cudaStream_t = struct CUstream_st*;
 struct dim3 {
   unsigned x = 1, y = 1, z = 1;
 };
@@ -44,13 +46,8 @@ struct Launch {
 // dynamic shared memory.
 void run(const Launch& launch, const std::function<void()>& thread);
 
-// Orders drawn from now on follow from the seed.
-void set_seed(std::uint64_t seed);
-// The call-th runtime call from now on fails (1 is the next one).
-void fail(int call);
-// Memory blocks given out and not given back.
-std::size_t live_allocations();
-std::size_t launches();
+// Does work that is queued on a stream at once, or records it.
+void enqueue(cudaStream_t stream, const std::function<void()>& work);
 
 template <class T>
 T shuffle(unsigned mask, T value, unsigned from) {
@@ -124,25 +121,15 @@ void __stcs(T* address, T value) {
 enum cudaError_t {
   cudaSuccess,
   cudaErrorInvalidValue,
-  cudaErrorMemoryAllocation,
   cudaErrorInvalidConfiguration,
+  cudaErrorInvalidDevice,
+  cudaErrorStreamCaptureUnsupported,
   cudaErrorUnknown
 };
 enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount };
-enum cudaMemAllocationType { cudaMemAllocationTypePinned };
-enum cudaMemLocationType { cudaMemLocationTypeDevice };
-enum cudaMemPoolAttr { cudaMemPoolAttrReleaseThreshold };
-using cudaStream_t = struct CUstream_st*;
-using cudaMemPool_t = struct CUmemPoolHandle_st*;
-struct cudaMemPoolProps {
-  cudaMemAllocationType allocType;
-  struct {
-    cudaMemLocationType type;
-    int id;
-  } location;
-};
+enum cudaStreamCaptureStatus { cudaStreamCaptureStatusNone, cudaStreamCaptureStatusActive };
 struct cudaLaunchConfig_t {
   dim3 gridDim, blockDim;
   std::size_t dynamicSmemBytes = 0;
@@ -151,21 +138,19 @@ struct cudaLaunchConfig_t {
 
 const char* cudaGetErrorString(cudaError_t status);
 cudaError_t cudaGetLastError();
+cudaError_t cudaPeekAtLastError();
 cudaError_t cudaGetDeviceCount(int* count);
 cudaError_t cudaGetDevice(int* device);
 cudaError_t cudaSetDevice(int device);
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
-cudaError_t cudaMemPoolCreate(cudaMemPool_t* pool, const cudaMemPoolProps* properties);
-cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t pool, cudaMemPoolAttr attribute, void* value);
-cudaError_t cudaMallocFromPoolAsync(void** address, std::size_t bytes, cudaMemPool_t pool,
-                                    cudaStream_t stream);
-cudaError_t cudaFreeAsync(void* address, cudaStream_t stream);
 cudaError_t cudaMemsetAsync(void* address, int value, std::size_t bytes, cudaStream_t stream);
 cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind,
                             cudaStream_t stream);
 cudaError_t cudaStreamSynchronize(cudaStream_t stream);
-cudaError_t cudaDeviceSynchronize();
+cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status);
 cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute, int value);
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void* kernel,
+                                                          int threads, std::size_t shared_bytes);
 cudaError_t cudaLaunchStatus(const softq::emulation::Launch& launch);
 
 template <class... Parameters>
@@ -174,10 +159,11 @@ cudaError_t cudaFuncSetAttribute(void (*kernel)(Parameters...), cudaFuncAttribut
   return cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), attribute, value);
 }
 template <class... Parameters>
-cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, void (*)(Parameters...), int,
-                                                          std::size_t) {
-  *blocks = 2;
-  return cudaSuccess;
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks,
+                                                          void (*kernel)(Parameters...),
+                                                          int threads, std::size_t shared_bytes) {
+  return cudaOccupancyMaxActiveBlocksPerMultiprocessor(
+      blocks, reinterpret_cast<const void*>(kernel), threads, shared_bytes);
 }
 template <class... Parameters>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
@@ -186,6 +172,8 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
                                         config->dynamicSmemBytes,
                                         reinterpret_cast<const void*>(kernel)};
   const cudaError_t status = cudaLaunchStatus(launch);
-  if (status == cudaSuccess) softq::emulation::run(launch, [&] { kernel(arguments...); });
+  if (status != cudaSuccess) return status;
+  softq::emulation::enqueue(config->stream,
+                            [=] { softq::emulation::run(launch, [&] { kernel(arguments...); }); });
   return status;
 }

@@ -4,47 +4,76 @@
 #include <ducc0/fft/fft1d_impl.h>
 
 #include <algorithm>
+#include <cstring>
 #include <map>
 #include <vector>
 
 namespace softq::cuda {
 namespace {
 
+constexpr int invalid_plan = 1;
+constexpr int no_workspace = 15;
+
 struct Plan {
-  std::size_t length;
-  int type, batch;
-  ducc0::pocketfft_r<double> transform;
+  std::size_t length = 2;
+  int type = 0, batch = 0;
+  bool allocates = true;
+  unsigned char* work = nullptr;
+  cudaStream_t stream = nullptr;
+
+  std::size_t work_bytes() const { return 8 * length * static_cast<std::size_t>(batch); }
 };
 std::map<CufftHandle, Plan> plans;
 int created = 0;
 
-int plan_many(CufftHandle* handle, int, int* length, int*, int, int, int*, int, int, int type,
-              int batch) {
+int create(CufftHandle* handle) {
   *handle = ++created;
-  const auto size = static_cast<std::size_t>(*length);
-  plans.emplace(*handle, Plan{size, type, batch, ducc0::pocketfft_r<double>(size)});
+  plans[*handle];
   return 0;
 }
 
-int set_stream(CufftHandle, cudaStream_t) { return 0; }
+int set_auto_allocation(CufftHandle handle, int automatic) {
+  plans.at(handle).allocates = automatic != 0;
+  return 0;
+}
+
+int make_plan_many(CufftHandle handle, int, int* length, int*, int, int, int*, int, int, int type,
+                   int batch, std::size_t* work_bytes) {
+  Plan& plan = plans.at(handle);
+  if (plan.allocates) return invalid_plan;  // the memory of all is the caller's
+  plan.length = static_cast<std::size_t>(*length);
+  plan.type = type;
+  plan.batch = batch;
+  *work_bytes = plan.work_bytes();
+  return 0;
+}
+
+int set_work_area(CufftHandle handle, void* work) {
+  plans.at(handle).work = static_cast<unsigned char*>(work);
+  return 0;
+}
+
+int set_stream(CufftHandle handle, cudaStream_t stream) {
+  plans.at(handle).stream = stream;
+  return 0;
+}
 
 // Between r0, i0 = 0, r1, i1, … and pocketfft's r0, r1, i1, …; the length is even.
-int exec_d2z(CufftHandle handle, double* in, Complex* out) {
-  const Plan& plan = plans.at(handle);
+void forward(const Plan& plan, const double* in, Complex* out) {
+  const ducc0::pocketfft_r<double> transform(plan.length);
   std::vector<double> row(plan.length);
   for (int b = 0; b < plan.batch; ++b) {
     std::copy_n(in + static_cast<std::size_t>(b) * plan.length, plan.length, row.begin());
-    plan.transform.exec(row.data(), 1.0, true);
+    transform.exec(row.data(), 1.0, true);
     Complex* to = out + static_cast<std::size_t>(b) * (plan.length / 2 + 1);
     to[0] = {row[0], 0};
     for (std::size_t k = 1; k < plan.length / 2; ++k) to[k] = {row[2 * k - 1], row[2 * k]};
     to[plan.length / 2] = {row[plan.length - 1], 0};
   }
-  return 0;
 }
 
-int exec_z2d(CufftHandle handle, Complex* in, double* out) {
-  const Plan& plan = plans.at(handle);
+void backward(const Plan& plan, const Complex* in, double* out) {
+  const ducc0::pocketfft_r<double> transform(plan.length);
   for (int b = 0; b < plan.batch; ++b) {
     const Complex* from = in + static_cast<std::size_t>(b) * (plan.length / 2 + 1);
     double* row = out + static_cast<std::size_t>(b) * plan.length;
@@ -54,9 +83,29 @@ int exec_z2d(CufftHandle handle, Complex* in, double* out) {
       row[2 * k] = from[k].im;
     }
     row[plan.length - 1] = from[plan.length / 2].re;
-    plan.transform.exec(row, 1.0, false);
+    transform.exec(row, 1.0, false);
   }
+}
+
+// The plan as it is now: what is queued keeps its stream and work area.
+template <class Transform>
+int execute(CufftHandle handle, int type, const Transform& transform) {
+  const Plan plan = plans.at(handle);
+  if (plan.type != type) return invalid_plan;
+  if (plan.work == nullptr) return no_workspace;
+  emulation::enqueue(plan.stream, [=] {
+    std::memset(plan.work, 0xA5, plan.work_bytes());
+    transform(plan);
+  });
   return 0;
+}
+
+int exec_d2z(CufftHandle handle, double* in, Complex* out) {
+  return execute(handle, cufft_d2z, [=](const Plan& plan) { forward(plan, in, out); });
+}
+
+int exec_z2d(CufftHandle handle, Complex* in, double* out) {
+  return execute(handle, cufft_z2d, [=](const Plan& plan) { backward(plan, in, out); });
 }
 
 int destroy(CufftHandle handle) {
@@ -67,7 +116,9 @@ int destroy(CufftHandle handle) {
 }  // namespace
 
 const Cufft& cufft() {
-  static const Cufft calls{plan_many, set_stream, exec_d2z, exec_z2d, destroy};
+  static const Cufft calls{
+      create, set_auto_allocation, make_plan_many, set_work_area, set_stream, exec_d2z, exec_z2d,
+      destroy};
   return calls;
 }
 

@@ -2,17 +2,22 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <map>
 #include <mutex>
+#include <new>
 #include <numeric>
+#include <optional>
 #include <random>
 #include <stdexcept>
 #include <string>
-#include <unordered_map>
+#include <utility>
 #include <vector>
 
+#include "../device.h"
+#include "control.h"
 #include "fiber.h"
 
 dim3 threadIdx, blockIdx, blockDim, gridDim;
@@ -29,20 +34,62 @@ constexpr std::size_t shared_default = 48 << 10;
 constexpr std::size_t shared_most = 64 << 10;
 constexpr unsigned threads_most = 1024;
 
+struct Capture {
+  int device;
+  cudaStream_t stream;
+  Graph graph;
+  bool valid = true;
+};
+
 struct Runtime {
-  std::mutex mutex;
+  std::mutex mutex;  // of the block that runs
+  std::mutex settings;
   std::mt19937_64 random{0};
   int fail_in = 0;
   std::size_t launches = 0;
-  std::map<void*, std::size_t> allocations;
-  std::unordered_map<const void*, std::size_t> shared_allowed;
+  int write_in = 0;
+  std::function<void()> write;
+  int devices = 1;
+  std::atomic<unsigned> contexts = 0;  // a bit for each device
+  std::optional<Capture> capture;
+  std::atomic<std::size_t> allocations = 0;
+  std::map<std::pair<int, const void*>, std::size_t> shared_allowed;  // by device and kernel
 };
 Runtime& runtime() {
   static Runtime instance;
   return instance;
 }
 
-bool fails() { return runtime().fail_in > 0 && --runtime().fail_in == 0; }
+thread_local cudaError_t last_error = cudaSuccess;
+thread_local int device_now = 0;
+
+// What a call of the runtime returns: the test's failure, if it is due, before the call's own.
+cudaError_t done(cudaError_t status = cudaSuccess) {
+  if (runtime().fail_in > 0 && --runtime().fail_in == 0) status = cudaErrorUnknown;
+  if (status != cudaSuccess) last_error = status;
+  return status;
+}
+
+// The same of a call that uses the current device.
+cudaError_t used(cudaError_t status = cudaSuccess) {
+  runtime().contexts |= 1U << device_now;
+  return done(status);
+}
+
+bool captures(cudaStream_t stream) {
+  const std::optional<Capture>& capture = runtime().capture;
+  return capture && capture->device == device_now && capture->stream == stream;
+}
+
+std::size_t shared_allowed(const void* kernel) {
+  const std::lock_guard lock(runtime().settings);
+  const auto found = runtime().shared_allowed.find({device_now, kernel});
+  return found == runtime().shared_allowed.end() ? shared_default : found->second;
+}
+
+bool intact(const unsigned char* from) {
+  return std::all_of(from, from + guard_bytes, [](unsigned char byte) { return byte == guard; });
+}
 
 // A meeting point of a number of threads, used again and again.
 struct Barrier {
@@ -110,7 +157,8 @@ bool run_warp(unsigned warp, unsigned threads) {
 void run_block(const Launch& launch, const std::function<void()>& body) {
   block.barrier = {};
   block.warps.assign((launch.threads + 31) / 32, {});
-  block.shared.assign(launch.shared_bytes + guard_bytes, rubbish);
+  block.shared.assign(launch.shared_bytes + 2 * guard_bytes, rubbish);
+  std::fill_n(block.shared.begin(), guard_bytes, guard);
   std::fill(block.shared.end() - guard_bytes, block.shared.end(), guard);
   if (block.threads.size() < launch.threads) block.threads = std::vector<Thread>(launch.threads);
   for (unsigned i = 0; i < launch.threads; ++i) {
@@ -140,15 +188,15 @@ void run_block(const Launch& launch, const std::function<void()>& body) {
     throw std::logic_error("emulation: " + std::to_string(stuck) +
                            " threads of a block wait for others that never come");
   }
-  if (std::any_of(block.shared.end() - guard_bytes, block.shared.end(),
-                  [](unsigned char byte) { return byte != guard; })) {
+  if (!intact(block.shared.data()) ||
+      !intact(block.shared.data() + guard_bytes + launch.shared_bytes)) {
     throw std::logic_error("emulation: a kernel wrote beyond its shared memory");
   }
 }
 
 }  // namespace
 
-unsigned char* dynamic_shared_memory() { return block.shared.data(); }
+unsigned char* dynamic_shared_memory() { return block.shared.data() + guard_bytes; }
 void block_barrier() { wait_for(block.barrier, blockDim.x); }
 
 const std::uint64_t* exchange(unsigned mask, std::uint64_t word) {
@@ -163,6 +211,7 @@ const std::uint64_t* exchange(unsigned mask, std::uint64_t word) {
 void run(const Launch& launch, const std::function<void()>& thread) {
   const std::lock_guard lock(runtime().mutex);
   ++runtime().launches;
+  if (runtime().write_in > 0 && --runtime().write_in == 0) runtime().write();
   gridDim.x = launch.blocks;
   blockDim.x = launch.threads;
   std::vector<unsigned> order(launch.blocks);
@@ -174,15 +223,80 @@ void run(const Launch& launch, const std::function<void()>& thread) {
   }
 }
 
+void enqueue(cudaStream_t stream, const std::function<void()>& work) {
+  if (captures(stream)) {
+    runtime().capture->graph.add(work);
+  } else {
+    work();
+  }
+}
+
 void set_seed(std::uint64_t seed) { runtime().random.seed(seed); }
 void fail(int call) { runtime().fail_in = call; }
-std::size_t live_allocations() { return runtime().allocations.size(); }
 std::size_t launches() { return runtime().launches; }
+void write_before(int launch, float* address, float value) {
+  runtime().write_in = launch;
+  runtime().write = [=] { *address = value; };
+}
+
+void set_devices(int count) {
+  runtime().devices = count;
+  runtime().contexts = 0;
+  device_now = 0;
+}
+int current_device() { return device_now; }
+std::vector<int> contexts() {
+  std::vector<int> used;
+  for (int device = 0; device < runtime().devices; ++device) {
+    if ((runtime().contexts >> device & 1U) != 0) used.push_back(device);
+  }
+  return used;
+}
+
+Allocation::Allocation(std::size_t bytes)
+    : bytes_(bytes),
+      memory_(static_cast<unsigned char*>(std::aligned_alloc(
+          guard_bytes, (bytes + 3 * guard_bytes - 1) / guard_bytes * guard_bytes))) {
+  if (memory_ == nullptr) throw std::bad_alloc();
+  std::memset(memory_, guard, guard_bytes);
+  std::memset(memory_ + guard_bytes, rubbish, bytes);
+  std::memset(memory_ + guard_bytes + bytes, guard, guard_bytes);
+  ++runtime().allocations;
+}
+Allocation::~Allocation() {
+  if (!intact(memory_) || !intact(memory_ + guard_bytes + bytes_)) {
+    std::fputs("emulation: a kernel wrote beyond its device memory\n", stderr);
+    std::abort();  // there is nobody to catch it
+  }
+  --runtime().allocations;
+  std::free(memory_);
+}
+std::uintptr_t Allocation::address() const {
+  return reinterpret_cast<std::uintptr_t>(memory_ + guard_bytes);
+}
+std::size_t live_allocations() { return runtime().allocations; }
+
+void Graph::replay() const {
+  for (const auto& work : work_) work();
+}
+void begin_capture(cudaStream_t stream) { runtime().capture = Capture{device_now, stream, {}}; }
+Graph end_capture() {
+  const Capture capture = std::exchange(runtime().capture, std::nullopt).value();
+  if (!capture.valid) throw std::runtime_error("emulation: the capture has been invalidated");
+  return capture.graph;
+}
 
 }  // namespace softq::emulation
 
-using softq::emulation::fails;
+namespace softq::cuda {
+
+bool has_context(int device) { return (emulation::runtime().contexts >> device & 1U) != 0; }
+
+}  // namespace softq::cuda
+
+using softq::emulation::done;
 using softq::emulation::runtime;
+using softq::emulation::used;
 
 int __syncthreads_or(int predicate) {
   using namespace softq::emulation;
@@ -200,99 +314,85 @@ const char* cudaGetErrorString(cudaError_t status) {
       return "no error";
     case cudaErrorInvalidValue:
       return "invalid argument";
-    case cudaErrorMemoryAllocation:
-      return "out of memory";
     case cudaErrorInvalidConfiguration:
       return "invalid configuration argument";
+    case cudaErrorInvalidDevice:
+      return "invalid device ordinal";
+    case cudaErrorStreamCaptureUnsupported:
+      return "operation not permitted when stream is capturing";
     case cudaErrorUnknown:
       break;
   }
   return "unknown error";
 }
-cudaError_t cudaGetLastError() { return cudaSuccess; }
+cudaError_t cudaGetLastError() { return std::exchange(softq::emulation::last_error, cudaSuccess); }
+cudaError_t cudaPeekAtLastError() { return softq::emulation::last_error; }
+
 cudaError_t cudaGetDeviceCount(int* count) {
-  *count = 1;
-  return fails() ? cudaErrorUnknown : cudaSuccess;
+  *count = runtime().devices;
+  return done();
 }
 cudaError_t cudaGetDevice(int* device) {
-  *device = 0;
-  return fails() ? cudaErrorUnknown : cudaSuccess;
+  *device = softq::emulation::device_now;
+  return done();
 }
+// As of CUDA 12, this begins to use the device.
 cudaError_t cudaSetDevice(int device) {
-  return fails() ? cudaErrorUnknown : device == 0 ? cudaSuccess : cudaErrorInvalidValue;
+  const bool there = device >= 0 && device < runtime().devices;
+  if (!there) return done(cudaErrorInvalidDevice);
+  softq::emulation::device_now = device;
+  return used();
 }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
   *value = 4;
-  return fails() ? cudaErrorUnknown : cudaSuccess;
+  return done();
 }
 
-cudaError_t cudaMemPoolCreate(cudaMemPool_t* pool, const cudaMemPoolProps*) {
-  *pool = nullptr;
-  return fails() ? cudaErrorUnknown : cudaSuccess;
-}
-cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void*) {
-  return fails() ? cudaErrorUnknown : cudaSuccess;
-}
-cudaError_t cudaMallocFromPoolAsync(void** address, std::size_t bytes, cudaMemPool_t,
-                                    cudaStream_t) {
-  using namespace softq::emulation;
-  if (fails()) return cudaErrorMemoryAllocation;
-  auto* memory = static_cast<unsigned char*>(
-      std::aligned_alloc(guard_bytes, (bytes + 3 * guard_bytes - 1) / guard_bytes * guard_bytes));
-  if (memory == nullptr) return cudaErrorMemoryAllocation;
-  std::memset(memory, guard, guard_bytes);
-  std::memset(memory + guard_bytes, rubbish, bytes);
-  std::memset(memory + guard_bytes + bytes, guard, guard_bytes);
-  *address = memory + guard_bytes;
-  const std::lock_guard lock(runtime().mutex);
-  runtime().allocations[*address] = bytes;
-  return cudaSuccess;
-}
-cudaError_t cudaFreeAsync(void* address, cudaStream_t) {
-  using namespace softq::emulation;
-  const std::lock_guard lock(runtime().mutex);
-  const auto found = runtime().allocations.find(address);
-  if (found == runtime().allocations.end()) return cudaErrorInvalidValue;
-  auto* memory = static_cast<unsigned char*>(address);
-  const auto intact = [](const unsigned char* from) {
-    return std::all_of(from, from + guard_bytes, [](unsigned char byte) { return byte == guard; });
-  };
-  if (!intact(memory - guard_bytes) || !intact(memory + found->second)) {
-    std::fputs("emulation: a kernel wrote beyond its device memory\n", stderr);
-    std::abort();  // from a destructor: there is nobody to catch it
-  }
-  runtime().allocations.erase(found);
-  std::free(memory - guard_bytes);
-  return cudaSuccess;
-}
-cudaError_t cudaMemsetAsync(void* address, int value, std::size_t bytes, cudaStream_t) {
-  if (fails()) return cudaErrorUnknown;
-  if (bytes > 0) std::memset(address, value, bytes);
-  return cudaSuccess;
+cudaError_t cudaMemsetAsync(void* address, int value, std::size_t bytes, cudaStream_t stream) {
+  const cudaError_t status = used(address == nullptr ? cudaErrorInvalidValue : cudaSuccess);
+  if (status != cudaSuccess) return status;
+  softq::emulation::enqueue(stream, [=] { std::memset(address, value, bytes); });
+  return status;
 }
 cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind,
-                            cudaStream_t) {
-  if (fails()) return cudaErrorUnknown;
-  if (bytes > 0) std::memcpy(to, from, bytes);
-  return cudaSuccess;
+                            cudaStream_t stream) {
+  const bool null = to == nullptr || from == nullptr;
+  const cudaError_t status = used(null ? cudaErrorInvalidValue : cudaSuccess);
+  if (status != cudaSuccess) return status;
+  softq::emulation::enqueue(stream, [=] { std::memcpy(to, from, bytes); });
+  return status;
 }
-cudaError_t cudaStreamSynchronize(cudaStream_t) { return fails() ? cudaErrorUnknown : cudaSuccess; }
-cudaError_t cudaDeviceSynchronize() { return fails() ? cudaErrorUnknown : cudaSuccess; }
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  if (!softq::emulation::captures(stream)) return used();
+  runtime().capture->valid = false;
+  return used(cudaErrorStreamCaptureUnsupported);
+}
+cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status) {
+  *status = softq::emulation::captures(stream) ? cudaStreamCaptureStatusActive
+                                               : cudaStreamCaptureStatusNone;
+  return used();
+}
+
+// As the driver's documentation has it: a launch fails with more dynamic shared memory than the
+// attribute says, be that below the default.
 cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int value) {
-  if (fails()) return cudaErrorUnknown;
   const auto bytes = static_cast<std::size_t>(value);
-  if (bytes > softq::emulation::shared_most) return cudaErrorInvalidValue;
-  runtime().shared_allowed[kernel] = bytes;
-  return cudaSuccess;
+  const bool fits = bytes <= softq::emulation::shared_most;
+  const cudaError_t status = used(fits ? cudaSuccess : cudaErrorInvalidValue);
+  const std::lock_guard lock(runtime().settings);
+  if (status == cudaSuccess) {
+    runtime().shared_allowed[{softq::emulation::device_now, kernel}] = bytes;
+  }
+  return status;
+}
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void* kernel, int,
+                                                          std::size_t shared_bytes) {
+  *blocks = shared_bytes <= softq::emulation::shared_allowed(kernel) ? 2 : 0;
+  return used();
 }
 cudaError_t cudaLaunchStatus(const softq::emulation::Launch& launch) {
   using namespace softq::emulation;
-  if (fails()) return cudaErrorUnknown;
-  const auto allowed = runtime().shared_allowed.find(launch.kernel);
-  const std::size_t most = allowed == runtime().shared_allowed.end()
-                               ? shared_default
-                               : std::max(allowed->second, shared_default);
   const bool valid = launch.blocks > 0 && launch.threads > 0 && launch.threads <= threads_most &&
-                     launch.shared_bytes <= most;
-  return valid ? cudaSuccess : cudaErrorInvalidConfiguration;
+                     launch.shared_bytes <= shared_allowed(launch.kernel);
+  return used(valid ? cudaSuccess : cudaErrorInvalidConfiguration);
 }

@@ -10,6 +10,8 @@ the values of the weights.
 from __future__ import annotations
 
 import functools
+import re
+import warnings
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Protocol
@@ -55,6 +57,12 @@ class DeviceCoupling(Protocol):
         """What a step replayed from a CUDA graph uses; the device counts on by itself from here.
 
         Nothing to do where steps cannot be captured.
+        """
+
+    def recorded(self) -> bool:
+        """Whether a step now would be recorded into a CUDA graph, not done.
+
+        The graph uses the memory of this object, which must live as long.
         """
 
     def check(self) -> None:
@@ -132,7 +140,62 @@ def couples(device: torch.device, *, segments: bool) -> Backend:
 
 @functools.cache
 def has_cuda() -> bool:
-    """Whether the CUDA kernels were built and torch's "cuda" means CUDA, not ROCm."""
+    """Whether the CUDA kernels were built and can use the devices that torch uses.
+
+    Warns:
+        UserWarning: they were built, torch has CUDA devices, but the kernels cannot use them.
+    """
     import torch
 
-    return torch.version.hip is None and find_spec("pysoftq._cuda") is not None
+    # ROCm calls its devices "cuda" too.
+    if torch.version.hip is not None or find_spec("pysoftq._cuda") is None:
+        return False
+    if not torch.cuda.is_available():
+        return False
+    fault = _cuda_fault(
+        [torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())]
+    )
+    if fault is not None:
+        warnings.warn(
+            f"the CUDA kernels cannot be used, torch operations take their place: {fault}",
+            stacklevel=2,
+        )
+    return fault is None
+
+
+def _cuda_fault(capabilities: Sequence[tuple[int, int]]) -> str | None:
+    """What keeps the CUDA kernels from using torch's devices, None if nothing does.
+
+    The kernels have a CUDA runtime of their own, whose version the driver may not support, and are
+    compiled for some compute capabilities (major, minor).
+    """
+    try:
+        from pysoftq import _cuda
+
+        found = _cuda.device_count()
+    except (ImportError, RuntimeError) as error:
+        return f"{error} (rebuild pysoftq with the CUDA version of torch, or update the driver)"
+    if found != len(capabilities):
+        return f"they find {found} CUDA devices, torch {len(capabilities)}"
+    for major, minor in capabilities:
+        if not any(_runs_on(word, major, minor) for word in _cuda.architectures.split()):
+            return (
+                f"they were built for architectures {_cuda.architectures}, and a GPU has compute "
+                f"capability {major}.{minor} (rebuild pysoftq with "
+                f"-Ccmake.define.CMAKE_CUDA_ARCHITECTURES={major}{minor})"
+            )
+    return None
+
+
+def _runs_on(architecture: str, major: int, minor: int) -> bool:
+    """Whether code for an architecture in CMake's words, such as 80-real, runs on a device."""
+    number = re.match(r"(\d+)(\d)([af]?)(-real|-virtual|)$", architecture)
+    if number is None:  # native, all, all-major
+        return True
+    built, revision, specific, kind = number.groups()
+    alike = int(built) == major and int(revision) <= minor
+    if specific:
+        return alike
+    # Machine code runs within a major version, PTX on everything newer.
+    newer = (int(built), int(revision)) <= (major, minor)
+    return (alike and kind != "-virtual") or (newer and kind != "-real")

@@ -73,6 +73,10 @@ class Coupling:
     def set(self, scale: float, fraction: float, seed: int, step: int) -> None:
         """Do nothing: each step has its own arguments."""
 
+    def recorded(self) -> bool:
+        """Return False: there are no CUDA graphs here."""
+        return False
+
     def check(self) -> None:
         """Do nothing: each step has checked itself."""
 

@@ -2,6 +2,10 @@
 
 Weights are flat and contiguous, results stay on their device, and all work goes to the caller's
 current stream. Arguments have been checked by the front-ends.
+
+All device memory comes from torch's allocator, which empties its cache before it raises
+`torch.OutOfMemoryError`, and may be freed at any time: torch waits for the streams that still use
+it, and does so after a CUDA graph has been recorded if one is being recorded.
 """
 
 from __future__ import annotations
@@ -88,7 +92,8 @@ def force(theta: Tensor, width: float, bins: int, fft: bool) -> Tensor:
     place, stream = _place(theta), _stream(theta.device)
     layer = (theta.numel(), _scalar(theta.dtype), width, 1.0, 0)
     coupling = _cuda.Coupling([layer], bins, fft, place)
-    coupling.add_force([(theta.data_ptr(), out.data_ptr())], None, stream)
+    control = _cuda.Control(1.0, 1.0, 0, 0)
+    coupling.add_force([(theta.data_ptr(), out.data_ptr())], control, stream)
     for _, reason in coupling.check(stream):
         raise ValueError(reason)
     return out
@@ -97,9 +102,10 @@ def force(theta: Tensor, width: float, bins: int, fft: bool) -> Tensor:
 class Coupling:
     """All coupled layers of a model that live on one device (Eq. 7).
 
-    A step waits for nothing and allocates nothing. While the stream is captured into a graph, the
-    step takes what `set` (or the last step) has left on the device, where the number of the step
-    goes on by itself: each replay draws a new sample.
+    A step waits for nothing and allocates nothing. While the stream is recorded into a graph, the
+    step uses the fraction, seed and step that `set` (or the last step) has left on the device,
+    which counts the steps itself: each replay draws a new sample. The graph uses the memory of the
+    coupling, which must live as long.
 
     Args:
         layers: what is coupled.
@@ -118,6 +124,7 @@ class Coupling:
         self._names = [layer.name for layer in layers]
         self._dtypes = [layer.parameter.dtype for layer in layers]
         self._device = layers[0].parameter.device
+        self._memory = _Memory(self._device)
         self._coupling = _cuda.Coupling(
             [
                 (layer.size, _scalar(layer.parameter.dtype), layer.width, layer.strength, index)
@@ -125,12 +132,16 @@ class Coupling:
             ],
             bins,
             fft,
-            _place(layers[0].parameter),
+            self._memory.place(),
         )
 
     def set(self, scale: float, fraction: float, seed: int, step: int) -> None:
-        """Fix what the replays of a graph use from now on, in the order of the stream."""
-        self._coupling.set(_cuda.Control(scale, fraction, seed, step), _stream(self._device))
+        """Fix what the replays of a graph use from now on, in the order of the stream.
+
+        Raises:
+            RuntimeError: a CUDA graph is being recorded.
+        """
+        self._coupling.set(_cuda.Control(scale, fraction, seed, step), self._memory.stream())
 
     def add_force(
         self,
@@ -145,8 +156,12 @@ class Coupling:
 
         A step in which a weight is not finite changes no gradient; `check` tells.
         """
-        control = None if self._captured() else _cuda.Control(scale, fraction, seed, step)
-        self._coupling.add_force(self._addresses(thetas, gradients), control, _stream(self._device))
+        control = _cuda.Control(scale, fraction, seed, step)
+        self._coupling.add_force(self._addresses(thetas, gradients), control, self._memory.stream())
+
+    def recorded(self) -> bool:
+        """Whether a step now would be recorded into a CUDA graph, not done."""
+        return self._coupling.capturing(_stream(self._device))
 
     def energies(self, thetas: Sequence[Tensor]) -> list[float]:
         """Strength times energy of each layer, without self terms (Eq. 6); waits for the device.
@@ -172,15 +187,13 @@ class Coupling:
 
         Raises:
             ValueError: weights were not finite, naming layer and count.
+            RuntimeError: a CUDA graph is being recorded.
         """
-        refused = self._coupling.check(_stream(self._device))
+        refused = self._coupling.check(self._memory.stream())
         if refused:
             raise ValueError(
                 "; ".join(f"layer '{self._names[layer]}': {reason}" for layer, reason in refused)
             )
-
-    def _captured(self) -> bool:
-        return self._device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
     def _addresses(
         self, thetas: Sequence[Tensor], gradients: Sequence[Tensor | None]
@@ -199,6 +212,39 @@ class Coupling:
                     )
             addresses.append((theta.data_ptr(), gradient.data_ptr()))
         return addresses
+
+
+class _Memory:
+    """Device memory of a call or a coupling, from torch's allocator.
+
+    It is ready in the order of the stream that was current when it was made.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._blocks: list[Tensor] = []
+        self._streams = {_stream(device)}
+
+    def place(self) -> _cuda.Place:
+        """The current stream, and this memory."""
+        return _cuda.Place(self._device.index or 0, _stream(self._device), self._allocate)
+
+    def stream(self) -> int:
+        """The current stream, on which the memory is used from now on."""
+        stream = _stream(self._device)
+        if stream not in self._streams:
+            self._streams.add(stream)
+            for block in self._blocks:
+                block.record_stream(torch.cuda.current_stream(self._device))
+        return stream
+
+    def _allocate(self, size: int) -> int:
+        self._blocks.append(_block(size, self._device))
+        return self._blocks[-1].data_ptr()
+
+
+def _block(size: int, device: torch.device) -> Tensor:
+    return torch.empty(size, dtype=torch.uint8, device=device)
 
 
 def _wide(theta: Tensor) -> Tensor:
@@ -220,4 +266,4 @@ def _stream(device: torch.device) -> int:
 
 
 def _place(tensor: Tensor) -> _cuda.Place:
-    return _cuda.Place(tensor.device.index or 0, _stream(tensor.device))
+    return _Memory(tensor.device).place()

@@ -175,6 +175,13 @@ class Coupling:
     def set(self, scale: float, fraction: float, seed: int, step: int) -> None:
         """Do nothing: each step has its own arguments, which a captured step would repeat."""
 
+    def recorded(self) -> bool:
+        """Whether the current stream of the device is recorded into a CUDA graph."""
+        if self._faults.device.type != "cuda":
+            return False
+        with torch.cuda.device(self._faults.device):  # torch asks for the current device's
+            return torch.cuda.is_current_stream_capturing()
+
     def check(self) -> None:
         """Raise ValueError naming layers and reasons if a step was refused since the last check."""
         faults = self._faults.cpu()
