@@ -124,7 +124,7 @@ echo "results: $out"
 
 # ---------------------------------------------------------------------------------- stages and steps
 pack=$work/gpu-check site=$work/site tree=$work/tree
-mkdir -p "$pack/logs" "$pack/results" "$site" "$tree" "$work/empty"
+mkdir -p "$pack/logs" "$pack/results" "$site" "$tree" "$work/empty" "$work/tmp"
 : >"$pack/steps.txt"
 grace=8    # seconds from INT to KILL
 reserve=12 # for the grace of the last step and the packing
@@ -232,11 +232,21 @@ keep() {
   for file in "$out"/running.json "$out"/running.md; do
     [ ! -f "$file" ] || mv "$file" "$pack/results/$1.${file##*.}"
   done
+  [ ! -f "$pack/results/$1.json" ] || compare
   rm -f "$out"/running.* "$out"/.running.*
 }
 
+# Compares what has been measured with the targets; long benchmarks come after short ones, and count.
+compare() {
+  local file files=()
+  for file in "$pack"/results/quick-*.json "$pack"/results/full-*.json; do
+    [ ! -f "$file" ] || files+=("$file")
+  done
+  "$python" -m benchmarks.targets "${files[@]}" >"$work/targets.txt" 2>&1
+}
+
 summary() {
-  local one text results=("$pack"/results/quick-*.json "$pack"/results/full-*.json) files=()
+  local one text
   echo "pysoftq GPU check, $(date '+%Y-%m-%d %H:%M'), commit $commit, $SECONDS of $budget s"
   [ -z "$rehearse" ] || echo "REHEARSAL without a GPU: it shows that the steps run, and nothing about any GPU."
   grep -hE '^(device|driver|memory pools|nvidia-smi|nvcc|python|torch|extension): ' \
@@ -252,8 +262,7 @@ summary() {
     printf '%-9s %-11s %4s s  %.150s\n' "$one" "${state[$one]:-not begun}" "${took[$one]:-0}" "$text"
   done
   printf '\nTargets on a GPU: measured, wanted, what\n'
-  for one in "${results[@]}"; do [ ! -f "$one" ] || files+=("$one"); done
-  "$python" -m benchmarks.targets "${files[@]}" 2>&1
+  cat "$work/targets.txt" 2>/dev/null
 }
 
 # Writes the summary and the archive anew; each is the old one or the new one, never half of it.
@@ -456,7 +465,7 @@ stage_rest() {
   local parallel=()
   "$python" -c 'import pytest, hypothesis' 2>/dev/null || { skip "no pytest or no hypothesis"; return; }
   if [ -n "$rehearse" ]; then
-    pytest_step atomic 60 --noconftest "$tree/tests/test_atomic.py"
+    pytest_step atomic 60 --noconftest "$tree/tests/test_atomic.py" -k replacement
     return
   fi
   ! "$python" -c 'import xdist' 2>/dev/null || parallel=(-n "$(($(nproc) < 8 ? $(nproc) : 8))" --dist loadfile)
@@ -504,10 +513,11 @@ python_path=${PYTHONPATH:-}
 # From an empty folder: Python looks first where it is started, and the sources have no extension.
 export PYTHONPATH=$site:$work/deps${python_path:+:$python_path}:$tree
 export PATH=$PATH:/usr/local/cuda/bin:$work/sanitizer/nvidia/cu13/compute-sanitizer
-export PYTHONUNBUFFERED=1 PYTHONFAULTHANDLER=1 MPLCONFIGDIR=$work/matplotlib XDG_CACHE_HOME=$work/cache
+export TMPDIR=$work/tmp PYTHONUNBUFFERED=1 PYTHONFAULTHANDLER=1 MPLCONFIGDIR=$work/matplotlib XDG_CACHE_HOME=$work/cache
 export root python carried work site tree module rehearse python_path
 export -f probe unpack checksum configure_and_build adopt extension configuration
 cd "$work/empty" || exit
+compare
 
 for stage in "${all_stages[@]}"; do
   stage_start=$SECONDS
