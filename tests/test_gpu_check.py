@@ -165,7 +165,7 @@ def test_goes_on_after_a_failure_and_tells_its_first_line(tmp_path: Path) -> Non
     }
     assert "  smoke-sequence: FAILED sequence: b\n" in summary
     assert "compute-sanitizer: device not supported\n" in summary
-    assert "  1 of 2 steps; races-racecheck: ========= Error: Race reported\n" in summary
+    assert "  1 of 2 steps passed; races-racecheck: ========= Error: Race reported\n" in summary
     assert summary.count("left out by --stages") == 4
     assert files["logs/races-synccheck.log"] == "synccheck 9\n"
 
@@ -180,7 +180,7 @@ def test_a_step_that_hangs_is_out_of_time_and_the_next_one_begins(tmp_path: Path
     )
     assert code == 1
     assert states(summary)["races"] == "out of time"
-    assert "  races-racecheck: after: begun\n" in summary
+    assert "  1 of 2 steps passed; races-racecheck: after: begun\n" in summary
     assert files["logs/races-synccheck.log"] == "synccheck 9\n"
 
 
@@ -198,13 +198,13 @@ def test_stopped_in_mid_run_it_leaves_what_it_has(tmp_path: Path, number: signal
             start_new_session=True,
         )
     log = output / "running.log"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     try:
         while not (log.is_file() and "begun" in log.read_text()):
             assert time.monotonic() < deadline, printed.read_text()
             time.sleep(0.02)
         process.send_signal(number)
-        code = process.wait(20)
+        code = process.wait(120)
         left = running(process.pid)
     finally:
         for member in running(process.pid):  # as what lends a machine does after a command
