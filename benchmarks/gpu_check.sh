@@ -141,8 +141,7 @@ declare -A rank=([skipped]=1 [passed]=2 [out of time]=3 [interrupted]=4 [FAILED]
 # record STATE DETAIL: a stage is what the worst of its steps is, and tells the first such detail
 record() {
   local before=${state[$stage]:-}
-  took[$stage]=$((SECONDS - stage_start)) steps[$stage]=$((${steps[$stage]:-0} + 1))
-  [ "$1" != passed ] || passed[$stage]=$((${passed[$stage]:-0} + 1))
+  took[$stage]=$((SECONDS - stage_start))
   if [ -z "$before" ] || ((${rank[$1]} > ${rank[$before]})); then
     state[$stage]=$1 detail[$stage]=$2
   fi
@@ -192,6 +191,7 @@ step() {
   local name=$stage-$1 limit=$(($2 * patience)) start=$SECONDS code line outcome
   shift 2
   [ -z "$stopped" ] || exit
+  steps[$stage]=$((${steps[$stage]:-0} + 1))
   ((limit <= stage_end - SECONDS)) || limit=$((stage_end - SECONDS))
   ((limit <= budget - reserve - SECONDS)) || limit=$((budget - reserve - SECONDS))
   if ((limit < 3)); then
@@ -214,6 +214,7 @@ step() {
   child=''
   line=$(verdict "$code" "$out/running.log" | tr -d '\000-\010\013-\037')
   outcome=${line%%$'\t'*} line=${line#*$'\t'}
+  [ "$outcome" != passed ] || passed[$stage]=$((${passed[$stage]:-0} + 1))
   record "$outcome" "$([ "$outcome" = passed ] || echo "$name: ")$line"
   keep "$name"
   printf '%-26s %-11s %4d s  %.150s\n' "$name" "$outcome" $((SECONDS - start)) "$line" | tee -a "$pack/steps.txt"
@@ -521,13 +522,13 @@ trap 'stop HUP' HUP
 commit=$(git -C "$root" rev-parse --short HEAD 2>/dev/null || echo unknown)
 for name in pyproject.toml README.md ARCHITECTURE.md CHANGELOG.md CONTRIBUTING.md SECURITY.md .importlinter \
   CMakeLists.txt cmake cpp analysis benchmarks docs examples pysoftq tests; do
-  [ ! -e "$root/$name" ] || (cd "$root" && tar -cf - --exclude='*.so' --exclude=__pycache__ "$name") |
+  [ ! -e "$root/$name" ] || (cd "$root" && tar -cf - --exclude='*.so' "$name") |
     tar -xf - -C "$tree" --no-same-permissions
 done
 chmod -R u+w "$tree"
-cp -R "$tree/pysoftq" "$site/"
+cp -Rp "$tree/pysoftq" "$site/"
 rm -rf "$site/pysoftq/analysis"
-cp -R "$tree/analysis" "$site/pysoftq/analysis"
+cp -Rp "$tree/analysis" "$site/pysoftq/analysis"
 python_path=${PYTHONPATH:-}
 # From an empty folder: Python looks first where it is started, and the sources have no extension.
 export PYTHONPATH=$site:$work/deps${python_path:+:$python_path}:$tree
