@@ -149,19 +149,24 @@ record() {
 
 skip() { record skipped "$1"; }
 
+# The last line of a log that is the command's own word, not about how it was ended.
+last_line() {
+  grep -vE '^([[:space:]]|$|Traceback|KeyboardInterrupt|timeout: )' "$1" | tail -n 1 | sed -E 's/^=+ | =+$//g'
+}
+
 # The line of a log that says most of why its step failed.
 first_failure() {
   local pattern
   for pattern in '^(FAILED|ERROR) ' '^========= [A-Z][a-z]' ' (FAILED|ERROR)( |$)' '^E  ' '[Ee]rror(:| at | while )'; do
     grep -m 1 -E "$pattern" "$1" && return
   done
-  grep -v '^[[:space:]]*$' "$1" | tail -n 1
+  last_line "$1"
 }
 
-# verdict CODE LOG: the state, a tab and the detail of a step that has ended
+# verdict CODE LOG SECONDS: the state, a tab and the detail of a step that has ended, with so many seconds left
 verdict() {
-  local code=$1 log=$2 last reason
-  last=$(grep -vE '^([[:space:]]|$|Traceback|KeyboardInterrupt)' "$log" | tail -n 1 | sed -E 's/^=+ | =+$//g')
+  local code=$1 log=$2 left=$3 last reason
+  last=$(last_line "$log")
   if [ -n "$stopped" ]; then
     printf 'interrupted\tby %s, after: %s' "$stopped" "$last"
   elif [ "$code" = 0 ] && [[ $last =~ [0-9]+\ skipped ]] && [[ ! $last =~ [0-9]+\ passed ]]; then
@@ -174,14 +179,15 @@ verdict() {
     printf 'passed\t%s' "$last"
   elif grep -qi 'device not supported' "$log"; then
     printf 'skipped\tcompute-sanitizer: device not supported'
-  elif [ "$code" = 124 ] || [ "$code" = 137 ]; then
+  elif [ "$code" = 124 ] || { [ "$code" = 137 ] && ((left <= 0)); }; then
     if grep -qE '^(FAILED|ERROR) | (FAILED|ERROR)( |$)' "$log"; then
       printf 'FAILED\t%s (then out of time)' "$(first_failure "$log")"
     else
       printf 'out of time\tafter: %s' "$last"
     fi
   else
-    printf 'FAILED\t%s' "$(first_failure "$log")"
+    ((code <= 128)) || reason="ended by signal $((code - 128)): "
+    printf 'FAILED\t%s%s' "${reason:-}" "$(first_failure "$log")"
   fi
 }
 
@@ -212,7 +218,7 @@ step() {
   done
   kill -s KILL -- "-$child" 2>/dev/null # what it has left behind
   child=''
-  line=$(verdict "$code" "$out/running.log" | tr -d '\000-\010\013-\037')
+  line=$(verdict "$code" "$out/running.log" $((limit - SECONDS + start)) | tr -d '\000-\010\013-\037')
   outcome=${line%%$'\t'*} line=${line#*$'\t'}
   [ "$outcome" != passed ] || passed[$stage]=$((${passed[$stage]:-0} + 1))
   record "$outcome" "$([ "$outcome" = passed ] || echo "$name: ")$line"
@@ -299,7 +305,6 @@ stop() {
   fi
   stopped=$1
 }
-
 
 # ----------------------------------------------------------------------------- versions, the package
 # Prints the machine and its versions; fails without a device, which a rehearsal does not mind.
@@ -445,7 +450,7 @@ sanitize() {
     step "$1" "$2" compute-sanitizer "${options[@]}" --version # reads its options, runs nothing
   else
     step "$1" "$2" env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer "${options[@]}" \
-      "$python" -m benchmarks.gpu_smoke "${smoke_cases[@]}"
+      "$python" -m benchmarks.gpu_smoke --size 200001 "${smoke_cases[@]}"
   fi
 }
 

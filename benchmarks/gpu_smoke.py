@@ -49,18 +49,18 @@ class Kernels:
         return values.to(self.device, copy=True)
 
 
-def emulated() -> Kernels:
+def emulated(size: int | None) -> Kernels:
     """The kernels on the CPU, which the tests know how to load."""
     sys.path.append(str(Path(__file__).parents[1] / "tests"))
-    return Kernels(importlib.import_module("emulated_cuda").backend(), "cpu", 20_001)
+    return Kernels(importlib.import_module("emulated_cuda").backend(), "cpu", size or 20_001)
 
 
-def on_gpu() -> Kernels:
+def on_gpu(size: int | None) -> Kernels:
     """The kernels on the current device, never the operations of torch that stand in for them."""
     backend = backends.on_device(torch.device("cuda"))
     if backend.__name__.rpartition(".")[2] != "cuda":
         raise RuntimeError(f"the backend of CUDA devices is {backend.__name__}, not the kernels")
-    return Kernels(backend, "cuda", 3_000_001)
+    return Kernels(backend, "cuda", size or 3_000_001)
 
 
 def layers_of(thetas: list[Tensor]) -> list[CoupledLayer]:
@@ -290,11 +290,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the chosen cases; the exit code is 1 if a check failed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_smoke", description=__doc__)
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"{', '.join(CASES)} (all)")
+    parser.add_argument("--size", type=int, help="weights of the large layers")
     parser.add_argument("--emulated", action="store_true", help="the kernels on the CPU")
     chosen = parser.parse_args(arguments)
     if unknown := [case for case in chosen.cases if case not in CASES]:
         parser.error(f"unknown case {', '.join(unknown)}: wanted some of {', '.join(CASES)}")
-    kernels = emulated() if chosen.emulated else on_gpu()
+    kernels = emulated(chosen.size) if chosen.emulated else on_gpu(chosen.size)
     cases = chosen.cases or list(CASES)
     if chosen.emulated:
         cases = [case for case in cases if case not in ON_A_DEVICE_ONLY]

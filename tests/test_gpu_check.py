@@ -172,13 +172,16 @@ def test_goes_on_after_a_failure_and_tells_its_first_line(tmp_path: Path) -> Non
 
 @linux
 def test_a_step_that_hangs_is_out_of_time_and_the_next_one_begins(tmp_path: Path) -> None:
-    tools = sanitizer(tmp_path, racecheck="echo begun; trap '' INT; sleep 300")
+    hang, crash = "echo begun; sleep 300", "echo begun; kill -SEGV $$"
+    tools = sanitizer(tmp_path, racecheck=hang, memcheck=crash)
     limited = f'exec "{shutil.which("timeout")}" "$1" --kill-after=1 2 "${{@:4}}"'
     executable(tmp_path / "tools" / "timeout", f"#!/bin/bash\n{limited}\n")
     code, summary, files = check(
-        tmp_path, "--stages", "races", PYTHON=python(tmp_path, LOADING), PATH=tools
+        tmp_path, "--stages", "memcheck,races", PYTHON=python(tmp_path, LOADING), PATH=tools
     )
     assert code == 1
+    assert "  memcheck-memcheck: ended by signal 11: begun\n" in summary
+    assert states(summary)["memcheck"] == "FAILED"
     assert states(summary)["races"] == "out of time"
     assert "  1 of 2 steps passed; races-racecheck: after: begun\n" in summary
     assert files["logs/races-synccheck.log"] == "synccheck 9\n"
@@ -285,7 +288,7 @@ def test_smoke_goes_on_after_failures(
         yield Check("far", float("nan"), 1.0, 1e-12)
         raise RuntimeError("launch failed: invalid\nand more")
 
-    monkeypatch.setattr(gpu_smoke, "emulated", lambda: None)
+    monkeypatch.setattr(gpu_smoke, "emulated", lambda size: None)
     monkeypatch.setattr(gpu_smoke, "CASES", {"a": wrong, "b": lambda _: iter(())})
     assert gpu_smoke.main(["--emulated"]) == 1
     assert capsys.readouterr().out.splitlines() == [
