@@ -174,8 +174,9 @@ def test_goes_on_after_a_failure_and_tells_its_first_line(tmp_path: Path) -> Non
 def test_a_step_that_hangs_is_out_of_time_and_the_next_one_begins(tmp_path: Path) -> None:
     hang, crash = "echo begun; sleep 300", "echo begun; kill -SEGV $$"
     tools = sanitizer(tmp_path, racecheck=hang, memcheck=crash)
-    limited = f'exec "{shutil.which("timeout")}" "$1" --kill-after=1 2 "${{@:4}}"'
-    executable(tmp_path / "tools" / "timeout", f"#!/bin/bash\n{limited}\n")
+    short = """[[ "$*" != *compute-sanitizer* ]] || set -- "$1" "$2" 2 "${@:4}"\n"""
+    text = f'#!/bin/bash\n{short}exec "{shutil.which("timeout")}" "$@"\n'
+    executable(tmp_path / "tools" / "timeout", text)
     code, summary, files = check(
         tmp_path, "--stages", "memcheck,races", PYTHON=python(tmp_path, LOADING), PATH=tools
     )
