@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -27,7 +27,7 @@ from benchmarks import (
 from benchmarks.harness import SIZES, Comparison, Options, threads
 from benchmarks.report import environment, markdown, write
 
-CASES: dict[str, Callable[[Options], list[Comparison]]] = {
+CASES: dict[str, Callable[[Options], Iterable[Comparison]]] = {
     "force_step": force_step.run,
     "granularity": granularity.run,
     "density": density.run,
@@ -55,6 +55,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder (benchmarks/results)")
     parser.add_argument("--name", help="of the files; from device, cases and size by default")
+    parser.add_argument(
+        *("--no-compile",), dest="compile", action="store_false", help="no torch.compile, no KeOps"
+    )
     chosen = parser.parse_args(arguments)
     if unknown := [case for case in chosen.cases if case not in CASES]:
         parser.error(f"unknown case {', '.join(unknown)}: expected some of {', '.join(CASES)}")
@@ -63,22 +66,27 @@ def main(arguments: list[str] | None = None) -> int:
     if chosen.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: PyTorch finds no CUDA device")
 
-    options = Options(chosen.threads, chosen.size, chosen.device, chosen.output)
+    options = Options(chosen.threads, chosen.size, chosen.device, chosen.output, chosen.compile)
     cases = chosen.cases or list(CASES)
     # KeOps asks OpenMP, which reads this when the first kernel is loaded.
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     machine = environment(options)
-    comparisons = []
+    parts = [options.device, *chosen.cases] + [options.size] * (options.size != "full")
+    stem = options.output / (chosen.name or "-".join(parts))
+    comparisons: list[Comparison] = []
+    written: tuple[Path, ...] = ()
     with threads(options.threads):
         for case in cases:
             start = time.perf_counter()
             print(f"{case} …", file=sys.stderr, flush=True)
-            comparisons += CASES[case](options)
-            print(f"  {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+            for comparison in CASES[case](options):
+                comparisons.append(comparison)
+                # Each at once: a suite that is stopped leaves what it has measured.
+                written = write(stem, options.device, machine, comparisons)
+                seconds = time.perf_counter() - start
+                print(f"  {comparison.key}, {seconds:.0f} s", file=sys.stderr, flush=True)
     print(markdown(options.device, machine, comparisons))
-    parts = [options.device, *chosen.cases] + [options.size] * (options.size != "full")
-    stem = options.output / (chosen.name or "-".join(parts))
-    for path in write(stem, options.device, machine, comparisons):
+    for path in written:
         print(f"wrote {path}", file=sys.stderr)
     return 0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +23,12 @@ from pysoftq.clusters.values import unique
 KINDS = ("soft, K = 16", "soft, K = 128", "soft, K = 1000", "uniform, K = 128", "0.1 % ones")
 
 
-def run(options: Options) -> list[Comparison]:
+def run(options: Options) -> Iterator[Comparison]:
     """Each kind of indices, the first at the largest size as well; a model at rest."""
     size, large = options.choose((10**4, 10**4), (10**6, 10**6), (10**6, 10**8))
     sizes = dict.fromkeys(KINDS, size) | {KINDS[0]: large}
-    cases = [_compare(kind, size, options) for kind, size in sizes.items()]
-    return [*cases, _at_rest(options.choose(100, 1000, 2240))]
+    yield from (_compare(kind, size, options) for kind, size in sizes.items())
+    yield _at_rest(options.choose(100, 1000, 2240))
 
 
 def indices(kind: str, size: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
@@ -23,23 +23,24 @@ from pysoftq import density
 BINS = 2**14
 
 
-def run(options: Options) -> list[Comparison]:
+def run(options: Options) -> Iterator[Comparison]:
     """A million weights in each state, and how much the state matters; 1e8 on a GPU."""
-    size = options.choose(10**4, 10**6, 10**8 if options.device == "cuda" else 10**6)
-    comparisons = [_compare(size, state, options) for state in STATES]
-    ours = {one.key: one.timings[0].seconds for one in comparisons}
-    best = min(ours.values(), key=lambda seconds: seconds.median).median
-    return [
-        *comparisons,
-        Comparison(
-            key=f"density/{count(size)}",
-            setting="each state against the fastest",
-            extra={
-                f"{state} over the best": Measure(seconds * (1 / best), "×")
-                for state, seconds in zip(STATES, ours.values(), strict=True)
-            },
-        ),
-    ]
+    large = 10**8 if options.device == "cuda" else 10**6
+    size = options.choose(10**4, large, large)
+    ours = {}
+    for state in STATES:
+        comparison = _compare(size, state, options)
+        ours[state] = comparison.timings[0].seconds
+        yield comparison
+    best = min(seconds.median for seconds in ours.values())
+    yield Comparison(
+        key=f"density/{count(size)}",
+        setting="each state against the fastest",
+        extra={
+            f"{state} over the best": Measure(seconds * (1 / best), "×")
+            for state, seconds in ours.items()
+        },
+    )
 
 
 def _compare(size: int, state: str, options: Options) -> Comparison:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.harness import Comparison, Options, count, optional, race, require
+from benchmarks.harness import Comparison, Options, compiled, count, race, require
 from benchmarks.peers.table1 import fixed_grid_force_step, numpy_force_step, torch_force_step
 from benchmarks.states import STATES, WIDTH, Layers, gaussian, in_state, resnet20
 from pysoftq import SoftQuantizer, density, force
@@ -18,13 +18,12 @@ from pysoftq.run.step import own_stream, record_graph
 BINS = 2**14
 
 
-def run(options: Options) -> list[Comparison]:
+def run(options: Options) -> Iterator[Comparison]:
     """Ours against PyTorch, eager and compiled, and NumPy with SciPy."""
     size = options.choose(10**4, 10**6, 10**6)
     models = {count(size): [gaussian(size)], "ResNet-20": resnet20()[: options.choose(3, 20, 20)]}
-    return [
-        _compare(name, model, state, options) for name, model in models.items() for state in STATES
-    ]
+    for name, model in models.items():
+        yield from (_compare(name, model, state, options) for state in STATES)
 
 
 def _compare(name: str, start: list[Tensor], state: str, options: Options) -> Comparison:
@@ -46,8 +45,8 @@ def _compare(name: str, start: list[Tensor], state: str, options: Options) -> Co
     }
     models["torch.compile"] = Layers(weights)
     arguments = (list(models["torch.compile"].weights), *scales)
-    built, skipped = optional(
-        {"torch.compile": partial(fixed_grid_force_step, *arguments, compiled=True)}
+    built, skipped = compiled(
+        {"torch.compile": partial(fixed_grid_force_step, *arguments, compiled=True)}, options
     )
     contestants |= built
     flat = [theta.flatten().cpu().numpy() for theta in weights]

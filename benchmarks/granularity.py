@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -17,14 +17,14 @@ GRANULARITIES = ("layer", "channel", "group:128")
 SAMPLE = 2**17  # weights of which the force is compared with exact pairs
 
 
-def run(options: Options) -> list[Comparison]:
+def run(options: Options) -> Iterator[Comparison]:
     """ResNet-20, and the matrices of a small GPT."""
     blocks = options.choose(1, 6, 6)
     models = {
         "ResNet-20": resnet20()[: options.choose(3, 20, 20)],
         f"GPT-{blocks}": gpt(options.choose(16, 384, 384), blocks),
     }
-    return [_compare(name, model, options) for name, model in models.items()]
+    yield from (_compare(name, model, options) for name, model in models.items())
 
 
 def gpt(width: int, blocks: int) -> list[Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,7 +11,16 @@ import numpy as np
 import torch
 
 from benchmarks.figure import draw
-from benchmarks.harness import Comparison, Measure, Options, Spread, count, optional, race
+from benchmarks.harness import (
+    NOT_COMPILED,
+    Comparison,
+    Measure,
+    Options,
+    Spread,
+    count,
+    optional,
+    race,
+)
 from benchmarks.peers.pairs import BruteForce, keops_energy, tree_pairs
 from benchmarks.peers.table1 import fixed_grid_force_step, numpy_force_step, torch_force_step
 from benchmarks.report import processor
@@ -82,9 +91,10 @@ CURVES: dict[str, tuple[Prepare, bool]] = {
     "NumPy + SciPy": (_numpy, False),
 }
 ON_CPU_ONLY = ("NumPy + SciPy", "SciPy cKDTree")
+COMPILED = ("KeOps", "torch.compile")
 
 
-def run(options: Options) -> list[Comparison]:
+def run(options: Options) -> Iterator[Comparison]:
     """Measure from 1e3 on, write the figure, return the slopes."""
     top = options.choose(3.5, 6.0, 8.0)
     curves, skipped = measure(np.arange(3, top + 0.1, 0.5), options)
@@ -93,28 +103,29 @@ def run(options: Options) -> list[Comparison]:
     cores = "1 thread" if options.threads == 1 else f"{options.threads} threads"
     device = torch.cuda.get_device_name() if options.device == "cuda" else processor()
     save_figure(draw(curves, f"{device}, {cores}; {setting}"), options.output / name)
-    return [
-        Comparison(
-            key="growth",
-            setting=f"{name}.png; {setting}. Slopes of log time against log N, of the sizes named",
-            skipped=skipped,
-            extra={
-                f"{one.name} ({count(one.fitted[0])} – {count(one.fitted[-1])})": Measure(
-                    Spread.exactly(one.slope()), ""
-                )
-                for one in curves
-                if len(one.sizes) > 1
-            },
-            data={one.name: [one.sizes, one.seconds] for one in curves},
-        )
-    ]
+    yield Comparison(
+        key="growth",
+        setting=f"{name}.png; {setting}. Slopes of log time against log N, of the sizes named",
+        skipped=skipped,
+        extra={
+            f"{one.name} ({count(one.fitted[0])} – {count(one.fitted[-1])})": Measure(
+                Spread.exactly(one.slope()), ""
+            )
+            for one in curves
+            if len(one.sizes) > 1
+        },
+        data={one.name: [one.sizes, one.seconds] for one in curves},
+    )
 
 
 def measure(powers: np.ndarray, options: Options) -> tuple[list[Curve], tuple[str, ...]]:
     """All contestants in turn at each size; sums over pairs until they take too long."""
     active = {k: v for k, v in CURVES.items() if options.device == "cpu" or k not in ON_CPU_ONLY}
-    found: dict[str, dict[int, float]] = {name: {} for name in active}
     skipped: tuple[str, ...] = ()
+    if not options.compile:
+        skipped = tuple(f"{name}: {NOT_COMPILED}" for name in COMPILED)
+        active = {name: curve for name, curve in active.items() if name not in COMPILED}
+    found: dict[str, dict[int, float]] = {name: {} for name in active}
     for size in [round(10**power) for power in powers]:
         print(f"  {size:,} weights", file=sys.stderr, flush=True)
         theta = gaussian(size).to(options.device)

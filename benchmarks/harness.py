@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
-import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +13,12 @@ from typing import TypeVar
 
 import torch
 
+from benchmarks.measures import Measure, Spread
 from pysoftq import get_num_threads, set_num_threads
 
 SAMPLE_SECONDS = 5e-3
 SIZES = ("tiny", "quick", "full")
+NOT_COMPILED = "left out by --no-compile"
 T = TypeVar("T")
 
 Contestants = Mapping[str, Callable[[], object]]
@@ -33,6 +34,8 @@ class Options:
     device: str = "cpu"
     output: Path = Path()
     """Folder for figures."""
+    compile: bool = True
+    """Whether peers that compile at run time take part."""
 
     def choose(self, tiny: T, quick: T, full: T) -> T:
         """The value for this size of the suite."""
@@ -55,36 +58,6 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Spread:
-    """Median and quartiles of a measured quantity."""
-
-    median: float
-    first: float
-    third: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        """Of two values or more."""
-        first, _, third = statistics.quantiles(values, n=4, method="inclusive")
-        return cls(statistics.median(values), first, third)
-
-    @classmethod
-    def exactly(cls, value: float) -> Spread:
-        """A quantity without spread."""
-        return cls(value, value, value)
-
-    def __mul__(self, factor: float) -> Spread:
-        return Spread(self.median * factor, self.first * factor, self.third * factor)
-
-    def __add__(self, term: float) -> Spread:
-        return Spread(self.median + term, self.first + term, self.third + term)
-
-    def inverse(self) -> Spread:
-        """Of one over the quantity."""
-        return Spread(1 / self.median, 1 / self.third, 1 / self.first)
-
-
-@dataclass(frozen=True)
 class Timing:
     """Seconds of one call, the mean of ``calls`` calls in each of ``rounds`` samples."""
 
@@ -97,14 +70,6 @@ class Timing:
     calls: int
     share: float = 1.0
     """Share of the work that was done; the times are those of the whole."""
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A quantity that a target may ask for."""
-
-    value: Spread
-    unit: str
 
 
 @dataclass(frozen=True)
@@ -171,6 +136,15 @@ def optional(builders: Mapping[str, Callable[[], T]]) -> tuple[dict[str, T], tup
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
             skipped.append(f"{name}: {reason}")
     return built, tuple(skipped)
+
+
+def compiled(
+    builders: Mapping[str, Callable[[], T]], options: Options
+) -> tuple[dict[str, T], tuple[str, ...]]:
+    """Peers that compile at run time, which takes a GPU machine longer than all the timing."""
+    if options.compile:
+        return optional(builders)
+    return {}, tuple(f"{name}: {NOT_COMPILED}" for name in builders)
 
 
 def race(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -17,12 +17,13 @@ RESULT_BYTES = {"force step": 0, "exact energy": 0, "exact force": 8}  # of each
 _PROC = Path("/proc/self")
 
 
-def run(options: Options) -> list[Comparison]:
+def run(options: Options) -> Iterator[Comparison]:
     """Each call in a fresh process; on a GPU what PyTorch's allocator saw."""
     if options.device == "cpu" and not sys.platform.startswith("linux"):
-        return [Comparison(key="memory", setting="peaks", skipped=("memory: needs Linux",))]
+        yield Comparison(key="memory", setting="peaks", skipped=("memory: needs Linux",))
+        return
     sizes = options.choose((10**5,), (10**6, 10**7), (10**6, 10**7, 10**8))
-    return [_measure(call, sizes, options) for call in RESULT_BYTES]
+    yield from (_measure(call, sizes, options) for call in RESULT_BYTES)
 
 
 def _measure(call: str, sizes: tuple[int, ...], options: Options) -> Comparison:

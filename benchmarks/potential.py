@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import product
+
 import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
@@ -14,10 +17,10 @@ from pysoftq import density, force_table, potential
 SIZE = 36_864  # the largest layers of ResNet-20
 
 
-def run(options: Options) -> list[Comparison]:
+def run(options: Options) -> Iterator[Comparison]:
     """The paper's 2^14 bins and, in full, more."""
     powers = options.choose((10,), (14,), (14, 17, 20))
-    return [_compare(power, state, options) for power in powers for state in STATES]
+    yield from (_compare(power, state, options) for power, state in product(powers, STATES))
 
 
 def _compare(power: int, state: str, options: Options) -> Comparison:

@@ -15,6 +15,7 @@ import torch
 from benchmarks import targets
 from benchmarks.harness import Comparison, Measure, Options, available_threads
 from pysoftq import _core
+from pysoftq.atomic import atomic_write
 
 PACKAGES = ("pysoftq", "numpy", "scipy", "torch", "fast-histogram", "boost-histogram", "pykeops")
 
@@ -113,7 +114,13 @@ def write(
     """Write ``stem.json`` and ``stem.md``; returns the two paths."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     document, page = stem.with_suffix(".json"), stem.with_suffix(".md")
-    content = {"environment": dict(machine), "comparisons": [asdict(one) for one in comparisons]}
-    document.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    page.write_text(markdown(device, machine, comparisons), encoding="utf-8")
+    content = {
+        "environment": dict(machine),
+        "measures": {key: asdict(one) for key, one in measures(comparisons).items()},
+        "comparisons": [asdict(one) for one in comparisons],
+    }
+    with atomic_write(document) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    with atomic_write(page) as temporary:
+        temporary.write_text(markdown(device, machine, comparisons), encoding="utf-8")
     return document, page

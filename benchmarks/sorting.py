@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import product
+
 import numpy as np
 import torch
 
@@ -12,10 +15,10 @@ from pysoftq import mean_field_energy, pair_energy
 BINS = 2**20
 
 
-def run(options: Options) -> list[Comparison]:
+def run(options: Options) -> Iterator[Comparison]:
     """1e7 weights and, in full, 1e8."""
     sizes = options.choose((10**4,), (10**6,), (10**7, 10**8))
-    return [_compare(size, state, options) for size in sizes for state in STATES]
+    yield from (_compare(size, state, options) for size, state in product(sizes, STATES))
 
 
 def _compare(size: int, state: str, options: Options) -> Comparison:

@@ -1,12 +1,19 @@
-"""Targets of the core, and whether measurements meet them."""
+"""Targets of the core, and whether measurements meet them.
+
+``python -m benchmarks.targets FILE...`` prints the GPU targets with the values measured in files of
+results, written by ``python -m benchmarks --device cuda``. It needs the standard library only.
+"""
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from pathlib import Path
 
-from benchmarks.harness import Measure, Spread
+from benchmarks.measures import Measure, Spread
 
 
 @dataclass(frozen=True)
@@ -172,6 +179,38 @@ def table(targets: Sequence[Target], measures: Mapping[str, Measure]) -> list[st
     return lines
 
 
+def summary(targets: Sequence[Target], measures: Mapping[str, Measure]) -> list[str]:
+    """One line of text for each target; of several states, the one furthest from the bound."""
+    rows = [(_worst(one, measures), one.wanted, f"{one.case}, {one.peer}") for one in targets]
+    found, bounds = (max(len(row[column]) for row in rows) for column in (0, 1))
+    return [f"{value:{found}}  {wanted:{bounds}}  {what}" for value, wanted, what in rows]
+
+
+def _worst(target: Target, measures: Mapping[str, Measure]) -> str:
+    found = {key: one for key, one in measures.items() if fnmatchcase(key, target.pattern)}
+    if not found:
+        return "not measured"
+    medians = {key: target.value(one).median for key, one in found.items()}
+    worst = (min if target.at_least else max)(medians, key=lambda key: medians[key])
+    state = _wildcard(worst, target.pattern)
+    verdict = "met" if target.met(found[worst]) else "missed"
+    return f"{medians[worst]:.3g}{_unit(target.unit)} {verdict}{state and f' ({state})'}"
+
+
+def main(files: Sequence[str]) -> int:
+    """Print the summary of the GPU targets; results of a CPU count for nothing."""
+    measures: dict[str, Measure] = {}
+    for file in files:
+        content = json.loads(Path(file).read_text(encoding="utf-8"))
+        if "device" in content["environment"]:
+            measures |= {
+                key: Measure(Spread(**one["value"]), one["unit"])
+                for key, one in content["measures"].items()
+            }
+    print("\n".join(summary(CUDA, measures)))
+    return 0
+
+
 def _wildcard(key: str, pattern: str) -> str:
     """What the star of the pattern stands for."""
     start, star, end = pattern.partition("*")
@@ -180,3 +219,7 @@ def _wildcard(key: str, pattern: str) -> str:
 
 def _unit(unit: str) -> str:
     return unit if unit in ("", "×") or unit.startswith("× its") else f" {unit}"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

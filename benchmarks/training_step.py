@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -23,16 +23,16 @@ from pysoftq.run.optimizers import make_optimizer
 from pysoftq.run.step import GraphedStep, TrainingStep, make_step, own_stream
 
 
-def run(options: Options) -> list[Comparison]:
+def run(options: Options) -> Iterator[Comparison]:
     """On one thread and on all; on a GPU layer by layer and in a CUDA graph."""
     if options.device == "cuda":
         with own_stream(torch.device("cuda")):
-            return [_compare(options, "layer by layer", "off"), _compare(options, "graph", "on")]
-    comparisons = []
+            yield _compare(options, "layer by layer", "off")
+            yield _compare(options, "graph", "on")
+        return
     for count in sorted({1, available_threads()}):
         with threads(count):
-            comparisons.append(_compare(options, f"{count} threads" if count > 1 else "1 thread"))
-    return comparisons
+            yield _compare(options, f"{count} threads" if count > 1 else "1 thread")
 
 
 def _compare(options: Options, how: str, graph: str = "off") -> Comparison:

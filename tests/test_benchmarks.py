@@ -132,7 +132,7 @@ def test_resnet20_has_its_weights() -> None:
 
 @pytest.mark.parametrize("case", __main__.CASES)
 def test_every_case_runs(case: str, tmp_path: Path) -> None:
-    comparisons = __main__.CASES[case](Options(size="tiny", output=tmp_path))
+    comparisons = list(__main__.CASES[case](Options(size="tiny", output=tmp_path)))
     found = report.measures(comparisons)
     assert len(found) == sum(len(one.measures()) for one in comparisons) > 0
     for one in comparisons:
@@ -147,9 +147,18 @@ def test_what_cannot_run_is_told() -> None:
     found, skipped = harness.optional({"good": lambda: 3, "torch.compile": torch.compile})
     assert found == {"good": 3}
     assert skipped == ("torch.compile: no working C++ compiler",)
-    one = force_step.run(TINY)[0]
+    one = next(force_step.run(TINY))
     assert one.skipped == skipped
     assert [timing.name for timing in one.timings] == ["pysoftq", "PyTorch", "NumPy + SciPy"]
+
+
+def test_peers_that_compile_may_be_left_out() -> None:
+    options = Options(size="tiny", compile=False)
+    one = next(force_step.run(options))
+    assert one.skipped == ("torch.compile: left out by --no-compile",)
+    curves, skipped = growth.measure(np.array([1.0]), options)
+    assert not {"KeOps", "torch.compile"} & {curve.name for curve in curves}
+    assert skipped == tuple(f"{name}: left out by --no-compile" for name in growth.COMPILED)
 
 
 def test_a_wrong_contestant_stops_the_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,7 +170,7 @@ def test_a_wrong_contestant_stops_the_benchmark(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(force_step, "torch_force_step", wrong)
     with pytest.raises(RuntimeError, match="contestants disagree: PyTorch differs"):
-        force_step.run(TINY)
+        list(force_step.run(TINY))
 
 
 def test_race_alternates_and_counts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,6 +304,25 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         *("growth-cpu-tiny.png", "growth-cpu-tiny.pdf"),
         *("cpu-growth-density-tiny.json", "cpu-growth-density-tiny.md"),
     }
+
+
+def test_results_are_written_after_each_comparison(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(options: Options) -> Iterator[Comparison]:
+        yield _comparison()
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(__main__.CASES, "density", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        __main__.main(["density", "--output", str(tmp_path), "--name", "running"])
+    content = json.loads((tmp_path / "running.json").read_text())
+    assert [one["key"] for one in content["comparisons"]] == ["force_step/1e6/Gaussian"]
+    assert content["measures"]["force_step/1e6/Gaussian/PyTorch"] == {
+        "value": {"median": 25, "first": 20, "third": 30},
+        "unit": "×",
+    }
+    assert "**25**× (20 – 30)" in (tmp_path / "running.md").read_text()
 
 
 @pytest.mark.parametrize("wrong", [["speed"], ["--threads", "0"]])

@@ -72,8 +72,8 @@ class SoftQuantizer:
 
     The force is computed where the weights are, and a model may move between devices at any time.
     A step on the CPU refuses weights that are not finite with a ValueError. Elsewhere a step never
-    waits: it leaves out the force, and `check()` raises the error. CUDA graphs that have recorded a step use
-    memory of this object, which must live as long.
+    waits: it leaves out the force, and `check()` raises the error. CUDA graphs that have recorded a
+    step use memory of this object, which must live as long.
 
     `copy.deepcopy` and `pickle` take the model and the attached optimizers along, and the result is
     attached to those; model, optimizer and quantizer copied in one call stay together. A shallow

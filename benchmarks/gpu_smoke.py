@@ -1,0 +1,306 @@
+"""Each CUDA kernel once, against the CPU core: ``python -m benchmarks.gpu_smoke CASE...``.
+
+``gpu_check.sh`` starts one process for each case. A check that fails is printed as a line that
+begins with FAILED, and the next one is tried. ``--emulated`` runs the kernels on the CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks.states import gaussian
+from pysoftq.interaction import backends
+from pysoftq.interaction.backends import core
+from pysoftq.interaction.layers import CoupledLayer
+
+BINS = 2**14
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+class Check(NamedTuple):
+    """A result of the kernels and what it must be."""
+
+    what: str
+    found: Any
+    wanted: Any
+    tolerance: float = 0.0  # relative to the largest of the wanted values
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """What the cases run on."""
+
+    backend: Any
+    device: str
+    size: int  # weights of a large layer
+
+    def put(self, values: Tensor) -> Tensor:
+        return values.to(self.device, copy=True)
+
+
+def emulated(size: int | None) -> Kernels:
+    """The kernels on the CPU, which the tests know how to load."""
+    sys.path.append(str(Path(__file__).parents[1] / "tests"))
+    return Kernels(importlib.import_module("emulated_cuda").backend(), "cpu", size or 20_001)
+
+
+def on_gpu(size: int | None) -> Kernels:
+    """The kernels on the current device, never the operations of torch that stand in for them."""
+    backend = backends.on_device(torch.device("cuda"))
+    if backend.__name__.rpartition(".")[2] != "cuda":
+        raise RuntimeError(f"the backend of CUDA devices is {backend.__name__}, not the kernels")
+    return Kernels(backend, "cuda", size or 3_000_001)
+
+
+def layers_of(thetas: list[Tensor]) -> list[CoupledLayer]:
+    return [
+        CoupledLayer(
+            f"layer {i}", theta.numel(), 1.0, 0.1 + 0.01 * i, 0.3 / (i + 1), nn.Parameter(theta)
+        )
+        for i, theta in enumerate(thetas)
+    ]
+
+
+class Pair:
+    """The same layers here and on the device, coupled by the core and by the kernels."""
+
+    def __init__(self, kernels: Kernels, thetas: list[Tensor], bins: int = BINS) -> None:
+        self.thetas, self.weights = thetas, [kernels.put(theta) for theta in thetas]
+        self.expected = [torch.ones_like(theta) for theta in thetas]
+        self.gradients = [torch.ones_like(theta) for theta in self.weights]
+        indices = range(len(thetas))
+        self.here = core.Coupling(layers_of(thetas), indices, bins, False)
+        self.there = kernels.backend.Coupling(layers_of(self.weights), indices, bins, False)
+
+    def step(self, number: int, fraction: float = 1.0) -> Iterator[Check]:
+        """A step of both, and a check of each layer."""
+        self.here.add_force(self.thetas, self.expected, 1.0, fraction, 3, number)
+        self.there.add_force(self.weights, self.gradients, 1.0, fraction, 3, number)
+        self.there.check()
+        yield from self.checks(f"step {number} of {len(self.thetas)} layers")
+
+    def checks(self, what: str) -> Iterator[Check]:
+        for i, (found, wanted) in enumerate(zip(self.gradients, self.expected, strict=True)):
+            yield Check(f"{what}, layer {i}, {wanted.dtype}", found, wanted)
+
+
+def density(kernels: Kernels) -> Iterator[Check]:
+    """Tables in shared memory and in device memory."""
+    theta = gaussian(kernels.size)
+    there = kernels.put(theta)
+    for bins in (BINS, 64, 2**16 + 3):
+        for fraction in (1.0, 0.3):
+            counts, *numbers = kernels.backend.density(there, bins, fraction, 9)
+            wanted, *expected = core.density(theta.numpy(), bins, fraction, 9)
+            yield Check(f"counts in {bins} bins, fraction {fraction}", counts, wanted)
+            yield Check(f"range of {bins} bins, fraction {fraction}", numbers, expected)
+
+
+def step(kernels: Kernels) -> Iterator[Check]:
+    """The three launches of a step, every dtype, aligned and not."""
+    for bins in (BINS, 64, BINS + 1):
+        thetas = [gaussian(kernels.size + i, seed=i).to(dtype) for i, dtype in enumerate(DTYPES)]
+        yield from Pair(kernels, thetas, bins).step(4)
+    pair = Pair(kernels, [gaussian(5000)])
+    (weights,), (gradient,) = pair.weights, pair.gradients
+    for values, name in ((weights, "weights"), (gradient, "gradients")):
+        shifted = torch.cat([values[:1], values])[1:]  # a view one weight off the alignment
+        setattr(pair, name, [shifted])
+    yield from pair.step(5, 0.3)
+
+
+def layers(kernels: Kernels) -> Iterator[Check]:
+    """More layers than one launch takes."""
+    thetas = [gaussian(1 + 37 * i % 900, seed=i) for i in range(200)]
+    thetas[130] = gaussian(9000)
+    yield from Pair(kernels, thetas, 256).step(4, 0.5)
+
+
+def pairs(kernels: Kernels) -> Iterator[Check]:
+    """The exact sums by sorting."""
+    yield from _pairs(kernels, kernels.size, direct=False)
+
+
+def direct(kernels: Kernels) -> Iterator[Check]:
+    """The exact sums pair by pair."""
+    yield from _pairs(kernels, kernels.size // 20, direct=True)
+
+
+def _pairs(kernels: Kernels, size: int, *, direct: bool) -> Iterator[Check]:
+    states = {"distinct": gaussian(size), "rounded": gaussian(size).round()}
+    for state, theta in (states | {"equal": torch.zeros(1001)}).items():
+        there = kernels.put(theta)
+        for width in (1e-5, 0.3, 100.0):
+            what = f"of {len(theta)} {state} weights, w {width}"
+            energy = kernels.backend.pair_energy(there, width, direct=direct)
+            yield Check(
+                f"energy {what}", energy, core.pair_energy(theta.numpy(), width, False), 1e-12
+            )
+            force = kernels.backend.pair_force(there, width, direct=direct)
+            yield Check(f"force {what}", force, core.pair_force(theta.numpy(), width, False))
+
+
+def potential(kernels: Kernels) -> Iterator[Check]:
+    """By window sums."""
+    counts = torch.randint(50, (5000,), generator=torch.Generator().manual_seed(0))
+    there = kernels.put(counts)
+    for width in (0.05, 3.0, 1e3):
+        found = kernels.backend.potential(there, 0.01, width, fft=False)
+        yield Check(
+            f"potential, w {width}", found, core.potential(counts.numpy(), 0.01, width, fft=False)
+        )
+        energy = kernels.backend.mean_field_energy(there, 0.01, width)
+        wanted = core.mean_field_energy(counts.numpy(), 0.01, width)
+        yield Check(f"mean-field energy, w {width}", energy, wanted, 1e-12)
+
+
+def fft(kernels: Kernels) -> Iterator[Check]:
+    """By cuFFT."""
+    counts = torch.randint(50, (BINS,), generator=torch.Generator().manual_seed(0))
+    there = kernels.put(counts)
+    for width in (0.05, 3.0):
+        found = kernels.backend.potential(there, 0.01, width, fft=True)
+        wanted = core.potential(counts.numpy(), 0.01, width, fft=False)
+        yield Check(f"potential, w {width}", found, wanted, 1e-9)
+    theta = gaussian(kernels.size)
+    found = kernels.backend.force(kernels.put(theta), 0.3, BINS, fft=True)
+    yield Check("force", found, core.force(theta.numpy(), 0.3, BINS, True), 1e-6)
+
+
+def sequence(kernels: Kernels) -> Iterator[Check]:
+    """Steps with the largest table in shared memory, and uses with smaller ones in between."""
+    theta = gaussian(kernels.size)
+    pair, there = Pair(kernels, [theta, gaussian(777)]), kernels.put(theta)
+    yield from pair.step(1)
+    counts = kernels.backend.density(there, 64, 1.0, 0)[0]
+    yield Check("64 bins in between", counts, core.density(theta.numpy(), 64, 1.0, 0)[0])
+    energy = kernels.backend.pair_energy(there, 0.3, direct=False)
+    yield Check("energy in between", energy, core.pair_energy(theta.numpy(), 0.3, False), 1e-12)
+    yield from pair.step(2)
+    small = Pair(kernels, [gaussian(500)], 8)
+    yield from small.step(1)
+    yield from pair.step(3)
+
+
+def graph(kernels: Kernels) -> Iterator[Check]:
+    """Replays of a captured step."""
+    pair = Pair(kernels, [gaussian(size, seed=size) for size in (432, 36_864, 300_000)])
+    captured = torch.cuda.CUDAGraph()
+    pair.there.add_force(pair.weights, pair.gradients, 1.0, 0.5, 3, 0)  # loads the kernels
+    with torch.cuda.graph(captured):
+        pair.there.add_force(pair.weights, pair.gradients, 1.0, 0.5, 3, 0)
+    for gradient in pair.gradients:
+        gradient.fill_(1)
+    pair.there.set(1.0, 0.5, 3, 20)
+    for number in (20, 21, 22):
+        captured.replay()
+        pair.here.add_force(pair.thetas, pair.expected, 1.0, 0.5, 3, number)
+    pair.there.check()
+    yield from pair.checks("three replays")
+
+
+def memory(kernels: Kernels) -> Iterator[Check]:
+    """An allocation that fails leaves nothing behind for the next call to trip over."""
+    theta = gaussian(2**24)
+    there = kernels.put(theta)
+    rest = torch.empty(torch.cuda.mem_get_info()[0] - 2**26, dtype=torch.uint8, device="cuda")
+    try:
+        kernels.backend.pair_energy(there, 0.3, direct=False)
+        message = "no error"
+    except (RuntimeError, MemoryError) as error:
+        message = str(error)
+    yield Check(f"error without memory ({message})", "out of memory" in message, True)
+    del rest
+    torch.cuda.empty_cache()
+    energy = kernels.backend.pair_energy(there, 0.3, direct=False)
+    yield Check("energy afterwards", energy, core.pair_energy(theta.numpy(), 0.3, False), 1e-12)
+    yield from Pair(kernels, [theta]).step(1)
+
+
+CASES: dict[str, Callable[[Kernels], Iterator[Check]]] = {
+    "density": density,
+    "step": step,
+    "layers": layers,
+    "pairs": pairs,
+    "direct": direct,
+    "potential": potential,
+    "fft": fft,
+    "sequence": sequence,
+    "graph": graph,
+    "memory": memory,
+}
+ON_A_DEVICE_ONLY = ("graph", "memory")
+
+
+def difference(check: Check) -> str:
+    """In what a result is not as it must be; empty if it is."""
+    found, wanted = (
+        value.detach().cpu() if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
+        for value in (check.found, check.wanted)
+    )
+    if found.shape != wanted.shape:
+        return f"shape {tuple(found.shape)} instead of {tuple(wanted.shape)}"
+    if check.tolerance == 0:
+        apart = found != wanted
+    else:
+        largest = float(wanted.double().abs().max())
+        apart = ~((found.double() - wanted.double()).abs() <= check.tolerance * largest)
+    places = apart.flatten().nonzero().flatten()
+    if len(places) == 0:
+        return ""
+    first = int(places[0])
+    values = found.flatten()[first].item(), wanted.flatten()[first].item()
+    return (
+        f"{len(places)} of {found.numel()} differ, at {first}: {values[0]} instead of {values[1]}"
+    )
+
+
+def run(name: str, kernels: Kernels) -> int:
+    """Print each check of a case; returns how many failed."""
+    failed = count = 0
+    try:
+        for check in CASES[name](kernels):
+            count += 1
+            if problem := difference(check):
+                failed += 1
+                print(f"FAILED {name}: {check.what}: {problem}", flush=True)
+            else:
+                print(f"ok {name}: {check.what}", flush=True)
+    except Exception as error:  # noqa: BLE001 - whatever a kernel may do, the next case is tried
+        failed, count = failed + 1, count + 1
+        reason = str(error).strip().partition("\n")[0]
+        print(f"FAILED {name}: {type(error).__name__}: {reason}", flush=True)
+        traceback.print_exc()
+    print(f"{name}: {f'{failed} of {count} checks failed' if failed else f'{count} checks passed'}")
+    return failed
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the chosen cases; the exit code is 1 if a check failed."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_smoke", description=__doc__)
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"{', '.join(CASES)} (all)")
+    parser.add_argument("--size", type=int, help="weights of the large layers")
+    parser.add_argument("--emulated", action="store_true", help="the kernels on the CPU")
+    chosen = parser.parse_args(arguments)
+    if unknown := [case for case in chosen.cases if case not in CASES]:
+        parser.error(f"unknown case {', '.join(unknown)}: wanted some of {', '.join(CASES)}")
+    kernels = emulated(chosen.size) if chosen.emulated else on_gpu(chosen.size)
+    cases = chosen.cases or list(CASES)
+    if chosen.emulated:
+        cases = [case for case in cases if case not in ON_A_DEVICE_ONLY]
+    return 1 if sum(run(case, kernels) for case in cases) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
