@@ -111,7 +111,7 @@ patience=${rehearse:+5} patience=${patience:-1}
 budget=${budget:-$((540 * patience))}
 [[ $budget =~ ^[0-9]+$ && $budget -ge 30 ]] || die "\`--budget\` must be >= 30 seconds, got '$budget'"
 for stage in $chosen; do
-  [[ " ${all_stages[*]} " == *" $stage "* ]] || die "unknown stage '$stage': wanted some of ${all_stages[*]}"
+  [[ " ${all_stages[*]} " == *" $stage "* ]] || die "unknown stage '$stage': expected some of ${all_stages[*]}"
 done
 command -v "$python" >/dev/null || die "no $python; set PYTHON to a Python that has torch"
 [[ $python != */* ]] || python=$(cd "$(dirname "$python")" && pwd)/${python##*/}
@@ -270,7 +270,7 @@ summary() {
     fi
     printf '%-9s %-11s %4s s  %.150s\n' "$one" "${state[$one]:-not begun}" "${took[$one]:-0}" "$text"
   done
-  printf '\nTargets on a GPU: measured, wanted, what\n'
+  printf '\nTargets on a GPU: measured, target, quantity\n'
   cat "$work/targets.txt" 2>/dev/null
 }
 

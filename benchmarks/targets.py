@@ -181,7 +181,7 @@ def table(targets: Sequence[Target], measures: Mapping[str, Measure]) -> list[st
 
 def summary(targets: Sequence[Target], measures: Mapping[str, Measure]) -> list[str]:
     """One line of text for each target; of several states, the one furthest from the bound."""
-    rows = [(_worst(one, measures), one.wanted, f"{one.case}, {one.peer}") for one in targets]
+    rows = [(_worst(one, measures), one.limit, f"{one.case}, {one.peer}") for one in targets]
     found, bounds = (max(len(row[column]) for row in rows) for column in (0, 1))
     return [f"{value:{found}}  {wanted:{bounds}}  {what}" for value, wanted, what in rows]
 

@@ -234,7 +234,7 @@ def test_stopped_in_mid_run_it_leaves_what_it_has(tmp_path: Path, number: signal
     ("arguments", "message"),
     [
         (["--budget", "soon"], "`--budget` must be >= 30 seconds, got 'soon'"),
-        (["--stages", "smoke,fire"], "unknown stage 'fire': wanted some of versions smoke"),
+        (["--stages", "smoke,fire"], "unknown stage 'fire': expected some of versions smoke"),
         (["--fast"], "unknown option --fast"),
         (["--budget"], "--budget needs a value"),
         (["a", "b"], "one folder for the results, got 'a' and 'b'"),
