@@ -46,7 +46,7 @@ class DeviceGroup:
             if layer.parameter.dtype not in DTYPES:
                 raise TypeError(
                     f"layer '{layer.name}' has become {layer.parameter.dtype}; "
-                    f"want one of {', '.join(map(str, DTYPES))}"
+                    f"expected one of {', '.join(map(str, DTYPES))}"
                 )
         device = layers[0].parameter.device
         backend = backends.couples(
