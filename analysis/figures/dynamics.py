@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
 
 from pysoftq.analysis.collapse import DynamicsStudy
 from pysoftq.analysis.dynamics import Run
@@ -132,6 +132,10 @@ def draw_clusters(study: DynamicsStudy) -> Figure:
         axis.plot(study.epochs, counts, color=colour, linewidth=0.8, label=plain(name))
     axis.set_yscale("log", base=2)
     axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    low, high = axis.get_ylim()
+    if high < 4 * low:  # with less than two powers of two
+        axis.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axis.yaxis.set_minor_locator(NullLocator())
     axis.set_xlabel("epoch")
     axis.set_ylabel(r"clusters $K_l$")
     axis.margins(x=0.01)

@@ -126,13 +126,12 @@ class _Scale:
 
 def _ticks(axis: Axis, values: Sequence[float], start: float, end: float) -> list[Tick]:
     scale = _Scale(axis, values, start, end)
-    if axis.log:
-        low, high = 10**scale.low, 10**scale.high
-        many = scale.high - scale.low > 2.5  # decades
-        subs = (1.0,) if many else (1.0, 2.0, 5.0)
+    decades = scale.high - scale.low
+    low, high = (10**scale.low, 10**scale.high) if axis.log else (scale.low, scale.high)
+    if axis.log and decades > 1:
+        subs = (1.0,) if decades > 2.5 else (1.0, 2.0, 5.0)
         found = LogLocator(subs=subs, numticks=6).tick_values(low, high)
     else:
-        low, high = scale.low, scale.high
         found = MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
     margin = 1e-9 * (high - low)
     return [

@@ -139,6 +139,18 @@ def test_clusters_of_every_layer_are_drawn(run: Run, layers: int) -> None:
     ]
 
 
+@pytest.mark.parametrize(("low", "high"), [(80, 118), (3, 120), (5, 5)])
+def test_the_axis_of_clusters_has_labels(run: Run, low: int, high: int) -> None:
+    study = study_dynamics(run, "x")
+    counts = {"a": np.full_like(study.epochs, low), "b": np.full_like(study.epochs, high)}
+    figure = figures.draw_clusters(replace(study, clusters=counts))
+    figure.canvas.draw()
+    axis = figure.axes[0]
+    bottom, top = axis.get_ylim()
+    shown = [tick for tick in axis.get_yticks() if bottom <= tick <= top]
+    assert len(shown) >= (1 if low == high else 2)
+
+
 def test_animation_shows_the_records_in_order(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -248,6 +248,12 @@ def test_places_follow_the_ticks() -> None:
     assert {tick.label: tick.place for tick in chart.x_ticks}["3"] == pytest.approx(x[3])
 
 
+def test_a_logarithmic_axis_of_less_than_a_decade_has_ticks() -> None:
+    points = [Point(0.0, 64.0, ""), Point(1.0, 118.0, "")]
+    chart = Chart("t", Axis("x"), Axis("y", log=True), [Series("a", points)])
+    assert len(chart.y_ticks) >= 3
+
+
 @pytest.mark.parametrize("log", [False, True])
 def test_a_single_point_has_ticks(log: bool) -> None:
     chart = Chart("t", Axis("x"), Axis("y", log=log), [Series("a", [Point(3.0, 3.0, "")])])
