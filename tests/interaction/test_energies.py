@@ -16,6 +16,8 @@ from pysoftq.interaction.backends import core, plain
 from pysoftq.interaction.layers import CoupledLayer
 from pysoftq.interaction.scales import Segments
 from pysoftq.interaction.segment_table import segment_bins
+from pysoftq.interaction.segments import segment_bounds
+from pysoftq.interaction.weights import HostWeights
 
 BINS = 2**10
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
@@ -24,7 +26,8 @@ VALUES = st.sampled_from([0.0, -0.0, 1.0, -1.0, 1.5, 0.25, 3e4, -2e4, 1e-36, 3e-
 
 
 def layer(theta: Tensor, granularity: str, width: float = 0.5) -> CoupledLayer:
-    segments = Segments.measure(theta, granularity, h=0.3, w=width, alpha=0.66)
+    weights = HostWeights(theta, segment_bounds(theta.shape, granularity))
+    segments = Segments.measure(weights, h=0.3, w=width, alpha=0.66)
     return CoupledLayer("layer", theta.numel(), 1.0, width, 0.7, nn.Parameter(theta), segments)
 
 
