@@ -61,7 +61,7 @@ def distinct(tensor: Tensor, bounds: Tensor) -> Distinct | None:
         if found is None or found.codebook.nbytes >= room:
             return None
         room -= found.codebook.nbytes
-        indices[begin:end] = found.local_indices
+        indices[begin:end] = found.codes
         codebooks.append(found.codebook)
         counts.append(found.counts.to(torch.int32 if longest < 2**31 else torch.int64))
         sizes.append(found.codebook_sizes)
@@ -95,7 +95,7 @@ def _of_one(weights: Tensor, dtype: torch.dtype, room: int) -> Clusters | None:
     indices = torch.empty(len(weights), dtype=dtype)
     for part, out in zip(weights.split(CHUNK), indices.split(CHUNK), strict=True):
         out.copy_(torch.searchsorted(values, total_order(part)))
-    return Clusters(from_total_order(values, weights.dtype), indices, torch.from_numpy(counts))
+    return Clusters.of(from_total_order(values, weights.dtype), indices, torch.from_numpy(counts))
 
 
 def _steps(keys: NDArray[Any]) -> Iterator[tuple[int, NDArray[np.bool_]]]:

@@ -12,6 +12,7 @@ from pysoftq.clusters.patterns import flip_negative
 from pysoftq.interaction.arrays import check_dense
 from pysoftq.interaction.host import on_host
 from pysoftq.interaction.segments import segment_ids
+from pysoftq.interaction.weights import HostWeights
 
 _INTEGER_VIEW = {
     torch.float16: torch.int16,
@@ -34,7 +35,7 @@ def unique(theta: Tensor, bounds: Tensor | None = None) -> Clusters:
     keys, indices, counts = torch.unique(
         total_order(theta), return_inverse=True, return_counts=True
     )
-    found = Clusters(from_total_order(keys, theta.dtype), indices, counts)
+    found = Clusters.of(from_total_order(keys, theta.dtype), indices, counts)
     return found if bounds is None else by_segment(found, bounds)
 
 
@@ -45,7 +46,7 @@ def by_segment(clusters: Clusters, bounds: Tensor) -> Clusters:
         return replace(clusters, bounds=bounds)
     pairs = segment_ids(bounds).to(clusters.indices.device) * clusters.K + clusters.indices
     pairs, indices, counts = torch.unique(pairs, return_inverse=True, return_counts=True)
-    return Clusters(clusters.codebook[pairs % max(clusters.K, 1)], indices, counts, bounds)
+    return Clusters.of(clusters.codebook[pairs % max(clusters.K, 1)], indices, counts, bounds)
 
 
 def total_order(theta: Tensor) -> Tensor:
@@ -71,12 +72,21 @@ def finite_weights(theta: Tensor) -> Tensor:
         TypeError: `theta` is not a floating tensor.
         ValueError: NaN or infinite weights; the message gives their number.
     """
+    return host_weights(theta).tensor.reshape(-1).double()
+
+
+def host_weights(theta: Tensor, bounds: Tensor | None = None) -> HostWeights:
+    """The weights as the core takes them, divided into segments by `bounds` (G+1,).
+
+    Raises:
+        TypeError: `theta` is not a floating tensor.
+        ValueError: NaN or infinite weights; the message gives their number.
+    """
     _check_floating(theta)
-    values = theta.detach().reshape(-1).to(device="cpu", dtype=torch.float64)
-    bad = values.numel() - int(values.isfinite().sum())
-    if bad:
-        raise ValueError(f"{bad} of {values.numel()} weights are NaN or infinite")
-    return values
+    weights = HostWeights(theta, bounds)
+    if weights.nonfinite:
+        raise ValueError(f"{weights.nonfinite} of {weights.size} weights are NaN or infinite")
+    return weights
 
 
 def _check_floating(theta: Tensor) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from pysoftq.clusters.clusters import Clusters
+from pysoftq.clusters.clusters import Clusters, Palette
 from pysoftq.clusters.values import unique
 from pysoftq.errors import abridged
 from pysoftq.models.wrappers import owner, unwrapped
@@ -30,7 +30,7 @@ def write_clusters(model: nn.Module, clusters: Mapping[str, Clusters]) -> None:
     mark_clusters(model, clusters)
 
 
-def mark_clusters(model: nn.Module, clusters: Mapping[str, Clusters]) -> None:
+def mark_clusters(model: nn.Module, clusters: Mapping[str, Palette]) -> None:
     """Note that these clusters are in the parameters of these names."""
     for name, found in clusters.items():
         module, parameter = owner(model, name)
