@@ -6,6 +6,7 @@
 #include "arrays.h"
 #include "release.h"
 #include "softq/bins.h"
+#include "softq/distinct.h"
 #include "softq/segments.h"
 
 namespace softq::bindings {
@@ -13,6 +14,7 @@ namespace softq::bindings {
 namespace {
 
 using Int64s = py::array_t<std::int64_t, py::array::c_style>;
+using Bits = py::array_t<std::uint64_t, py::array::c_style>;
 using Int32s = py::array_t<std::int32_t, py::array::c_style>;
 
 constexpr std::int32_t most_bins = 1 << 20;
@@ -28,15 +30,62 @@ py::array_t<T> array_of(const std::vector<T>& values) {
   return py::array_t<T>(static_cast<py::ssize_t>(values.size()), values.data());
 }
 
-// The weights of a layer in memory that Python keeps, and the range of each segment.
+template <class T>
+T* pointer(std::uint64_t address) {
+  return reinterpret_cast<T*>(static_cast<std::uintptr_t>(address));
+}
+
+// Weights in memory that Python keeps.
+Segmented layer_at(std::uint64_t address, Scalar scalar, const Int64s& edges) {
+  Segmented layer{pointer<const void>(address), scalar, vector_of(edges)};
+  const auto& all = layer.edges;
+  if (all.empty() || all.front() != 0 || !std::is_sorted(all.begin(), all.end()))
+    throw py::value_error("edges must ascend from 0");
+  return layer;
+}
+
+// Checks how many entries each segment has, and returns how many there are in all.
+std::int64_t check_sizes(const Segmented& layer, const std::vector<std::int64_t>& sizes) {
+  std::int64_t total = 0;
+  for (const std::int64_t size : sizes) {
+    if (size < 0) throw py::value_error("a size is negative");
+    total += size;
+  }
+  if (sizes.size() != layer.segments()) throw py::value_error("each segment requires a size");
+  return total;
+}
+
+py::object find_values(std::uint64_t address, Scalar scalar, const Int64s& edges, std::size_t most,
+                       std::size_t total) {
+  const Segmented layer = layer_at(address, scalar, edges);
+  if (most > std::size_t{1} << 24) throw py::value_error("most must be 2**24 or less");
+  const auto found = released([&] { return distinct_values(layer, most, total); });
+  if (!found) return py::none();
+  return py::make_tuple(array_of(found->sizes), array_of(found->bits));
+}
+
+py::array_t<std::int64_t> find_indices(std::uint64_t address, Scalar scalar, const Int64s& edges,
+                                       const Int64s& sizes, const Bits& bits, std::size_t itemsize,
+                                       std::uint64_t out) {
+  const Segmented layer = layer_at(address, scalar, edges);
+  const Values values{vector_of(sizes), vector_of(bits)};
+  if (check_sizes(layer, values.sizes) != std::ssize(values.bits))
+    throw py::value_error("the values do not fit the segments");
+  if (itemsize != 1 && itemsize != 2 && itemsize != 4)
+    throw py::value_error("itemsize must be 1, 2 or 4");
+  for (const std::int64_t size : values.sizes) {
+    if (size > std::int64_t{1} << std::min<std::size_t>(8 * itemsize, 24))
+      throw py::value_error("a segment has too many values");
+  }
+  return array_of(
+      released([&] { return index_values(layer, values, itemsize, pointer<void>(out)); }));
+}
+
+// The weights of a layer and the range of each segment.
 class Weights {
  public:
   Weights(std::uint64_t address, Scalar scalar, const Int64s& edges)
-      : layer_{reinterpret_cast<const void*>(static_cast<std::uintptr_t>(address)), scalar,
-               vector_of(edges)} {
-    const auto& all = layer_.edges;
-    if (all.empty() || all.front() != 0 || !std::is_sorted(all.begin(), all.end()))
-      throw py::value_error("edges must ascend from 0");
+      : layer_(layer_at(address, scalar, edges)) {
     ranges_ = released([&] { return softq::ranges(layer_); });
   }
 
@@ -61,15 +110,11 @@ class Weights {
                     const py::array& table, std::uint64_t out) const {
     check(number);
     const Places places{vector_of(sizes), vector_of(slots)};
-    std::int64_t total = 0;
-    for (const std::int64_t size : places.sizes) {
-      if (size < 0) throw py::value_error("a size is negative");
-      total += size;
-    }
+    const std::int64_t total = check_sizes(layer_, places.sizes);
     const std::int32_t end = signs ? 3 * number : number;
     const bool fits = std::all_of(places.slot.begin(), places.slot.end(),
                                   [&](std::int32_t slot) { return slot >= 0 && slot < end; });
-    if (places.sizes.size() != layer_.segments() || total != std::ssize(places.slot) || !fits)
+    if (total != std::ssize(places.slot) || !fits)
       throw py::value_error("the slots do not fit the segments");
     const auto itemsize = static_cast<std::size_t>(table.itemsize());
     if (table.ndim() != 1 || table.size() != total || !(table.flags() & py::array::c_style) ||
@@ -79,7 +124,7 @@ class Weights {
     const void* entries = table.data();
     released([&] {
       softq::look_up_bins(layer_, ranges_, {number, signs}, places, entries, itemsize,
-                          reinterpret_cast<void*>(static_cast<std::uintptr_t>(out)));
+                          pointer<void>(out));
     });
   }
 
@@ -96,6 +141,13 @@ class Weights {
 }  // namespace
 
 void bind_segments(py::module_& m) {
+  m.def(
+      "distinct_values", &find_values, py::arg("address"), py::arg("scalar"), py::arg("edges"),
+      py::arg("most"), py::arg("total"),
+      "(distinct values of each segment, their bits), None beyond `most` in one or `total` in all");
+  m.def("index_values", &find_indices, py::arg("address"), py::arg("scalar"), py::arg("edges"),
+        py::arg("sizes"), py::arg("bits"), py::arg("itemsize"), py::arg("out"),
+        "Writes the index of each weight's value to an address; counts of the values");
   py::class_<Weights>(m, "Weights")
       .def(py::init<std::uint64_t, Scalar, const Int64s&>(), py::arg("address"), py::arg("scalar"),
            py::arg("edges"), "Contiguous weights at an address, which must outlive this object")

@@ -72,8 +72,7 @@ class Palette:
     @property
     def code_dtype(self) -> torch.dtype:
         """The narrowest integers for the clusters of a segment, counted from its first one."""
-        most = int(self.codebook_sizes.max()) if self.segments else 0
-        return next(dtype for dtype in _CODES if most - 1 <= torch.iinfo(dtype).max)
+        return code_dtype(int(self.codebook_sizes.max()) if self.segments else 0)
 
     def pieces(self, device: torch.device) -> Iterator[tuple[int, int, Tensor | int]]:
         """Begin, end and the first cluster (of the segment) of each weight of short pieces."""
@@ -195,6 +194,11 @@ class Clusters(Palette):
         for begin, end, first in self.pieces(table.device):
             found[begin:end] = table[self.codes[begin:end].long() + first]
         return found
+
+
+def code_dtype(clusters: int) -> torch.dtype:
+    """The narrowest integers for 0 … clusters - 1."""
+    return next(dtype for dtype in _CODES if clusters - 1 <= torch.iinfo(dtype).max)
 
 
 def split(clusters: Clusters) -> list[Clusters]:
