@@ -101,6 +101,17 @@ def test_whole_layers_large_and_small(device: Any) -> None:
     assert found == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.parametrize("size", [2, 3, 128, 2**16 - 1, 2**16])
+@pytest.mark.parametrize("bins", [1, 2**8, 2**14])
+@pytest.mark.parametrize("width", [1e-3, 0.5, 100.0])
+def test_small_layers_have_the_energy_of_their_density(size: int, bins: int, width: float) -> None:
+    theta = torch.randn(size, generator=torch.Generator().manual_seed(size))
+    theta[: size // 2] = theta[0]
+    coupled = CoupledLayer("layer", size, 1.0, width, 1.0, nn.Parameter(theta))
+    found = core.Coupling([coupled], [0], bins, False).energies([theta])
+    assert found == [mean_field_energy(theta, width, bins)]
+
+
 def test_wide_layers_do_not_overflow() -> None:
     """Moments of many weights, far apart, take more than 32 bits."""
     theta = torch.cat([torch.zeros(300_000), torch.full((300_000,), 1.0)])
