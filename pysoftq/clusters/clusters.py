@@ -215,6 +215,17 @@ def split(clusters: Clusters) -> list[Clusters]:
     return [Clusters.of(*part, zeros=clusters.zeros) for part in parts]
 
 
+def join(parts: Sequence[Clusters], bounds: Tensor) -> Clusters:
+    """One tensor's clusters from those of its segments, at least one, in their order."""
+    return Clusters(
+        torch.cat([part.codebook for part in parts]),
+        torch.cat([part.counts for part in parts]),
+        bounds,
+        zeros=any(part.zeros for part in parts),
+        codes=torch.cat([part.codes for part in parts]),
+    )
+
+
 def layer_rd_weights(
     rd_weight: float, variances: Sequence[float], sizes: Sequence[int]
 ) -> list[float]:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pysoftq import density
 from pysoftq.clusters.binning import identify
 from pysoftq.clusters.bit_width import mean_bit_width
-from pysoftq.clusters.clusters import Clusters, layer_rd_weights, split
+from pysoftq.clusters.clusters import Clusters, join, layer_rd_weights, split
 from pysoftq.clusters.refinement import refine
 from pysoftq.clusters.values import by_segment, unique
 from pysoftq.interaction.segments import segment_bounds
@@ -279,9 +279,10 @@ def test_distinct_values_of_segments(values: list[float], granularity: str) -> N
     assert clusters.bits == pytest.approx(sum(weighted) / theta.numel())
     weighted = [part.size * part.entropy_bits for part in parts]
     assert clusters.entropy_bits == pytest.approx(sum(weighted) / theta.numel(), abs=1e-12)
-    again = Clusters.of(clusters.codebook, clusters.indices, clusters.counts, bounds)
-    for field in ("codebook", "codes", "counts", "bounds"):
-        assert torch.equal(getattr(again, field), getattr(clusters, field))
+    indexed = Clusters.of(clusters.codebook, clusters.indices, clusters.counts, bounds)
+    for again in (join(parts, bounds), indexed):
+        for field in ("codebook", "codes", "counts", "bounds"):
+            assert torch.equal(getattr(again, field), getattr(clusters, field))
 
 
 def test_values_of_a_clustered_layer_are_divided_without_another_search() -> None:
