@@ -23,6 +23,7 @@ from benchmarks import (
     potential,
     sorting,
     training_step,
+    whole_model,
 )
 from benchmarks.harness import SIZES, Comparison, Options, threads
 from benchmarks.report import environment, markdown, write
@@ -39,6 +40,7 @@ CASES: dict[str, Callable[[Options], Iterable[Comparison]]] = {
     "memory": memory.run,
     "growth": growth.run,
     "coding": coding.run,
+    "whole_model": whole_model.run,
 }
 RESULTS = Path(__file__).parent / "results"
 

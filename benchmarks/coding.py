@@ -48,7 +48,7 @@ def indices(kind: str, size: int) -> Tensor:
 def _compare(kind: str, size: int, options: Options) -> Comparison:
     found = indices(kind, size)
     counts = torch.bincount(found)
-    clusters = Clusters(torch.zeros(len(counts)), found, counts)
+    clusters = Clusters.of(torch.zeros(len(counts)), found, counts)
     bits, least = clusters.container_bits, clusters.entropy_bits * size / 8
     case = counts.numpy(), np.array([clusters.K]), np.array([0, size])
     symbols = found.numpy()

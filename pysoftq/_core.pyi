@@ -1,6 +1,7 @@
 """The C++ core; the package's functions check and convert what these take."""
 
 import enum
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +38,41 @@ class Coupling:
         self, thetas: list[int]
     ) -> tuple[list[tuple[int, str]], npt.NDArray[np.float64]]: ...
 
+class Weights:
+    nonfinite: int
+    def __init__(self, address: int, scalar: Scalar, edges: npt.NDArray[np.int64]) -> None: ...
+    def ranges(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]: ...
+    def spreads(self) -> npt.NDArray[np.float64]: ...
+    def occupied_bins(
+        self, number: int, signs: bool
+    ) -> tuple[
+        npt.NDArray[np.int64],
+        npt.NDArray[np.int32],
+        npt.NDArray[np.int64],
+        npt.NDArray[np.float64],
+    ]: ...
+    def look_up_bins(
+        self,
+        number: int,
+        signs: bool,
+        sizes: npt.NDArray[np.int64],
+        slots: npt.NDArray[np.int32],
+        table: npt.NDArray[Any],
+        out: int,
+    ) -> None: ...
+
+def distinct_values(
+    address: int, scalar: Scalar, edges: npt.NDArray[np.int64], most: int, total: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint64]] | None: ...
+def index_values(
+    address: int,
+    scalar: Scalar,
+    edges: npt.NDArray[np.int64],
+    sizes: npt.NDArray[np.int64],
+    bits: npt.NDArray[np.uint64],
+    itemsize: int,
+    out: int,
+) -> npt.NDArray[np.int64]: ...
 def build_config() -> dict[str, str]: ...
 def num_threads() -> int: ...
 def set_num_threads(count: int) -> None: ...

@@ -6,6 +6,8 @@
 #include <variant>
 
 #include "blocks.h"
+#include "schedule.h"
+#include "slots.h"
 #include "softq/density.h"
 #include "softq/force.h"
 #include "softq/potential.h"
@@ -15,9 +17,7 @@
 namespace softq {
 namespace {
 
-constexpr std::size_t chunk_length = std::size_t{1} << 18;
 constexpr std::size_t narrow_size = std::size_t{1} << 16;
-constexpr std::size_t task_work = std::size_t{1} << 14;  // weights and bins
 
 using AnyBinning = std::variant<Binning<float>, Binning<double>>;
 
@@ -77,57 +77,51 @@ void add_layer(const Layer& layer, const Binning<T>& binning, const CouplingStep
   });
 }
 
+// mean_field_energy() of a layer below narrow_size. The distances of all pairs within the reach add
+// up to k times (weights in lower bins - weights in higher bins) of each weight, k being its bin: a
+// few counts for each weight, however many bins there are.
+template <class Storage, class T>
+double small_energy(const Layer& layer, const Binning<T>& binning) {
+  const auto* theta = static_cast<const Storage*>(layer.theta);
+  thread_local Scratch<std::uint16_t> scratch;
+  const std::int64_t m = reach(layer.width, binning.spacing, layer.bins);
+  Windows<std::uint16_t> windows(scratch, layer.bins, m);
+  std::uint16_t* counts = windows.zeros();
+  tally(theta, 0, layer.size, binning, Sample(), counts);
+  const std::uint16_t* prefix = windows.prefix(counts);
+  std::int64_t distance = 0;
+  std::int64_t pairs = 0;
+  const auto add = [&](const T*, const std::int32_t* slot, std::size_t size, std::size_t) {
+    for (std::size_t i = 0; i < size; ++i) {
+      const std::uint16_t* at = prefix + slot[i];
+      const std::int32_t below = at[0] - at[-m];
+      const std::int32_t above = at[m + 1] - at[1];
+      distance += std::int64_t{slot[i]} * (below - above);
+      pairs += at[m + 1] - at[-m] - 1;
+    }
+  };
+  for_slots<T>(theta, 0, layer.size, binning, add);
+  return binning.spacing * static_cast<double>(2 * distance) -
+         layer.width * static_cast<double>(pairs);
+}
+
 // strength times the energy, from a histogram of all weights
 template <class Storage, class T>
 double energy(const Layer& layer, const Binning<T>& binning) {
+  if (layer.size < narrow_size) return layer.strength * small_energy<Storage, T>(layer, binning);
   const auto* theta = static_cast<const Storage*>(layer.theta);
-  const auto bins = static_cast<std::size_t>(layer.bins);
   thread_local Scratch<Count> scratch;
-  Count* counts = scratch.reserve(bins + spare_slots);
-  if (layer.size < narrow_size) {
-    std::fill_n(counts, bins + spare_slots, Count{0});
-    tally(theta, 0, layer.size, binning, Sample(), counts);
-  } else {
-    histogram(theta, layer.size, binning, Sample(), counts);
-  }
+  Count* counts = scratch.reserve(static_cast<std::size_t>(layer.bins));
+  histogram(theta, layer.size, binning, Sample(), counts);
   return layer.strength * mean_field_energy(counts, layer.bins, binning.spacing, layer.width);
 }
 
-// Layers above the chunk length are themselves split between the threads, one after the other; the
-// others are shared out whole, so many at a time that a task outweighs its overhead.
-class Schedule {
- public:
-  explicit Schedule(const std::vector<Layer>& layers) : layers_(layers) {
-    std::size_t work = 0;
-    for (std::size_t l = 0; l < layers.size(); ++l) {
-      if (layers[l].size > chunk_length) {
-        large_.push_back(l);
-        continue;
-      }
-      if (tasks_.empty() || work >= task_work) {
-        tasks_.push_back(l);
-        work = 0;
-      }
-      work += layers[l].size + static_cast<std::size_t>(layers[l].bins);
-    }
-    tasks_.push_back(layers.size());
-  }
-
-  // Calls body(l) for each layer.
-  template <class Body>
-  void run(const Body& body) const {
-    for (const std::size_t l : large_) body(l);
-    parallel_for(tasks_.size() - 1, [&](std::size_t task) {
-      for (std::size_t l = tasks_[task]; l < tasks_[task + 1]; ++l) {
-        if (layers_[l].size <= chunk_length) body(l);
-      }
-    });
-  }
-
- private:
-  const std::vector<Layer>& layers_;
-  std::vector<std::size_t> large_, tasks_;
-};
+Schedule schedule_of(const std::vector<Layer>& layers) {
+  const auto size = [&](std::size_t l) { return layers[l].size; };
+  return Schedule(layers.size(), size, [&](std::size_t l) {
+    return layers[l].size + static_cast<std::size_t>(layers[l].bins);
+  });
+}
 
 // The bins of each layer, unless one is refused.
 std::vector<Refusal> bin_all(const std::vector<Layer>& layers, const Schedule& schedule,
@@ -149,7 +143,7 @@ std::vector<Refusal> bin_all(const std::vector<Layer>& layers, const Schedule& s
 }  // namespace
 
 std::vector<Refusal> add_force(const std::vector<Layer>& layers, const CouplingStep& step) {
-  const Schedule schedule(layers);
+  const Schedule schedule = schedule_of(layers);
   std::vector<AnyBinning> binnings;
   std::vector<Refusal> refusals = bin_all(layers, schedule, binnings);
   if (!refusals.empty()) return refusals;
@@ -164,7 +158,7 @@ std::vector<Refusal> add_force(const std::vector<Layer>& layers, const CouplingS
 }
 
 std::vector<Refusal> energies(const std::vector<Layer>& layers, double* energies) {
-  const Schedule schedule(layers);
+  const Schedule schedule = schedule_of(layers);
   std::vector<AnyBinning> binnings;
   std::vector<Refusal> refusals = bin_all(layers, schedule, binnings);
   if (!refusals.empty()) return refusals;

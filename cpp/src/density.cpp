@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include "blocks.h"
+#include "schedule.h"
 #include "scratch.h"
 #include "softq/checks.h"
 #include "softq/half.h"
@@ -14,8 +15,6 @@
 
 namespace softq {
 namespace {
-
-constexpr std::size_t chunk_length = std::size_t{1} << 18;
 
 // 16-bit counters hold that many weights.
 constexpr std::size_t narrow_length = (std::size_t{1} << 16) - block_length;
@@ -36,30 +35,35 @@ void add_counts(const Storage* theta, std::size_t begin, std::size_t end, const 
   }
 }
 
+template <class T>
+Extent<T> merged(const Extent<T>& a, const Extent<T>& b) {
+  return {std::min(a.low, b.low), std::max(a.high, b.high), a.nonfinite + b.nonfinite};
+}
+
+// On this thread, of one weight or more.
+template <class T, class Storage>
+Extent<T> extent_of(const Storage* theta, std::size_t begin, std::size_t end) {
+  const auto& set = kernels().weights<T>();
+  Extent<T> whole{};
+  for_blocks<T>(theta, begin, end, T{1}, [&](const T* block, std::size_t first, std::size_t size) {
+    const Extent<T> next = set.extent(block, size);
+    whole = first == begin ? next : merged(whole, next);
+  });
+  return whole;
+}
+
 }  // namespace
 
 template <class Storage, class T>
 Extent<T> extent(const Storage* theta, std::size_t size) {
   if (size == 0) return {0, 0, 0};
-  const auto& set = kernels().weights<T>();
+  if (size <= chunk_length) return extent_of<T>(theta, 0, size);
   std::vector<Extent<T>> parts((size + chunk_length - 1) / chunk_length);
   parallel_chunks(size, chunk_length, [&](std::size_t chunk, std::size_t begin, std::size_t end) {
-    Extent<T> part{};
-    bool first = true;
-    for_blocks<T>(theta, begin, end, T{1}, [&](const T* block, std::size_t, std::size_t count) {
-      const Extent<T> next = set.extent(block, count);
-      part = first ? next
-                   : Extent<T>{std::min(part.low, next.low), std::max(part.high, next.high),
-                               part.nonfinite + next.nonfinite};
-      first = false;
-    });
-    parts[chunk] = part;
+    parts[chunk] = extent_of<T>(theta, begin, end);
   });
   Extent<T> whole = parts.front();
-  for (auto part = parts.begin() + 1; part != parts.end(); ++part) {
-    whole = {std::min(whole.low, part->low), std::max(whole.high, part->high),
-             whole.nonfinite + part->nonfinite};
-  }
+  for (auto part = parts.begin() + 1; part != parts.end(); ++part) whole = merged(whole, *part);
   return whole;
 }
 

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "blocks.h"
+#include "schedule.h"
 #include "softq/fft.h"
 #include "softq/potential.h"
 #include "softq/threads.h"
@@ -41,7 +42,6 @@ void force_fft(const Count* counts, std::int64_t bins, double spacing, double wi
 template <class T>
 void force(const T* theta, std::size_t size, double width, std::int32_t bins, Method method,
            T* out) {
-  constexpr std::size_t chunk_length = std::size_t{1} << 18;
   const auto binning = make_binning(extent<T, T>(theta, size), size, bins);
   std::vector<Count> counts(static_cast<std::size_t>(bins));
   histogram(theta, size, binning, Sample(), counts.data());

@@ -36,6 +36,29 @@ Extent<T> extent(const T* theta, std::size_t size) {
   return {low, high, nonfinite};
 }
 
+// Added to a number below 2^51, it leaves the nearest integer in the lower bits.
+constexpr double integers = 0x1.8p52;
+
+[[gnu::always_inline]] inline std::uint64_t bits_of(double value) {
+  return __builtin_bit_cast(std::uint64_t, value);
+}
+
+template <class T>
+void power_sums(const T* theta, std::size_t size, double centre, double scale, std::int64_t* first,
+                std::int64_t* second) {
+  std::uint64_t sum = 0;
+  std::uint64_t squares = 0;
+#pragma omp simd reduction(+ : sum, squares)
+  for (std::size_t i = 0; i < size; ++i) {
+    const double x = (static_cast<double>(theta[i]) - centre) * scale;
+    sum += bits_of(x * 0x1p50 + integers);
+    squares += bits_of(x * x * 0x1p50 + integers);
+  }
+  const std::uint64_t others = size * bits_of(integers);  // modulo 2^64
+  *first = static_cast<std::int64_t>(sum - others);
+  *second = static_cast<std::int64_t>(squares - others);
+}
+
 template <class T>
 std::uint32_t slots(const T* theta, std::size_t size, const Binning<T>& binning,
                     const Sample& sample, std::uint64_t first, std::int32_t crowded,
@@ -62,6 +85,15 @@ std::uint32_t slots(const T* theta, std::size_t size, const Binning<T>& binning,
     }
   }
   return inside;
+}
+
+template <class T>
+void fixed(const T* theta, std::size_t size, double scale, std::int64_t* out) {
+#pragma omp simd
+  for (std::size_t i = 0; i < size; ++i) {
+    const std::uint64_t sum = bits_of(static_cast<double>(theta[i]) * scale + integers);
+    out[i] = static_cast<std::int64_t>(sum - bits_of(integers));
+  }
 }
 
 // The next larger value (-0 below +0), or the next smaller one; x is finite. No branches: it is
@@ -242,6 +274,11 @@ void potential(const std::uint32_t* prefix, const M* moment, std::int64_t bins, 
   }
 }
 
+template <class T>
+constexpr WeightKernels<T> weight_kernels = {
+    extent<T>, power_sums<T>, slots<T>, fixed<T>, windows<T>, ranks<T>, gather_add<T>,
+};
+
 template <class M>
 constexpr MomentKernels<M> moment_kernels = {moments<M>, potential<M>};
 
@@ -254,8 +291,8 @@ namespace SOFTQ_SIMD {
 extern const Kernels kernels;
 const Kernels kernels = {
     SOFTQ_STRING(SOFTQ_SIMD),
-    {extent<float>, slots<float>, windows<float>, ranks<float>, gather_add<float>},
-    {extent<double>, slots<double>, windows<double>, ranks<double>, gather_add<double>},
+    weight_kernels<float>,
+    weight_kernels<double>,
     count_kernels<std::uint16_t>,
     count_kernels<std::uint32_t>,
     moment_kernels<std::uint32_t>,

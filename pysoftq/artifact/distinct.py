@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pysoftq.clusters.clusters import Clusters
-from pysoftq.clusters.values import from_total_order, total_order, unique
+from pysoftq.clusters.values import few_values, from_total_order, total_order, unique
 
 CHUNK = 2**18  # weights at a time
 
@@ -30,7 +30,7 @@ class Distinct:
         codebook: (K,) segment after segment, ascending in each.
         counts: (K,) int32 or int64, weights of each value.
         sizes: (G,) int64, values of each segment.
-        indices: (N,) uint8, int16 or int32, of each weight among the values of its segment.
+        indices: (N,) uint8, int16, int32 or int64, of each weight among the values of its segment.
     """
 
     codebook: Tensor
@@ -49,8 +49,12 @@ def distinct(tensor: Tensor, bounds: Tensor) -> Distinct | None:
     Returns:
         None where codebooks with indices would take as many bytes as the tensor, or more.
     """
-    flat = tensor.reshape(-1)
     longest = int(bounds.diff().max())
+    count_dtype = torch.int32 if longest < 2**31 else torch.int64
+    few = few_values(tensor, bounds, tensor.nbytes - 1)
+    if few is not None:
+        return Distinct(few.codebook, few.counts.to(count_dtype), few.codebook_sizes, few.codes)
+    flat = tensor.reshape(-1)
     indices = torch.empty(flat.numel(), dtype=_narrowest(longest - 1))
     codebooks, counts, sizes, room = [], [], [], tensor.nbytes
     for begin, end, within in _runs(bounds, longest):
@@ -61,9 +65,9 @@ def distinct(tensor: Tensor, bounds: Tensor) -> Distinct | None:
         if found is None or found.codebook.nbytes >= room:
             return None
         room -= found.codebook.nbytes
-        indices[begin:end] = found.local_indices
+        indices[begin:end] = found.codes
         codebooks.append(found.codebook)
-        counts.append(found.counts.to(torch.int32 if longest < 2**31 else torch.int64))
+        counts.append(found.counts.to(count_dtype))
         sizes.append(found.codebook_sizes)
     return Distinct(torch.cat(codebooks), torch.cat(counts), torch.cat(sizes), indices)
 
@@ -95,7 +99,7 @@ def _of_one(weights: Tensor, dtype: torch.dtype, room: int) -> Clusters | None:
     indices = torch.empty(len(weights), dtype=dtype)
     for part, out in zip(weights.split(CHUNK), indices.split(CHUNK), strict=True):
         out.copy_(torch.searchsorted(values, total_order(part)))
-    return Clusters(from_total_order(values, weights.dtype), indices, torch.from_numpy(counts))
+    return Clusters.of(from_total_order(values, weights.dtype), indices, torch.from_numpy(counts))
 
 
 def _steps(keys: NDArray[Any]) -> Iterator[tuple[int, NDArray[np.bool_]]]:

@@ -4,23 +4,103 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from pysoftq.clusters.clusters import Clusters
+from pysoftq.clusters.clusters import Clusters, Palette
 from pysoftq.clusters.defaults import DEFAULT_BITS
-from pysoftq.clusters.values import finite_weights
+from pysoftq.clusters.values import host_weights
 from pysoftq.interaction.host import on_host
-from pysoftq.interaction.segments import segment_ids
+from pysoftq.interaction.weights import HostWeights
 
 MAX_BITS = 20
 BINS_PER_WELL = 4
 MAX_OCCUPIED = 2**10
 
 
+@dataclass(frozen=True, eq=False)
+class Bins(Palette):
+    """The occupied bins of a layer as clusters; the bin of a weight is computed when required.
+
+    Refinement and merging take one, like `Clusters`, without an index for each weight.
+
+    Attributes:
+        bins: of each segment, occupied or not.
+        sizes: (G,) how many of them are occupied.
+        slots: which of them, segment after segment.
+        targets: int64 on the CPU, the cluster that each occupied bin is now part of.
+    """
+
+    bins: int = field(kw_only=True)
+    sizes: NDArray[np.int64] = field(kw_only=True)
+    slots: NDArray[np.int32] = field(kw_only=True)
+    targets: Tensor = field(kw_only=True)
+
+    def joined(self, targets: Tensor, codebook: Tensor, counts: Tensor) -> Bins:
+        """As for a palette; the bins follow."""
+        return replace(self, codebook=codebook, counts=counts, targets=targets.cpu()[self.targets])
+
+    @on_host()
+    def clusters(self, theta: Tensor) -> Clusters:
+        """With the cluster of each weight of `theta`, the weights that were binned."""
+        weights = HostWeights(theta, self.bounds)
+        own = torch.from_numpy(self.sizes)
+        codes = self.targets - self.first.repeat_interleave(own)
+        found = torch.empty(weights.size, dtype=self.code_dtype)
+        self._look_up(weights, codes.to(self.code_dtype), found)
+        rest = (self.codebook, self.counts, self.bounds, self.zeros)
+        return Clusters(*rest, codes=found.to(theta.device))
+
+    @on_host()
+    @torch.no_grad()
+    def write(self, theta: Tensor) -> None:
+        """Replace the weights that were binned by the values of their clusters, in place."""
+        weights = HostWeights(theta, self.bounds)
+        self._look_up(weights, self.codebook.cpu()[self.targets], weights.tensor)
+        if weights.tensor.data_ptr() == theta.data_ptr():
+            torch.autograd.graph.increment_version(theta)
+        else:
+            theta.copy_(weights.tensor)
+
+    def _look_up(self, weights: HostWeights, table: Tensor, out: Tensor) -> None:
+        entries = table.view(torch.int16) if table.dtype == torch.bfloat16 else table
+        weights.look_up_bins(
+            (self.bins, self.zeros), (self.sizes, self.slots), entries.numpy(), out
+        )
+
+
 @on_host()
+def find_bins(
+    theta: Tensor, bits: int, bounds: Tensor | None = None, *, zeros: bool = False
+) -> Bins:
+    """The clusters of `identify`, without an index for each weight.
+
+    Raises:
+        TypeError: `theta` is not a floating tensor.
+        ValueError: NaN or infinite weights, or `bits` outside 0..20.
+    """
+    levels(bits)
+    return _bins_of(host_weights(theta, bounds), theta, bits, bounds, zeros)
+
+
+@on_host()
+def find_bins_at_scale(
+    theta: Tensor, width: Tensor, bounds: Tensor | None = None, *, zeros: bool = False
+) -> Bins:
+    """The clusters of `identify_at_scale`, without an index for each weight."""
+    weights = host_weights(theta, bounds)
+    bits = _bits_at_scale(weights, width)
+    while True:
+        found = _bins_of(weights, theta, bits, bounds, zeros)
+        if bits <= DEFAULT_BITS or int(found.sizes.max()) <= MAX_OCCUPIED:
+            return found
+        bits -= 1
+
+
 def identify(
     theta: Tensor,
     bits: int = DEFAULT_BITS,
@@ -30,9 +110,10 @@ def identify(
 ) -> Clusters:
     """Cut [min, max] into 2**bits equal bins; a cluster is an occupied bin, its value the mean.
 
-    The binning rule is that of `pysoftq.density`; means are accumulated in float64 and rounded to
-    the dtype of `theta`. Computed on the CPU, so the result is the same for every device; it is
-    returned on the device of `theta`. With `bounds` (G+1,) each segment has its own bins.
+    The binning rule is that of `pysoftq.density`; means are computed from sums of integers, hence
+    independent of threads and of the order of the weights, and rounded to the dtype of `theta`.
+    Computed on the CPU, so the result is the same for every device; it is returned on the device of
+    `theta`. With `bounds` (G+1,) each segment has its own bins.
 
     With `zeros`, weights that are exactly 0 are a cluster of the value 0, which refinement and
     training leave at 0, and no other cluster has weights of both signs.
@@ -41,24 +122,9 @@ def identify(
         TypeError: `theta` is not a floating tensor.
         ValueError: NaN or infinite weights, or `bits` outside 0..20.
     """
-    bins = levels(bits)
-    values = finite_weights(theta)
-    dtype = torch.float64 if theta.dtype == torch.float64 else torch.float32
-    if bounds is None:
-        index = bin_index(values, bins, dtype)
-    else:
-        bounds = bounds.cpu()
-        ids = segment_ids(bounds)
-        index = ids * bins + bin_index(values, bins, dtype, ids)
-    if zeros:
-        index = 3 * index + values.sign().long() + 1
-    if zeros or bounds is not None:
-        # Only the occupied bins are numbered: most of the bins of many segments are empty.
-        index = torch.unique(index, return_inverse=True)[1]
-    return replace(from_bins(theta, values, index, bin_means, bounds), zeros=zeros)
+    return find_bins(theta, bits, bounds, zeros=zeros).clusters(theta)
 
 
-@on_host()
 def identify_at_scale(
     theta: Tensor, width: Tensor, bounds: Tensor | None = None, *, zeros: bool = False
 ) -> Clusters:
@@ -73,20 +139,30 @@ def identify_at_scale(
         bounds: as in `identify`.
         zeros: as in `identify`.
     """
-    bits = _bits_at_scale(finite_weights(theta), width, bounds)
-    while True:
-        found = identify(theta, bits, bounds, zeros=zeros)
-        if bits <= DEFAULT_BITS or int(found.codebook_sizes.max()) <= MAX_OCCUPIED:
-            return found
-        bits -= 1
+    return find_bins_at_scale(theta, width, bounds, zeros=zeros).clusters(theta)
 
 
-def _bits_at_scale(values: Tensor, width: Tensor, bounds: Tensor | None) -> int:
-    if not values.numel():
+def _bins_of(
+    weights: HostWeights, theta: Tensor, bits: int, bounds: Tensor | None, zeros: bool
+) -> Bins:
+    sizes, slots, counts, means = weights.occupied_bins(levels(bits), signs=zeros)
+    return Bins(
+        torch.from_numpy(means).to(device=theta.device, dtype=theta.dtype),
+        torch.from_numpy(counts).to(theta.device),
+        None if bounds is None else bounds.cpu(),
+        zeros,
+        bins=levels(bits),
+        sizes=sizes,
+        slots=slots,
+        targets=torch.arange(len(slots)),
+    )
+
+
+def _bits_at_scale(weights: HostWeights, width: Tensor) -> int:
+    if not weights.size:
         return DEFAULT_BITS
-    ids = torch.zeros(values.numel(), dtype=torch.int64) if bounds is None else segment_ids(bounds)
-    ranges = _extreme(values, ids, "amax") - _extreme(values, ids, "amin")
-    bins = float((ranges * BINS_PER_WELL / width).max())
+    low, high = weights.ranges()
+    bins = float(((high - low) * BINS_PER_WELL / width).max())
     return min(max(math.ceil(math.log2(max(bins, 1.0))), DEFAULT_BITS), MAX_BITS)
 
 
@@ -115,8 +191,8 @@ def from_bins(
         )
         for reduce in ("amin", "amax")
     )
-    codebook = representative(values, Clusters(low, indices, counts)).clamp(low, high)
-    return Clusters(
+    codebook = representative(values, Clusters.of(low, indices, counts)).clamp(low, high)
+    return Clusters.of(
         codebook.to(device=theta.device, dtype=theta.dtype),
         indices.to(theta.device),
         counts.to(theta.device),
@@ -128,35 +204,6 @@ def bin_means(values: Tensor, clusters: Clusters) -> Tensor:
     """The mean weight of each cluster, (K,) float64; see `from_bins`."""
     sums = torch.bincount(clusters.indices, weights=values, minlength=clusters.K)
     return sums / clusters.counts
-
-
-def bin_index(values: Tensor, bins: int, dtype: torch.dtype, ids: Tensor | None = None) -> Tensor:
-    """The bin of each weight among `bins` equal ones over [min, max], (N,) int64.
-
-    Subtraction and multiplication round separately in `dtype`, as in the core; a constant layer
-    falls into one bin. With `ids` (N,) each segment has its own bins.
-    """
-    if not values.numel():
-        return torch.zeros(0, dtype=torch.int64)
-    if ids is None:
-        ids = torch.zeros(values.numel(), dtype=torch.int64)
-    # Scaling by a power of two changes no rounding and keeps extreme ranges finite.
-    exponent = torch.frexp(_extreme(values.abs(), ids, "amax")).exponent.clamp(-1022, 1022)
-    x = (values * _power_of_two(-exponent)[ids]).to(dtype)
-    low, high = _extreme(x, ids, "amin"), _extreme(x, ids, "amax")
-    # A tensor as divisor: torch multiplies by the reciprocal of a Python number.
-    inverse = torch.where(low < high, low.new_full((), bins) / (high - low), 0)
-    return ((x - low[ids]) * inverse[ids]).long().clamp_(0, bins - 1)
-
-
-def _extreme(values: Tensor, ids: Tensor, reduce: str) -> Tensor:
-    out = values.new_zeros(int(ids[-1]) + 1)
-    return out.scatter_reduce_(0, ids, values, reduce, include_self=False)
-
-
-def _power_of_two(exponent: Tensor) -> Tensor:
-    """2**exponent, exact in float64, for exponents from -1022 to 1022."""
-    return (exponent.long() + 1023 << 52).view(torch.float64)
 
 
 def levels(bits: int) -> int:

@@ -1,22 +1,30 @@
-"""The clusters of one layer: codebook, indices, counts, and their sizes in bits."""
+"""The clusters of one layer: codebook, counts, indices, and their sizes in bits."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+PIECE = 2**18  # weights looked up at a time
+_CODES = (torch.uint8, torch.int16, torch.int32)
+
+AnyPalette = TypeVar("AnyPalette", bound="Palette")
+
 
 @dataclass(frozen=True, eq=False)
-class Clusters:
-    """The clusters of one layer of N weights.
+class Palette:
+    """The values of the clusters of one layer of N weights, and how many weights each has.
 
     Attributes:
         codebook: (K,) the value of each cluster, ascending, in the weights' dtype.
-        indices: (N,) int64, the cluster of each weight, in flattened layer order.
         counts: (K,) int64, weights per cluster, all > 0.
         bounds: (G+1,) int64 on the CPU, where segments begin and end in the flattened layer
             (`pysoftq.interaction.segments`); None if the layer is one segment. Each segment has
@@ -27,7 +35,6 @@ class Clusters:
     """
 
     codebook: Tensor
-    indices: Tensor
     counts: Tensor
     bounds: Tensor | None = None
     zeros: bool = False
@@ -35,7 +42,7 @@ class Clusters:
     @property
     def size(self) -> int:
         """N, the number of weights."""
-        return self.indices.numel()
+        return int(self.counts.sum()) if self.bounds is None else int(self.bounds[-1])
 
     @property
     def K(self) -> int:
@@ -55,6 +62,32 @@ class Clusters:
         # Each cluster lies in one segment: where that ends, so does the last of its clusters.
         ends = torch.searchsorted(self.counts.cpu().cumsum(0), self.bounds[1:]) + 1
         return ends.diff(prepend=ends.new_zeros(1))
+
+    @property
+    def first(self) -> Tensor:
+        """The first cluster of each segment among all, int64 (G,) on the CPU."""
+        sizes = self.codebook_sizes
+        return sizes.cumsum(0) - sizes
+
+    @property
+    def code_dtype(self) -> torch.dtype:
+        """The narrowest integers for the clusters of a segment, counted from its first one."""
+        return code_dtype(int(self.codebook_sizes.max()) if self.segments else 0)
+
+    def pieces(self, device: torch.device) -> Iterator[tuple[int, int, Tensor | int]]:
+        """Begin, end and the first cluster (of the segment) of each weight of short pieces."""
+        if self.bounds is None or self.segments < 2:
+            for begin in range(0, self.size, PIECE):
+                yield begin, min(begin + PIECE, self.size), 0
+            return
+        first, sizes = self.first, self.bounds.diff()
+        starts = self.bounds[:-1].tolist()
+        step = max(PIECE // max(int(sizes.max()), 1), 1)
+        for segment in range(0, len(starts), step):
+            own = slice(segment, segment + step)
+            begin = starts[segment]
+            offsets = first[own].repeat_interleave(sizes[own]).to(device)
+            yield begin, begin + len(offsets), offsets
 
     @property
     def codebook_bytes(self) -> int:
@@ -93,19 +126,79 @@ class Clusters:
         own = self.bounds.diff().repeat_interleave(self.codebook_sizes)
         return abs(float((counts * (counts / own).log2()).sum())) / max(self.size, 1)
 
+    def joined(self, targets: Tensor, codebook: Tensor, counts: Tensor) -> Self:  # noqa: ARG002
+        """What is left after each cluster k has joined cluster targets[k] of those given.
+
+        targets: (K,) int64 on the CPU; each segment keeps clusters of its own.
+        """
+        return replace(self, codebook=codebook, counts=counts)
+
+
+@dataclass(frozen=True, eq=False)
+class Clusters(Palette):
+    """A palette and the cluster of each weight.
+
+    Attributes:
+        codes: (N,) the cluster of each weight, counted from the first one of its segment, in
+            flattened layer order: uint8, int16 or int32, the narrowest that holds them.
+    """
+
+    codes: Tensor = field(kw_only=True)
+
+    @classmethod
+    def of(
+        cls,
+        codebook: Tensor,
+        indices: Tensor,
+        counts: Tensor,
+        bounds: Tensor | None = None,
+        zeros: bool = False,
+    ) -> Clusters:
+        """From the cluster of each weight among those of all segments, (N,) of any integers."""
+        palette = Palette(codebook, counts, bounds, zeros)
+        codes = torch.empty(indices.shape, dtype=palette.code_dtype, device=indices.device)
+        for begin, end, first in palette.pieces(indices.device):
+            codes[begin:end] = indices[begin:end] - first
+        return cls(codebook, counts, bounds, zeros, codes=codes)
+
+    @property
+    def size(self) -> int:
+        """N, the number of weights."""
+        return self.codes.numel()
+
+    @property
+    def indices(self) -> Tensor:
+        """The cluster of each weight among those of all segments, a new int64 (N,)."""
+        return self._look_up(torch.arange(self.K, device=self.codes.device))
+
     @property
     def local_indices(self) -> Tensor:
-        """The cluster of each weight counted from the first one of its segment, (N,) int64."""
-        if self.bounds is None or self.segments == 1:
-            return self.indices
-        first = self.codebook_sizes.cumsum(0) - self.codebook_sizes
-        offsets = first.repeat_interleave(self.bounds.diff())
-        return self.indices - offsets.to(self.indices.device)
+        """The cluster of each weight counted from the first one of its segment, int64 (N,)."""
+        return self.codes.long()
 
     def weights(self, shape: Sequence[int] | None = None) -> Tensor:
         """The clustered weights, codebook[indices], (N,) or in `shape`."""
-        flat = self.codebook[self.indices]
+        flat = self._look_up(self.codebook)
         return flat if shape is None else flat.reshape(tuple(shape))
+
+    def joined(self, targets: Tensor, codebook: Tensor, counts: Tensor) -> Clusters:
+        """As for a palette; the weights follow."""
+        after = Palette(codebook, counts, self.bounds, self.zeros)
+        first = after.first.repeat_interleave(self.codebook_sizes)
+        codes = (targets.cpu() - first).to(after.code_dtype).to(self.codes.device)
+        return Clusters(codebook, counts, self.bounds, self.zeros, codes=self._look_up(codes))
+
+    def _look_up(self, table: Tensor) -> Tensor:
+        """The entry of a (K,) table for the cluster of each weight, (N,)."""
+        found = table.new_empty(self.codes.shape)
+        for begin, end, first in self.pieces(table.device):
+            found[begin:end] = table[self.codes[begin:end].long() + first]
+        return found
+
+
+def code_dtype(clusters: int) -> torch.dtype:
+    """The narrowest integers for 0 … clusters - 1."""
+    return next(dtype for dtype in _CODES if clusters - 1 <= torch.iinfo(dtype).max)
 
 
 def split(clusters: Clusters) -> list[Clusters]:
@@ -119,18 +212,17 @@ def split(clusters: Clusters) -> list[Clusters]:
         clusters.counts.split(values),
         strict=True,
     )
-    return [Clusters(*part, zeros=clusters.zeros) for part in parts]
+    return [Clusters.of(*part, zeros=clusters.zeros) for part in parts]
 
 
 def join(parts: Sequence[Clusters], bounds: Tensor) -> Clusters:
     """One tensor's clusters from those of its segments, at least one, in their order."""
-    first = torch.tensor([0, *(part.K for part in parts[:-1])]).cumsum(0).tolist()
     return Clusters(
         torch.cat([part.codebook for part in parts]),
-        torch.cat([part.indices + start for part, start in zip(parts, first, strict=True)]),
         torch.cat([part.counts for part in parts]),
         bounds,
         zeros=any(part.zeros for part in parts),
+        codes=torch.cat([part.codes for part in parts]),
     )
 
 

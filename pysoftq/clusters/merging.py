@@ -7,13 +7,14 @@ needs: no other choice of clusters in all layers has as few bits and less square
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from typing import Literal, get_args
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from pysoftq.clusters.clusters import Clusters, join, split
+from pysoftq.clusters.clusters import AnyPalette
 from pysoftq.clusters.intervals import (
     Floats,
     Nodes,
@@ -31,7 +32,7 @@ MAX_RD_WEIGHT = 1e9  # in squares of the largest weight; one cluster is left far
 
 
 @on_host()
-def merge(clusters: Clusters, rd_weight: float, rate: Rate = "levels") -> Clusters:
+def merge(clusters: AnyPalette, rd_weight: float, rate: Rate = "levels") -> AnyPalette:
     """Merge runs of neighbouring clusters at the least of squared error + rd_weight · bits.
 
     A merged cluster's value is the mean of its weights; merging a and b costs the squared error
@@ -52,18 +53,47 @@ def merge(clusters: Clusters, rd_weight: float, rate: Rate = "levels") -> Cluste
         raise ValueError(f"`rd_weight` must be finite and >= 0, got {rd_weight}")
     if rate not in get_args(Rate):
         raise ValueError(f"`rate` must be one of {', '.join(get_args(Rate))}, got {rate!r}")
-    if clusters.bounds is not None and clusters.segments > 0:
-        return join([merge(part, rd_weight, rate) for part in split(clusters)], clusters.bounds)
-    if clusters.K > MAX_CLUSTERS:
+    sizes = clusters.codebook_sizes.tolist()
+    if max(sizes, default=0) > MAX_CLUSTERS:
         raise ValueError(
-            f"merging is limited to {MAX_CLUSTERS} clusters, got {clusters.K}: pass fewer `bits`"
+            f"merging is limited to {MAX_CLUSTERS} clusters, got {max(sizes)}: pass fewer `bits`"
         )
     values = clusters.codebook.cpu().double().numpy()
     if not np.isfinite(values).all():
         raise ValueError("clusters with values that are NaN or infinite cannot be merged")
-    if clusters.K < 2 or rd_weight == 0:
+    if rd_weight == 0 or max(sizes, default=0) < 2:
         return clusters
-    counts = clusters.counts.cpu().double().numpy()
+    counts, pinned = clusters.counts.cpu().double().numpy(), clusters.pinned.cpu().numpy()
+    means, lengths = [], []
+    for own in _slices(sizes):
+        edges, found = _best_runs(values[own], counts[own], pinned[own], (rd_weight, rate))
+        means.append(found)
+        lengths.append(np.diff(edges))
+    targets = torch.from_numpy(np.repeat(np.arange(sum(map(len, means))), np.concatenate(lengths)))
+    device = clusters.counts.device
+    merged = torch.zeros(int(targets[-1]) + 1, dtype=torch.int64, device=device)
+    return clusters.joined(
+        targets,
+        torch.from_numpy(np.concatenate(means)).to(clusters.codebook),
+        merged.index_add_(0, targets.to(device), clusters.counts),
+    )
+
+
+def _slices(sizes: Sequence[int]) -> Iterator[slice]:
+    """Of the clusters of each segment."""
+    end = 0
+    for size in sizes:
+        yield slice(end, end + size)
+        end += size
+
+
+def _best_runs(
+    values: Floats, counts: Floats, pinned: NDArray[np.bool_], bits: tuple[float, Rate]
+) -> tuple[Nodes, Floats]:
+    """Edges of the best runs of one segment's clusters, and the mean of each run."""
+    if values.size < 2:
+        return np.arange(values.size + 1), values
+    rd_weight, rate = bits
     # Scaling keeps squares from overflow, centring reduces cancellation.
     exponent = math.frexp(float(np.abs(values).max()))[1] + 1
     scaled = np.ldexp(values, -exponent)
@@ -72,13 +102,17 @@ def merge(clusters: Clusters, rd_weight: float, rate: Rate = "levels") -> Cluste
     centre = np.average(scaled, weights=counts)
     sums = _partial_sums(counts, scaled - centre)
     errors = _errors(sums)
-    for zero in clusters.pinned.nonzero().flatten().tolist():
-        _pin(errors, sums, zero, centre)
+    for zero in np.flatnonzero(pinned):
+        _pin(errors, sums, int(zero), centre)
     if rate == "entropy":
-        runs = _best_by_entropy(errors, sums, weight)
+        edges = _best_by_entropy(errors, sums, weight)
     else:
-        runs = _best_by_levels(errors, weight * sums.counts[-1])
-    return _merged(clusters, scaled, exponent, runs)
+        edges = _best_by_levels(errors, weight * sums.counts[-1])
+    starts, ends = edges[:-1], edges[1:]
+    means = np.add.reduceat(counts * scaled, starts) / np.add.reduceat(counts, starts)
+    means = np.ldexp(np.clip(means, scaled[starts], scaled[ends - 1]), exponent)
+    means[np.logical_or.reduceat(pinned, starts)] = 0.0
+    return edges, means
 
 
 def _partial_sums(counts: Floats, values: Floats) -> PartialSums:
@@ -116,20 +150,3 @@ def _best_by_entropy(errors: Floats, sums: PartialSums, rd_weight: float) -> Nod
         return np.asarray(best + errors[end, :end] + sums.rates(slice(end), end, rd_weight))
 
     return shortest_path(len(errors), reach)
-
-
-def _merged(clusters: Clusters, scaled: Floats, exponent: int, edges: Nodes) -> Clusters:
-    """The runs between these edges as clusters, each at the mean of its weights."""
-    starts, ends = edges[:-1], edges[1:]
-    counts = clusters.counts.cpu().double().numpy()
-    means = np.add.reduceat(counts * scaled, starts) / np.add.reduceat(counts, starts)
-    means = np.ldexp(np.clip(means, scaled[starts], scaled[ends - 1]), exponent)
-    run = torch.from_numpy(np.repeat(np.arange(ends.size), ends - starts))
-    means[run[clusters.pinned.cpu()].numpy()] = 0.0
-    run = run.to(clusters.indices.device)
-    return replace(
-        clusters,
-        codebook=torch.from_numpy(means).to(clusters.codebook),
-        indices=run[clusters.indices],
-        counts=torch.zeros_like(clusters.counts[: ends.size]).index_add_(0, run, clusters.counts),
-    )

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import torch
 
-from pysoftq.clusters.clusters import Clusters
+from pysoftq.clusters.clusters import AnyPalette
 from pysoftq.clusters.defaults import DEFAULT_N_MIN
 from pysoftq.interaction.host import on_host
 
 
 @on_host()
-def refine(clusters: Clusters, n_min: int = DEFAULT_N_MIN) -> Clusters:
+def refine(clusters: AnyPalette, n_min: int = DEFAULT_N_MIN) -> AnyPalette:
     """Move every cluster of <= n_min weights into the nearest cluster of > n_min weights.
 
     Nearest by codebook distance within the segment, the lower one on a tie. The larger cluster
@@ -44,10 +43,6 @@ def refine(clusters: Clusters, n_min: int = DEFAULT_N_MIN) -> Clusters:
     number = kept.cumsum(0) - 1  # of each cluster that is kept
     joined = torch.where(pinned, number, number[large][torch.where(down <= up, below, above)])
     moved = counts.new_zeros(int(number[-1]) + 1).index_add_(0, joined, counts)
-    device = clusters.indices.device
-    return replace(
-        clusters,
-        codebook=clusters.codebook[kept.to(device)],
-        indices=joined.to(device)[clusters.indices],
-        counts=moved.to(device),
-    )
+    device = clusters.counts.device
+    codebook = clusters.codebook[kept.to(clusters.codebook.device)]
+    return clusters.joined(joined, codebook, moved.to(device))

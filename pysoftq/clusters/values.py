@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from pysoftq.clusters.clusters import Clusters
+from pysoftq import _core
+from pysoftq.clusters.clusters import Clusters, code_dtype
 from pysoftq.clusters.patterns import flip_negative
 from pysoftq.interaction.arrays import check_dense
 from pysoftq.interaction.host import on_host
 from pysoftq.interaction.segments import segment_ids
+from pysoftq.interaction.weights import HostWeights, scalar_of
 
 _INTEGER_VIEW = {
     torch.float16: torch.int16,
@@ -19,6 +24,11 @@ _INTEGER_VIEW = {
     torch.float32: torch.int32,
     torch.float64: torch.int64,
 }
+
+
+MOST_VALUES = 2**16  # that the core looks for in a segment; sorting finds more
+
+_UNSIGNED = {2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 
 @on_host()
@@ -31,11 +41,63 @@ def unique(theta: Tensor, bounds: Tensor | None = None) -> Clusters:
     Raises:
         TypeError: `theta` is not a floating tensor.
     """
+    _check_floating(theta)
+    found = few_values(theta, bounds) if theta.device.type == "cpu" else None
+    if found is not None:
+        return found
     keys, indices, counts = torch.unique(
         total_order(theta), return_inverse=True, return_counts=True
     )
-    found = Clusters(from_total_order(keys, theta.dtype), indices, counts)
-    return found if bounds is None else by_segment(found, bounds)
+    whole = Clusters.of(from_total_order(keys, theta.dtype), indices, counts)
+    return whole if bounds is None else by_segment(whole, bounds)
+
+
+@on_host()
+def few_values(theta: Tensor, bounds: Tensor | None = None, nbytes: int = 2**62) -> Clusters | None:
+    """`unique` of a tensor on the CPU, in memory for the indices alone.
+
+    Returns:
+        None if a segment has more than 2**16 values, or all codebooks together take more bytes.
+    """
+    layer = _Layer.of(theta, bounds)
+    found = layer.values(nbytes // theta.itemsize)
+    if found is None:
+        return None
+    sizes, bits = found
+    codes = torch.empty(theta.numel(), dtype=code_dtype(int(sizes.max(initial=0))))
+    counts = _core.index_values(*layer.core, sizes, bits, codes.itemsize, codes.data_ptr())
+    codebook = torch.from_numpy(bits.astype(_UNSIGNED[theta.itemsize])).view(theta.dtype)
+    edges = None if bounds is None else bounds.cpu()
+    return Clusters(codebook, torch.from_numpy(counts), edges, codes=codes)
+
+
+@on_host()
+def count_values(theta: Tensor) -> int:
+    """How many distinct values a tensor has: `unique(theta).K` without an index for each weight.
+
+    Raises:
+        TypeError: `theta` is not a floating tensor.
+    """
+    _check_floating(theta)
+    found = _Layer.of(theta, None).values(MOST_VALUES) if theta.device.type == "cpu" else None
+    return len(total_order(theta).unique()) if found is None else int(found[0].sum())
+
+
+class _Layer(NamedTuple):
+    """A contiguous tensor on the CPU, and how the core is told of it."""
+
+    tensor: Tensor
+    core: tuple[int, _core.Scalar, NDArray[np.int64]]
+
+    @classmethod
+    def of(cls, theta: Tensor, bounds: Tensor | None) -> _Layer:
+        flat = theta.detach().contiguous()
+        edges = np.array([0, flat.numel()]) if bounds is None else bounds.cpu().numpy()
+        return cls(flat, (flat.data_ptr(), scalar_of(flat.dtype), edges))
+
+    def values(self, most: int) -> tuple[NDArray[np.int64], NDArray[np.uint64]] | None:
+        """How many values each segment has, and their bits; None beyond the limits."""
+        return _core.distinct_values(*self.core, MOST_VALUES, most)
 
 
 def by_segment(clusters: Clusters, bounds: Tensor) -> Clusters:
@@ -45,7 +107,7 @@ def by_segment(clusters: Clusters, bounds: Tensor) -> Clusters:
         return replace(clusters, bounds=bounds)
     pairs = segment_ids(bounds).to(clusters.indices.device) * clusters.K + clusters.indices
     pairs, indices, counts = torch.unique(pairs, return_inverse=True, return_counts=True)
-    return Clusters(clusters.codebook[pairs % max(clusters.K, 1)], indices, counts, bounds)
+    return Clusters.of(clusters.codebook[pairs % max(clusters.K, 1)], indices, counts, bounds)
 
 
 def total_order(theta: Tensor) -> Tensor:
@@ -71,12 +133,21 @@ def finite_weights(theta: Tensor) -> Tensor:
         TypeError: `theta` is not a floating tensor.
         ValueError: NaN or infinite weights; the message gives their number.
     """
+    return host_weights(theta).tensor.reshape(-1).double()
+
+
+def host_weights(theta: Tensor, bounds: Tensor | None = None) -> HostWeights:
+    """The weights as the core takes them, divided into segments by `bounds` (G+1,).
+
+    Raises:
+        TypeError: `theta` is not a floating tensor.
+        ValueError: NaN or infinite weights; the message gives their number.
+    """
     _check_floating(theta)
-    values = theta.detach().reshape(-1).to(device="cpu", dtype=torch.float64)
-    bad = values.numel() - int(values.isfinite().sum())
-    if bad:
-        raise ValueError(f"{bad} of {values.numel()} weights are NaN or infinite")
-    return values
+    weights = HostWeights(theta, bounds)
+    if weights.nonfinite:
+        raise ValueError(f"{weights.nonfinite} of {weights.size} weights are NaN or infinite")
+    return weights
 
 
 def _check_floating(theta: Tensor) -> None:

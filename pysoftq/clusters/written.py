@@ -12,8 +12,8 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from pysoftq.clusters.clusters import Clusters
-from pysoftq.clusters.values import unique
+from pysoftq.clusters.clusters import Clusters, Palette
+from pysoftq.clusters.values import count_values
 from pysoftq.errors import abridged
 from pysoftq.models.wrappers import owner, unwrapped
 
@@ -30,7 +30,7 @@ def write_clusters(model: nn.Module, clusters: Mapping[str, Clusters]) -> None:
     mark_clusters(model, clusters)
 
 
-def mark_clusters(model: nn.Module, clusters: Mapping[str, Clusters]) -> None:
+def mark_clusters(model: nn.Module, clusters: Mapping[str, Palette]) -> None:
     """Note that these clusters are in the parameters of these names."""
     for name, found in clusters.items():
         module, parameter = owner(model, name)
@@ -60,7 +60,7 @@ def lost_clusters(model: nn.Module) -> dict[str, tuple[int, int]]:
 def _values(parameter: nn.Parameter | None) -> int:
     """How many a parameter has; 0 for one that no file can hold, which writing it reports."""
     try:
-        return 0 if parameter is None else unique(parameter).K
+        return 0 if parameter is None else count_values(parameter)
     except TypeError:
         return 0
 

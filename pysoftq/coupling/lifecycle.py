@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from pysoftq.clusters.values import unique
+from pysoftq.clusters.values import count_values
 from pysoftq.coupling.options import ClusteringConfig
 from pysoftq.coupling.quantizer import SoftQuantizer
 from pysoftq.coupling.report import CompressionReport
@@ -49,7 +49,7 @@ def validate_clustering(model: nn.Module, report: CompressionReport) -> None:
     for layer in report.layers:
         if layer.name not in parameters:
             wrong.append(f"'{layer.name}' is not there")
-        elif (values := unique(parameters[layer.name]).K) > layer.clusters:
+        elif (values := count_values(parameters[layer.name])) > layer.clusters:
             wrong.append(f"'{layer.name}' has {values:,} values for {layer.clusters:,} clusters")
     if wrong:
         raise ValueError(f"the model is not clustered as reported: {'; '.join(wrong)}")

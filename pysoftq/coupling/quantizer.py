@@ -11,11 +11,11 @@ from typing import Any, get_args
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pysoftq.clusters.binning import MAX_BITS, identify, identify_at_scale
-from pysoftq.clusters.clusters import Clusters, layer_rd_weights
+from pysoftq.clusters.binning import MAX_BITS, Bins, find_bins, find_bins_at_scale
+from pysoftq.clusters.clusters import AnyPalette, Clusters, layer_rd_weights
 from pysoftq.clusters.merging import merge
 from pysoftq.clusters.refinement import refine
-from pysoftq.clusters.written import write_clusters
+from pysoftq.clusters.written import mark_clusters
 from pysoftq.coupling.devices import Batch, DeviceGroup, MovedError, group_by_device
 from pysoftq.coupling.inventory import take_inventory
 from pysoftq.coupling.options import DEFAULTS, Refinement
@@ -340,28 +340,36 @@ class SoftQuantizer:
                 replaced since it was measured.
         """
         self._refuse_replaced()
+        found = {layer.name: self._bins_of(layer, bits) for layer in self.layers}
+        if n_min is not None:
+            found = {name: refine(bins, n_min) for name, bins in found.items()}
+        return {layer.name: found[layer.name].clusters(self._kept(layer)) for layer in self.layers}
+
+    def _kept(self, layer: CoupledLayer) -> Tensor:
+        """The layer's weights with the zeros to be kept at 0."""
+        return self._zeros.restored(layer.name, layer.parameter)
+
+    @on_host()
+    def _bins_of(self, layer: CoupledLayer, bits: int | None) -> Bins:
         if bits is not None and not 1 <= bits <= MAX_BITS:
             raise ValueError(f"`bits` must be from 1 to {MAX_BITS}, got {bits}")
-        found = {layer.name: self._identify(layer, bits) for layer in self.layers}
-        if n_min is None:
-            return found
-        return {name: refine(clusters, n_min) for name, clusters in found.items()}
-
-    def _identify(self, layer: CoupledLayer, bits: int | None) -> Clusters:
-        theta = self._zeros.restored(layer.name, layer.parameter)
+        theta = self._kept(layer)
         bounds, zeros = self.bounds(layer), layer.name in self._zeros.masks
-        if bits is None:
-            return identify_at_scale(theta, layer.widths, bounds, zeros=zeros)
-        return identify(theta, bits, bounds, zeros=zeros)
+        try:
+            if bits is None:
+                return find_bins_at_scale(theta, layer.widths, bounds, zeros=zeros)
+            return find_bins(theta, bits, bounds, zeros=zeros)
+        except ValueError as error:
+            raise ValueError(f"layer '{layer.name}': {error}") from None
 
     @on_host()
     def refine(
         self,
-        clusters: Mapping[str, Clusters],
+        clusters: Mapping[str, AnyPalette],
         n_min: int | None = None,
         refinement: Refinement = DEFAULTS.refinement,
         rd_weight: float = DEFAULTS.rd_weight,
-    ) -> dict[str, Clusters]:
+    ) -> dict[str, AnyPalette]:
         """Fewer clusters of each layer; the arguments are those of `finalize`."""
         if refinement not in get_args(Refinement):
             known = ", ".join(get_args(Refinement))
@@ -407,7 +415,8 @@ class SoftQuantizer:
             ValueError: a value is out of range, or a layer's parameter has been replaced since
                 it was measured; nothing has changed then.
         """
-        before = self.clusters(bits)
+        self._refuse_replaced()
+        before = {layer.name: self._bins_of(layer, bits) for layer in self.layers}
         after = self.refine(before, n_min, refinement, rd_weight)
         for layer in self.layers:
             if moved := self._zeros.moved(layer.name, layer.parameter):
@@ -429,7 +438,10 @@ class SoftQuantizer:
             if warning.kind == "constant":  # the model is unchanged where warnings are errors
                 warnings.warn(str(warning), QualityWarning, stacklevel=2)
         self.detach()
-        write_clusters(self.model, after)
+        for layer in self.layers:
+            self._zeros.restore(layer.name, layer.parameter)
+            after[layer.name].write(layer.parameter)
+        mark_clusters(self.model, after)
         return report
 
     def tensors(self) -> tuple[TensorReport, ...]:

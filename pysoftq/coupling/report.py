@@ -20,7 +20,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from pysoftq.clusters.clusters import Clusters
+from pysoftq.clusters.clusters import Palette
 from pysoftq.errors import abridged
 from pysoftq.interaction.layers import CoupledLayer
 
@@ -74,7 +74,7 @@ class LayerReport:
 
     @classmethod
     def of(
-        cls, layer: CoupledLayer, before: Clusters, after: Clusters, n_min: int = 0
+        cls, layer: CoupledLayer, before: Palette, after: Palette, n_min: int = 0
     ) -> LayerReport:
         """Describe a layer by its clusters before and after refinement by ``n_min``."""
         notes = [layer.uncoupled_segments]
@@ -119,7 +119,7 @@ class LayerReport:
             return True
         return self.clusters <= self.clusters_before / 2
 
-    def with_clusters(self, after: Clusters) -> LayerReport:
+    def with_clusters(self, after: Palette) -> LayerReport:
         """The same row with other clusters after refinement."""
         row = replace(
             self,
@@ -203,7 +203,7 @@ class CompressionReport:
         """What the values of all codebooks take, in the weights' dtype."""
         return sum(layer.codebook_bytes for layer in self.layers)
 
-    def with_clusters(self, found: Mapping[str, Clusters]) -> CompressionReport:
+    def with_clusters(self, found: Mapping[str, Palette]) -> CompressionReport:
         """The same table with other clusters after refinement, by the layers' names."""
         rows = tuple(row.with_clusters(found[row.name]) for row in self.layers)
         return replace(self, layers=rows)
@@ -354,7 +354,7 @@ class CompressionReport:
         return text.getvalue()
 
 
-def _wells(clusters: Clusters, width: float) -> int:
+def _wells(clusters: Palette, width: float) -> int:
     """How many wells of this width, side by side, cover the values of each segment; their sum."""
     ends = clusters.codebook_sizes.cumsum(0)
     values = clusters.codebook.double().cpu()

@@ -45,14 +45,14 @@ class KeptZeros:
         padding = {id(weight): row for weight, row in padding_rows(model)}
         masks = {}
         for name, parameter in parameters.items():
-            zero = parameter.detach() == 0
-            if sparsity == "auto" and int(zero.sum()) < MIN_SHARE * zero.numel():
-                rows = torch.zeros_like(zero)
-                if id(parameter) in padding:
-                    rows[padding[id(parameter)]] = True
-                zero &= rows
-            if zero.any():
-                masks[name] = zero
+            weights = parameter.detach()
+            zeros = weights.numel() - int(weights.count_nonzero())
+            if not zeros:
+                continue
+            every = sparsity == "keep" or zeros >= MIN_SHARE * weights.numel()
+            mask = weights == 0 if every else _zero_row(weights, padding.get(id(parameter)))
+            if mask is not None:
+                masks[name] = mask
         return cls(masks)
 
     @torch.no_grad()
@@ -78,7 +78,22 @@ class KeptZeros:
             return parameter.detach()
         return parameter.detach().masked_fill(self.masks[name].to(parameter.device), 0)
 
+    @torch.no_grad()
+    def restore(self, name: str, parameter: nn.Parameter) -> None:
+        """Set the zeros of a layer that have moved to 0 again, in place."""
+        if self.moved(name, parameter):
+            parameter.masked_fill_(self.masks[name].to(parameter.device), 0)
+
     def note(self, name: str) -> str:
         """How many zeros of a layer are kept; empty if none are."""
         mask = self.masks.get(name)
         return "" if mask is None else f"{int(mask.sum()):,} zeros kept"
+
+
+def _zero_row(weights: Tensor, row: int | None) -> Tensor | None:
+    """A mask of the zeros in a padding row; None if there are none."""
+    if row is None or bool(weights[row].all()):
+        return None
+    mask = torch.zeros_like(weights, dtype=torch.bool)
+    mask[row] = weights[row] == 0
+    return mask

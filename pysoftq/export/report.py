@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from pysoftq.clusters.values import unique
+from pysoftq.clusters.values import count_values
 from pysoftq.export.codes import Codes, Weight
 
 Form = Literal["codebook", "codebook per channel", "dense", "absent"]
@@ -106,4 +106,4 @@ def dense_row(weight: Weight, reason: str, form: Form = "dense") -> ExportedTens
 
 
 def _distinct(weight: Weight) -> int:
-    return unique(weight.tensor).K
+    return count_values(weight.tensor)

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from pysoftq.interaction.scales import Segments
+from pysoftq.interaction.segments import segment_bounds
+from pysoftq.interaction.weights import HostWeights
 
 MAX_ALPHA = 10  # beyond that, h_l is 0 or inf for layers of any size
 
@@ -51,23 +53,25 @@ class CoupledLayer:
         """Measure a layer; None if no segment of it can be coupled.
 
         Raises:
-            ValueError: weights are not finite (the message gives their count), or on the meta
-                device; the layer is named.
+            ValueError: weights are not finite (the message gives their count), on the meta device
+                or too many; the layer is named.
         """
         if parameter.is_meta:
             raise ValueError(f"layer '{name}' is on the meta device; load its weights first")
-        weights = parameter.detach().cpu().double()
-        size = weights.numel()
-        bad = int((~torch.isfinite(weights)).sum())
+        try:
+            weights = HostWeights(parameter, segment_bounds(parameter.shape, granularity))
+        except ValueError as error:
+            raise ValueError(f"layer '{name}': {error}") from None
+        size, bad = weights.size, weights.nonfinite
         if bad:
             raise ValueError(f"layer '{name}': {bad} of {size} weights are not finite (NaN or inf)")
         h, w, alpha = scales.h, scales.w, scales.alpha
         if granularity != "layer":
-            segments = Segments.measure(weights, granularity, h, w, alpha)
+            segments = Segments.measure(weights, h, w, alpha)
             return cls._of_segments(name, parameter, segments) if len(segments.number) else None
-        if size < 2 or weights.min() == weights.max():
+        sigma = float(weights.spreads())
+        if sigma == 0:
             return None
-        sigma = float(weights.std(correction=0))
         return cls(name, size, sigma, w * sigma, h * size**-alpha, parameter)
 
     @classmethod

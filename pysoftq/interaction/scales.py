@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from pysoftq.interaction.segments import segment_bounds, segment_ids
+from pysoftq.interaction.segments import segment_bounds
+from pysoftq.interaction.weights import HostWeights
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,10 +40,9 @@ class Segments:
     FIELDS: ClassVar = ("number", "sigma", "width", "strength")
 
     @classmethod
-    def measure(cls, theta: Tensor, granularity: str, h: float, w: float, alpha: float) -> Segments:
-        """Of finite weights."""
-        bounds = segment_bounds(theta.shape, granularity)
-        sigma = _spreads(theta, bounds)
+    def measure(cls, weights: HostWeights, h: float, w: float, alpha: float) -> Segments:
+        """Of finite weights, divided into the segments."""
+        bounds, sigma = weights.bounds, weights.spreads()
         number = sigma.nonzero().flatten()
         size = bounds.diff()[number]
         sigma = sigma[number]
@@ -85,20 +85,3 @@ class Segments:
         if not fits:
             raise ValueError(f"no record of {total} segments of a tensor of shape {tuple(shape)}")
         return cls(total, number, bounds[number], bounds.diff()[number], *values[1:])
-
-
-def _spreads(theta: Tensor, bounds: Tensor) -> Tensor:
-    """Population standard deviation of each segment, float64 (G,); exactly 0 for equal weights."""
-    x = theta.detach().cpu().double().reshape(-1)
-    ids, sizes = segment_ids(bounds), bounds.diff()
-    low, high = (
-        torch.zeros(len(sizes), dtype=torch.float64).scatter_reduce_(
-            0, ids, x, reduce, include_self=False
-        )
-        for reduce in ("amin", "amax")
-    )
-    # About the first of the weights, so that no mean outgrows them.
-    d = x - x[bounds[:-1]][ids]
-    mean = torch.zeros_like(low).index_add_(0, ids, d) / sizes
-    variance = torch.zeros_like(low).index_add_(0, ids, (d - mean[ids]) ** 2) / sizes
-    return torch.where(low < high, variance.sqrt(), 0)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pysoftq.artifact import distinct as module
 from pysoftq.artifact import inspect_compressed, load_compressed, read, save_compressed
 from pysoftq.artifact.distinct import distinct
+from pysoftq.clusters import values
 from pysoftq.clusters.values import total_order, unique
 from pysoftq.interaction.segments import segment_bounds
 
@@ -26,10 +27,17 @@ VALUES = torch.tensor([-2.0, -1.0, -0.0, 0.0, 0.5, 1.0, 3e4, 6e-5], dtype=torch.
     whole=st.sampled_from(["layer", "channel", ""]),
     dtype=st.sampled_from(DTYPES),
     chunk=st.sampled_from([1, 3, 8, 1000]),
+    most=st.sampled_from([1, 2**16]),
     seed=st.integers(0, 2**32),
 )
 def test_chunks_give_the_values_of_the_whole(
-    shape: list[int], group: int, whole: str, dtype: torch.dtype, chunk: int, seed: int
+    shape: list[int],
+    group: int,
+    whole: str,
+    dtype: torch.dtype,
+    chunk: int,
+    most: int,
+    seed: int,
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     theta = VALUES[torch.randint(len(VALUES), shape, generator=generator)].to(dtype)
@@ -37,6 +45,7 @@ def test_chunks_give_the_values_of_the_whole(
     expected = unique(theta, bounds)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "CHUNK", chunk)
+        patch.setattr(values, "MOST_VALUES", most)
         found = distinct(theta, bounds)
     if found is None:  # codebooks as large as the weights, or with indices as large
         bits = (len(expected.codebook) - 1) * max(len(expected.codebook), 1).bit_length()
@@ -52,8 +61,8 @@ def test_indices_take_few_bytes() -> None:
     theta = torch.arange(2.0).repeat(100, 300)
     for granularity, dtype in (
         ("group:200", torch.uint8),
-        ("channel", torch.int16),
-        ("layer", torch.int32),
+        ("channel", torch.uint8),
+        ("layer", torch.uint8),
     ):
         found = distinct(theta, segment_bounds(theta.shape, granularity))
         assert found is not None

@@ -63,7 +63,7 @@ def test_no_other_cluster_is_cheaper(
     generator = torch.Generator().manual_seed(seed)
     indices = torch.randint(len(values), (len(weights),), generator=generator)
     counts = torch.bincount(indices, minlength=len(values))
-    clusters = Clusters(torch.tensor(values), indices, counts)
+    clusters = Clusters.of(torch.tensor(values), indices, counts)
     check(clusters, torch.tensor(weights), torch.tensor(values), rd_weight)
 
 
@@ -95,7 +95,9 @@ def test_without_an_rd_weight_it_is_the_nearest_and_clusters_stay_as_they_were()
 def test_an_expensive_cluster_is_given_up_and_empty_ones_cost_no_infinity() -> None:
     ends = lower_envelope(torch.tensor([[-1.0, 0.0, 1.0]]), torch.tensor([[0.0, 9.0, 0.0]]))
     assert ends.tolist() == [[0.0, 0.0]]  # the middle one is the least nowhere
-    clusters = Clusters(torch.tensor([-1.0, 1.0]), torch.tensor([0, 0, 0, 0]), torch.tensor([4, 0]))
+    clusters = Clusters.of(
+        torch.tensor([-1.0, 1.0]), torch.tensor([0, 0, 0, 0]), torch.tensor([4, 0])
+    )
     weights = torch.tensor([-1.0, -0.5, 0.9, 1.0])
     found = Assignment(clusters, weights.device)(weights, clusters.codebook, clusters.indices, 0.1)
     assert found.tolist() == [0, 0, 1, 1]

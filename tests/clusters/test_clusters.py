@@ -31,7 +31,7 @@ def clusterings(draw: st.DrawFn) -> Clusters:
     counts = [draw(st.integers(1, 15)) for _ in values]
     order = [k for k, count in enumerate(counts) for _ in range(count)]
     order = draw(st.permutations(order)) if len(order) < 40 else order[::-1]
-    return Clusters(
+    return Clusters.of(
         torch.tensor([0.25 * value for value in values]),
         torch.tensor(order, dtype=torch.int64),
         torch.tensor(counts, dtype=torch.int64),
@@ -78,6 +78,7 @@ def test_identify_against_brute_force(values: list[float], bits: int, dtype: tor
     theta = torch.tensor(values, dtype=dtype)
     clusters = identify(theta, bits)
     groups = brute_identify(theta, bits)
+    unit = float(theta.double().abs().max()) if values else 0.0
     check_consistent(clusters)
     assert clusters.size == len(values)
     assert clusters.K == len(groups) <= 2**bits
@@ -87,7 +88,7 @@ def test_identify_against_brute_force(values: list[float], bits: int, dtype: tor
         exact = sum(Fraction(theta[i].item()) for i in members) / len(members)
         rounded = torch.tensor(float(exact), dtype=torch.float64).to(dtype)
         largest = float(theta[members].abs().max())
-        tolerance = (torch.finfo(dtype).eps + 1e-14) * largest
+        tolerance = (torch.finfo(dtype).eps + 1e-14) * largest + 2**-50 * unit
         assert abs(float(clusters.codebook[k]) - float(rounded)) <= tolerance
 
 
@@ -278,9 +279,10 @@ def test_distinct_values_of_segments(values: list[float], granularity: str) -> N
     assert clusters.bits == pytest.approx(sum(weighted) / theta.numel())
     weighted = [part.size * part.entropy_bits for part in parts]
     assert clusters.entropy_bits == pytest.approx(sum(weighted) / theta.numel(), abs=1e-12)
-    again = join(parts, bounds)
-    for field in ("codebook", "indices", "counts", "bounds"):
-        assert torch.equal(getattr(again, field), getattr(clusters, field))
+    indexed = Clusters.of(clusters.codebook, clusters.indices, clusters.counts, bounds)
+    for again in (join(parts, bounds), indexed):
+        for field in ("codebook", "codes", "counts", "bounds"):
+            assert torch.equal(getattr(again, field), getattr(clusters, field))
 
 
 def test_values_of_a_clustered_layer_are_divided_without_another_search() -> None:

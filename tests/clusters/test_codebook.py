@@ -76,7 +76,9 @@ def test_values_that_cross_are_sorted_and_equal_ones_merged() -> None:
     model = nn.Linear(4, 1)
     codebook = torch.tensor([-1.0, 0.0, 1.0])
     indices = torch.tensor([0, 1, 2, 2])
-    codebooks = Codebooks(model, {"weight": Clusters(codebook, indices, torch.tensor([1, 1, 2]))})
+    codebooks = Codebooks(
+        model, {"weight": Clusters.of(codebook, indices, torch.tensor([1, 1, 2]))}
+    )
     codebooks.values["weight"].data = torch.tensor([2.0, -0.0, 0.5])
     found = codebooks.clusters()["weight"]
     assert found.codebook.tolist() == [0.0, 0.5, 2.0]

@@ -26,7 +26,7 @@ def clusters_of(values: list[float], counts: list[int]) -> Clusters:
     indices = torch.repeat_interleave(torch.arange(len(values)), torch.tensor(counts))
     order = torch.randperm(indices.numel(), generator=torch.Generator().manual_seed(0))
     codebook = torch.tensor(values, dtype=torch.float64)
-    return Clusters(codebook, indices[order], torch.tensor(counts))
+    return Clusters.of(codebook, indices[order], torch.tensor(counts))
 
 
 def cost(before: Clusters, after: Clusters, rd_weight: float, rate: Rate) -> float:
@@ -45,7 +45,7 @@ def every_merging(found: Clusters) -> list[Clusters]:
             indices = run[found.indices]
             counts = torch.bincount(indices)
             means = torch.bincount(indices, found.weights().double()) / counts
-            results.append(Clusters(means, indices, counts))
+            results.append(Clusters.of(means, indices, counts))
     return results
 
 

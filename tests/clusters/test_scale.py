@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from itertools import combinations
 
 import pytest
@@ -85,7 +84,7 @@ def pinned_clusters(values: list[int], counts: list[int]) -> Clusters:
     codebook = torch.tensor(sorted({0, *values}), dtype=torch.float64)
     numbers = torch.tensor((counts * len(codebook))[: len(codebook)])
     indices = torch.arange(len(codebook)).repeat_interleave(numbers)
-    return Clusters(codebook, indices, numbers, zeros=True)
+    return Clusters.of(codebook, indices, numbers, zeros=True)
 
 
 @pytest.mark.parametrize("rate", ["levels", "entropy"])
@@ -114,14 +113,14 @@ def test_no_merging_with_a_pinned_zero_is_cheaper(
             numbers = torch.bincount(indices)
             means = torch.bincount(indices, before.weights()) / numbers
             means[run[zero]] = 0.0
-            costs.append(cost(replace(before, codebook=means, indices=indices, counts=numbers)))
+            costs.append(cost(Clusters.of(means, indices, numbers, zeros=True)))
     after = merge(before, rd_weight, rate)
     assert not after.weights()[before.indices == zero].any()
     assert cost(after) == pytest.approx(min(costs), rel=1e-9, abs=1e-9)
 
 
 def test_refinement_by_count_joins_no_cluster_to_the_zeros():
-    clusters = Clusters(
+    clusters = Clusters.of(
         torch.tensor([-2.0, -0.1, 0.0, 0.1, 3.0]),
         torch.arange(5).repeat_interleave(torch.tensor([20, 2, 3, 2, 20])),
         torch.tensor([20, 2, 3, 2, 20]),

@@ -23,6 +23,7 @@ from pysoftq.interaction.layers import CoupledLayer
 from pysoftq.interaction.scales import Segments
 from pysoftq.interaction.segment_table import segment_bins
 from pysoftq.interaction.segments import segment_bounds
+from pysoftq.interaction.weights import HostWeights
 
 GRANULARITIES = ["channel", "group:7", "group:64"]
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
@@ -40,7 +41,8 @@ def weights(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> T
 
 
 def layer_of(theta: Tensor, granularity: str, name: str = "layer") -> CoupledLayer:
-    segments = Segments.measure(theta, granularity, h=0.3, w=0.5, alpha=0.66)
+    measured = HostWeights(theta, segment_bounds(theta.shape, granularity))
+    segments = Segments.measure(measured, h=0.3, w=0.5, alpha=0.66)
     return CoupledLayer(name, theta.numel(), 0.0, 0.0, 0.0, nn.Parameter(theta), segments)
 
 

@@ -16,6 +16,8 @@ from pysoftq.interaction.backends import core, plain
 from pysoftq.interaction.layers import CoupledLayer
 from pysoftq.interaction.scales import Segments
 from pysoftq.interaction.segment_table import segment_bins
+from pysoftq.interaction.segments import segment_bounds
+from pysoftq.interaction.weights import HostWeights
 
 BINS = 2**10
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
@@ -24,7 +26,8 @@ VALUES = st.sampled_from([0.0, -0.0, 1.0, -1.0, 1.5, 0.25, 3e4, -2e4, 1e-36, 3e-
 
 
 def layer(theta: Tensor, granularity: str, width: float = 0.5) -> CoupledLayer:
-    segments = Segments.measure(theta, granularity, h=0.3, w=width, alpha=0.66)
+    weights = HostWeights(theta, segment_bounds(theta.shape, granularity))
+    segments = Segments.measure(weights, h=0.3, w=width, alpha=0.66)
     return CoupledLayer("layer", theta.numel(), 1.0, width, 0.7, nn.Parameter(theta), segments)
 
 
@@ -96,6 +99,17 @@ def test_whole_layers_large_and_small(device: Any) -> None:
     found = device.backend.Coupling(coupled, range(4), BINS, False).energies(there)
     expected = [0.1 * i * mean_field_energy(x, 0.4, BINS) for i, x in enumerate(thetas)]
     assert found == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("size", [2, 3, 128, 2**16 - 1, 2**16])
+@pytest.mark.parametrize("bins", [1, 2**8, 2**14])
+@pytest.mark.parametrize("width", [1e-3, 0.5, 100.0])
+def test_small_layers_have_the_energy_of_their_density(size: int, bins: int, width: float) -> None:
+    theta = torch.randn(size, generator=torch.Generator().manual_seed(size))
+    theta[: size // 2] = theta[0]
+    coupled = CoupledLayer("layer", size, 1.0, width, 1.0, nn.Parameter(theta))
+    found = core.Coupling([coupled], [0], bins, False).energies([theta])
+    assert found == [mean_field_energy(theta, width, bins)]
 
 
 def test_wide_layers_do_not_overflow() -> None:

@@ -21,12 +21,18 @@ struct Extent {
 template <class T>
 struct WeightKernels {
   Extent<T> (*extent)(const T* theta, std::size_t size);
+  // Sums of (theta[i] - centre) * scale, which are in [-1, 1], and of their squares, in units of
+  // 2^-50 to which each term is rounded; of 2^12 weights at most.
+  void (*power_sums)(const T* theta, std::size_t size, double centre, double scale,
+                     std::int64_t* first, std::int64_t* second);
   // slot[i] = the bin of theta[i], to be counted one by one. What need not be, goes to the slots
   // beyond the last bin: weights outside the sample (theta[0] is weight `first` of the layer), and
   // those in the bin `crowded`, of which the number is returned.
   std::uint32_t (*slots)(const T* theta, std::size_t size, const Binning<T>& binning,
                          const Sample& sample, std::uint64_t first, std::int32_t crowded,
                          std::int32_t* slot);
+  // out[i] = theta[i] * scale, rounded to an integer; below 2^51.
+  void (*fixed)(const T* theta, std::size_t size, double scale, std::int64_t* out);
   // The window of each weight: a weight v is inside, own[i] - v < width and v - own[i] < width in
   // double, if first[i] <= v < behind[i]. NaN where a guess and its neighbours do not tell;
   // returns whether there are such.

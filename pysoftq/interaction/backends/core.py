@@ -28,10 +28,11 @@ class Coupling:
         self, layers: Sequence[CoupledLayer], indices: Sequence[int], bins: int, fft: bool
     ) -> None:
         from pysoftq.interaction.segment_table import SegmentTable
+        from pysoftq.interaction.weights import scalar_of
 
         self._table = table = SegmentTable.of(layers, bins)
         self._core = _core.Coupling(
-            [_scalar(layer) for layer in layers],
+            [scalar_of(layer.parameter.dtype) for layer in layers],
             list(indices),
             table.layer.tolist(),
             table.begin.tolist(),
@@ -79,9 +80,3 @@ class Coupling:
 
     def check(self) -> None:
         """Do nothing: each step has checked itself."""
-
-
-def _scalar(layer: CoupledLayer) -> _core.Scalar:
-    """The name of the scalar type is the same in torch and in the core."""
-    scalar: _core.Scalar = getattr(_core.Scalar, str(layer.parameter.dtype).removeprefix("torch."))
-    return scalar

@@ -1,0 +1,42 @@
+// The occupied bins of each segment of a layer: their weights' number and mean, and which weight is
+// in which.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "softq/segments.h"
+
+namespace softq {
+
+// 2^20 bins of each segment at most. With `signs`, weights below 0, exactly 0 and above 0 of the
+// same bin are apart.
+struct Bins {
+  std::int32_t number;
+  bool signs;
+};
+
+// Occupied bins of all segments, one behind the other and ascending in each.
+struct Places {
+  std::vector<std::int64_t> sizes;  // of each segment, how many are occupied
+  std::vector<std::int32_t> slot;   // number of the bin, or 3 times that + 1 + sign
+};
+
+struct Occupied : Places {
+  std::vector<std::int64_t> count;  // of the weights
+  // Their mean, computed from sums of integers: it depends on no order. Weights are rounded to
+  // multiples of 2^-49 of the largest one; of float32, those above 2^-26 of it need not be.
+  std::vector<double> mean;
+};
+
+// A weight's bin is that of Binning::index() over the range of its segment, whose ends may be any
+// finite numbers: the arithmetic is that of numbers scaled by a power of two.
+Occupied occupied_bins(const Segmented& layer, const Ranges& ranges, const Bins& bins);
+
+// out[i] = the entry of `table` for the bin of weight i. There is an entry, of 1, 2, 4 or 8 bytes,
+// for each occupied bin. `out` may be the weights themselves. The call cannot be interrupted.
+void look_up_bins(const Segmented& layer, const Ranges& ranges, const Bins& bins,
+                  const Places& places, const void* table, std::size_t itemsize, void* out);
+
+}  // namespace softq

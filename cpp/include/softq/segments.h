@@ -1,0 +1,41 @@
+// Measures of the segments of a layer, for all dtypes: range and standard deviation.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "softq/scalar.h"
+
+namespace softq {
+
+// A contiguous layer: segment s has the weights edges[s] … edges[s + 1] - 1. At least one edge.
+struct Segmented {
+  const void* theta;
+  Scalar scalar;
+  std::vector<std::int64_t> edges;
+
+  std::size_t segments() const { return edges.size() - 1; }
+  std::size_t size() const { return static_cast<std::size_t>(edges.back()); }
+  std::size_t size(std::size_t segment) const {
+    return static_cast<std::size_t>(edges[segment + 1] - edges[segment]);
+  }
+};
+
+// Smallest and largest weight of each segment, 0 of an empty one; they mean nothing unless
+// `nonfinite`, the number of weights that are NaN or inf, is 0.
+struct Ranges {
+  std::vector<double> low, high;
+  std::uint64_t nonfinite = 0;
+};
+
+// Throws std::invalid_argument for a segment with too many weights (checks.h).
+Ranges ranges(const Segmented& layer);
+
+// Population standard deviation of each segment of finite weights; exactly 0 where all are equal.
+// The sums of the weights and of their squares are those of integers: with R half the range, a
+// weight and its square are rounded to multiples of 2^-49 R and 2^-48 R^2 at most. So they depend
+// on no order, and the result neither on threads nor on instructions.
+std::vector<double> spreads(const Segmented& layer, const Ranges& ranges);
+
+}  // namespace softq

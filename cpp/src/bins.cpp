@@ -1,0 +1,254 @@
+#include "softq/bins.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <iterator>
+#include <mutex>
+#include <numeric>
+
+#include "each_segment.h"
+#include "schedule.h"
+#include "scratch.h"
+#include "slots.h"
+#include "softq/binning.h"
+#include "softq/kernels.h"
+#include "softq/threads.h"
+#include "wide.h"
+
+namespace softq {
+namespace {
+
+// Any range of finite numbers: what would overflow or underflow is scaled by a power of two, which
+// changes no rounding.
+template <class T>
+Binning<T> binning_of(double low, double high, std::int32_t bins) {
+  constexpr T wide = static_cast<T>(sizeof(T) == 4 ? 0x1p112 : 0x1p1008);
+  constexpr T narrow = static_cast<T>(sizeof(T) == 4 ? 0x1p-62 : 0x1p-894);
+  Binning<T> found;
+  found.bins = bins;
+  if (!(low < high)) return found;
+  const T range = static_cast<T>(high) - static_cast<T>(low);
+  if (!(range < wide)) found.factor = static_cast<T>(0x1p-24);
+  if (range < narrow) found.factor = Binning<T>::narrow_factor;
+  found.low = static_cast<T>(low) * found.factor;
+  const T scaled = static_cast<T>(high) * found.factor - found.low;
+  found.inverse = static_cast<T>(bins) / scaled;
+  found.spacing = static_cast<double>(scaled) / bins;
+  return found;
+}
+
+// The exponent of the unit in which the weights are added up: the largest is below 2^fraction_bits
+// units. The float32 ones above 2^-26 of that, and those of fewer bits above less, are whole.
+int grid_of(double low, double high, double factor) {
+  const double largest = std::max(std::fabs(low), std::fabs(high)) * factor;
+  return largest > 0 ? std::max(std::ilogb(largest) + 1 - fraction_bits, -1023) : 0;
+}
+
+template <class T>
+struct Bin {
+  Wide sum;  // of the weights, in units of the grid
+  T low, high;
+  std::uint32_t count;
+
+  void add(T x, std::int64_t fixed) {
+    sum += fixed;
+    low = x < low ? x : low;
+    high = x > high ? x : high;
+  }
+
+  void add(const Bin& other) {
+    low = other.low < low ? other.low : low;
+    high = other.high > high ? other.high : high;
+    sum += other.sum;
+    count += other.count;
+  }
+};
+
+// One bin for each slot; all counts are 0 between two uses, whatever is thrown.
+template <class T>
+struct Table {
+  Scratch<Bin<T>> scratch;
+  Bin<T>* bins = nullptr;
+  std::vector<std::int32_t> touched;
+  std::vector<std::int64_t> fixed;  // the weights of a block, in units of the grid
+  int grid = 0;                     // its exponent
+
+  // For so many slots, of which so many are touched at most.
+  void reserve(std::size_t slots, std::size_t most, int unit) {
+    grid = unit;
+    bins = scratch.reserve(slots);
+    touched.reserve(std::min(slots, most));
+    fixed.resize(block_length);
+  }
+
+  void touch(Bin<T>& bin, std::int32_t slot, T x) {
+    bin = {0, x, x, 0};
+    touched.push_back(slot);
+  }
+};
+
+std::size_t slots_of(const Bins& bins) {
+  return static_cast<std::size_t>(bins.number) * (bins.signs ? 3 : 1);
+}
+
+template <class T>
+void split_by_sign(const T* block, std::size_t size, std::int32_t* slot) {
+  for (std::size_t i = 0; i < size; ++i) {
+    slot[i] = 3 * slot[i] + 1 + (block[i] > 0 ? 1 : 0) - (block[i] < 0 ? 1 : 0);
+  }
+}
+
+template <class T, class Storage>
+void fill(const Storage* theta, std::size_t begin, std::size_t end, const Binning<T>& binning,
+          const Bins& bins, Table<T>& table) {
+  const auto& set = kernels().weights<T>();
+  const double scale = std::ldexp(1.0, -table.grid);
+  const auto add = [&](const T* block, std::int32_t* slot, std::size_t size, std::size_t) {
+    set.fixed(block, size, scale, table.fixed.data());
+    if (bins.signs) split_by_sign(block, size, slot);
+    for (std::size_t i = 0; i < size; ++i) {
+      Bin<T>& bin = table.bins[slot[i]];
+      if (bin.count == 0) table.touch(bin, slot[i], block[i]);
+      bin.add(block[i], table.fixed[i]);
+      ++bin.count;
+    }
+  };
+  for_slots<T>(theta, begin, end, binning, add);
+}
+
+// Empties `part` into `whole`.
+template <class T>
+void merge(Table<T>& part, Table<T>& whole) {
+  for (const std::int32_t slot : part.touched) {
+    Bin<T>& from = part.bins[slot];
+    Bin<T>& to = whole.bins[slot];
+    if (to.count == 0) whole.touch(to, slot, from.low);
+    to.add(from);
+    from.count = 0;
+  }
+  part.touched.clear();
+}
+
+// The occupied bins of one segment; the table is empty again.
+template <class T>
+Occupied take(Table<T>& table, const Binning<T>& binning) {
+  Occupied found;
+  found.slot.reserve(table.touched.size());
+  found.count.reserve(table.touched.size());
+  found.mean.reserve(table.touched.size());
+  std::sort(table.touched.begin(), table.touched.end());
+  for (const std::int32_t slot : table.touched) {
+    Bin<T>& bin = table.bins[slot];
+    const double mean = std::ldexp(static_cast<double>(bin.sum) / bin.count, table.grid);
+    const double inside =
+        std::clamp(mean, static_cast<double>(bin.low), static_cast<double>(bin.high));
+    found.slot.push_back(slot);
+    found.count.push_back(bin.count);
+    found.mean.push_back(inside / static_cast<double>(binning.factor) + 0.0);  // -0 becomes 0
+    bin.count = 0;
+  }
+  table.touched.clear();
+  return found;
+}
+
+template <class T, class Storage>
+Occupied bin_segment(const Storage* theta, std::size_t size, const Binning<T>& binning,
+                     const Bins& bins, int grid) {
+  thread_local Table<T> table;
+  if (size <= chunk_length) {
+    table.reserve(slots_of(bins), size, grid);
+    fill(theta, 0, size, binning, bins, table);
+    return take(table, binning);
+  }
+  // Long enough for the counting to outweigh the merging.
+  const std::size_t length = std::max(chunk_length, 16 * slots_of(bins));
+  Table<T> whole;
+  whole.reserve(slots_of(bins), size, grid);
+  std::mutex merging;
+  parallel_chunks(size, length, [&](std::size_t, std::size_t begin, std::size_t end) {
+    table.reserve(slots_of(bins), end - begin, grid);
+    fill(theta, begin, end, binning, bins, table);
+    const std::lock_guard lock(merging);
+    merge(table, whole);
+  });
+  return take(whole, binning);
+}
+
+template <class Item, class T, class Storage>
+void look_up(const Storage* theta, std::size_t size, const Binning<T>& binning, const Bins& bins,
+             std::size_t occupied, const std::int32_t* slots, const Item* table, std::byte* out) {
+  thread_local Scratch<Item> scratch;
+  Item* entries = scratch.reserve(slots_of(bins));
+  for (std::size_t k = 0; k < occupied; ++k) entries[slots[k]] = table[k];
+  const Item* shared = entries;  // with the threads that share in a large segment
+  const auto write = [&](const T* block, std::int32_t* slot, std::size_t count, std::size_t first) {
+    if (bins.signs) split_by_sign(block, count, slot);
+    // Bytes: the weights that are read may lie in the same place.
+    std::byte* to = out + first * sizeof(Item);
+    for (std::size_t i = 0; i < count; ++i) {
+      std::memcpy(to + i * sizeof(Item), &shared[slot[i]], sizeof(Item));
+    }
+  };
+  if (size <= chunk_length) return for_slots<T>(theta, 0, size, binning, write);
+  parallel_chunks(size, chunk_length, [&](std::size_t, std::size_t begin, std::size_t end) {
+    for_slots<T>(theta, begin, end, binning, write);
+  });
+}
+
+// Calls body(Item{}) with the integer of so many bytes.
+template <class Body>
+void with_item(std::size_t itemsize, const Body& body) {
+  switch (itemsize) {
+    case 1:
+      return body(std::uint8_t{});
+    case 2:
+      return body(std::uint16_t{});
+    case 4:
+      return body(std::uint32_t{});
+    default:
+      return body(std::uint64_t{});
+  }
+}
+
+template <class T>
+void append(std::vector<T>& all, const std::vector<T>& more) {
+  all.insert(all.end(), more.begin(), more.end());
+}
+
+}  // namespace
+
+Occupied occupied_bins(const Segmented& layer, const Ranges& ranges, const Bins& bins) {
+  std::vector<Occupied> found(layer.segments());
+  for_segments(layer, [&]<class Storage, class T>(std::size_t s, const Storage* theta, T) {
+    const auto binning = binning_of<T>(ranges.low[s], ranges.high[s], bins.number);
+    const int grid = grid_of(ranges.low[s], ranges.high[s], static_cast<double>(binning.factor));
+    found[s] = bin_segment(theta, layer.size(s), binning, bins, grid);
+  });
+  Occupied all;
+  for (const Occupied& own : found) {
+    all.sizes.push_back(static_cast<std::int64_t>(own.slot.size()));
+    append(all.slot, own.slot);
+    append(all.count, own.count);
+    append(all.mean, own.mean);
+  }
+  return all;
+}
+
+void look_up_bins(const Segmented& layer, const Ranges& ranges, const Bins& bins,
+                  const Places& places, const void* table, std::size_t itemsize, void* out) {
+  const Uninterruptible writing;
+  std::vector<std::size_t> first;  // of the places of each segment
+  std::exclusive_scan(places.sizes.begin(), places.sizes.end(), std::back_inserter(first),
+                      std::size_t{0});
+  with_item(itemsize, [&]<class Item>(Item) {
+    for_segments(layer, [&]<class Storage, class T>(std::size_t s, const Storage* theta, T) {
+      const auto binning = binning_of<T>(ranges.low[s], ranges.high[s], bins.number);
+      look_up(theta, layer.size(s), binning, bins, static_cast<std::size_t>(places.sizes[s]),
+              places.slot.data() + first[s], static_cast<const Item*>(table) + first[s],
+              static_cast<std::byte*>(out) + layer.edges[s] * sizeof(Item));
+    });
+  });
+}
+
+}  // namespace softq

@@ -1,0 +1,217 @@
+#include "softq/distinct.h"
+
+#include <algorithm>
+#include <atomic>
+#include <bit>
+#include <limits>
+#include <mutex>
+#include <numeric>
+#include <stdexcept>
+#include <type_traits>
+
+#include "each_segment.h"
+#include "schedule.h"
+#include "softq/sampling.h"
+#include "softq/threads.h"
+
+namespace softq {
+namespace {
+
+template <std::size_t bytes>
+using BitsOf = std::conditional_t<bytes == 2, std::uint16_t,
+                                  std::conditional_t<bytes == 4, std::uint32_t, std::uint64_t>>;
+
+// Orders as the values do: all bits of negative ones but the sign are flipped.
+template <class Bits>
+auto ordered(Bits bits) {
+  using Signed = std::make_signed_t<Bits>;
+  const auto value = static_cast<Signed>(bits);
+  constexpr auto magnitude = std::numeric_limits<Signed>::max();
+  return static_cast<Signed>(value < 0 ? value ^ magnitude : value);
+}
+
+template <class Bits>
+void sort_values(std::vector<Bits>& values) {
+  std::sort(values.begin(), values.end(), [](Bits a, Bits b) { return ordered(a) < ordered(b); });
+}
+
+// From values to their numbers, in the order of insertion: a hash table with linear probing, at
+// most a quarter full, so that most look-ups end at the first place.
+template <class Bits>
+class Numbers {
+ public:
+  Numbers() { resize(8); }
+
+  const std::vector<Bits>& values() const { return values_; }
+
+  // The number of a value; none if it has not been inserted.
+  std::int32_t find(Bits value) const {
+    for (std::size_t place = home(value);; place = (place + 1) & mask_) {
+      const Place& found = places_[place];
+      if (found.value == value || found.number == none) return found.number;
+    }
+  }
+
+  void insert(Bits value) {
+    std::size_t place = home(value);
+    for (; places_[place].number != none; place = (place + 1) & mask_) {
+      if (places_[place].value == value) return;
+    }
+    if (4 * (values_.size() + 1) > places_.size()) {
+      resize(std::countr_zero(places_.size()) + 1);
+      return insert(value);
+    }
+    values_.push_back(value);
+    places_[place] = {value, static_cast<std::int32_t>(values_.size() - 1)};
+  }
+
+  static constexpr std::int32_t none = -1;
+
+ private:
+  struct Place {
+    Bits value;
+    std::int32_t number;
+  };
+
+  std::size_t home(Bits value) const {
+    return static_cast<std::size_t>((value * golden_ratio) >> shift_);
+  }
+
+  void resize(int log_size) {
+    std::vector<Place> places(std::size_t{1} << log_size, Place{0, none});
+    places_.swap(places);
+    shift_ = 64 - log_size;
+    mask_ = places_.size() - 1;
+    for (std::size_t number = 0; number < values_.size(); ++number) {
+      std::size_t place = home(values_[number]);
+      while (places_[place].number != none) place = (place + 1) & mask_;
+      places_[place] = {values_[number], static_cast<std::int32_t>(number)};
+    }
+  }
+
+  std::vector<Place> places_;
+  std::vector<Bits> values_;
+  int shift_ = 0;
+  std::size_t mask_ = 0;
+};
+
+// Inserts the values of [begin, end); false once there are more than `most`.
+template <class Bits>
+bool collect(const Bits* theta, std::size_t begin, std::size_t end, std::size_t most,
+             Numbers<Bits>& numbers) {
+  constexpr std::size_t block = 4096;
+  for (; begin < end; begin += block) {
+    const std::size_t stop = std::min(begin + block, end);
+    for (std::size_t i = begin; i < stop; ++i) {
+      if (numbers.find(theta[i]) == Numbers<Bits>::none) numbers.insert(theta[i]);
+    }
+    if (numbers.values().size() > most) return false;
+  }
+  return true;
+}
+
+// The values of one segment in order; more than `most`, but not all, if there are more.
+template <class Bits>
+std::vector<Bits> values_of(const Bits* theta, std::size_t size, std::size_t most) {
+  Numbers<Bits> whole;
+  if (size <= chunk_length) {
+    collect(theta, 0, size, most, whole);
+  } else {
+    // Long enough for the look-ups to outweigh the merging.
+    const std::size_t share = size / (4 * static_cast<std::size_t>(num_threads()));
+    std::mutex merging;
+    std::atomic<bool> fits{true};
+    parallel_chunks(size, std::max(chunk_length, share),
+                    [&](std::size_t, std::size_t begin, std::size_t end) {
+                      if (!fits) return;
+                      Numbers<Bits> part;
+                      if (!collect(theta, begin, end, most, part)) fits = false;
+                      const std::lock_guard lock(merging);
+                      for (const Bits value : part.values()) whole.insert(value);
+                      if (whole.values().size() > most) fits = false;
+                    });
+  }
+  std::vector<Bits> values = whole.values();
+  sort_values(values);
+  return values;
+}
+
+template <class Bits, class Code>
+void index_segment(const Bits* theta, std::size_t size, const std::uint64_t* values,
+                   std::size_t count, std::int64_t* counts, Code* out) {
+  Numbers<Bits> numbers;
+  for (std::size_t k = 0; k < count; ++k) numbers.insert(static_cast<Bits>(values[k]));
+  std::mutex merging;
+  const auto index = [&](std::size_t, std::size_t begin, std::size_t end) {
+    // Four tables in turn: increments of one count would wait for each other.
+    std::vector<std::uint32_t> tables(4 * count);
+    bool known = true;
+    for (std::size_t i = begin; i < end; ++i) {
+      const std::int32_t number = numbers.find(theta[i]);
+      known &= number >= 0;
+      if (!known) break;
+      const auto k = static_cast<std::size_t>(number);
+      ++tables[4 * k + i % 4];
+      out[i] = static_cast<Code>(k);
+    }
+    if (!known) throw std::invalid_argument("a weight has none of the values");
+    const std::lock_guard lock(merging);
+    for (std::size_t k = 0; k < count; ++k) {
+      counts[k] += std::accumulate(&tables[4 * k], &tables[4 * k] + 4, std::int64_t{0});
+    }
+  };
+  if (size <= chunk_length) return index(0, 0, size);
+  parallel_chunks(size, chunk_length, index);
+}
+
+// Calls body(segment, the bits of its first weight) for each segment.
+template <class Body>
+void for_bits(const Segmented& layer, const Body& body) {
+  for_segments(layer, [&]<class Storage, class T>(std::size_t s, const Storage* theta, T) {
+    body(s, reinterpret_cast<const BitsOf<sizeof(Storage)>*>(theta));
+  });
+}
+
+}  // namespace
+
+std::optional<Values> distinct_values(const Segmented& layer, std::size_t most, std::size_t total) {
+  std::vector<std::vector<std::uint64_t>> found(layer.segments());
+  std::atomic<std::size_t> number{0};
+  std::atomic<bool> fits{true};
+  for_bits(layer, [&]<class Bits>(std::size_t s, const Bits* theta) {
+    if (!fits) return;
+    const std::vector<Bits> values = values_of(theta, layer.size(s), most);
+    if (values.size() > most || (number += values.size()) > total) {
+      fits = false;
+      return;
+    }
+    found[s].assign(values.begin(), values.end());
+  });
+  if (!fits) return std::nullopt;
+  Values values;
+  for (const auto& own : found) {
+    values.sizes.push_back(static_cast<std::int64_t>(own.size()));
+    values.bits.insert(values.bits.end(), own.begin(), own.end());
+  }
+  return values;
+}
+
+std::vector<std::int64_t> index_values(const Segmented& layer, const Values& values,
+                                       std::size_t itemsize, void* out) {
+  std::vector<std::int64_t> counts(values.bits.size());
+  std::vector<std::int64_t> first(values.sizes.size());  // of the values of each segment
+  std::exclusive_scan(values.sizes.begin(), values.sizes.end(), first.begin(), std::int64_t{0});
+  const auto index = [&]<class Code>(Code* codes) {
+    for_bits(layer, [&]<class Bits>(std::size_t s, const Bits* theta) {
+      index_segment(theta, layer.size(s), values.bits.data() + first[s],
+                    static_cast<std::size_t>(values.sizes[s]), counts.data() + first[s],
+                    codes + layer.edges[s]);
+    });
+  };
+  if (itemsize == 1) index(static_cast<std::uint8_t*>(out));
+  if (itemsize == 2) index(static_cast<std::uint16_t*>(out));
+  if (itemsize == 4) index(static_cast<std::uint32_t*>(out));
+  return counts;
+}
+
+}  // namespace softq

@@ -1,0 +1,104 @@
+#include "softq/segments.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <mutex>
+
+#include "blocks.h"
+#include "each_segment.h"
+#include "schedule.h"
+#include "softq/checks.h"
+#include "softq/density.h"
+#include "softq/kernels.h"
+#include "wide.h"
+
+namespace softq {
+namespace {
+
+struct Moments {
+  Wide first = 0;   // sum of the weights
+  Wide second = 0;  // sum of their squares
+};
+
+// Weights times the factor, about the centre, in units of the scale: fractions of one.
+template <class T>
+struct Unit {
+  T factor;
+  double centre;
+  double scale;
+  int exponent;  // scale = 2^-exponent
+
+  Unit(double low, double high) {
+    // Powers of two: of a range this narrow, in double only, the squares would underflow.
+    factor = high - low < 0x1p-900 && sizeof(T) == 8 ? static_cast<T>(0x1p600) : T{1};
+    centre = low * factor / 2 + high * factor / 2;
+    exponent = std::ilogb(std::max(high * factor - centre, centre - low * factor)) + 1;
+    scale = std::ldexp(1.0, -exponent);
+  }
+};
+
+template <class T, class Storage>
+Moments moments(const Storage* theta, std::size_t begin, std::size_t end, const Unit<T>& unit) {
+  const auto& set = kernels().weights<T>();
+  Moments sum;
+  for_blocks<T>(theta, begin, end, unit.factor, [&](const T* block, std::size_t, std::size_t size) {
+    std::int64_t first = 0;
+    std::int64_t second = 0;
+    set.power_sums(block, size, unit.centre, unit.scale, &first, &second);
+    sum.first += first;
+    sum.second += second;
+  });
+  return sum;
+}
+
+template <class T, class Storage>
+double spread(const Storage* theta, std::size_t size, double low, double high) {
+  if (!(low < high)) return 0;
+  const Unit<T> unit(low, high);
+  Moments sum;
+  if (size <= chunk_length) {
+    sum = moments(theta, 0, size, unit);
+  } else {
+    std::mutex merging;
+    parallel_chunks(size, chunk_length, [&](std::size_t, std::size_t begin, std::size_t end) {
+      const Moments part = moments(theta, begin, end, unit);
+      const std::lock_guard lock(merging);
+      sum.first += part.first;
+      sum.second += part.second;
+    });
+  }
+  // Integers, so that nothing cancels: size^2 times the variance.
+  const Wide squared = static_cast<Wide>(size) * sum.second - square(sum.first);
+  const double deviation = std::sqrt(static_cast<double>(squared)) / static_cast<double>(size);
+  return std::ldexp(deviation, unit.exponent - fraction_bits / 2) / unit.factor;
+}
+
+}  // namespace
+
+Ranges ranges(const Segmented& layer) {
+  Ranges found{std::vector<double>(layer.segments()), std::vector<double>(layer.segments())};
+  for (std::size_t segment = 0; segment < layer.segments(); ++segment) {
+    check_size(layer.size(segment));
+  }
+  std::atomic<std::uint64_t> nonfinite{0};
+  for_segments(layer, [&]<class Storage, class T>(std::size_t segment, const Storage* theta, T) {
+    const Extent<T> range = extent<Storage, T>(theta, layer.size(segment));
+    found.low[segment] = static_cast<double>(range.low);
+    found.high[segment] = static_cast<double>(range.high);
+    if (range.nonfinite > 0) nonfinite += static_cast<std::uint64_t>(range.nonfinite);
+  });
+  found.nonfinite = nonfinite;
+  return found;
+}
+
+std::vector<double> spreads(const Segmented& layer, const Ranges& ranges) {
+  std::vector<double> found(layer.segments());
+  for_segments(layer, [&]<class Storage, class T>(std::size_t segment, const Storage* theta, T) {
+    found[segment] =
+        spread<T>(theta, layer.size(segment), ranges.low[segment], ranges.high[segment]);
+  });
+  return found;
+}
+
+}  // namespace softq
