@@ -129,7 +129,7 @@ class Palette:
     def joined(self, targets: Tensor, codebook: Tensor, counts: Tensor) -> Self:  # noqa: ARG002
         """What is left after each cluster k has joined cluster targets[k] of those given.
 
-        targets: (K,) int64 on the CPU; each segment keeps clusters of its own.
+        targets: (K,) int64 on the CPU; each segment keeps its own clusters.
         """
         return replace(self, codebook=codebook, counts=counts)
 

@@ -54,7 +54,7 @@ def unique(theta: Tensor, bounds: Tensor | None = None) -> Clusters:
 
 @on_host()
 def few_values(theta: Tensor, bounds: Tensor | None = None, nbytes: int = 2**62) -> Clusters | None:
-    """`unique` of a tensor on the CPU, in memory for the indices alone.
+    """`unique` of a tensor on the CPU, in memory for the indices only.
 
     Returns:
         None if a segment has more than 2**16 values, or all codebooks together take more bytes.
@@ -84,7 +84,7 @@ def count_values(theta: Tensor) -> int:
 
 
 class _Layer(NamedTuple):
-    """A contiguous tensor on the CPU, and how the core is told of it."""
+    """A contiguous tensor on the CPU, and its description for the core."""
 
     tensor: Tensor
     core: tuple[int, _core.Scalar, NDArray[np.int64]]
