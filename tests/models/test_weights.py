@@ -73,7 +73,7 @@ def test_several_state_dicts_are_named_and_refused(
     tmp_path: Path, state: dict[str, Tensor]
 ) -> None:
     torch.save({"model": state, "model_ema": state, "epoch": 1}, tmp_path / "w.pt")
-    with pytest.raises(ValueError, match="several state dicts: 'model', 'model_ema'; save only one"):
+    with pytest.raises(ValueError, match="several state dicts: 'model', 'model_ema'; save only"):
         load_weights(tmp_path / "w.pt")
 
 
