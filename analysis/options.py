@@ -161,7 +161,9 @@ class ComparisonOptions:
 
     def __post_init__(self) -> None:
         if unknown := [method for method in self.methods if method not in METHODS]:
-            raise ConfigError(f"unknown method {unknown[0]!r}; there are {', '.join(METHODS)}")
+            raise ConfigError(
+                f"unknown method {unknown[0]!r}; expected one of {', '.join(METHODS)}"
+            )
         if unknown := [recipe for recipe in self.recipes if recipe not in get_args(Recipe)]:
             expected = ", ".join(get_args(Recipe))
             raise ConfigError(f"unknown recipe {unknown[0]!r}; expected one of {expected}")

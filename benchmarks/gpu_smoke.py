@@ -33,8 +33,8 @@ class Check(NamedTuple):
 
     what: str
     found: Any
-    wanted: Any
-    tolerance: float = 0.0  # relative to the largest of the wanted values
+    reference: Any
+    tolerance: float = 0.0  # relative to the largest of the reference values
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,8 @@ class Pair:
         yield from self.checks(f"step {number} of {len(self.thetas)} layers")
 
     def checks(self, what: str) -> Iterator[Check]:
-        for i, (found, wanted) in enumerate(zip(self.gradients, self.expected, strict=True)):
-            yield Check(f"{what}, layer {i}, {wanted.dtype}", found, wanted)
+        for i, (found, reference) in enumerate(zip(self.gradients, self.expected, strict=True)):
+            yield Check(f"{what}, layer {i}, {reference.dtype}", found, reference)
 
 
 def density(kernels: Kernels) -> Iterator[Check]:
@@ -102,8 +102,8 @@ def density(kernels: Kernels) -> Iterator[Check]:
     for bins in (BINS, 64, 2**16 + 3):
         for fraction in (1.0, 0.3):
             counts, *numbers = kernels.backend.density(there, bins, fraction, 9)
-            wanted, *expected = core.density(theta.numpy(), bins, fraction, 9)
-            yield Check(f"counts in {bins} bins, fraction {fraction}", counts, wanted)
+            reference, *expected = core.density(theta.numpy(), bins, fraction, 9)
+            yield Check(f"counts in {bins} bins, fraction {fraction}", counts, reference)
             yield Check(f"range of {bins} bins, fraction {fraction}", numbers, expected)
 
 
@@ -161,8 +161,8 @@ def potential(kernels: Kernels) -> Iterator[Check]:
             f"potential, w {width}", found, core.potential(counts.numpy(), 0.01, width, fft=False)
         )
         energy = kernels.backend.mean_field_energy(there, 0.01, width)
-        wanted = core.mean_field_energy(counts.numpy(), 0.01, width)
-        yield Check(f"mean-field energy, w {width}", energy, wanted, 1e-12)
+        reference = core.mean_field_energy(counts.numpy(), 0.01, width)
+        yield Check(f"mean-field energy, w {width}", energy, reference, 1e-12)
 
 
 def fft(kernels: Kernels) -> Iterator[Check]:
@@ -171,8 +171,8 @@ def fft(kernels: Kernels) -> Iterator[Check]:
     there = kernels.put(counts)
     for width in (0.05, 3.0):
         found = kernels.backend.potential(there, 0.01, width, fft=True)
-        wanted = core.potential(counts.numpy(), 0.01, width, fft=False)
-        yield Check(f"potential, w {width}", found, wanted, 1e-9)
+        reference = core.potential(counts.numpy(), 0.01, width, fft=False)
+        yield Check(f"potential, w {width}", found, reference, 1e-9)
     theta = gaussian(kernels.size)
     found = kernels.backend.force(kernels.put(theta), 0.3, BINS, fft=True)
     yield Check("force", found, core.force(theta.numpy(), 0.3, BINS, True), 1e-6)
@@ -245,22 +245,22 @@ ON_A_DEVICE_ONLY = ("graph", "memory")
 
 def difference(check: Check) -> str:
     """In what a result is not as it must be; empty if it is."""
-    found, wanted = (
+    found, reference = (
         value.detach().cpu() if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
-        for value in (check.found, check.wanted)
+        for value in (check.found, check.reference)
     )
-    if found.shape != wanted.shape:
-        return f"shape {tuple(found.shape)} instead of {tuple(wanted.shape)}"
+    if found.shape != reference.shape:
+        return f"shape {tuple(found.shape)} instead of {tuple(reference.shape)}"
     if check.tolerance == 0:
-        apart = found != wanted
+        apart = found != reference
     else:
-        largest = float(wanted.double().abs().max())
-        apart = ~((found.double() - wanted.double()).abs() <= check.tolerance * largest)
+        largest = float(reference.double().abs().max())
+        apart = ~((found.double() - reference.double()).abs() <= check.tolerance * largest)
     places = apart.flatten().nonzero().flatten()
     if len(places) == 0:
         return ""
     first = int(places[0])
-    values = found.flatten()[first].item(), wanted.flatten()[first].item()
+    values = found.flatten()[first].item(), reference.flatten()[first].item()
     return (
         f"{len(places)} of {found.numel()} differ, at {first}: {values[0]} instead of {values[1]}"
     )
@@ -294,7 +294,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--emulated", action="store_true", help="the kernels on the CPU")
     chosen = parser.parse_args(arguments)
     if unknown := [case for case in chosen.cases if case not in CASES]:
-        parser.error(f"unknown case {', '.join(unknown)}: wanted some of {', '.join(CASES)}")
+        parser.error(f"unknown case {', '.join(unknown)}: expected some of {', '.join(CASES)}")
     kernels = emulated(chosen.size) if chosen.emulated else on_gpu(chosen.size)
     cases = chosen.cases or list(CASES)
     if chosen.emulated:

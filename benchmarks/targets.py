@@ -183,7 +183,7 @@ def summary(targets: Sequence[Target], measures: Mapping[str, Measure]) -> list[
     """One line of text for each target; of several states, the one furthest from the bound."""
     rows = [(_worst(one, measures), one.limit, f"{one.case}, {one.peer}") for one in targets]
     found, bounds = (max(len(row[column]) for row in rows) for column in (0, 1))
-    return [f"{value:{found}}  {wanted:{bounds}}  {what}" for value, wanted, what in rows]
+    return [f"{value:{found}}  {limit:{bounds}}  {what}" for value, limit, what in rows]
 
 
 def _worst(target: Target, measures: Mapping[str, Measure]) -> str:

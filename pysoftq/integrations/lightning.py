@@ -30,7 +30,7 @@ class SoftQuantizationCallback(CoupledTraining, Callback):
 
     Example::
 
-        callback = SoftQuantizationCallback(ClusteringConfig(h=0.1, w=0.5))
+        callback = SoftQuantizationCallback(ClusteringConfig(h=0.01, w=0.5))
         Trainer(max_epochs=30, callbacks=[callback]).fit(module, data)
         print(callback.report)
     """

@@ -29,7 +29,7 @@ class SoftQuantizationCallback(CoupledTraining, TrainerCallback, ExportableState
 
     Example::
 
-        callback = SoftQuantizationCallback(ClusteringConfig(h=0.1, w=0.5))
+        callback = SoftQuantizationCallback(ClusteringConfig(h=0.01, w=0.5))
         Trainer(model, args, train_dataset=data, callbacks=[callback]).train()
         print(callback.report)
     """

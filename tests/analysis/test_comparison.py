@@ -334,9 +334,9 @@ def test_what_is_alike_for_all_seeds_comes_once(config: CompressConfig) -> None:
 
 
 def test_options_are_checked() -> None:
-    with pytest.raises(ValueError, match="unknown method 'magic'; there are uniform, minmax"):
+    with pytest.raises(ValueError, match="unknown method 'magic'; expected one of uniform, minmax"):
         ComparisonOptions(methods=("magic",))
-    with pytest.raises(ValueError, match="unknown recipe 'soup'; there are unrefined, paper"):
+    with pytest.raises(ValueError, match="unknown recipe 'soup'; expected one of unrefined, paper"):
         ComparisonOptions(recipes=("soup",))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="seeds is 0; expected 1 or more"):
         ComparisonOptions(seeds=0)

@@ -73,7 +73,7 @@ def test_several_state_dicts_are_named_and_refused(
     tmp_path: Path, state: dict[str, Tensor]
 ) -> None:
     torch.save({"model": state, "model_ema": state, "epoch": 1}, tmp_path / "w.pt")
-    with pytest.raises(ValueError, match="several state dicts: 'model', 'model_ema'; save one"):
+    with pytest.raises(ValueError, match="several state dicts: 'model', 'model_ema'; save only"):
         load_weights(tmp_path / "w.pt")
 
 
@@ -113,7 +113,7 @@ class Malicious:
 def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
     trap = tmp_path / "sprung"
     torch.save({"a": torch.ones(1), "b": Malicious(trap)}, tmp_path / "w.pt")
-    with pytest.raises(ValueError, match=r"w\.pt holds pickled code beside its tensors") as found:
+    with pytest.raises(ValueError, match=r"w\.pt holds pickled code besides its tensors") as found:
         load_weights(tmp_path / "w.pt")
     assert "weights_only" not in str(found.value)
     assert not trap.exists()
