@@ -52,10 +52,17 @@ def peak_bytes(call: str, size: int, device: str, count_threads: int) -> int:
     """Bytes at the peak of one call, above those before it."""
     with threads(count_threads):
         prepare(call, 1000, device)()  # starts threads, loads code
-        function = prepare(call, size, device)
-        before = _start_peak(device)
-        function()
-        return _peak(device) - before
+        return added_bytes(prepare(call, size, device), device)
+
+
+def added_bytes(function: Callable[[], object], device: str) -> int:
+    """Bytes at the peak of a function, above those before it.
+
+    On the CPU those of the process, so that it wants one in which nothing else happens.
+    """
+    before = _start_peak(device)
+    function()
+    return _peak(device) - before
 
 
 def prepare(call: str, size: int, device: str) -> Callable[[], object]:

@@ -145,5 +145,5 @@ def test_wrong_edges_are_refused_before_anything_is_read() -> None:
     for edges in ([], [1, 2], [0, 2, 1]):
         with pytest.raises(ValueError, match="edges must ascend from 0"):
             _core.Weights(0, scalar, np.array(edges, dtype=np.int64))
-    with pytest.raises(ValueError, match="at most 2147483647 weights, not 2147483648"):
+    with pytest.raises(ValueError, match="at most 2147483647 weights, got 2147483648"):
         _core.Weights(0, scalar, np.array([0, 2**31]))
