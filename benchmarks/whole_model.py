@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 import torch
@@ -20,7 +20,7 @@ from benchmarks.harness import (
 )
 from benchmarks.peers import whole_model as peers
 from benchmarks.states import WIDTH, Layers, gaussian
-from pysoftq import SoftQuantizer
+from pysoftq import SoftQuantizer, pair_energy
 from pysoftq.clusters.binning import find_bins
 from pysoftq.clusters.values import unique
 from pysoftq.interaction.weights import HostWeights
@@ -29,37 +29,36 @@ COLUMNS = 1024  # of the weight, whose channels have as many weights
 VALUES = (16, 256, 2**16)
 
 
-def run(options: Options) -> list[Comparison]:
+def run(options: Options) -> Iterator[Comparison]:
     """Nanoseconds for each weight of layers of 1e5 to 1e8 weights."""
     if options.device != "cpu":
-        return [Comparison(key="whole_model", setting="CPU", skipped=("whole_model: CPU only",))]
-    powers = options.choose((4,), (5, 6, 7), (5, 6, 7, 8))
-    return [
-        comparison
-        for power in powers
-        for comparison in _of_size(10**power // COLUMNS * COLUMNS, options)
-    ]
+        yield Comparison(key="whole_model", setting="CPU", skipped=("whole_model: CPU only",))
+        return
+    for power in options.choose((4,), (5, 6, 7), (5, 6, 7, 8)):
+        yield from _of_size(10**power // COLUMNS * COLUMNS, options)
 
 
-def _of_size(size: int, options: Options) -> list[Comparison]:
+def _of_size(size: int, options: Options) -> Iterator[Comparison]:
     theta = gaussian(size // COLUMNS, COLUMNS)
     softq = SoftQuantizer(Layers([theta]), w=WIDTH)
+    contest = {"pysoftq": lambda: SoftQuantizer(softq.model)} | _given(theta, peers.SPREADS)
+    yield _time("construction", size, contest, _check_spread(theta), options)
+    contest = {"pysoftq": partial(_written, theta)} | _given(theta, peers.CLUSTERS)
+    yield _time("clusters", size, contest, _check_clusters(theta), options)
     channels = SoftQuantizer(Layers([theta]), w=WIDTH, granularity="channel")
-    spread = float(HostWeights(theta).spreads())
-    require(abs(spread / peers.torch_spread(theta) - 1) < 1e-12, "the standard deviation")
-    moved = float((_written(theta).flatten() - peers.torch_clusters(theta)).abs().max())
-    require(moved <= float(theta.max() - theta.min()) / 2**peers.BITS, "the clusters")
-    compared = [
-        _compare("construction", theta, lambda: SoftQuantizer(softq.model), peers.SPREADS, options),
-        _compare("clusters", theta, partial(_written, theta), peers.CLUSTERS, options),
-        _time("energy", size, {"layer": softq.energy, "channel": channels.energy}, options),
-    ]
+    contest = {"layer": softq.energy, "channel": channels.energy}
+    yield _time("energy", size, contest, _check_energy(softq), options)
     for values in VALUES:
         drawn = torch.randint(values, theta.shape, generator=torch.Generator().manual_seed(0))
         tensor = drawn.float() / 7
-        name = f"{values} values"
-        compared.append(_compare(name, tensor, partial(unique, tensor), peers.VALUES, options))
-    return compared
+        contest = {"pysoftq": partial(unique, tensor)} | _given(tensor, peers.VALUES)
+        yield _time(f"{values} values", size, contest, _check_values(tensor), options)
+
+
+def _given(
+    theta: Tensor, functions: Mapping[str, Callable[[Tensor], object]]
+) -> dict[str, Callable[[], object]]:
+    return {name: partial(function, theta) for name, function in functions.items()}
 
 
 def _written(theta: Tensor) -> Tensor:
@@ -69,24 +68,43 @@ def _written(theta: Tensor) -> Tensor:
     return copy
 
 
-def _compare(
-    name: str,
-    theta: Tensor,
-    ours: Callable[[], object],
-    others: dict[str, Callable[[Tensor], object]],
-    options: Options,
+def _check_spread(theta: Tensor) -> str:
+    error = abs(float(HostWeights(theta).spreads()) / peers.torch_spread(theta) - 1)
+    require(error < 1e-12, "the standard deviation")
+    return f"standard deviation against torch in float64: {error:.0e}"
+
+
+def _check_clusters(theta: Tensor) -> str:
+    moved = float((_written(theta).flatten() - peers.torch_clusters(theta)).abs().max())
+    moved *= 2**peers.BITS / float(theta.max() - theta.min())
+    require(moved <= 1, "the clusters")  # a weight on an edge may lie on either side of it
+    return f"clustered weights against torch.bucketize: within {moved:.2f} bins"
+
+
+def _check_energy(softq: SoftQuantizer) -> str:
+    (layer,) = softq.layers
+    exact = layer.strength * pair_energy(layer.parameter.detach(), layer.width)
+    error = abs(softq.energy().total / exact - 1)
+    require(error < 0.01, "the energy")
+    return f"energy of the layer against all pairs: {error:.0e}"
+
+
+def _check_values(tensor: Tensor) -> str:
+    found, (values, indices, counts) = unique(tensor), peers.torch_values(tensor)
+    same = map(torch.equal, (found.codebook, found.counts), (values, counts))
+    require(all(same) and torch.equal(found.indices, indices.flatten()), "the distinct values")
+    return "values, counts and indices are those of torch.unique"
+
+
+def _time(
+    name: str, size: int, contestants: Contestants, check: str, options: Options
 ) -> Comparison:
-    contestants: dict[str, Callable[[], object]] = {"pysoftq": ours}
-    contestants |= {peer: partial(function, theta) for peer, function in others.items()}
-    return _time(name, theta.numel(), contestants, options)
-
-
-def _time(name: str, size: int, contestants: Contestants, options: Options) -> Comparison:
     timings = race(contestants, options)
     return Comparison(
         key=f"whole_model/{count(size)}/{name}",
         setting=f"{name}, {size:,} float32 weights",
         timings=timings,
+        checks=(check,),
         rates={timing.name: f"{_nanoseconds(timing, size):.2f} ns/weight" for timing in timings},
         extra={
             "ns per weight": Measure(timings[0].seconds * (1e9 / size), "ns"),

@@ -17,6 +17,7 @@ from pysoftq.interaction.host import on_host
 Clip = Literal["mse", "minmax"]
 
 _SHRINKS = np.linspace(1.0, 0.05, 20)  # of the range, on either side of the mean
+_ROUNDING = 1e-12  # an error smaller by less is the same
 
 
 @on_host()
@@ -62,7 +63,7 @@ def _fit(weights: SortedWeights, grid: Floats) -> Floats:
         step = (shares * (taken - at)) @ (means - mean) / (shares @ np.square(taken - at))
         moved = mean + step * (np.arange(grid.size) - at)
         lower = _error(weights, moved)
-        if not lower < error:
+        if not lower < (1 - _ROUNDING) * error:
             return grid
         grid, error = moved, lower
 
@@ -70,4 +71,4 @@ def _fit(weights: SortedWeights, grid: Floats) -> Floats:
 def _error(weights: SortedWeights, grid: Floats) -> float:
     """Sum of squared differences between the weights and the nearest grid points."""
     counts, sums, squares = weights.moments(weights.nearest(grid))
-    return float((squares - 2 * grid * sums + grid * grid * counts).sum())
+    return max(float((squares - 2 * grid * sums + grid * grid * counts).sum()), 0.0)

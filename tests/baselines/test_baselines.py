@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pysoftq.baselines import ecvq, kmeans, uniform
@@ -145,6 +145,7 @@ def test_large_layers_come_close_to_the_optimum(monkeypatch: pytest.MonkeyPatch)
     assert cost(theta, exact) <= cost(theta, close) < 1.001 * cost(theta, exact)
 
 
+@example([0.0, 0.0, 1.0], 2)
 @given(st.lists(st.floats(-100, 100, width=16), min_size=2, max_size=60), st.integers(2, 40))
 def test_uniform_rounds_to_nearest(values: list[float], levels: int) -> None:
     theta = torch.tensor(values, dtype=torch.float64)
