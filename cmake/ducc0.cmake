@@ -70,4 +70,4 @@ add_library(ducc0_fft STATIC "${ducc0_include}/ducc0/infra/threading.cc"
                              "${ducc0_include}/ducc0/infra/string_utils.cc")
 target_include_directories(ducc0_fft SYSTEM PUBLIC "${ducc0_include}")
 target_compile_definitions(ducc0_fft PUBLIC DUCC0_NO_LOWLEVEL_THREADING)
-target_link_libraries(ducc0_fft PRIVATE softq_build)
+target_link_libraries(ducc0_fft PRIVATE softq_build softq_templates)

@@ -76,6 +76,19 @@ def emulated() -> Iterator[ModuleType]:
     extension.set_devices(1)
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Studies write empty files for their figures, which take most of the time of a command."""
+
+    def save(_: object, stem: Path) -> list[Path]:
+        files = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "pdf")]
+        for file in files:
+            file.touch()
+        return files
+
+    monkeypatch.setattr("pysoftq.cli.studies._save", save)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _away_from_the_sources(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Work elsewhere: a Python started in the source tree finds it before what is installed."""

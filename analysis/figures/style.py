@@ -64,6 +64,9 @@ def save_figure(figure: Figure, stem: str | Path) -> list[Path]:
     stem.parent.mkdir(parents=True, exist_ok=True)
     png, pdf = stem.with_name(f"{stem.name}.png"), stem.with_name(f"{stem.name}.pdf")
     FigureCanvasAgg(figure)  # whatever backend the user has chosen
+    figure.set_dpi(PNG_DPI)
+    figure.draw_without_rendering()
+    figure.set_layout_engine(None)  # each file would be laid out anew, which takes half of the time
     with atomic_write(png) as temporary:
         figure.savefig(temporary, dpi=PNG_DPI)
     with atomic_write(pdf) as temporary:  # without a date it depends on the data only

@@ -180,7 +180,12 @@ def test_command(folder: Path, tmp_path: Path) -> None:
     drawn = {f"{name}.{kind}" for name in names for kind in ("png", "pdf")}
     assert {path.name for path in tmp_path.iterdir()} == drawn | {"dynamics.json"}
 
+
+@pytest.mark.usefixtures("undrawn")
+def test_command_as_json(folder: Path, tmp_path: Path) -> None:
+    flags = ["--epochs", "0,6", "--no-animation", "--out", str(tmp_path)]
     result = CliRunner().invoke(dynamics, [str(folder), *flags, "--json"])
+    study = load_result(DynamicsStudy, tmp_path / "dynamics.json")
     content = json.loads(result.stdout)
     assert content["quartiles"] == pytest.approx(study.quartiles)
     assert [found["epoch"] for found in content["clusters"]] == pytest.approx(

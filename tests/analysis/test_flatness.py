@@ -399,9 +399,13 @@ def test_command(copied: Path) -> None:
     stems = ("flatness", "landscape", "curvature")
     wanted = {f"{stem}.{end}" for stem in stems for end in ("png", "pdf")} | {"flatness.json"}
     assert {name for name in written if not name.startswith("values-")} == wanted
-    study = load_result(FlatnessStudy, copied / "flatness" / "flatness.json")
 
+
+@pytest.mark.usefixtures("undrawn")
+def test_command_as_json(copied: Path) -> None:
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
     result = CliRunner().invoke(flatness, [str(copied), *flags, "--device", "cpu", "--json"])
+    study = load_result(FlatnessStudy, copied / "flatness" / "flatness.json")
     content = json.loads(result.stdout)
     assert content["networks"][0]["p"] == study.soft.p
     assert content["networks"][1]["ratio"] == study.heq.ratio
