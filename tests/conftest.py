@@ -50,6 +50,11 @@ def photographs(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return folder
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long tests first: of several processes, none is left alone with one of them at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Tests of `device` run on the devices that their mark names, else on all."""
     if "device" not in metafunc.fixturenames:

@@ -86,6 +86,7 @@ def without_digits(text: str) -> str:
     return re.sub(r"[0-9.]+%", "%", text)
 
 
+@pytest.mark.long
 def test_the_site_builds_without_warnings(tmp_path: Path) -> None:
     pytest.importorskip("myst_nb", reason="the extra 'docs' is not installed")
     pytest.importorskip("furo", reason="the extra 'docs' is not installed")

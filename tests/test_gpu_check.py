@@ -115,6 +115,7 @@ def running(session: int) -> list[int]:
 
 
 # ------------------------------------------------------------------------------------- the script
+@pytest.mark.long
 @linux
 def test_rehearsal_runs_every_stage(tmp_path: Path) -> None:
     pytest.importorskip("pysoftq._cuda_emulated", exc_type=ModuleNotFoundError)

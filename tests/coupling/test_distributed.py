@@ -93,6 +93,7 @@ def test_processes_stay_together_and_train_as_one(tmp_path: Path) -> None:
         assert not torch.equal(weights, untouched.state_dict()[name])
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not dist.is_gloo_available(), reason="torch has no gloo here")
 @pytest.mark.parametrize("library", ["lightning", "transformers", "accelerate"])
 def test_processes_of_a_library_train_as_a_plain_loop(library: str, tmp_path: Path) -> None:

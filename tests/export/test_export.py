@@ -157,6 +157,7 @@ def run(*arguments: object) -> Result:
     return CliRunner().invoke(export, [str(argument) for argument in arguments])
 
 
+@pytest.mark.long
 def test_all_formats_at_once_and_no_other_word(compressed: Path, tmp_path: Path) -> None:
     """No warning, no progress, no log of the exporters."""
     names = ("a.onnx", "a.mlpackage", "a.pt")
