@@ -44,11 +44,11 @@ class Weights:
     def ranges(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]: ...
     def spreads(self) -> npt.NDArray[np.float64]: ...
     def occupied_bins(
-        self, number: int, signs: bool
+        self, number: int, signs: bool, first: int, last: int
     ) -> tuple[
         npt.NDArray[np.int64],
         npt.NDArray[np.int32],
-        npt.NDArray[np.int64],
+        npt.NDArray[np.int32],
         npt.NDArray[np.float64],
     ]: ...
     def look_up_bins(

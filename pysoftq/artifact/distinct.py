@@ -1,7 +1,7 @@
-"""The distinct values of a tensor's segments, in memory close to that of the tensor.
+"""The distinct values of a tensor's segments, in memory below that of the tensor.
 
-`pysoftq.clusters.unique` gives the same, with indices of eight bytes each and several copies of
-them on the way: fifty times the weights of a large embedding in small groups.
+`pysoftq.clusters.unique` gives the same of a whole tensor at once, with wider counts and indices.
+Here runs of segments are indexed one after the other, and what is kept of each is narrow.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pysoftq.clusters.clusters import Clusters
+from pysoftq.clusters.clusters import Clusters, code_dtype
 from pysoftq.clusters.values import few_values, from_total_order, total_order, unique
 
 CHUNK = 2**18  # weights at a time
@@ -28,7 +28,7 @@ class Distinct:
 
     Attributes:
         codebook: (K,) segment after segment, ascending in each.
-        counts: (K,) int32 or int64, weights of each value.
+        counts: (K,) uint8, int16, int32 or int64, weights of each value.
         sizes: (G,) int64, values of each segment.
         indices: (N,) uint8, int16, int32 or int64, of each weight among the values of its segment.
     """
@@ -50,21 +50,17 @@ def distinct(tensor: Tensor, bounds: Tensor) -> Distinct | None:
         None where codebooks with indices would take as many bytes as the tensor, or more.
     """
     longest = int(bounds.diff().max())
-    count_dtype = torch.int32 if longest < 2**31 else torch.int64
-    few = few_values(tensor, bounds, tensor.nbytes - 1)
-    if few is not None:
-        return Distinct(few.codebook, few.counts.to(count_dtype), few.codebook_sizes, few.codes)
+    count_dtype = _narrowest(longest)
     flat = tensor.reshape(-1)
-    indices = torch.empty(flat.numel(), dtype=_narrowest(longest - 1))
+    indices = torch.empty(flat.numel(), dtype=torch.uint8)
     codebooks, counts, sizes, room = [], [], [], tensor.nbytes
     for begin, end, within in _runs(bounds, longest):
-        weights = flat[begin:end]
-        found = (
-            unique(weights, within) if len(within) > 2 else _of_one(weights, indices.dtype, room)
-        )
+        found = _of_run(flat[begin:end], within, room)
         if found is None or found.codebook.nbytes >= room:
             return None
         room -= found.codebook.nbytes
+        if found.codes.itemsize > indices.itemsize:
+            indices = indices.to(found.codes.dtype)
         indices[begin:end] = found.codes
         codebooks.append(found.codebook)
         counts.append(found.counts.to(count_dtype))
@@ -81,25 +77,32 @@ def _runs(bounds: Tensor, longest: int) -> Iterator[tuple[int, int, Tensor]]:
         yield begin, int(part[-1]), part - begin
 
 
-def _of_one(weights: Tensor, dtype: torch.dtype, room: int) -> Clusters | None:
+def _of_run(weights: Tensor, within: Tensor, room: int) -> Clusters | None:
+    """The distinct values of segments; None of a single one that needs `room` bytes or more."""
+    found = few_values(weights, within)
+    if found is not None:
+        return found
+    return unique(weights, within) if len(within) > 2 else _of_one(weights, room)
+
+
+def _of_one(weights: Tensor, room: int) -> Clusters | None:
     """The distinct values of one segment; None if they need `room` bytes or more with indices."""
     ordered = total_order(weights[:0]).new_empty(len(weights))
     for part, out in zip(weights.split(CHUNK), ordered.split(CHUNK), strict=True):
         out.copy_(total_order(part))
     keys = ordered.numpy()
     keys.sort()  # in place: `torch.unique` takes eight more bytes for each weight
-    starts = [at + np.flatnonzero(new) for at, new in _steps(keys)]
-    K = 1 + sum(map(len, starts))
-    if _needed(K, weights.itemsize) >= room:
+    K = 1 + sum(int(np.count_nonzero(new)) for _, new in _steps(keys))
+    if K > 2**31 or _needed(K, weights.itemsize) >= room:
         return None
-    first = np.concatenate([[0], *starts])
-    del starts
+    first = np.concatenate([[0], *(at + np.flatnonzero(new) for at, new in _steps(keys))])
     values, counts = torch.from_numpy(keys[first]), np.diff(first, append=keys.size)
     del keys, ordered, first
-    indices = torch.empty(len(weights), dtype=dtype)
+    indices = torch.empty(len(weights), dtype=code_dtype(K))
     for part, out in zip(weights.split(CHUNK), indices.split(CHUNK), strict=True):
         out.copy_(torch.searchsorted(values, total_order(part)))
-    return Clusters.of(from_total_order(values, weights.dtype), indices, torch.from_numpy(counts))
+    codebook = from_total_order(values, weights.dtype)
+    return Clusters(codebook, torch.from_numpy(counts), codes=indices)
 
 
 def _steps(keys: NDArray[Any]) -> Iterator[tuple[int, NDArray[np.bool_]]]:

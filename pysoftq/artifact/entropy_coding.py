@@ -44,6 +44,17 @@ def encode(indices: AnyIntegers, counts: AnyIntegers, sizes: Integers, bounds: I
     return np.concatenate([pack_varints(counts[_is_stored(sizes)]), words])
 
 
+def least_bytes(counts: AnyIntegers, sizes: Integers, bounds: Integers) -> float:
+    """What `encode` takes at least: a byte for each count, and the entropy of the indices."""
+    ends, lengths = sizes.cumsum(), np.diff(bounds)
+    bits, step = 0.0, max(_CHUNK // int(sizes.max()), 1)
+    for first in range(0, sizes.size, step):
+        own = sizes[first : first + step]
+        part = counts[ends[first] - own[0] : ends[first + own.size - 1]].astype(np.float64)
+        bits += float(part @ np.log2(np.repeat(lengths[first : first + step], own) / part))
+    return counts.size - sizes.size + bits / 8
+
+
 def read_counts(coded: Bytes, sizes: Integers, bounds: Integers) -> tuple[Integers, Bytes]:
     """The counts (K,) that `encode` was given, and the stream that follows them.
 

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor, from_numpy, nn
 
 from pysoftq.artifact import entropy_coding
-from pysoftq.artifact.distinct import CHUNK, Distinct, distinct
+from pysoftq.artifact.distinct import CHUNK, distinct
 from pysoftq.artifact.format import (
     DIGEST,
     FORMAT_VERSION,
@@ -26,7 +26,7 @@ from pysoftq.artifact.format import (
     Record,
     unbelievable,
 )
-from pysoftq.artifact.packing import pack, pack_varints
+from pysoftq.artifact.packing import pack, pack_varints, packed_bytes
 from pysoftq.artifact.tensors import check_storable, dtype_of, identity
 from pysoftq.atomic import atomic_write
 from pysoftq.clusters.written import warn_of_lost_clusters
@@ -154,24 +154,26 @@ def _forms(
     if not raw.is_weight or not 0 < raw.size <= MAX_WEIGHTS or not _finite(tensor):
         return
     for part in dict.fromkeys(("layer", granularity)):
-        values = distinct(tensor, segment_bounds(raw.shape, part))
-        if values is None:
-            continue
-        record = replace(raw, coding="packed", granularity=part, sizes=values.sizes.numpy())
-        if record.container_bits <= MAX_INDEX_BITS:
-            yield from _clustered(record, values, coding)
+        yield from _clustered(replace(raw, granularity=part), tensor, coding)
 
 
-def _clustered(
-    record: Record, values: Distinct, coding: Coding
-) -> Iterator[tuple[Record, Entries]]:
+def _clustered(record: Record, tensor: Tensor, coding: Coding) -> Iterator[tuple[Record, Entries]]:
+    """The forms with codebooks of the record's granularity, if they can be smaller than raw."""
+    values = distinct(tensor, segment_bounds(record.shape, record.granularity))
+    if values is None:
+        return
+    record = replace(record, coding="packed", sizes=values.sizes.numpy())
     name, bits = record.name, record.container_bits
+    if bits > MAX_INDEX_BITS:
+        return
     indices, entries = values.indices.numpy(), {f"codebook/{name}": values.codebook}
     if record.granularity != "layer":
         entries[f"sizes/{name}"] = from_numpy(pack_varints(record.sizes))
     yield record, entries | ({f"indices/{name}": from_numpy(pack(indices, bits))} if bits else {})
-    if coding == "entropy" and 0 < bits <= entropy_coding.MAX_BITS:
-        counts = values.counts.numpy()
+    if coding == "packed" or not 0 < bits <= entropy_coding.MAX_BITS:
+        return
+    counts, fixed = values.counts.numpy(), packed_bytes(indices.size, bits)
+    if entropy_coding.least_bytes(counts, record.sizes, record.bounds) < fixed:
         coded = from_numpy(entropy_coding.encode(indices, counts, record.sizes, record.bounds))
         yield replace(record, coding="entropy"), entries | {f"coded/{name}": coded}
 

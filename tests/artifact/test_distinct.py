@@ -61,13 +61,24 @@ def test_indices_take_few_bytes() -> None:
     theta = torch.arange(2.0).repeat(100, 300)
     for granularity, dtype in (
         ("group:200", torch.uint8),
-        ("channel", torch.uint8),
-        ("layer", torch.uint8),
+        ("channel", torch.int16),
+        ("layer", torch.int32),
     ):
         found = distinct(theta, segment_bounds(theta.shape, granularity))
         assert found is not None
-        assert found.indices.dtype == dtype
-        assert found.counts.dtype == torch.int32
+        assert found.indices.dtype == torch.uint8
+        assert found.counts.dtype == dtype
+
+
+def test_indices_widen_with_the_segment_of_most_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CHUNK", 500)
+    theta = torch.zeros(3, 500)
+    theta[1, :300] = torch.arange(300.0)
+    found = distinct(theta, segment_bounds(theta.shape, "channel"))
+    assert found is not None
+    assert found.indices.dtype == torch.int16
+    assert torch.equal(found.indices[500:800], torch.arange(300, dtype=torch.int16))
+    assert not found.indices[800:].any()
 
 
 def test_weights_that_are_all_different_stay_as_they_are() -> None:
