@@ -14,13 +14,17 @@ from torch import Tensor, nn
 
 from benchmarks.harness import Comparison, Measure, Options, Spread, count, optional, race, require
 from pysoftq import load_compressed, save_compressed
+from pysoftq.artifact import ans
 from pysoftq.artifact.entropy_coding import decode, encode, read_counts
 from pysoftq.artifact.lazy import CompressedWeights
-from pysoftq.artifact.packing import pack, unpack
+from pysoftq.artifact.packing import Palettes, pack, unpack
 from pysoftq.clusters.clusters import Clusters
 from pysoftq.clusters.values import unique
 
-KINDS = ("soft, K = 16", "soft, K = 128", "soft, K = 1000", "uniform, K = 128", "0.1 % ones")
+KINDS = (
+    *("soft, K = 16", "soft, K = 2", "soft, K = 128", "soft, K = 1000", "soft, K = 4096"),
+    *("uniform, K = 128", "0.1 % ones"),
+)
 
 
 def run(options: Options) -> Iterator[Comparison]:
@@ -50,22 +54,30 @@ def _compare(kind: str, size: int, options: Options) -> Comparison:
     counts = torch.bincount(found)
     clusters = Clusters.of(torch.zeros(len(counts)), found, counts)
     bits, least = clusters.container_bits, clusters.entropy_bits * size / 8
-    case = counts.numpy(), np.array([clusters.K]), np.array([0, size])
-    symbols = found.numpy()
+    counted, palettes = counts.numpy(), Palettes(np.array([clusters.K]), np.array([0, size]))
+    symbols, table = clusters.codes.numpy(), np.linspace(0, 1, clusters.K, dtype=np.float32)
     start = time.perf_counter()
-    coded, packed = encode(symbols, *case), pack(symbols, bits)
-    seconds = time.perf_counter() - start
-    stream = read_counts(coded, *case[1:])[1]
-    require(np.array_equal(decode(stream, *case), symbols), "entropy coding")
-    require(np.array_equal(unpack(packed, bits, size), symbols), "packing")
+    coded = encode(symbols, counted, palettes)
+    encoded = time.perf_counter()
+    packed = pack(symbols, bits)
+    seconds = {"encoding": encoded - start, "packing": time.perf_counter() - encoded}
+    stream = read_counts(coded, palettes)[1]
+    values = table[symbols]
+    require(np.array_equal(decode(stream, counted, palettes, table), values), "entropy coding")
+    require(np.array_equal(unpack(packed, bits, palettes, table)[0], values), "packing")
     contestants: dict[str, Callable[[], object]] = {
-        "entropy": lambda: decode(read_counts(coded, *case[1:])[1], *case),
-        "packed": lambda: unpack(packed, bits, size),
+        "entropy": lambda: decode(read_counts(coded, palettes)[1], counted, palettes, table),
+        "packed": lambda: unpack(packed, bits, palettes, table),
     }
     taken = {"entropy": coded.size, "packed": packed.size}
     # Level 19 takes minutes for more.
     level = 19 if size <= 10**6 else 3
-    peers, skipped = optional({f"zstandard, level {level}": lambda: _zstandard(found, level)})
+    peers, skipped = optional(
+        {
+            f"zstandard, level {level}": lambda: _zstandard(found, level),
+            "constriction": lambda: _constriction(found, counted),
+        }
+    )
     for name, (squeezed, expand) in peers.items():
         contestants[name], taken[name] = expand, squeezed
     codebook = 4 * clusters.K
@@ -78,7 +90,7 @@ def _compare(kind: str, size: int, options: Options) -> Comparison:
         skipped=skipped,
         rates={one.name: f"{size / one.seconds.median / 1e6:.3g} M/s" for one in timings},
         extra={
-            "encoding": Measure(Spread.exactly(seconds), "s"),
+            **{name: Measure(Spread.exactly(time_), "s") for name, time_ in seconds.items()},
             **{
                 f"{name}, with codebook, over entropy": Measure(
                     Spread.exactly((bytes_ + codebook) / (least + codebook)), "×"
@@ -95,6 +107,18 @@ def _zstandard(found: Tensor, level: int) -> tuple[int, Callable[[], object]]:
     data = found.numpy().astype(np.uint8 if int(found.max()) < 256 else np.uint16).tobytes()
     squeezed = zstandard.compress(data, level)
     return len(squeezed), lambda: zstandard.decompress(squeezed)
+
+
+def _constriction(found: Tensor, counts: np.ndarray) -> tuple[int, Callable[[], object]]:
+    """A single stream, as in version 2 of the format."""
+    from constriction import stream
+
+    frequencies = np.diff(ans.frequencies(counts)) - 1.0
+    model = stream.model.Categorical(frequencies, perfect=False)
+    coder = stream.stack.AnsCoder()
+    coder.encode_reverse(found.numpy().astype(np.int32), model)
+    words = coder.get_compressed()
+    return words.nbytes, lambda: stream.stack.AnsCoder(words).decode(model, len(found))
 
 
 def _at_rest(width: int) -> Comparison:

@@ -44,11 +44,11 @@ class Weights:
     def ranges(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]: ...
     def spreads(self) -> npt.NDArray[np.float64]: ...
     def occupied_bins(
-        self, number: int, signs: bool
+        self, number: int, signs: bool, first: int, last: int
     ) -> tuple[
         npt.NDArray[np.int64],
         npt.NDArray[np.int32],
-        npt.NDArray[np.int64],
+        npt.NDArray[np.int32],
         npt.NDArray[np.float64],
     ]: ...
     def look_up_bins(
@@ -96,3 +96,29 @@ def force(
 def force_table(
     counts: npt.NDArray[np.int64], spacing: float, width: float, fft: bool
 ) -> npt.NDArray[np.float64]: ...
+def pack(indices: npt.NDArray[np.integer[Any]], bits: int) -> npt.NDArray[np.uint8]: ...
+def unpack(
+    packed: npt.NDArray[np.uint8],
+    bits: int,
+    sizes: npt.NDArray[np.int64],
+    edges: npt.NDArray[np.int64],
+    table: npt.NDArray[Any],
+    out: npt.NDArray[Any],
+) -> npt.NDArray[np.int64]: ...
+def encode(
+    indices: npt.NDArray[np.integer[Any]],
+    counts: npt.NDArray[np.integer[Any]],
+    sizes: npt.NDArray[np.int64],
+    edges: npt.NDArray[np.int64],
+    chunk: int,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint32]]: ...
+def decode(
+    words: npt.NDArray[np.uint8],
+    lengths: npt.NDArray[np.int64],
+    chunk: int,
+    counts: npt.NDArray[np.int64],
+    sizes: npt.NDArray[np.int64],
+    edges: npt.NDArray[np.int64],
+    table: npt.NDArray[Any],
+    out: npt.NDArray[Any],
+) -> None: ...

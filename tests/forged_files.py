@@ -24,7 +24,10 @@ from pysoftq.errors import ArtifactError
 
 Choose = Callable[[int], int]  # a number from 0 to n - 1
 
-OLD_FILES = [FIXTURES / f"version-1-{name}.safetensors" for name in ("network", "tensors")]
+OLD_FILES = [
+    FIXTURES / f"version-{name}.safetensors"
+    for name in ("1-network", "1-tensors", "2-entropy-layer", "2-entropy-group-50")
+]
 DIGEST = slice(50, 114)  # docs/format.md
 ZEROS = "0" * 64
 VALUES: tuple[Any, ...] = (

@@ -6,6 +6,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <span>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
@@ -51,6 +52,26 @@ inline std::vector<Count> narrow(const Counts& counts) {
   if ((bits | sum) >> 31 != 0)
     throw py::value_error("counts must not be negative and must sum to less than 2**31");
   return out;
+}
+
+template <class T>
+using Array = py::array_t<T, py::array::c_style>;
+
+template <class T>
+std::span<const T> span_of(const Array<T>& array) {
+  if (array.ndim() != 1) throw py::value_error("the array must have one dimension");
+  return {array.data(), static_cast<std::size_t>(array.size())};
+}
+
+template <class T>
+std::vector<T> vector_of(const Array<T>& array) {
+  const std::span<const T> values = span_of(array);
+  return std::vector<T>(values.begin(), values.end());
+}
+
+template <class T>
+py::array_t<T> array_of(const std::vector<T>& values) {
+  return py::array_t<T>(static_cast<py::ssize_t>(values.size()), values.data());
 }
 
 }  // namespace softq::bindings

@@ -1,6 +1,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <span>
 #include <vector>
 
 #include "arrays.h"
@@ -13,22 +14,11 @@ namespace softq::bindings {
 
 namespace {
 
-using Int64s = py::array_t<std::int64_t, py::array::c_style>;
-using Bits = py::array_t<std::uint64_t, py::array::c_style>;
-using Int32s = py::array_t<std::int32_t, py::array::c_style>;
+using Int64s = Array<std::int64_t>;
+using Bits = Array<std::uint64_t>;
+using Int32s = Array<std::int32_t>;
 
 constexpr std::int32_t most_bins = 1 << 20;
-
-template <class T>
-std::vector<T> vector_of(const py::array_t<T, py::array::c_style>& array) {
-  if (array.ndim() != 1) throw py::value_error("the array must have one dimension");
-  return std::vector<T>(array.data(), array.data() + array.size());
-}
-
-template <class T>
-py::array_t<T> array_of(const std::vector<T>& values) {
-  return py::array_t<T>(static_cast<py::ssize_t>(values.size()), values.data());
-}
 
 template <class T>
 T* pointer(std::uint64_t address) {
@@ -45,7 +35,7 @@ Segmented layer_at(std::uint64_t address, Scalar scalar, const Int64s& edges) {
 }
 
 // Checks how many entries each segment has, and returns how many there are in all.
-std::int64_t check_sizes(const Segmented& layer, const std::vector<std::int64_t>& sizes) {
+std::int64_t check_sizes(const Segmented& layer, std::span<const std::int64_t> sizes) {
   std::int64_t total = 0;
   for (const std::int64_t size : sizes) {
     if (size < 0) throw py::value_error("a size is negative");
@@ -98,10 +88,13 @@ class Weights {
     return array_of(released([&] { return softq::spreads(layer_, ranges_); }));
   }
 
-  py::tuple occupied_bins(std::int32_t number, bool signs) const {
+  py::tuple occupied_bins(std::int32_t number, bool signs, std::size_t first,
+                          std::size_t last) const {
     check(number);
-    const Occupied found =
-        released([&] { return softq::occupied_bins(layer_, ranges_, {number, signs}); });
+    if (first > last || last > layer_.segments())
+      throw py::value_error("there are no such segments");
+    const Occupied found = released(
+        [&] { return softq::occupied_bins(layer_, ranges_, {number, signs}, first, last); });
     return py::make_tuple(array_of(found.sizes), array_of(found.slot), array_of(found.count),
                           array_of(found.mean));
   }
@@ -109,7 +102,7 @@ class Weights {
   void look_up_bins(std::int32_t number, bool signs, const Int64s& sizes, const Int32s& slots,
                     const py::array& table, std::uint64_t out) const {
     check(number);
-    const Places places{vector_of(sizes), vector_of(slots)};
+    const Places places{span_of(sizes), span_of(slots)};
     const std::int64_t total = check_sizes(layer_, places.sizes);
     const std::int32_t end = signs ? 3 * number : number;
     const bool fits = std::all_of(places.slot.begin(), places.slot.end(),
@@ -155,7 +148,8 @@ void bind_segments(py::module_& m) {
       .def("ranges", &Weights::ranges, "(lowest, highest) of each segment")
       .def("spreads", &Weights::spreads, "Population standard deviation of each segment")
       .def("occupied_bins", &Weights::occupied_bins, py::arg("number"), py::arg("signs"),
-           "(occupied bins of each segment, their slots, counts, means)")
+           py::arg("first"), py::arg("last"),
+           "Of segments first … last - 1: (how many are occupied in each, slots, counts, means)")
       .def("look_up_bins", &Weights::look_up_bins, py::arg("number"), py::arg("signs"),
            py::arg("sizes"), py::arg("slots"), py::arg("table"), py::arg("out"),
            "Writes the entry of each weight's bin to an address, which may be that of the weights");

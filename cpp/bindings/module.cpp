@@ -11,6 +11,7 @@ void bind_potential(pybind11::module_& m);
 void bind_force(pybind11::module_& m);
 void bind_coupling(pybind11::module_& m);
 void bind_segments(pybind11::module_& m);
+void bind_coding(pybind11::module_& m);
 }  // namespace softq::bindings
 
 PYBIND11_MODULE(_core, m) {
@@ -25,4 +26,5 @@ PYBIND11_MODULE(_core, m) {
   bind_force(m);
   bind_coupling(m);
   bind_segments(m);
+  bind_coding(m);
 }

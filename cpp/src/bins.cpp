@@ -144,7 +144,7 @@ Occupied take(Table<T>& table, const Binning<T>& binning) {
     const double inside =
         std::clamp(mean, static_cast<double>(bin.low), static_cast<double>(bin.high));
     found.slot.push_back(slot);
-    found.count.push_back(bin.count);
+    found.count.push_back(static_cast<std::int32_t>(bin.count));
     found.mean.push_back(inside / static_cast<double>(binning.factor) + 0.0);  // -0 becomes 0
     bin.count = 0;
   }
@@ -218,12 +218,16 @@ void append(std::vector<T>& all, const std::vector<T>& more) {
 
 }  // namespace
 
-Occupied occupied_bins(const Segmented& layer, const Ranges& ranges, const Bins& bins) {
-  std::vector<Occupied> found(layer.segments());
-  for_segments(layer, [&]<class Storage, class T>(std::size_t s, const Storage* theta, T) {
-    const auto binning = binning_of<T>(ranges.low[s], ranges.high[s], bins.number);
-    const int grid = grid_of(ranges.low[s], ranges.high[s], static_cast<double>(binning.factor));
-    found[s] = bin_segment(theta, layer.size(s), binning, bins, grid);
+Occupied occupied_bins(const Segmented& layer, const Ranges& ranges, const Bins& bins,
+                       std::size_t first, std::size_t last) {
+  const Segmented part = layer.part(first, last);
+  std::vector<Occupied> found(part.segments());
+  for_segments(part, [&]<class Storage, class T>(std::size_t s, const Storage* theta, T) {
+    const double low = ranges.low[first + s];
+    const double high = ranges.high[first + s];
+    const auto binning = binning_of<T>(low, high, bins.number);
+    const int grid = grid_of(low, high, static_cast<double>(binning.factor));
+    found[s] = bin_segment(theta, part.size(s), binning, bins, grid);
   });
   Occupied all;
   for (const Occupied& own : found) {

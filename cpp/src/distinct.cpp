@@ -35,12 +35,24 @@ void sort_values(std::vector<Bits>& values) {
   std::sort(values.begin(), values.end(), [](Bits a, Bits b) { return ordered(a) < ordered(b); });
 }
 
+template <class Bits>
+std::size_t place_of(Bits value, std::uint64_t factor, int shift) {
+  return static_cast<std::size_t>((value * factor) >> shift);
+}
+
 // From values to their numbers, in the order of insertion: a hash table with linear probing, at
 // most a quarter full, so that most look-ups end at the first place.
 template <class Bits>
 class Numbers {
  public:
-  Numbers() { resize(8); }
+  // Empties the table; `expected` is how many values there may be, if there are few.
+  explicit Numbers(std::size_t expected = 0) { clear(expected); }
+
+  void clear(std::size_t expected) {
+    values_.clear();
+    resize(static_cast<int>(
+        std::bit_width(4 * std::clamp(expected, std::size_t{2}, std::size_t{256}) - 1)));
+  }
 
   const std::vector<Bits>& values() const { return values_; }
 
@@ -73,13 +85,10 @@ class Numbers {
     std::int32_t number;
   };
 
-  std::size_t home(Bits value) const {
-    return static_cast<std::size_t>((value * golden_ratio) >> shift_);
-  }
+  std::size_t home(Bits value) const { return place_of(value, golden_ratio, shift_); }
 
   void resize(int log_size) {
-    std::vector<Place> places(std::size_t{1} << log_size, Place{0, none});
-    places_.swap(places);
+    places_.assign(std::size_t{1} << log_size, Place{0, none});
     shift_ = 64 - log_size;
     mask_ = places_.size() - 1;
     for (std::size_t number = 0; number < values_.size(); ++number) {
@@ -95,17 +104,83 @@ class Numbers {
   std::size_t mask_ = 0;
 };
 
+// The same for few values, each at the first place: no branch depends on the values looked up.
+template <class Bits>
+class Direct {
+ public:
+  struct Place {
+    Bits value;
+    std::uint32_t number;
+  };
+
+  // False if there are too many values, or no factor was found that keeps them apart.
+  bool build(const std::vector<Bits>& values) {
+    constexpr std::size_t most = 256;
+    constexpr std::uint64_t factors = 8;
+    built_ = false;
+    if (values.empty() || values.size() > most) return false;
+    // Of K values, K^2 / 2^(bits + 1) pairs meet in the same place by chance: here two.
+    const int width = static_cast<int>(std::bit_width(values.size() - 1));
+    const int bits = std::max(2 * width - 2, width + 2);
+    for (std::uint64_t number = 0; number < 2 * factors && !built_; ++number) {
+      built_ = fill(values, splitmix64(0, number) | 1, bits + (number < factors ? 0 : 1));
+    }
+    return built_;
+  }
+
+  void forget() { built_ = false; }
+  bool built() const { return built_; }
+
+  // What is not at this place has not been inserted.
+  const Place& at(Bits value) const { return places_[place_of(value, factor_, shift_)]; }
+
+  bool has_all(const Bits* values, std::size_t size) const {
+    bool all = true;
+    for (std::size_t i = 0; i < size; ++i) all &= at(values[i]).value == values[i];
+    return all;
+  }
+
+ private:
+  bool fill(const std::vector<Bits>& values, std::uint64_t factor, int bits) {
+    factor_ = factor;
+    shift_ = 64 - bits;
+    // Empty places hold the first value, which is looked up elsewhere.
+    places_.assign(std::size_t{1} << bits, Place{values[0], 0});
+    const std::size_t first = place_of(values[0], factor, shift_);
+    for (std::size_t number = 1; number < values.size(); ++number) {
+      const std::size_t place = place_of(values[number], factor, shift_);
+      if (place == first || places_[place].number != 0) return false;
+      places_[place] = {values[number], static_cast<std::uint32_t>(number)};
+    }
+    return true;
+  }
+
+  std::vector<Place> places_;
+  std::uint64_t factor_ = 1;
+  int shift_ = 0;
+  bool built_ = false;
+};
+
 // Inserts the values of [begin, end); false once there are more than `most`.
 template <class Bits>
 bool collect(const Bits* theta, std::size_t begin, std::size_t end, std::size_t most,
              Numbers<Bits>& numbers) {
   constexpr std::size_t block = 4096;
+  Direct<Bits> direct;
+  std::size_t wait = 0;  // blocks until it is built again, more each time that a value was missing
+  std::size_t waited = 0;
   for (; begin < end; begin += block) {
-    const std::size_t stop = std::min(begin + block, end);
-    for (std::size_t i = begin; i < stop; ++i) {
+    const std::size_t size = std::min(block, end - begin);
+    if (direct.built() && direct.has_all(theta + begin, size)) continue;
+    for (std::size_t i = begin; i < begin + size; ++i) {
       if (numbers.find(theta[i]) == Numbers<Bits>::none) numbers.insert(theta[i]);
     }
     if (numbers.values().size() > most) return false;
+    direct.forget();
+    if (waited++ < wait || begin + size >= end) continue;
+    direct.build(numbers.values());
+    waited = 0;
+    wait = 2 * wait + 1;
   }
   return true;
 }
@@ -113,48 +188,77 @@ bool collect(const Bits* theta, std::size_t begin, std::size_t end, std::size_t 
 // The values of one segment in order; more than `most`, but not all, if there are more.
 template <class Bits>
 std::vector<Bits> values_of(const Bits* theta, std::size_t size, std::size_t most) {
-  Numbers<Bits> whole;
   if (size <= chunk_length) {
-    collect(theta, 0, size, most, whole);
-  } else {
-    // Long enough for the look-ups to outweigh the merging.
-    const std::size_t share = size / (4 * static_cast<std::size_t>(num_threads()));
-    std::mutex merging;
-    std::atomic<bool> fits{true};
-    parallel_chunks(size, std::max(chunk_length, share),
-                    [&](std::size_t, std::size_t begin, std::size_t end) {
-                      if (!fits) return;
-                      Numbers<Bits> part;
-                      if (!collect(theta, begin, end, most, part)) fits = false;
-                      const std::lock_guard lock(merging);
-                      for (const Bits value : part.values()) whole.insert(value);
-                      if (whole.values().size() > most) fits = false;
-                    });
+    thread_local Numbers<Bits> numbers;
+    numbers.clear(size);
+    collect(theta, 0, size, most, numbers);
+    std::vector<Bits> values = numbers.values();
+    sort_values(values);
+    return values;
   }
+  Numbers<Bits> whole;
+  // Long enough for the look-ups to outweigh the merging.
+  const std::size_t share = size / (4 * static_cast<std::size_t>(num_threads()));
+  std::mutex merging;
+  std::atomic<bool> fits{true};
+  parallel_chunks(size, std::max(chunk_length, share),
+                  [&](std::size_t, std::size_t begin, std::size_t end) {
+                    if (!fits) return;
+                    Numbers<Bits> part;
+                    if (!collect(theta, begin, end, most, part)) fits = false;
+                    const std::lock_guard lock(merging);
+                    for (const Bits value : part.values()) whole.insert(value);
+                    if (whole.values().size() > most) fits = false;
+                  });
   std::vector<Bits> values = whole.values();
   sort_values(values);
   return values;
 }
 
+// Writes and counts the number of each value. False if one has none.
+template <class Bits, class Code>
+bool index_chunk(const Bits* theta, std::size_t begin, std::size_t end,
+                 const Numbers<Bits>& numbers, const Direct<Bits>& direct, std::uint32_t* tables,
+                 Code* out) {
+  bool known = true;
+  if (direct.built()) {
+    for (std::size_t i = begin; i < end; ++i) {
+      const auto& place = direct.at(theta[i]);
+      known &= place.value == theta[i];
+      ++tables[4 * place.number + i % 4];
+      out[i] = static_cast<Code>(place.number);
+    }
+    return known;
+  }
+  for (std::size_t i = begin; i < end; ++i) {
+    const std::int32_t number = numbers.find(theta[i]);
+    if (number < 0) return false;
+    const auto k = static_cast<std::size_t>(number);
+    ++tables[4 * k + i % 4];
+    out[i] = static_cast<Code>(k);
+  }
+  return true;
+}
+
 template <class Bits, class Code>
 void index_segment(const Bits* theta, std::size_t size, const std::uint64_t* values,
                    std::size_t count, std::int64_t* counts, Code* out) {
-  Numbers<Bits> numbers;
+  thread_local Numbers<Bits> own_numbers;
+  thread_local Direct<Bits> own_direct;
+  thread_local std::vector<std::uint32_t> own_tables;
+  Numbers<Bits>& numbers = own_numbers;  // of this thread, also for those that share the segment
+  Direct<Bits>& direct = own_direct;
+  numbers.clear(count);
   for (std::size_t k = 0; k < count; ++k) numbers.insert(static_cast<Bits>(values[k]));
+  // For short segments it takes longer to build than it saves.
+  if (size < 16 * count || !direct.build(numbers.values())) direct.forget();
   std::mutex merging;
   const auto index = [&](std::size_t, std::size_t begin, std::size_t end) {
     // Four tables in turn: increments of one count would wait for each other.
-    std::vector<std::uint32_t> tables(4 * count);
-    bool known = true;
-    for (std::size_t i = begin; i < end; ++i) {
-      const std::int32_t number = numbers.find(theta[i]);
-      known &= number >= 0;
-      if (!known) break;
-      const auto k = static_cast<std::size_t>(number);
-      ++tables[4 * k + i % 4];
-      out[i] = static_cast<Code>(k);
-    }
-    if (!known) throw std::invalid_argument("a weight has none of the values");
+    std::vector<std::uint32_t>& tables = own_tables;
+    tables.assign(4 * count, 0);
+    if (!index_chunk(theta, begin, end, numbers, direct, tables.data(), out))
+      throw std::invalid_argument("a weight has none of the values");
     const std::lock_guard lock(merging);
     for (std::size_t k = 0; k < count; ++k) {
       counts[k] += std::accumulate(&tables[4 * k], &tables[4 * k] + 4, std::int64_t{0});

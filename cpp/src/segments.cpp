@@ -76,6 +76,17 @@ double spread(const Storage* theta, std::size_t size, double low, double high) {
 
 }  // namespace
 
+Segmented Segmented::part(std::size_t first, std::size_t last) const {
+  const std::int64_t begin = edges[first];
+  Segmented found{
+      static_cast<const std::byte*>(theta) + static_cast<std::size_t>(begin) * size_of(scalar),
+      scalar,
+      {}};
+  found.edges.reserve(last - first + 1);
+  for (std::size_t edge = first; edge <= last; ++edge) found.edges.push_back(edges[edge] - begin);
+  return found;
+}
+
 Ranges ranges(const Segmented& layer) {
   Ranges found{std::vector<double>(layer.segments()), std::vector<double>(layer.segments())};
   for (std::size_t segment = 0; segment < layer.segments(); ++segment) {

@@ -1,7 +1,7 @@
-"""The distinct values of a tensor's segments, in memory close to that of the tensor.
+"""The distinct values of a tensor's segments, in memory below that of the tensor.
 
-`pysoftq.clusters.unique` gives the same, with indices of eight bytes each and several copies of
-them on the way: fifty times the weights of a large embedding in small groups.
+`pysoftq.clusters.unique` gives the same of a whole tensor at once, with wider counts and indices.
+Here runs of segments are indexed one after the other, and what is kept of each is narrow.
 """
 
 from __future__ import annotations
@@ -9,15 +9,23 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pysoftq.clusters.clusters import Clusters
-from pysoftq.clusters.values import few_values, from_total_order, total_order, unique
+from pysoftq.artifact.entropy_coding import least_bytes
+from pysoftq.artifact.packing import Palettes, packed_bytes
+from pysoftq.clusters.clusters import Clusters, code_dtype
+from pysoftq.clusters.values import (
+    few_values,
+    from_total_order,
+    sorted_keys,
+    steps,
+    total_order,
+    unique,
+)
 
 CHUNK = 2**18  # weights at a time
 
@@ -28,7 +36,7 @@ class Distinct:
 
     Attributes:
         codebook: (K,) segment after segment, ascending in each.
-        counts: (K,) int32 or int64, weights of each value.
+        counts: (K,) uint8, int16, int32 or int64, weights of each value.
         sizes: (G,) int64, values of each segment.
         indices: (N,) uint8, int16, int32 or int64, of each weight among the values of its segment.
     """
@@ -39,32 +47,33 @@ class Distinct:
     indices: Tensor
 
 
-def distinct(tensor: Tensor, bounds: Tensor) -> Distinct | None:
+def distinct(tensor: Tensor, bounds: Tensor, room: int | None = None) -> Distinct | None:
     """The distinct values of the segments of a contiguous tensor on the CPU.
 
     Args:
         tensor: of N > 0 weights.
         bounds: (G + 1,) where segments begin and end.
+        room: bytes, by default those of the tensor.
 
     Returns:
-        None where codebooks with indices would take as many bytes as the tensor, or more.
+        None where codebooks with indices would take more than `room`, or as many as the tensor.
     """
+    left: float = tensor.nbytes if room is None else min(room + 1, tensor.nbytes)
     longest = int(bounds.diff().max())
-    count_dtype = torch.int32 if longest < 2**31 else torch.int64
-    few = few_values(tensor, bounds, tensor.nbytes - 1)
-    if few is not None:
-        return Distinct(few.codebook, few.counts.to(count_dtype), few.codebook_sizes, few.codes)
+    count_dtype = _narrowest(longest)
     flat = tensor.reshape(-1)
-    indices = torch.empty(flat.numel(), dtype=_narrowest(longest - 1))
-    codebooks, counts, sizes, room = [], [], [], tensor.nbytes
+    indices = torch.empty(flat.numel(), dtype=torch.uint8)
+    codebooks, counts, sizes = [], [], []
     for begin, end, within in _runs(bounds, longest):
-        weights = flat[begin:end]
-        found = (
-            unique(weights, within) if len(within) > 2 else _of_one(weights, indices.dtype, room)
-        )
-        if found is None or found.codebook.nbytes >= room:
+        found = _of_run(flat[begin:end], within, left)
+        if found is None:
             return None
-        room -= found.codebook.nbytes
+        own = Palettes(found.codebook_sizes.numpy(), within.numpy())
+        left -= found.codebook.nbytes + _index_bytes(found.counts.numpy(), own)
+        if left <= 0:
+            return None
+        if found.codes.itemsize > indices.itemsize:
+            indices = indices.to(found.codes.dtype)
         indices[begin:end] = found.codes
         codebooks.append(found.codebook)
         counts.append(found.counts.to(count_dtype))
@@ -81,32 +90,37 @@ def _runs(bounds: Tensor, longest: int) -> Iterator[tuple[int, int, Tensor]]:
         yield begin, int(part[-1]), part - begin
 
 
-def _of_one(weights: Tensor, dtype: torch.dtype, room: int) -> Clusters | None:
+def _of_run(weights: Tensor, within: Tensor, room: float) -> Clusters | None:
+    """The distinct values of segments; None of a single one that needs `room` bytes or more."""
+    found = few_values(weights, within)
+    if found is not None:
+        return found
+    return unique(weights, within) if len(within) > 2 else _of_one(weights, room)
+
+
+def _of_one(weights: Tensor, room: float) -> Clusters | None:
     """The distinct values of one segment; None if they need `room` bytes or more with indices."""
-    ordered = total_order(weights[:0]).new_empty(len(weights))
-    for part, out in zip(weights.split(CHUNK), ordered.split(CHUNK), strict=True):
-        out.copy_(total_order(part))
-    keys = ordered.numpy()
-    keys.sort()  # in place: `torch.unique` takes eight more bytes for each weight
-    starts = [at + np.flatnonzero(new) for at, new in _steps(keys)]
-    K = 1 + sum(map(len, starts))
-    if _needed(K, weights.itemsize) >= room:
+    keys = sorted_keys(weights)
+    K = 1 + sum(int(np.count_nonzero(new)) for _, new in steps(keys))
+    if K > 2**31 or _needed(K, weights.itemsize) >= room:
         return None
-    first = np.concatenate([[0], *starts])
-    del starts
+    first = np.concatenate([[0], *(at + np.flatnonzero(new) for at, new in steps(keys))])
     values, counts = torch.from_numpy(keys[first]), np.diff(first, append=keys.size)
-    del keys, ordered, first
-    indices = torch.empty(len(weights), dtype=dtype)
+    own = Palettes(np.array([K]), np.array([0, keys.size]))
+    del keys, first
+    if values.nbytes + _index_bytes(counts, own) >= room:
+        return None
+    indices = torch.empty(len(weights), dtype=code_dtype(K))
     for part, out in zip(weights.split(CHUNK), indices.split(CHUNK), strict=True):
         out.copy_(torch.searchsorted(values, total_order(part)))
-    return Clusters.of(from_total_order(values, weights.dtype), indices, torch.from_numpy(counts))
+    codebook = from_total_order(values, weights.dtype)
+    return Clusters(codebook, torch.from_numpy(counts), codes=indices)
 
 
-def _steps(keys: NDArray[Any]) -> Iterator[tuple[int, NDArray[np.bool_]]]:
-    """From which place on, whether each of the sorted keys differs from the one before it."""
-    for start in range(1, keys.size, CHUNK):
-        stop = min(start + CHUNK, keys.size)
-        yield start, keys[start:stop] != keys[start - 1 : stop - 1]
+def _index_bytes(counts: NDArray[np.int64], palettes: Palettes) -> float:
+    """Bytes that the indices take at least, packed or entropy-coded."""
+    bits = (int(palettes.sizes.max()) - 1).bit_length()
+    return min(packed_bytes(palettes.count, bits), least_bytes(counts, palettes))
 
 
 def _needed(K: int, itemsize: int) -> float:

@@ -1,55 +1,66 @@
 """Indices in as many bits as their entropy: asymmetric numeral systems (ANS) with known counts.
 
 The indices of each segment are coded with a model of their own, made from their counts in integer
-arithmetic only; `docs/format.md` specifies it to the bit. The coder is `constriction`'s, or our own
-in plain Python where there is no wheel of it.
+arithmetic only, and each chunk of weights with a stream of its own, so that several are decoded at
+a time; `docs/format.md` specifies both to the bit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pysoftq.artifact import ans
-from pysoftq.artifact.packing import Bytes, Integers, pack_varints, unpack_varints
-
-try:
-    from constriction import stream
-
-    _AnsCoder, _Categorical = stream.stack.AnsCoder, stream.model.Categorical
-except ImportError:
-    _AnsCoder, _Categorical = ans.AnsCoder, ans.Categorical
+from pysoftq.artifact.core import core
+from pysoftq.artifact.packing import (
+    Bytes,
+    Integers,
+    LookUp,
+    Palettes,
+    pack_varints,
+    unpack_varints,
+)
 
 AnyIntegers = NDArray[np.integer[Any]]
 
 MAX_BITS = 20  # 2**20 clusters in a segment are few against the 2**24 parts that they share
-_CHUNK = 2**20
+CHUNK = 2**16  # weights whose indices share a stream
+_PIECE = 2**18  # clusters at a time
 
 
-def encode(indices: AnyIntegers, counts: AnyIntegers, sizes: Integers, bounds: Integers) -> Bytes:
-    """Code (N,) indices within their segments: the counts, then the stream.
+def encode(indices: AnyIntegers, counts: AnyIntegers, palettes: Palettes) -> Bytes:
+    """Code (N,) indices within their segments: counts, words of all streams but one, streams.
 
-    counts: (K,) how often each index occurs, segment after segment, all > 0. sizes: (G,) distinct
-    indices of each segment, at most 2**MAX_BITS. bounds: (G + 1,) where segments begin and end.
+    counts: (K,) how often each index occurs, segment after segment, all > 0. A segment has at most
+    2**MAX_BITS clusters.
     """
-    coder = _AnsCoder()
-    for begin, end, model in _segments(counts, sizes, bounds, last_first=True):
-        for start in reversed(range(begin, end, _CHUNK)):
-            part = indices[start : min(start + _CHUNK, end)]
-            coder.encode_reverse(part.astype(np.int32, copy=False), model)
-    words = coder.get_compressed().astype("<u4").view(np.uint8)
-    return np.concatenate([pack_varints(counts[_is_stored(sizes)]), words])
+    sizes = palettes.sizes
+    lengths, words = core.encode(indices, counts, sizes, palettes.bounds, CHUNK)
+    stored = pack_varints(counts[_is_stored(sizes)])
+    return np.concatenate([stored, pack_varints(lengths[:-1]), words.view(np.uint8)])
 
 
-def read_counts(coded: Bytes, sizes: Integers, bounds: Integers) -> tuple[Integers, Bytes]:
-    """The counts (K,) that `encode` was given, and the stream that follows them.
+def least_bytes(counts: AnyIntegers, palettes: Palettes) -> float:
+    """What `encode` takes at least: a byte for each count, and the entropy of the indices."""
+    sizes, lengths = palettes.sizes, np.diff(palettes.bounds)
+    ends, step = sizes.cumsum(), max(_PIECE // int(sizes.max()), 1)
+    bits = 0.0
+    for first in range(0, sizes.size, step):
+        own = sizes[first : first + step]
+        part = counts[ends[first] - own[0] : ends[first + own.size - 1]].astype(np.float64)
+        bits += float(part @ np.log2(np.repeat(lengths[first : first + step], own) / part))
+    return counts.size - sizes.size + bits / 8
+
+
+def read_counts(coded: Bytes, palettes: Palettes) -> tuple[Integers, Bytes]:
+    """The counts (K,) that `encode` was given, and what follows them.
 
     Raises:
         ValueError: the counts are cut short, or not those of segments with these sizes.
     """
+    sizes, bounds = palettes.sizes, palettes.bounds
     stored = _is_stored(sizes)
     counts = np.zeros(len(stored), dtype=np.int64)
     counts[stored], length = unpack_varints(coded, int(stored.sum()))
@@ -64,29 +75,62 @@ def read_counts(coded: Bytes, sizes: Integers, bounds: Integers) -> tuple[Intege
 
 
 def decode(
-    stream: Bytes, counts: AnyIntegers, sizes: Integers, bounds: Integers
-) -> NDArray[np.int32]:
-    """The (N,) indices within their segments, of a stream and its counts.
+    coded: Bytes, counts: Integers, palettes: Palettes, table: NDArray[Any], chunk: int = CHUNK
+) -> NDArray[Any]:
+    """Entries of a (K,) table for the (N,) indices, of what follows the counts.
 
-    Whether their counts are those given is left to the caller.
+    chunk: weights of a stream.
 
     Raises:
-        ValueError: the stream does not end with its last index.
+        ValueError: a stream does not end with its last index, or the indices have other counts.
     """
-    if stream.size % 4:
+    streams = -(-palettes.count // chunk)
+    known, begin = unpack_varints(coded, streams - 1)
+    words = coded[begin:]
+    if words.size % 4:
         raise ValueError("the coded stream does not consist of whole words")
-    words = np.frombuffer(stream.tobytes(), dtype="<u4").astype(np.uint32)
-    if words.size and not words[-1]:
-        raise ValueError("the last word of the coded stream is 0")
-    coder = _AnsCoder(words)
-    symbols = np.zeros(int(bounds[-1]), dtype=np.int32)
-    for begin, end, model in _segments(counts, sizes, bounds):
-        for start in range(begin, end, _CHUNK):
-            stop = min(start + _CHUNK, end)
-            symbols[start:stop] = coder.decode(model, stop - start)
-    if not coder.is_empty():
-        raise ValueError("the coded stream does not end with its last index")
-    return symbols
+    left = words.size // 4
+    if known.size and (int(known.max()) > left or int(known.sum()) > left):
+        raise ValueError("the coded streams are cut short")
+    lengths = np.append(known, left - int(known.sum()))
+    if core is None:
+        streams_of = np.split(words, 4 * lengths[:-1].cumsum())
+        return _decode(streams_of, counts, palettes, table, chunk)
+    found = np.empty(palettes.count, dtype=table.dtype)
+    core.decode(words, lengths, chunk, counts, palettes.sizes, palettes.bounds, table, found)
+    return found
+
+
+def _decode(
+    streams: list[Bytes],
+    counts: Integers,
+    palettes: Palettes,
+    table: NDArray[Any],
+    chunk: int,
+) -> NDArray[Any]:
+    """The same without the core."""
+    look_up, bounds = LookUp(palettes, table), palettes.bounds
+    ends = palettes.sizes.cumsum()
+    for number, coded in enumerate(streams):
+        begin, end = number * chunk, min((number + 1) * chunk, palettes.count)
+        words = np.frombuffer(coded.tobytes(), dtype="<u4").tolist()
+        if words and not words[-1]:
+            raise ValueError("the last word of the coded stream is 0")
+        stream = ans.Stream(words)
+        segment = int(np.searchsorted(bounds, begin, side="right")) - 1
+        while begin < end:
+            stop, size = min(end, int(bounds[segment + 1])), int(palettes.sizes[segment])
+            indices = np.zeros(stop - begin, dtype=np.int32)
+            if size > 1:
+                own = counts[ends[segment] - size : ends[segment]]
+                indices = stream.read(ans.frequencies(own), stop - begin)
+            look_up.add(begin, indices)
+            begin, segment = stop, segment + 1
+        if not stream.ended:
+            raise ValueError("the coded stream does not end with its last index")
+    if not np.array_equal(look_up.counts, counts):
+        raise ValueError("its coded indices have other counts than those stored")
+    return look_up.found
 
 
 def _is_stored(sizes: Integers) -> NDArray[np.bool_]:
@@ -94,25 +138,3 @@ def _is_stored(sizes: Integers) -> NDArray[np.bool_]:
     stored = np.ones(int(sizes.sum()), dtype=np.bool_)
     stored[sizes.cumsum() - 1] = False
     return stored
-
-
-def _segments(
-    counts: AnyIntegers, sizes: Integers, bounds: Integers, *, last_first: bool = False
-) -> Iterator[tuple[int, int, Any]]:
-    """Begin, end and model of each segment that has a choice of indices."""
-    last = sizes.cumsum()
-    (chosen,) = (sizes > 1).nonzero()
-    for segment in chosen[:: -1 if last_first else 1].tolist():
-        high = int(last[segment])
-        low = high - int(sizes[segment])
-        yield int(bounds[segment]), int(bounds[segment + 1]), _model(counts[low:high])
-
-
-def _model(counts: AnyIntegers) -> Any:
-    """Frequencies out of 2**24, at least one for each index."""
-    counts = counts.astype(np.int64, copy=False)
-    K, N = counts.size, int(counts.sum())
-    parts = 2**ans.PRECISION - K
-    cumulative = np.concatenate([[0], counts.cumsum()]) * parts // N
-    # Whole numbers that add up to `parts`: the library's own rounding leaves them as they are.
-    return _Categorical(np.diff(cumulative).astype(np.float32), perfect=False)

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pysoftq.artifact.packing import Integers, packed_bytes
+from pysoftq.artifact.packing import Integers, Palettes, packed_bytes
 from pysoftq.interaction.segments import segment_edges
 
-FORMAT_VERSION = 2
-READ_VERSIONS = (1, 2)
+FORMAT_VERSION = 3
+READ_VERSIONS = (1, 2, 3)
 MAX_WEIGHTS = 2**38  # in one tensor; the largest product in the coder's model is then 2**62
 MAX_INDEX_BITS = 31
 MAX_EXPANSION = 2**20  # bytes that one byte of a file may become
@@ -123,6 +123,11 @@ class Record:
     def bounds(self) -> Integers:
         """(G + 1,) where segments begin and end."""
         return segment_edges(self.shape, self.granularity)
+
+    @property
+    def palettes(self) -> Palettes:
+        """What the indices count in."""
+        return Palettes(self.sizes, self.bounds)
 
     @property
     def entries(self) -> dict[str, tuple[Dtype, tuple[int, ...]]]:

@@ -16,8 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pysoftq.artifact.packing import chunks, unpacked
-from pysoftq.interaction.segments import segment_of
+from pysoftq.artifact.packing import Palettes, chunks, unpack, unpacked
+from pysoftq.interaction.segments import segment_edges, segment_of
+
+_PATTERNS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def _nothing() -> None:
@@ -48,6 +50,8 @@ class CompressedTensor:
 
     def tensor(self) -> Tensor:
         """The weight, made anew."""
+        if self.codebook.device.type == "cpu":
+            return self._on_cpu()
         flat = self.codebook.new_empty(math.prod(self.shape))
         for start, first, length, size in chunks(self.bits, flat.numel()):
             rows = self.packed.new_zeros(-(-size // 8), max(self.bits, 1), dtype=torch.int32)
@@ -60,6 +64,13 @@ class CompressedTensor:
                 indices.add_(self.first[segment_of(places, self.shape, self.granularity)])
             flat[start:stop] = self.codebook.index_select(0, indices)
         return flat.reshape(self.shape)
+
+    def _on_cpu(self) -> Tensor:
+        bits = self.codebook.view(_PATTERNS[self.codebook.itemsize])
+        sizes = self.first.long().diff(append=torch.tensor([len(bits)])).numpy()
+        palettes = Palettes(sizes, segment_edges(self.shape, self.granularity))
+        flat, _ = unpack(self.packed.numpy(), self.bits, palettes, bits.numpy())
+        return torch.from_numpy(flat).view(self.codebook.dtype).reshape(self.shape)
 
     def shared(self) -> Tensor:
         """The weight; the same tensor as before while somebody holds that."""

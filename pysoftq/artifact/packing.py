@@ -9,10 +9,13 @@ byte, whose highest bit says whether another follows.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+from pysoftq.artifact.core import core
 
 Bytes = NDArray[np.uint8]
 Integers = NDArray[np.int64]
@@ -22,13 +25,61 @@ CHUNK = 2**18  # indices at a time, a multiple of 8: chunks begin on a byte
 _VARINT_BYTES = 9  # 63 bits
 
 
+@dataclass(frozen=True, eq=False)
+class Palettes:
+    """The codebooks that the indices of a layer's weights count in.
+
+    sizes: (G,) clusters of each segment. bounds: (G + 1,) where segments begin and end.
+    """
+
+    sizes: Integers
+    bounds: Integers
+
+    @property
+    def count(self) -> int:
+        """Weights."""
+        return int(self.bounds[-1])
+
+
+class LookUp:
+    """Entries of a table for the indices of a layer's weights, run after run, without the core.
+
+    Attributes:
+        found: (N,) the entries.
+        counts: (K,) weights of each cluster.
+    """
+
+    def __init__(self, palettes: Palettes, table: NDArray[Any]) -> None:
+        self.found: NDArray[Any] = np.empty(palettes.count, dtype=table.dtype)
+        self.counts: Integers = np.zeros(table.size, dtype=np.int64)
+        self._palettes, self._table = palettes, table
+        self._first = palettes.sizes.cumsum() - palettes.sizes
+
+    def add(self, start: int, indices: NDArray[np.int32]) -> None:
+        """The indices, within their segments, of the weights from `start` on.
+
+        Raises:
+            ValueError: an index is not in its codebook.
+        """
+        places = np.arange(start, start + indices.size)
+        segments = np.searchsorted(self._palettes.bounds, places, side="right") - 1
+        if (indices >= self._palettes.sizes[segments]).any():
+            raise ValueError("an index is not in its codebook")
+        clusters = indices + self._first[segments]
+        self.found[start : start + indices.size] = self._table[clusters]
+        self.counts += np.bincount(clusters, minlength=self.counts.size)
+
+
 def packed_bytes(count: int, bits: int) -> int:
     """Bytes taken by `count` indices of `bits` bits."""
     return -(-count * bits // 8)
 
 
 def pack(indices: NDArray[np.integer[Any]], bits: int) -> Bytes:
-    """Pack (N,) indices in 0..2**bits - 1 into `packed_bytes(N, bits)` bytes."""
+    """Pack (N,) indices in 0..2**bits - 1 into `packed_bytes(N, bits)` bytes, 1 to 31 bits each."""
+    if core is not None:
+        packed: Bytes = core.pack(indices, bits)
+        return packed
     packed = np.empty(packed_bytes(indices.size, bits), dtype=np.uint8)
     for start, first, length, size in chunks(bits, indices.size):
         groups = np.zeros((-(-size // 8), 8), dtype=np.int64)
@@ -41,17 +92,27 @@ def pack(indices: NDArray[np.integer[Any]], bits: int) -> Bytes:
     return packed
 
 
-def unpack(packed: Bytes, bits: int, count: int) -> NDArray[np.int32]:
-    """The (count,) indices that `pack` stored in at most 31 bits each."""
-    indices = np.empty(count, dtype=np.int32)
-    for start, first, length, size in chunks(bits, count):
-        rows = np.zeros((-(-size // 8), bits), dtype=np.int32)
+def unpack(
+    packed: Bytes, bits: int, palettes: Palettes, table: NDArray[Any]
+) -> tuple[NDArray[Any], Integers]:
+    """Entries of a (K,) table for the (N,) indices that `pack` stored, and the (K,) counts.
+
+    Raises:
+        ValueError: an index is not in its codebook.
+    """
+    if core is not None:
+        found: NDArray[Any] = np.empty(palettes.count, dtype=table.dtype)
+        counts: Integers = core.unpack(packed, bits, palettes.sizes, palettes.bounds, table, found)
+        return found, counts
+    look_up = LookUp(palettes, table)
+    for start, first, length, size in chunks(bits, palettes.count):
+        rows = np.zeros((-(-size // 8), max(bits, 1)), dtype=np.int32)
         rows.reshape(-1)[:length] = packed[first : first + length]
         groups = np.empty((len(rows), 8), dtype=np.int32)
         for position in range(8):
             groups[:, position] = unpacked(rows, position, bits)
-        indices[start : start + size] = groups.reshape(-1)[:size]
-    return indices
+        look_up.add(start, groups.reshape(-1)[:size])
+    return look_up.found, look_up.counts
 
 
 def chunks(bits: int, count: int) -> Iterator[tuple[int, int, int, int]]:
@@ -93,6 +154,8 @@ def pack_varints(values: NDArray[np.integer[Any]]) -> Bytes:
 
 
 def _varints(values: NDArray[np.integer[Any]]) -> Bytes:
+    if int(values.max()) < 128:
+        return values.astype(np.uint8)
     wide = values.astype(np.int64)[:, None]
     shifts = 7 * np.arange(_VARINT_BYTES)
     left = wide >> shifts  # what remains of a number from each of its bytes on
@@ -109,12 +172,12 @@ def unpack_varints(packed: Bytes, count: int) -> tuple[Integers, int]:
     Raises:
         ValueError: there are fewer, or one has more than 63 bits.
     """
+    if packed.size >= count and (packed[:count] < 128).all():
+        return packed[:count].astype(np.int64), count
     head = packed[: count * _VARINT_BYTES]
     ends = (head < 128).nonzero()[0][:count]
     if len(ends) < count:
         raise ValueError(f"{count} numbers are cut short, or one of them is too large")
-    if not count:
-        return np.zeros(0, dtype=np.int64), 0
     length = int(ends[-1]) + 1
     starts = np.concatenate([[0], ends[:-1] + 1])
     lengths = ends + 1 - starts

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ from pysoftq.artifact.format import (
     digest,
     unbelievable,
 )
-from pysoftq.artifact.packing import CHUNK, Bytes, Integers, pack, unpack, unpack_varints
+from pysoftq.artifact.packing import Bytes, Integers, pack, unpack, unpack_varints
 from pysoftq.clusters.patterns import flip_negative
 from pysoftq.errors import ArtifactError
 from pysoftq.interaction.arrays import check_granularity
@@ -80,66 +80,52 @@ class File:
         """(K,) weights of each cluster, without decoding what is entropy-coded."""
         if record.coding == "entropy":
             return self._coded(record)[0]
-        return np.bincount(self.indices(record), minlength=record.K)
+        return self._packed(record, np.zeros(record.K, dtype=np.uint8))[1]
 
-    def indices(self, record: Record) -> NDArray[np.int32]:
-        """(N,) indices into the codebooks of all segments; ArtifactError if one is wrong."""
-        if record.coding == "entropy":
-            counts, stream = self._coded(record)
-            try:
-                indices = entropy_coding.decode(stream, counts, record.sizes, record.bounds)
-            except ValueError as error:
-                raise self._wrong(record, str(error)) from error
-        elif record.container_bits:
-            packed = self.stored[f"indices/{record.name}"].values
-            indices = unpack(packed, record.container_bits, record.size)
-        else:
-            indices = np.zeros(record.size, dtype=np.int32)
-        if len(record.sizes) > 1:
-            for weights, segments, lengths in _runs(record):
-                part = indices[weights]
-                if (part >= np.repeat(record.sizes[segments], lengths)).any():
-                    raise self._wrong(record, "an index is not in its codebook")
-                part += np.repeat(record.first[segments], lengths)
-        found = np.bincount(indices, minlength=record.K)
-        if found.size > record.K:
-            raise self._wrong(record, "an index is not in its codebook")
-        if not found.all():
-            raise self._wrong(record, "a value of its codebook is not used")
-        if record.coding == "entropy" and not np.array_equal(found, counts):
-            raise self._wrong(record, "its coded indices have other counts than those stored")
-        return indices
+    def look_up(self, record: Record, table: NDArray[Any]) -> NDArray[Any]:
+        """The entry of a (K,) table for each weight, (N,); ArtifactError if an index is wrong."""
+        if record.coding != "entropy":
+            return self._packed(record, table)[0]
+        counts, coded = self._coded(record)
+        chunk = entropy_coding.CHUNK if self.version > 2 else record.size
+        try:
+            return entropy_coding.decode(coded, counts, record.palettes, table, chunk)
+        except ValueError as error:
+            raise self._wrong(record, str(error)) from error
 
     def packed(self, record: Record) -> Bytes:
         """The indices within the segments, checked, in `container_bits` each."""
-        indices = self.indices(record)
-        if record.coding == "packed" and record.container_bits:
-            packed: Bytes = self.stored[f"indices/{record.name}"].values.copy()
+        local = np.arange(record.K) - np.repeat(record.first, record.sizes)
+        indices = self.look_up(record, local.astype(np.min_scalar_type(int(record.sizes.max()))))
+        if record.coding == "packed":
+            packed: Bytes = self._indices(record).copy()
             return packed
-        if len(record.sizes) > 1:
-            for weights, segments, lengths in _runs(record):
-                indices[weights] -= np.repeat(record.first[segments], lengths)
         return pack(indices, record.container_bits)
+
+    def _packed(self, record: Record, table: NDArray[Any]) -> tuple[NDArray[Any], Integers]:
+        bits = record.container_bits
+        try:
+            found, counts = unpack(self._indices(record), bits, record.palettes, table)
+        except ValueError as error:
+            raise self._wrong(record, str(error)) from error
+        if not counts.all():
+            raise self._wrong(record, "a value of its codebook is not used")
+        return found, counts
+
+    def _indices(self, record: Record) -> Bytes:
+        entry = self.stored.get(f"indices/{record.name}")
+        found: Bytes = np.zeros(0, dtype=np.uint8) if entry is None else entry.values
+        return found
 
     def _coded(self, record: Record) -> tuple[Integers, Bytes]:
         coded = self.stored[f"coded/{record.name}"].values
         try:
-            return entropy_coding.read_counts(coded, record.sizes, record.bounds)
+            return entropy_coding.read_counts(coded, record.palettes)
         except ValueError as error:
             raise self._wrong(record, str(error)) from error
 
     def _wrong(self, record: Record, problem: str) -> ArtifactError:
         return ArtifactError(f"{self.path}: {record.name}: {problem}")
-
-
-def _runs(record: Record) -> Iterator[tuple[slice, slice, Integers]]:
-    """So many whole segments as make a chunk: their weights, themselves, their lengths."""
-    bounds = record.bounds
-    step = max(CHUNK // max(int(np.diff(bounds).max()), 1), 1)
-    for start in range(0, len(record.sizes), step):
-        part = bounds[start : start + step + 1]
-        weights = slice(int(part[0]), int(part[-1]))
-        yield weights, slice(start, start + step), np.diff(part)
 
 
 def read(path: str | os.PathLike[str]) -> File:
@@ -178,7 +164,7 @@ def _parse(path: str, data: bytes) -> File:
     header = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["pysoftq"])
     version = header["format_version"]
     if type(version) is not int or version not in READ_VERSIONS:
-        expected = " and ".join(map(str, READ_VERSIONS))
+        expected = f"{READ_VERSIONS[0]} to {READ_VERSIONS[-1]}"
         raise ArtifactError(
             f"{path} has format version {version!r}; this pysoftq reads versions {expected}"
         )

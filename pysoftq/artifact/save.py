@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal, get_args
 
-import safetensors.torch
-from safetensors import SafetensorError
-from torch import Tensor, from_numpy, nn
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn, uint8
 
 from pysoftq.artifact import entropy_coding
-from pysoftq.artifact.distinct import CHUNK, Distinct, distinct
+from pysoftq.artifact.distinct import distinct
 from pysoftq.artifact.format import (
-    DIGEST,
     FORMAT_VERSION,
-    HEADER_START,
     MAX_INDEX_BITS,
     MAX_WEIGHTS,
     NO_DIGEST,
     Record,
     unbelievable,
 )
-from pysoftq.artifact.packing import pack, pack_varints
+from pysoftq.artifact.packing import pack, pack_varints, packed_bytes
 from pysoftq.artifact.tensors import check_storable, dtype_of, identity
+from pysoftq.artifact.writing import FileWriter, file_writer
 from pysoftq.atomic import atomic_write
 from pysoftq.clusters.written import warn_of_lost_clusters
 from pysoftq.interaction.arrays import check_dense, check_granularity
@@ -36,7 +33,7 @@ from pysoftq.interaction.segments import segment_bounds
 from pysoftq.models.wrappers import specification, unwrapped
 
 Coding = Literal["packed", "entropy"]
-Entries = dict[str, Tensor]
+Entries = dict[str, NDArray[Any]]
 
 
 @on_host()
@@ -69,40 +66,26 @@ def save_compressed(
     if coding not in get_args(Coding):
         raise ValueError(f"coding must be one of {', '.join(get_args(Coding))}, got {coding!r}")
     check_granularity(granularity)
-    records: list[Record] = []
-    ties: dict[str, str] = {}
-    stored: Entries = {}
-    owners: dict[object, str] = {}
-    for name, tensor in unwrapped(model).state_dict(keep_vars=True).items():
-        check_storable(name, tensor)
-        check_dense(tensor, name)
-        owner = owners.setdefault(identity(tensor), name)
-        if owner == name:
-            plain = tensor.detach().cpu().contiguous()
-            record, entries = _smallest(name, plain, coding, granularity)
-            records.append(record)
-            stored |= entries
-        else:
-            ties[name] = owner
-    description = {
-        "sha256": NO_DIGEST,
-        "format_version": FORMAT_VERSION,
-        "model": specification(model),
-        "weights": {record.name: record.shape for record in records if record.is_weight},
-        "granularity": {
-            record.name: record.granularity for record in records if record.granularity != "layer"
-        },
-        "ties": ties,
-        "metadata": dict(metadata or {}),
-    }
-    try:
-        header = json.dumps(description, allow_nan=False, separators=(",", ":"))
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"metadata and model specification must be plain JSON: {error}") from error
+    tensors, ties = _tensors(model)
+    described = _described(metadata or {})
+    model_specification = _described(specification(model))
     warn_of_lost_clusters(model, stacklevel=3)  # the caller, beyond on_host
-    with atomic_write(path) as temporary:
-        _write(_apart(stored), header, temporary)
-        size = temporary.stat().st_size
+    with atomic_write(path) as temporary, file_writer(temporary) as writer:
+        records = [_add(writer, name, tensors[name], (coding, granularity)) for name in tensors]
+        description = {
+            "sha256": NO_DIGEST,
+            "format_version": FORMAT_VERSION,
+            "model": model_specification,
+            "weights": {record.name: record.shape for record in records if record.is_weight},
+            "granularity": {
+                record.name: record.granularity
+                for record in records
+                if record.granularity != "layer"
+            },
+            "ties": ties,
+            "metadata": described,
+        }
+        size = writer.write(json.dumps(description, separators=(",", ":")))
         if unbelievable(records, size):
             raise ValueError(
                 f"a file of {size} bytes for {sum(r.size for r in records)} weights "
@@ -110,72 +93,86 @@ def save_compressed(
             )
 
 
-def _apart(stored: Entries) -> Entries:
-    """The same entries; copies of those that overlap in memory, which safetensors refuses."""
-    seen: set[int] = set()
-    apart = {}
-    for name, entry in stored.items():
-        place = entry.untyped_storage().data_ptr()
-        apart[name] = entry.clone() if place in seen else entry
-        seen.add(place)
-    return apart
+def _tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """What is to be stored under which name, and the other names of the same tensors."""
+    tensors: dict[str, Tensor] = {}
+    ties: dict[str, str] = {}
+    owners: dict[object, str] = {}
+    for name, tensor in unwrapped(model).state_dict(keep_vars=True).items():
+        check_storable(name, tensor)
+        check_dense(tensor, name)
+        owner = owners.setdefault(identity(tensor), name)
+        if owner == name:
+            tensors[name] = tensor.detach()
+        else:
+            ties[name] = owner
+    return tensors, ties
 
 
-def _write(stored: Entries, header: str, path: Path) -> None:
-    """Write the file, then its checksum, which `header` has zeros in place of."""
+def _described(value: object) -> Any:
+    """A value as JSON has it."""
     try:
-        safetensors.torch.save_file(stored, path, {"pysoftq": header})
-    except SafetensorError as error:  # its only way to say that the disk is full
-        raise OSError(str(error)) from error
-    with path.open("r+b") as file:
-        if not file.read(DIGEST.start).startswith(HEADER_START, 8):
-            raise RuntimeError("the installed safetensors writes its header in an unknown way")
-        file.seek(0)
-        checksum = hashlib.sha256()
-        while piece := file.read(2**20):
-            checksum.update(piece)
-        file.seek(DIGEST.start)
-        file.write(checksum.hexdigest().encode())
+        return json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"metadata and model specification must be plain JSON: {error}") from error
 
 
-def _smallest(
-    name: str, tensor: Tensor, coding: Coding, granularity: str
-) -> tuple[Record, Entries]:
-    """The first of the smallest forms of one contiguous CPU tensor."""
-    forms = _forms(name, tensor, coding, granularity)
-    return min(forms, key=lambda form: sum(entry.nbytes for entry in form[1].values()))
-
-
-def _forms(
-    name: str, tensor: Tensor, coding: Coding, granularity: str
-) -> Iterator[tuple[Record, Entries]]:
+def _add(writer: FileWriter, name: str, tensor: Tensor, options: tuple[Coding, str]) -> Record:
+    """Add a tensor in the first of its smallest forms."""
     raw = Record(name, tuple(tensor.shape), dtype_of(tensor))
-    yield raw, {f"raw/{name}": tensor}
-    if not raw.is_weight or not 0 < raw.size <= MAX_WEIGHTS or not _finite(tensor):
-        return
-    for part in dict.fromkeys(("layer", granularity)):
-        values = distinct(tensor, segment_bounds(raw.shape, part))
-        if values is None:
-            continue
-        record = replace(raw, coding="packed", granularity=part, sizes=values.sizes.numpy())
-        if record.container_bits <= MAX_INDEX_BITS:
-            yield from _clustered(record, values, coding)
+    best = None
+    if raw.is_weight and 0 < raw.size <= MAX_WEIGHTS:
+        best = _clustered(raw, tensor.cpu().contiguous(), *options)
+    if best is None:
+        writer.add_later(f"raw/{name}", raw.dtype, raw.shape, lambda: _bytes(tensor))
+        return raw
+    record, entries = best
+    for entry, (dtype, _) in record.entries.items():
+        writer.add(entry, dtype, entries[entry])
+    return record
+
+
+def _bytes(tensor: Tensor) -> NDArray[np.uint8]:
+    """The elements of any tensor in row-major order."""
+    found: NDArray[np.uint8] = tensor.cpu().contiguous().reshape(-1).view(uint8).numpy()
+    return found
 
 
 def _clustered(
-    record: Record, values: Distinct, coding: Coding
-) -> Iterator[tuple[Record, Entries]]:
-    name, bits = record.name, record.container_bits
-    indices, entries = values.indices.numpy(), {f"codebook/{name}": values.codebook}
+    raw: Record, tensor: Tensor, coding: Coding, granularity: str
+) -> tuple[Record, Entries] | None:
+    """The smallest form with codebooks of a contiguous CPU tensor, if it is smaller than raw."""
+    best, room = None, tensor.nbytes - 1
+    for part in dict.fromkeys((granularity, "layer")):  # of equal sizes the last one is taken
+        form = _form(replace(raw, granularity=part), tensor, coding, room)
+        if form is not None and (size := sum(entry.nbytes for entry in form[1].values())) <= room:
+            best, room = form, size
+        del form
+    return best
+
+
+def _form(
+    record: Record, tensor: Tensor, coding: Coding, room: int
+) -> tuple[Record, Entries] | None:
+    """With codebooks of the record's granularity; None if it is seen to take more than `room`."""
+    values = distinct(tensor, segment_bounds(record.shape, record.granularity), room)
+    if values is None or not values.codebook.isfinite().all():
+        return None
+    name, codebook = record.name, _bytes(values.codebook).view(record.dtype.stored)
+    record = replace(record, coding="packed", sizes=values.sizes.numpy())
+    bits, indices = record.container_bits, values.indices.numpy()
+    if bits > MAX_INDEX_BITS:
+        return None
+    entries = {f"codebook/{name}": codebook}
     if record.granularity != "layer":
-        entries[f"sizes/{name}"] = from_numpy(pack_varints(record.sizes))
-    yield record, entries | ({f"indices/{name}": from_numpy(pack(indices, bits))} if bits else {})
+        entries[f"sizes/{name}"] = pack_varints(record.sizes)
+    fixed, palettes = packed_bytes(indices.size, bits), record.palettes
     if coding == "entropy" and 0 < bits <= entropy_coding.MAX_BITS:
         counts = values.counts.numpy()
-        coded = from_numpy(entropy_coding.encode(indices, counts, record.sizes, record.bounds))
-        yield replace(record, coding="entropy"), entries | {f"coded/{name}": coded}
-
-
-def _finite(tensor: Tensor) -> bool:
-    """Whether all weights are finite, in pieces: at once, it takes as much memory again."""
-    return all(bool(part.isfinite().all()) for part in tensor.reshape(-1).split(CHUNK))
+        if entropy_coding.least_bytes(counts, palettes) < fixed:
+            coded = entropy_coding.encode(indices, counts, palettes)
+            if coded.nbytes < fixed:
+                return replace(record, coding="entropy"), entries | {f"coded/{name}": coded}
+    if bits:
+        entries[f"indices/{name}"] = pack(indices, bits)
+    return record, entries

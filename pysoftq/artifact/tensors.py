@@ -34,9 +34,9 @@ def tensor(file: File, record: Record) -> Tensor:
     """A tensor of a file as it was saved."""
     if record.coding == "raw":
         return as_tensor(file.stored[f"raw/{record.name}"].values, record.dtype)
-    codebook = as_tensor(file.codebook(record), record.dtype)
-    indices = torch.from_numpy(file.indices(record))
-    return codebook.index_select(0, indices).reshape(record.shape)
+    return as_tensor(file.look_up(record, file.codebook(record)), record.dtype).reshape(
+        record.shape
+    )
 
 
 def tensors(file: File, without: Collection[str] = ()) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pysoftq.clusters.clusters import Clusters, Palette
+from pysoftq.clusters.clusters import PIECE, Clusters, Palette
 from pysoftq.clusters.defaults import DEFAULT_BITS
 from pysoftq.clusters.values import host_weights
 from pysoftq.interaction.host import on_host
@@ -32,27 +32,30 @@ class Bins(Palette):
         bins: of each segment, occupied or not.
         sizes: (G,) how many of them are occupied.
         slots: which of them, segment after segment.
-        targets: int64 on the CPU, the cluster that each occupied bin is now part of.
+        targets: int32 on the CPU, the cluster that each occupied bin is now part of; None where
+            each of them is one.
     """
 
     bins: int = field(kw_only=True)
     sizes: NDArray[np.int64] = field(kw_only=True)
     slots: NDArray[np.int32] = field(kw_only=True)
-    targets: Tensor = field(kw_only=True)
+    targets: Tensor | None = field(default=None, kw_only=True)
 
     def joined(self, targets: Tensor, codebook: Tensor, counts: Tensor) -> Bins:
         """As for a palette; the bins follow."""
-        return replace(self, codebook=codebook, counts=counts, targets=targets.cpu()[self.targets])
+        targets = self._of_bins(targets.to("cpu", torch.int32))
+        return replace(self, codebook=codebook, counts=counts, targets=targets)
 
     @on_host()
     def clusters(self, theta: Tensor) -> Clusters:
         """With the cluster of each weight of `theta`, the weights that were binned."""
         weights = HostWeights(theta, self.bounds)
         own = torch.from_numpy(self.sizes)
-        codes = self.targets - self.first.repeat_interleave(own)
+        codes = self._of_bins(torch.arange(self.K, dtype=torch.int32))
+        codes = codes - self.first.int().repeat_interleave(own)
         found = torch.empty(weights.size, dtype=self.code_dtype)
         self._look_up(weights, codes.to(self.code_dtype), found)
-        rest = (self.codebook, self.counts, self.bounds, self.zeros)
+        rest = (self.codebook, self.counts.long(), self.bounds, self.zeros)
         return Clusters(*rest, codes=found.to(theta.device))
 
     @on_host()
@@ -60,11 +63,15 @@ class Bins(Palette):
     def write(self, theta: Tensor) -> None:
         """Replace the weights that were binned by the values of their clusters, in place."""
         weights = HostWeights(theta, self.bounds)
-        self._look_up(weights, self.codebook.cpu()[self.targets], weights.tensor)
+        self._look_up(weights, self._of_bins(self.codebook.cpu()), weights.tensor)
         if weights.tensor.data_ptr() == theta.data_ptr():
             torch.autograd.graph.increment_version(theta)
         else:
             theta.copy_(weights.tensor)
+
+    def _of_bins(self, table: Tensor) -> Tensor:
+        """The entry of a (K,) table for each occupied bin."""
+        return table if self.targets is None else table.index_select(0, self.targets)
 
     def _look_up(self, weights: HostWeights, table: Tensor, out: Tensor) -> None:
         entries = table.view(torch.int16) if table.dtype == torch.bfloat16 else table
@@ -145,17 +152,42 @@ def identify_at_scale(
 def _bins_of(
     weights: HostWeights, theta: Tensor, bits: int, bounds: Tensor | None, zeros: bool
 ) -> Bins:
-    sizes, slots, counts, means = weights.occupied_bins(levels(bits), signs=zeros)
+    codebooks, counts, sizes, slots = [], [], [], []
+    for segments in _runs(weights.bounds):
+        found = weights.occupied_bins(levels(bits), signs=zeros, segments=segments)
+        own_sizes, own_slots, own_counts, means = map(torch.from_numpy, found)
+        codebooks.append(means.to(theta.dtype))
+        counts.append(own_counts)
+        sizes.append(own_sizes)
+        slots.append(own_slots)
     return Bins(
-        torch.from_numpy(means).to(device=theta.device, dtype=theta.dtype),
-        torch.from_numpy(counts).to(theta.device),
+        _joined(codebooks).to(theta.device),
+        _joined(counts).to(theta.device),
         None if bounds is None else bounds.cpu(),
         zeros,
         bins=levels(bits),
-        sizes=sizes,
-        slots=slots,
-        targets=torch.arange(len(slots)),
+        sizes=_joined(sizes).numpy(),
+        slots=_joined(slots).numpy(),
     )
+
+
+def _runs(bounds: Tensor) -> Iterator[range]:
+    """Successive segments: so many as make a few pieces of weights.
+
+    What the core finds has 20 bytes for each bin, and small segments have a bin for each weight.
+    """
+    segments = len(bounds) - 1
+    longest = int(bounds.diff().max()) if segments else 0
+    step = max(4 * PIECE // max(longest, 1), 1)
+    for first in range(0, max(segments, 1), step):
+        yield range(first, min(first + step, segments))
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """All parts as one, instead of them."""
+    whole = torch.cat(parts) if len(parts) > 1 else parts[0]
+    parts.clear()
+    return whole
 
 
 def _bits_at_scale(weights: HostWeights, width: Tensor) -> int:

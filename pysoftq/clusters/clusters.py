@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-PIECE = 2**18  # weights looked up at a time
+PIECE = 2**18  # weights or clusters at a time
 _CODES = (torch.uint8, torch.int16, torch.int32)
 
 AnyPalette = TypeVar("AnyPalette", bound="Palette")
@@ -25,7 +26,7 @@ class Palette:
 
     Attributes:
         codebook: (K,) the value of each cluster, ascending, in the weights' dtype.
-        counts: (K,) int64, weights per cluster, all > 0.
+        counts: (K,) int64 or int32, weights per cluster, all > 0.
         bounds: (G+1,) int64 on the CPU, where segments begin and end in the flattened layer
             (`pysoftq.interaction.segments`); None if the layer is one segment. Each segment has
             its own clusters: the codebook is the concatenation of theirs, ascending within each,
@@ -54,13 +55,21 @@ class Palette:
         """G, the number of segments."""
         return 1 if self.bounds is None else len(self.bounds) - 1
 
-    @property
+    @cached_property
     def codebook_sizes(self) -> Tensor:
         """K_s, the number of clusters of each segment, int64 (G,) on the CPU."""
         if self.bounds is None:
             return torch.tensor([self.K], device="cpu")
         # Each cluster lies in one segment: where that ends, so does the last of its clusters.
-        ends = torch.searchsorted(self.counts.cpu().cumsum(0), self.bounds[1:]) + 1
+        ends = torch.ones(self.segments, dtype=torch.int64, device="cpu")
+        clusters = weights = done = 0
+        for part in self.counts.cpu().split(PIECE) if self.K else ():
+            sums = part.cumsum(0).add_(weights)
+            weights = int(sums[-1])
+            stop = int(torch.searchsorted(self.bounds, weights, right=True)) - 1
+            own = self.bounds[done + 1 : stop + 1]
+            ends[done:stop] = torch.searchsorted(sums, own) + (clusters + 1)
+            clusters, done = clusters + len(part), stop
         return ends.diff(prepend=ends.new_zeros(1))
 
     @property
@@ -119,12 +128,13 @@ class Palette:
     @property
     def entropy_bits(self) -> float:
         """Shannon entropy of the indices (of a weight within its segment), in bits per weight."""
-        counts = self.counts.to(device="cpu", dtype=torch.float64)
-        if self.bounds is None:
-            p = counts / max(self.size, 1)
-            return abs(float((p * p.log2()).sum()))
-        own = self.bounds.diff().repeat_interleave(self.codebook_sizes)
-        return abs(float((counts * (counts / own).log2()).sum())) / max(self.size, 1)
+        lengths = torch.tensor([self.size]) if self.bounds is None else self.bounds.diff()
+        bits = 0.0
+        for segments, own in runs(self.codebook_sizes):
+            counts = self.counts[own].to(device="cpu", dtype=torch.float64)
+            size = lengths[segments].repeat_interleave(self.codebook_sizes[segments])
+            bits += float((counts * (counts / size).log2()).sum())
+        return abs(bits) / max(self.size, 1)
 
     def joined(self, targets: Tensor, codebook: Tensor, counts: Tensor) -> Self:  # noqa: ARG002
         """What is left after each cluster k has joined cluster targets[k] of those given.
@@ -194,6 +204,19 @@ class Clusters(Palette):
         for begin, end, first in self.pieces(table.device):
             found[begin:end] = table[self.codes[begin:end].long() + first]
         return found
+
+
+def runs(sizes: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Successive segments, and their clusters: about as many as make a piece.
+
+    sizes: (G,) int64, clusters of each segment.
+    """
+    ends = sizes.cumsum(0)
+    step = max(PIECE // max(int(sizes.max()), 1), 1) if len(sizes) else 1
+    first = 0
+    for segment in range(0, len(sizes), step):
+        last = min(segment + step, len(sizes))
+        yield slice(segment, last), slice(first, first := int(ends[last - 1]))
 
 
 def code_dtype(clusters: int) -> torch.dtype:

@@ -71,7 +71,7 @@ def merge(clusters: AnyPalette, rd_weight: float, rate: Rate = "levels") -> AnyP
         lengths.append(np.diff(edges))
     targets = torch.from_numpy(np.repeat(np.arange(sum(map(len, means))), np.concatenate(lengths)))
     device = clusters.counts.device
-    merged = torch.zeros(int(targets[-1]) + 1, dtype=torch.int64, device=device)
+    merged = torch.zeros(int(targets[-1]) + 1, dtype=clusters.counts.dtype, device=device)
     return clusters.joined(
         targets,
         torch.from_numpy(np.concatenate(means)).to(clusters.codebook),

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import Tensor
 
-from pysoftq.clusters.clusters import AnyPalette
+from pysoftq.clusters.clusters import AnyPalette, runs
 from pysoftq.clusters.defaults import DEFAULT_N_MIN
 from pysoftq.interaction.host import on_host
 
@@ -25,14 +26,34 @@ def refine(clusters: AnyPalette, n_min: int = DEFAULT_N_MIN) -> AnyPalette:
     if n_min < 0:
         raise ValueError(f"`n_min` must be >= 0, got {n_min}")
     counts, pinned = clusters.counts.cpu(), clusters.pinned.cpu()
-    segment = torch.arange(clusters.segments).repeat_interleave(clusters.codebook_sizes)
-    most = torch.zeros(clusters.segments, dtype=counts.dtype)
+    codebook, sizes = clusters.codebook.cpu(), clusters.codebook_sizes
+    kept, targets, number = [], [], 0
+    for segments, own in runs(sizes):
+        found = _refined(codebook[own], counts[own], pinned[own], sizes[segments], n_min)
+        kept.append(found[0])
+        targets.append((found[1] + number).int())
+        number += int(found[0].sum())
+    if number == clusters.K:
+        return clusters
+    joined, device = torch.cat(targets), clusters.counts.device
+    moved = counts.new_zeros(number).index_add_(0, joined, counts)
+    return clusters.joined(
+        joined, codebook[torch.cat(kept)].to(clusters.codebook.device), moved.to(device)
+    )
+
+
+def _refined(
+    codebook: Tensor, counts: Tensor, pinned: Tensor, sizes: Tensor, n_min: int
+) -> tuple[Tensor, Tensor]:
+    """Which clusters of some segments are kept, and the one of those that each of all joins."""
+    segment = torch.arange(len(sizes)).repeat_interleave(sizes)
+    most = torch.zeros(len(sizes), dtype=counts.dtype)
     most.scatter_reduce_(0, segment[~pinned], counts[~pinned], "amax")
     large = ((counts > n_min) | (most <= n_min)[segment]) & ~pinned
     kept = large | pinned
     if kept.all():
-        return clusters
-    value = clusters.codebook.cpu().double()
+        return kept, torch.arange(len(kept))
+    value = codebook.double()
     # The large clusters before and behind each one, of which at least one is in its segment.
     rank = large.cumsum(0)
     below, above = (rank - 1).clamp(min=0), rank.clamp(max=int(rank[-1]) - 1)
@@ -41,8 +62,5 @@ def refine(clusters: AnyPalette, n_min: int = DEFAULT_N_MIN) -> AnyPalette:
     down = torch.where(home[below] == segment, value - place[below], far).abs()
     up = torch.where(home[above] == segment, place[above] - value, far).abs()
     number = kept.cumsum(0) - 1  # of each cluster that is kept
-    joined = torch.where(pinned, number, number[large][torch.where(down <= up, below, above)])
-    moved = counts.new_zeros(int(number[-1]) + 1).index_add_(0, joined, counts)
-    device = clusters.counts.device
-    codebook = clusters.codebook[kept.to(clusters.codebook.device)]
-    return clusters.joined(joined, codebook, moved.to(device))
+    nearest = number[large][torch.where(down <= up, below, above)]
+    return kept, torch.where(pinned, number, nearest)

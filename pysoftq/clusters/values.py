@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pysoftq import _core
-from pysoftq.clusters.clusters import Clusters, code_dtype
+from pysoftq.clusters.clusters import PIECE, Clusters, code_dtype
 from pysoftq.clusters.patterns import flip_negative
 from pysoftq.interaction.arrays import check_dense
 from pysoftq.interaction.host import on_host
@@ -79,8 +80,30 @@ def count_values(theta: Tensor) -> int:
         TypeError: `theta` is not a floating tensor.
     """
     _check_floating(theta)
-    found = _Layer.of(theta, None).values(MOST_VALUES) if theta.device.type == "cpu" else None
-    return len(total_order(theta).unique()) if found is None else int(found[0].sum())
+    if theta.device.type != "cpu":
+        return len(total_order(theta).unique())
+    found = _Layer.of(theta, None).values(MOST_VALUES)
+    if found is not None:
+        return int(found[0].sum())
+    return 1 + sum(int(np.count_nonzero(new)) for _, new in steps(sorted_keys(theta)))
+
+
+def sorted_keys(theta: Tensor) -> NDArray[Any]:
+    """The weights of a tensor on the CPU as `total_order` has them, sorted, in a single copy."""
+    flat = theta.detach().contiguous().reshape(-1)
+    keys = total_order(flat[:0]).new_empty(len(flat))
+    for part, out in zip(flat.split(PIECE), keys.split(PIECE), strict=True):
+        out.copy_(total_order(part))
+    ordered: NDArray[Any] = keys.numpy()
+    ordered.sort()  # in place: `torch.unique` takes eight more bytes for each weight
+    return ordered
+
+
+def steps(keys: NDArray[Any]) -> Iterator[tuple[int, NDArray[np.bool_]]]:
+    """From which place on, whether each of the sorted keys differs from the one before it."""
+    for start in range(1, keys.size, PIECE):
+        stop = min(start + PIECE, keys.size)
+        yield start, keys[start:stop] != keys[start - 1 : stop - 1]
 
 
 class _Layer(NamedTuple):

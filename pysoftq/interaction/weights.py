@@ -54,19 +54,21 @@ class HostWeights:
         return torch.from_numpy(self._core.spreads())
 
     def occupied_bins(
-        self, bins: int, *, signs: bool
-    ) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int64], NDArray[np.float64]]:
+        self, bins: int, *, signs: bool, segments: range | None = None
+    ) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int32], NDArray[np.float64]]:
         """The bins of each segment that have weights, of `bins` equal ones over its range.
 
         Args:
             bins: 1 … 2**20.
             signs: whether weights below, at and above 0 in the same bin are kept apart.
+            segments: consecutive segments; None for all.
 
         Returns:
             (G,) how many bins of each segment are occupied; of all of these, segment after segment
             and ascending in each, the slots (which tell the bin), counts and means of the weights.
         """
-        return self._core.occupied_bins(bins, signs)
+        own = range(len(self.bounds) - 1) if segments is None else segments
+        return self._core.occupied_bins(bins, signs, own.start, own.stop)
 
     def look_up_bins(
         self,

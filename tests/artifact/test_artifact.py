@@ -29,6 +29,7 @@ from pysoftq.artifact import (
     save_compressed,
 )
 from pysoftq.artifact.entropy_coding import encode
+from pysoftq.artifact.packing import Palettes
 from pysoftq.baselines import histogram_equalize
 from pysoftq.clusters.binning import identify
 from pysoftq.clusters.bit_width import mean_bit_width
@@ -386,9 +387,9 @@ def grain(granularity: object) -> Callable[[dict[str, Any]], object]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda header: header.update(format_version=3), "version 3; .* reads versions 1 and 2"),
-        (lambda header: header.update(format_version=True), "version True; .* versions 1 and 2"),
-        (lambda header: header.update(format_version="2"), "version '2'; .* versions 1 and 2"),
+        (lambda header: header.update(format_version=4), "version 4; .* reads versions 1 to 3"),
+        (lambda header: header.update(format_version=True), "version True; .* versions 1 to 3"),
+        (lambda header: header.update(format_version="2"), "version '2'; .* versions 1 to 3"),
         (lambda header: header.pop("format_version"), "malformed"),
         (lambda header: header.pop("weights"), "malformed"),
         (lambda header: header.pop("ties"), "malformed"),
@@ -487,7 +488,7 @@ def test_coded_indices_with_other_counts_are_refused(tmp_path: Path) -> None:
     indices = (torch.arange(400) % 40).clamp(max=3)
     save_compressed(Holder(weight=indices.float().reshape(20, 20)), path, coding="entropy")
     counts = np.array([11, 9, 10, 370])  # 10 of each of the first three
-    coded = encode(indices.numpy(), counts, np.array([4]), np.array([0, 400]))
+    coded = encode(indices.numpy(), counts, Palettes(np.array([4]), np.array([0, 400])))
     tensor = torch.from_numpy(coded)
     rewrite(path, tensors=lambda tensors: tensors.update({"coded/weight": tensor}))
     with pytest.raises(ArtifactError, match="weight: its coded indices have other counts than"):

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from pysoftq.artifact import distinct as module
-from pysoftq.artifact import inspect_compressed, load_compressed, read, save_compressed
+from pysoftq.artifact import inspect_compressed, load_compressed, save_compressed
 from pysoftq.artifact.distinct import distinct
 from pysoftq.clusters import values
+from pysoftq.clusters.clusters import Clusters
 from pysoftq.clusters.values import total_order, unique
 from pysoftq.interaction.segments import segment_bounds
 
@@ -47,9 +48,8 @@ def test_chunks_give_the_values_of_the_whole(
         patch.setattr(module, "CHUNK", chunk)
         patch.setattr(values, "MOST_VALUES", most)
         found = distinct(theta, bounds)
-    if found is None:  # codebooks as large as the weights, or with indices as large
-        bits = (len(expected.codebook) - 1) * max(len(expected.codebook), 1).bit_length()
-        assert expected.codebook.nbytes + bits / 8 >= theta.nbytes
+    if found is None:  # codebooks and indices are as large as the weights
+        assert expected.codebook.nbytes + _index_bytes(expected) >= theta.nbytes
         return
     assert torch.equal(total_order(found.codebook), total_order(expected.codebook))
     assert torch.equal(found.counts.long(), expected.counts)
@@ -57,17 +57,34 @@ def test_chunks_give_the_values_of_the_whole(
     assert torch.equal(found.indices.long(), expected.local_indices)
 
 
+def _index_bytes(clusters: Clusters) -> float:
+    """Of codebooks with counts of one byte each, and entropy-coded or packed indices."""
+    counted = clusters.K - clusters.segments + clusters.entropy_bits * clusters.size / 8
+    return min(counted, -(-clusters.size * clusters.container_bits // 8)) + 1e-9
+
+
 def test_indices_take_few_bytes() -> None:
     theta = torch.arange(2.0).repeat(100, 300)
     for granularity, dtype in (
         ("group:200", torch.uint8),
-        ("channel", torch.uint8),
-        ("layer", torch.uint8),
+        ("channel", torch.int16),
+        ("layer", torch.int32),
     ):
         found = distinct(theta, segment_bounds(theta.shape, granularity))
         assert found is not None
-        assert found.indices.dtype == dtype
-        assert found.counts.dtype == torch.int32
+        assert found.indices.dtype == torch.uint8
+        assert found.counts.dtype == dtype
+
+
+def test_indices_widen_with_the_segment_of_most_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CHUNK", 500)
+    theta = torch.zeros(3, 500)
+    theta[1, :300] = torch.arange(300.0)
+    found = distinct(theta, segment_bounds(theta.shape, "channel"))
+    assert found is not None
+    assert found.indices.dtype == torch.int16
+    assert torch.equal(found.indices[500:800], torch.arange(300, dtype=torch.int16))
+    assert not found.indices[800:].any()
 
 
 def test_weights_that_are_all_different_stay_as_they_are() -> None:
@@ -98,7 +115,6 @@ def test_the_file_does_not_depend_on_the_chunks(
     theta = torch.cat([theta, theta[:1].repeat(20, 1)])
     at_once = files(theta, tmp_path)
     monkeypatch.setattr(module, "CHUNK", 100)
-    monkeypatch.setattr(read, "CHUNK", 100)
     assert files(theta, tmp_path) == at_once
     (layer,) = inspect_compressed(tmp_path / "a.safetensors").layers
     assert layer.coding != "raw"

@@ -66,15 +66,16 @@ def read_file(path: Path) -> dict[str, np.ndarray]:
     for name, shape in about["weights"].items():
         if name not in weights:
             granularity = about.get("granularity", {}).get(name, "layer")
-            weights[name] = read_weight(name, shape, granularity, entries)
+            weights[name] = read_weight(name, shape, granularity, entries, about["format_version"])
     for name, other in about["ties"].items():
         weights[name] = weights[other]
     return weights
 
 
 def read_weight(
-    name: str, shape: list[int], granularity: str, entries: dict[str, np.ndarray]
+    name: str, shape: list[int], granularity: str, entries: dict[str, np.ndarray], version: int
 ) -> np.ndarray:
+    chunk = 2**16 if version > 2 else math.prod(shape)
     codebook = entries[f"codebook/{name}"]
     lengths = segment_lengths(shape, granularity)
     sizes = [codebook.size]
@@ -82,7 +83,7 @@ def read_weight(
         numbers = varints(entries[f"sizes/{name}"].tolist())
         sizes = [next(numbers)[0] for _ in lengths]
     if f"coded/{name}" in entries:
-        indices = entropy_coded(entries[f"coded/{name}"].tobytes(), lengths, sizes)
+        indices = entropy_coded(entries[f"coded/{name}"].tobytes(), lengths, sizes, chunk)
     elif f"indices/{name}" in entries:
         bits = (max(sizes) - 1).bit_length()
         indices = packed(entries[f"indices/{name}"].tolist(), bits, math.prod(shape))
@@ -120,8 +121,10 @@ def packed(data: list[int], bits: int, count: int) -> list[int]:
     return [sum(bit(i * bits + k) << k for k in range(bits)) for i in range(count)]
 
 
-def models(data: bytes, lengths: list[int], sizes: list[int]) -> tuple[list[list[int]], list[int]]:
-    """left_0 … left_K of each segment, and the words of the stream."""
+def models(
+    data: bytes, lengths: list[int], sizes: list[int], chunk: int
+) -> tuple[list[list[int]], list[list[int]]]:
+    """left_0 … left_K of each segment, and the words of each stream."""
     numbers, end, lefts = varints(list(data)), 0, []
     for N, K in zip(lengths, sizes, strict=True):
         counts = []
@@ -130,27 +133,36 @@ def models(data: bytes, lengths: list[int], sizes: list[int]) -> tuple[list[list
             counts.append(value)
         counts.append(N - sum(counts))
         lefts.append([k + sum(counts[:k]) * (2**24 - K) // N for k in range(K + 1)])
-    words = struct.unpack(f"<{(len(data) - end) // 4}I", data[end:])
-    return lefts, list(words)
+    streams = []
+    for _ in range(-(-sum(lengths) // chunk) - 1):
+        value, end = next(numbers)
+        streams.append(value)
+    words = list(struct.unpack(f"<{(len(data) - end) // 4}I", data[end:]))
+    streams.append(len(words) - sum(streams))
+    return lefts, [[words.pop(0) for _ in range(length)] for length in streams]
 
 
-def entropy_coded(data: bytes, lengths: list[int], sizes: list[int]) -> list[int]:
-    lefts, words = models(data, lengths, sizes)
-    state, indices = 0, []
-    for _ in range(2):
-        if words:
-            state = state * 2**32 + words.pop()
-    for N, left in zip(lengths, lefts, strict=True):
-        for _ in range(N):
-            q = state % 2**24
+def entropy_coded(data: bytes, lengths: list[int], sizes: list[int], chunk: int) -> list[int]:
+    lefts, streams = models(data, lengths, sizes, chunk)
+    segments = np.repeat(np.arange(len(lengths)), lengths).tolist()
+    indices = []
+    for number, words in enumerate(streams):
+        state = 0
+        for _ in range(2):
+            if words:
+                state = state * 2**32 + words.pop()
+        for segment in segments[number * chunk : (number + 1) * chunk]:
+            left, q = lefts[segment], state % 2**24
+            if len(left) == 2:
+                indices.append(0)
+                continue
             k = bisect_right(left, q) - 1
             indices.append(k)
-            if len(left) > 2:
-                state = state // 2**24 * (left[k + 1] - left[k]) + q - left[k]
-                if state < 2**32 and words:
-                    state = state * 2**32 + words.pop()
-    assert state == 0
-    assert not words
+            state = state // 2**24 * (left[k + 1] - left[k]) + q - left[k]
+            if state < 2**32 and words:
+                state = state * 2**32 + words.pop()
+        assert state == 0
+        assert not words
     return indices
 
 
@@ -187,6 +199,7 @@ def every_kind() -> dict[str, Tensor]:
         "two": palette(2, 7, 9),
         "many": palette(300, 40, 50),
         "skewed": palette(9, 30, 70, skew=8),
+        "long": palette(3, 140, 1000, skew=20),
         "halves": palette(12, 9, 11).half(),
         "brain_floats": palette(40, 16, 20).bfloat16(),
         "doubles": palette(5, 6, 7).double(),
@@ -245,7 +258,8 @@ def test_the_coder_is_the_package_that_the_document_names(tmp_path: Path) -> Non
     save_compressed(Tensors(weight=theta), path)
     stored = load_file(path)
     K = stored["codebook/weight"].numel()
-    (left,), words = models(stored["coded/weight"].numpy().tobytes(), [theta.numel()], [K])
+    coded = stored["coded/weight"].numpy().tobytes()
+    (left,), (words,) = models(coded, [theta.numel()], [K], 2**16)
     model = constriction.model.Categorical(np.diff(left) - 1.0, perfect=False)
     coder = constriction.stack.AnsCoder(np.array(words, dtype=np.uint32))
     indices = coder.decode(model, theta.numel())
@@ -255,7 +269,7 @@ def test_the_coder_is_the_package_that_the_document_names(tmp_path: Path) -> Non
 
 def test_the_document_says_what_the_code_says() -> None:
     text = DOCUMENT.read_text()
-    assert re.search(r"(?m)^Version 2\.", text)
+    assert re.search(r"(?m)^Version 3\.", text)
     example = '{"__metadata__":{"pysoftq":"{\\"sha256\\":\\"'
     assert f"`{example}`: {len(example)} bytes" in text
 
@@ -285,6 +299,38 @@ def test_version_1_builds_its_model() -> None:
     info = inspect_compressed(FIXTURES / "version-1-network.safetensors")
     assert info.metadata == {"mean": [0.3], "std": [0.2]}
     assert {layer.coding for layer in info.layers} == {"packed"}
+
+
+VERSION_2 = {  # SHA-256 of the tensors, its first 16 digits
+    "bias": "8deb90668ea3a684",
+    "brain_floats": "1a9c32c7550ab836",
+    "by_channel": "94b573bb09f25e1f",
+    "constant": "8b3a98ea6cf9cfae",
+    "doubles": "e85911e3e8eed3c2",
+    "halves": "7971f6ae2c4739e3",
+    "long": "30c1e6dc0696c84d",
+    "many": "a29fe1280631b513",
+    "skewed": "924dd3f827e64594",
+    "tied": "0b3e001114dbd0f9",
+    "two": "0b3e001114dbd0f9",
+}
+
+
+@pytest.mark.parametrize(
+    "name", ["packed-layer", "entropy-layer", "entropy-channel", "entropy-group-50"]
+)
+def test_version_2_is_read(name: str) -> None:
+    path = FIXTURES / f"version-2-{name}.safetensors"
+    found = load_state_dict(path)
+    digests = {
+        tensor: hashlib.sha256(bits_of(value).tobytes()).hexdigest()[:16]
+        for tensor, value in found.items()
+    }
+    assert digests == VERSION_2
+    assert_reads(path, found)
+    info = inspect_compressed(path)
+    assert info.format_version == 2
+    assert any(layer.coding == name.split("-", maxsplit=1)[0] for layer in info.layers)
 
 
 # Sizes

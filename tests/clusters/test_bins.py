@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from pysoftq import SoftQuantizer
+from pysoftq.clusters import binning
+from pysoftq.clusters import clusters as clusters_module
 from pysoftq.clusters.binning import find_bins, find_bins_at_scale, identify
 from pysoftq.clusters.clusters import Clusters
 from pysoftq.clusters.merging import merge
@@ -122,6 +124,21 @@ def test_bins_of_short_segments_with_many_bins() -> None:
     found = find_bins(theta, 20, bounds)
     assert found.sizes.tolist() == [6] * 500
     assert torch.equal(found.clusters(theta).weights(theta.shape), theta)
+
+
+def test_runs_of_segments_give_the_bins_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    theta = gaussian(60, 50)
+    bounds = segment_bounds(theta.shape, "group:12")
+    whole = refine(find_bins(theta, 3, bounds), 1)
+    measures = whole.entropy_bits, whole.bits, whole.codebook_sizes.tolist()
+    monkeypatch.setattr(binning, "PIECE", 40)
+    monkeypatch.setattr(clusters_module, "PIECE", 40)
+    parts = refine(find_bins(theta, 3, bounds), 1)
+    assert torch.equal(parts.codebook, whole.codebook)
+    assert torch.equal(parts.counts, whole.counts)
+    assert torch.equal(parts.targets, whole.targets)
+    assert (parts.bits, parts.codebook_sizes.tolist()) == measures[1:]
+    assert parts.entropy_bits == pytest.approx(measures[0])
 
 
 @pytest.mark.parametrize("granularity", ["layer", "channel"])

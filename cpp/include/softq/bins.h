@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "softq/segments.h"
@@ -17,14 +18,16 @@ struct Bins {
   bool signs;
 };
 
-// Occupied bins of all segments, one behind the other and ascending in each.
+// Occupied bins of segments, one behind the other and ascending in each.
 struct Places {
-  std::vector<std::int64_t> sizes;  // of each segment, how many are occupied
-  std::vector<std::int32_t> slot;   // number of the bin, or 3 times that + 1 + sign
+  std::span<const std::int64_t> sizes;  // of each segment, how many are occupied
+  std::span<const std::int32_t> slot;   // number of the bin, or 3 times that + 1 + sign
 };
 
-struct Occupied : Places {
-  std::vector<std::int64_t> count;  // of the weights
+struct Occupied {
+  std::vector<std::int64_t> sizes;  // as in Places
+  std::vector<std::int32_t> slot;
+  std::vector<std::int32_t> count;  // of the weights
   // Their mean, computed from sums of integers: it depends on no order. Weights are rounded to
   // multiples of 2^-49 of the largest one; of float32, those above 2^-26 of it need not be.
   std::vector<double> mean;
@@ -32,7 +35,9 @@ struct Occupied : Places {
 
 // A weight's bin is that of Binning::index() over the range of its segment, whose ends may be any
 // finite numbers: the arithmetic is that of numbers scaled by a power of two.
-Occupied occupied_bins(const Segmented& layer, const Ranges& ranges, const Bins& bins);
+// Those of segments first … last - 1.
+Occupied occupied_bins(const Segmented& layer, const Ranges& ranges, const Bins& bins,
+                       std::size_t first, std::size_t last);
 
 // out[i] = the entry of `table` for the bin of weight i. There is an entry, of 1, 2, 4 or 8 bytes,
 // for each occupied bin. `out` may be the weights themselves. The call cannot be interrupted.

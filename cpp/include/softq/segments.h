@@ -20,6 +20,9 @@ struct Segmented {
   std::size_t size(std::size_t segment) const {
     return static_cast<std::size_t>(edges[segment + 1] - edges[segment]);
   }
+
+  // Segments first … last - 1.
+  Segmented part(std::size_t first, std::size_t last) const;
 };
 
 // Smallest and largest weight of each segment, 0 of an empty one; they mean nothing unless
