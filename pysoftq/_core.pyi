@@ -19,6 +19,7 @@ class Coupling:
         indices: list[int],
         layers: list[int],
         begins: list[int],
+        positions: list[int],
         sizes: list[int],
         bins: list[int],
         widths: list[float],
@@ -34,15 +35,50 @@ class Coupling:
         seed: int,
         step: int,
     ) -> list[tuple[int, str]]: ...
+    def check(self, thetas: list[int], gradients: list[int]) -> list[tuple[int, str]]: ...
     def energies(
         self, thetas: list[int]
     ) -> tuple[list[tuple[int, str]], npt.NDArray[np.float64]]: ...
+
+class Pieces:
+    def __init__(
+        self,
+        scalars: list[Scalar],
+        indices: list[int],
+        blocks: npt.NDArray[np.int64],
+        rows: npt.NDArray[np.int64],
+        scales: npt.NDArray[np.float64],
+        fft: bool,
+    ) -> None: ...
+    def ranges(
+        self, thetas: list[int]
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]: ...
+    def counts(
+        self,
+        thetas: list[int],
+        included: list[bool],
+        ranges: npt.NDArray[np.float64],
+        fraction: float,
+        seed: int,
+        step: int,
+    ) -> npt.NDArray[np.int32]: ...
+    def add_force(
+        self,
+        thetas: list[int],
+        gradients: list[int],
+        ranges: npt.NDArray[np.float64],
+        counts: npt.NDArray[np.int32],
+        scale: float,
+        fraction: float,
+    ) -> None: ...
+    def energies(
+        self, ranges: npt.NDArray[np.float64], counts: npt.NDArray[np.int32]
+    ) -> npt.NDArray[np.float64]: ...
 
 class Weights:
     nonfinite: int
     def __init__(self, address: int, scalar: Scalar, edges: npt.NDArray[np.int64]) -> None: ...
     def ranges(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]: ...
-    def spreads(self) -> npt.NDArray[np.float64]: ...
     def occupied_bins(
         self, number: int, signs: bool, first: int, last: int
     ) -> tuple[
@@ -51,6 +87,31 @@ class Weights:
         npt.NDArray[np.int32],
         npt.NDArray[np.float64],
     ]: ...
+    def set_ranges(self, low: npt.NDArray[np.float64], high: npt.NDArray[np.float64]) -> None: ...
+    def moments(self) -> npt.NDArray[np.int64]: ...
+    def spreads(
+        self, moments: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.float64]: ...
+    def bin_sums(
+        self, number: int, signs: bool, first: int, last: int
+    ) -> tuple[
+        npt.NDArray[np.int64],
+        npt.NDArray[np.int32],
+        npt.NDArray[np.int64],
+        npt.NDArray[np.int64],
+        npt.NDArray[np.float64],
+        npt.NDArray[np.float64],
+    ]: ...
+    def bin_means(
+        self,
+        number: int,
+        sizes: npt.NDArray[np.int64],
+        counts: npt.NDArray[np.int64],
+        sums: npt.NDArray[np.int64],
+        low: npt.NDArray[np.float64],
+        high: npt.NDArray[np.float64],
+        first: int,
+    ) -> npt.NDArray[np.float64]: ...
     def look_up_bins(
         self,
         number: int,

@@ -10,6 +10,7 @@ void bind_density(pybind11::module_& m);
 void bind_potential(pybind11::module_& m);
 void bind_force(pybind11::module_& m);
 void bind_coupling(pybind11::module_& m);
+void bind_pieces(pybind11::module_& m);
 void bind_segments(pybind11::module_& m);
 void bind_coding(pybind11::module_& m);
 }  // namespace softq::bindings
@@ -25,6 +26,7 @@ PYBIND11_MODULE(_core, m) {
   bind_potential(m);
   bind_force(m);
   bind_coupling(m);
+  bind_pieces(m);
   bind_segments(m);
   bind_coding(m);
 }

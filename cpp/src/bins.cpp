@@ -14,7 +14,6 @@
 #include "softq/binning.h"
 #include "softq/kernels.h"
 #include "softq/threads.h"
-#include "wide.h"
 
 namespace softq {
 namespace {
@@ -130,22 +129,23 @@ void merge(Table<T>& part, Table<T>& whole) {
   part.touched.clear();
 }
 
+struct BinSum {
+  std::int32_t slot;
+  std::int64_t count;
+  Wide sum;
+  double low, high;
+};
+
 // The occupied bins of one segment; the table is empty again.
 template <class T>
-Occupied take(Table<T>& table, const Binning<T>& binning) {
-  Occupied found;
-  found.slot.reserve(table.touched.size());
-  found.count.reserve(table.touched.size());
-  found.mean.reserve(table.touched.size());
+std::vector<BinSum> take(Table<T>& table) {
+  std::vector<BinSum> found;
+  found.reserve(table.touched.size());
   std::sort(table.touched.begin(), table.touched.end());
   for (const std::int32_t slot : table.touched) {
     Bin<T>& bin = table.bins[slot];
-    const double mean = std::ldexp(static_cast<double>(bin.sum) / bin.count, table.grid);
-    const double inside =
-        std::clamp(mean, static_cast<double>(bin.low), static_cast<double>(bin.high));
-    found.slot.push_back(slot);
-    found.count.push_back(static_cast<std::int32_t>(bin.count));
-    found.mean.push_back(inside / static_cast<double>(binning.factor) + 0.0);  // -0 becomes 0
+    found.push_back(
+        {slot, bin.count, bin.sum, static_cast<double>(bin.low), static_cast<double>(bin.high)});
     bin.count = 0;
   }
   table.touched.clear();
@@ -153,13 +153,13 @@ Occupied take(Table<T>& table, const Binning<T>& binning) {
 }
 
 template <class T, class Storage>
-Occupied bin_segment(const Storage* theta, std::size_t size, const Binning<T>& binning,
-                     const Bins& bins, int grid) {
+std::vector<BinSum> bin_segment(const Storage* theta, std::size_t size, const Binning<T>& binning,
+                                const Bins& bins, int grid) {
   thread_local Table<T> table;
   if (size <= chunk_length) {
     table.reserve(slots_of(bins), size, grid);
     fill(theta, 0, size, binning, bins, table);
-    return take(table, binning);
+    return take(table);
   }
   // Long enough for the counting to outweigh the merging.
   const std::size_t length = std::max(chunk_length, 16 * slots_of(bins));
@@ -172,7 +172,7 @@ Occupied bin_segment(const Storage* theta, std::size_t size, const Binning<T>& b
     const std::lock_guard lock(merging);
     merge(table, whole);
   });
-  return take(whole, binning);
+  return take(whole);
 }
 
 template <class Item, class T, class Storage>
@@ -211,17 +211,12 @@ void with_item(std::size_t itemsize, const Body& body) {
   }
 }
 
-template <class T>
-void append(std::vector<T>& all, const std::vector<T>& more) {
-  all.insert(all.end(), more.begin(), more.end());
-}
-
 }  // namespace
 
-Occupied occupied_bins(const Segmented& layer, const Ranges& ranges, const Bins& bins,
-                       std::size_t first, std::size_t last) {
+BinSums bin_sums(const Segmented& layer, const Ranges& ranges, const Bins& bins, std::size_t first,
+                 std::size_t last) {
   const Segmented part = layer.part(first, last);
-  std::vector<Occupied> found(part.segments());
+  std::vector<std::vector<BinSum>> found(part.segments());
   for_segments(part, [&]<class Storage, class T>(std::size_t s, const Storage* theta, T) {
     const double low = ranges.low[first + s];
     const double high = ranges.high[first + s];
@@ -229,14 +224,40 @@ Occupied occupied_bins(const Segmented& layer, const Ranges& ranges, const Bins&
     const int grid = grid_of(low, high, static_cast<double>(binning.factor));
     found[s] = bin_segment(theta, part.size(s), binning, bins, grid);
   });
-  Occupied all;
-  for (const Occupied& own : found) {
-    all.sizes.push_back(static_cast<std::int64_t>(own.slot.size()));
-    append(all.slot, own.slot);
-    append(all.count, own.count);
-    append(all.mean, own.mean);
+  BinSums all;
+  for (const std::vector<BinSum>& own : found) {
+    all.sizes.push_back(std::ssize(own));
+    for (const BinSum& bin : own) {
+      all.slot.push_back(bin.slot);
+      all.count.push_back(bin.count);
+      all.sum.push_back(bin.sum);
+      all.low.push_back(bin.low);
+      all.high.push_back(bin.high);
+    }
   }
   return all;
+}
+
+std::vector<double> bin_means(Scalar scalar, const Ranges& ranges, const Bins& bins,
+                              const BinSums& sums, std::size_t first) {
+  std::vector<double> means;
+  means.reserve(sums.slot.size());
+  with_storage(scalar, [&]<class Storage, class T>(Storage, T) {
+    for (std::size_t s = 0; s < sums.sizes.size(); ++s) {
+      const double low = ranges.low[first + s];
+      const double high = ranges.high[first + s];
+      const double factor = static_cast<double>(binning_of<T>(low, high, bins.number).factor);
+      const int grid = grid_of(low, high, factor);
+      const std::size_t end = means.size() + static_cast<std::size_t>(sums.sizes[s]);
+      for (std::size_t k = means.size(); k < end; ++k) {
+        const auto count = static_cast<double>(sums.count[k]);
+        const double mean = std::ldexp(static_cast<double>(sums.sum[k]) / count, grid);
+        // -0 becomes 0
+        means.push_back(std::clamp(mean, sums.low[k], sums.high[k]) / factor + 0.0);
+      }
+    }
+  });
+  return means;
 }
 
 void look_up_bins(const Segmented& layer, const Ranges& ranges, const Bins& bins,

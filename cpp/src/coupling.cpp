@@ -5,7 +5,7 @@
 #include <stdexcept>
 #include <variant>
 
-#include "blocks.h"
+#include "gather.h"
 #include "schedule.h"
 #include "slots.h"
 #include "softq/density.h"
@@ -16,8 +16,6 @@
 
 namespace softq {
 namespace {
-
-constexpr std::size_t narrow_size = std::size_t{1} << 16;
 
 using AnyBinning = std::variant<Binning<float>, Binning<double>>;
 
@@ -60,21 +58,7 @@ void add_layer(const Layer& layer, const Binning<T>& binning, const CouplingStep
   T* table = scratch.reserve(static_cast<std::size_t>(layer.bins));
   force_table<Storage, T>(layer, binning, step, table);
   // Other threads share in the rest of a large layer: they must see this thread's table.
-  const T* shared = table;
-  const auto& set = kernels().weights<T>();
-  parallel_chunks(layer.size, chunk_length, [&](std::size_t, std::size_t begin, std::size_t end) {
-    const auto add = [&](const T* block, std::size_t first, std::size_t count) {
-      if constexpr (std::is_same_v<Storage, T>) {
-        set.gather_add(block, count, binning, shared, gradient + first);
-      } else {
-        T sum[block_length];
-        for (std::size_t i = 0; i < count; ++i) sum[i] = static_cast<T>(gradient[first + i]);
-        set.gather_add(block, count, binning, shared, sum);
-        for (std::size_t i = 0; i < count; ++i) gradient[first + i] = Storage::from(sum[i]);
-      }
-    };
-    for_blocks<T>(theta, begin, end, binning.factor, add);
-  });
+  gather_force<T>(theta, layer.size, binning, static_cast<const T*>(table), gradient);
 }
 
 // mean_field_energy() of a layer below narrow_size. The distances of all pairs within the reach add
@@ -141,6 +125,11 @@ std::vector<Refusal> bin_all(const std::vector<Layer>& layers, const Schedule& s
 }
 
 }  // namespace
+
+std::vector<Refusal> check(const std::vector<Layer>& layers) {
+  std::vector<AnyBinning> binnings;
+  return bin_all(layers, schedule_of(layers), binnings);
+}
 
 std::vector<Refusal> add_force(const std::vector<Layer>& layers, const CouplingStep& step) {
   const Schedule schedule = schedule_of(layers);

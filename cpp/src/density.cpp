@@ -23,13 +23,16 @@ constexpr std::size_t narrow_bins = std::size_t{1} << 14;
 // counts += the sampled weights of [begin, end) in each bin, by way of tables of type C.
 template <class C, class Storage, class T>
 void add_counts(const Storage* theta, std::size_t begin, std::size_t end, const Binning<T>& binning,
-                const Sample& sample, Count* counts) {
+                const Draw& draw, Count* counts) {
   thread_local Scratch<C> scratch;
   const auto bins = static_cast<std::size_t>(binning.bins);
   C* table = scratch.reserve(bins + spare_slots);
   const std::size_t length = sizeof(C) == 2 ? narrow_length : end - begin;
   for (; begin < end; begin += length) {
-    tally(theta, begin, std::min(begin + length, end), binning, sample, table);
+    const auto add = [&](std::size_t from, std::size_t to, const Sample& sample) {
+      tally(theta, from, to, binning, sample, table);
+    };
+    draw.for_runs(begin, std::min(begin + length, end), add);
     kernels().counts<C>().add(table, bins, counts);
     std::fill_n(table, bins + spare_slots, C{0});
   }
@@ -96,8 +99,8 @@ void tally(const Storage* theta, std::size_t begin, std::size_t end, const Binni
 }
 
 template <class Storage, class T>
-void histogram(const Storage* theta, std::size_t size, const Binning<T>& binning,
-               const Sample& sample, Count* counts) {
+void histogram(const Storage* theta, std::size_t size, const Binning<T>& binning, const Draw& draw,
+               Count* counts) {
   const auto bins = static_cast<std::size_t>(binning.bins);
   const auto add =
       bins <= narrow_bins ? add_counts<std::uint16_t, Storage, T> : add_counts<Count, Storage, T>;
@@ -105,25 +108,25 @@ void histogram(const Storage* theta, std::size_t size, const Binning<T>& binning
   // Long enough for the counting to outweigh the tables.
   const std::size_t length =
       std::max({chunk_length, 16 * bins, size / (8 * static_cast<std::size_t>(num_threads()))});
-  if (size <= length) return add(theta, 0, size, binning, sample, counts);
+  if (size <= length) return add(theta, 0, size, binning, draw, counts);
   std::mutex merging;
   parallel_chunks(size, length, [&](std::size_t, std::size_t begin, std::size_t end) {
     thread_local Scratch<Count> scratch;
     Count* part = scratch.reserve(bins);
-    add(theta, begin, end, binning, sample, part);
+    add(theta, begin, end, binning, draw, part);
     const std::lock_guard lock(merging);
     kernels().counts<Count>().add(part, bins, counts);
     std::fill_n(part, bins, Count{0});
   });
 }
 
-#define SOFTQ_INSTANTIATE(Storage, T)                                                             \
-  template Extent<T> extent<Storage, T>(const Storage*, std::size_t);                             \
-  template void histogram<Storage, T>(const Storage*, std::size_t, const Binning<T>&,             \
-                                      const Sample&, Count*);                                     \
-  template void tally(const Storage*, std::size_t, std::size_t, const Binning<T>&, const Sample&, \
-                      std::uint16_t*);                                                            \
-  template void tally(const Storage*, std::size_t, std::size_t, const Binning<T>&, const Sample&, \
+#define SOFTQ_INSTANTIATE(Storage, T)                                                              \
+  template Extent<T> extent<Storage, T>(const Storage*, std::size_t);                              \
+  template void histogram<Storage, T>(const Storage*, std::size_t, const Binning<T>&, const Draw&, \
+                                      Count*);                                                     \
+  template void tally(const Storage*, std::size_t, std::size_t, const Binning<T>&, const Sample&,  \
+                      std::uint16_t*);                                                             \
+  template void tally(const Storage*, std::size_t, std::size_t, const Binning<T>&, const Sample&,  \
                       Count*);
 SOFTQ_INSTANTIATE(float, float)
 SOFTQ_INSTANTIATE(double, double)

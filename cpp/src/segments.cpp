@@ -11,15 +11,9 @@
 #include "softq/checks.h"
 #include "softq/density.h"
 #include "softq/kernels.h"
-#include "wide.h"
 
 namespace softq {
 namespace {
-
-struct Moments {
-  Wide first = 0;   // sum of the weights
-  Wide second = 0;  // sum of their squares
-};
 
 // Weights times the factor, about the centre, in units of the scale: fractions of one.
 template <class T>
@@ -39,7 +33,7 @@ struct Unit {
 };
 
 template <class T, class Storage>
-Moments moments(const Storage* theta, std::size_t begin, std::size_t end, const Unit<T>& unit) {
+Moments sum_of(const Storage* theta, std::size_t begin, std::size_t end, const Unit<T>& unit) {
   const auto& set = kernels().weights<T>();
   Moments sum;
   for_blocks<T>(theta, begin, end, unit.factor, [&](const T* block, std::size_t, std::size_t size) {
@@ -53,23 +47,27 @@ Moments moments(const Storage* theta, std::size_t begin, std::size_t end, const 
 }
 
 template <class T, class Storage>
-double spread(const Storage* theta, std::size_t size, double low, double high) {
+Moments moments_of(const Storage* theta, std::size_t size, double low, double high) {
+  if (!(low < high)) return {};
+  const Unit<T> unit(low, high);
+  if (size <= chunk_length) return sum_of(theta, 0, size, unit);
+  Moments sum;
+  std::mutex merging;
+  parallel_chunks(size, chunk_length, [&](std::size_t, std::size_t begin, std::size_t end) {
+    const Moments part = sum_of(theta, begin, end, unit);
+    const std::lock_guard lock(merging);
+    sum.first += part.first;
+    sum.second += part.second;
+  });
+  return sum;
+}
+
+template <class T>
+double spread(const Moments& sum, std::int64_t size, double low, double high) {
   if (!(low < high)) return 0;
   const Unit<T> unit(low, high);
-  Moments sum;
-  if (size <= chunk_length) {
-    sum = moments(theta, 0, size, unit);
-  } else {
-    std::mutex merging;
-    parallel_chunks(size, chunk_length, [&](std::size_t, std::size_t begin, std::size_t end) {
-      const Moments part = moments(theta, begin, end, unit);
-      const std::lock_guard lock(merging);
-      sum.first += part.first;
-      sum.second += part.second;
-    });
-  }
   // Integers, so that nothing cancels: size^2 times the variance.
-  const Wide squared = static_cast<Wide>(size) * sum.second - square(sum.first);
+  const Wide squared = Wide{size} * sum.second - square(sum.first);
   const double deviation = std::sqrt(static_cast<double>(squared)) / static_cast<double>(size);
   return std::ldexp(deviation, unit.exponent - fraction_bits / 2) / unit.factor;
 }
@@ -103,11 +101,23 @@ Ranges ranges(const Segmented& layer) {
   return found;
 }
 
-std::vector<double> spreads(const Segmented& layer, const Ranges& ranges) {
-  std::vector<double> found(layer.segments());
+std::vector<Moments> moments(const Segmented& layer, const Ranges& ranges) {
+  std::vector<Moments> found(layer.segments());
   for_segments(layer, [&]<class Storage, class T>(std::size_t segment, const Storage* theta, T) {
     found[segment] =
-        spread<T>(theta, layer.size(segment), ranges.low[segment], ranges.high[segment]);
+        moments_of<T>(theta, layer.size(segment), ranges.low[segment], ranges.high[segment]);
+  });
+  return found;
+}
+
+std::vector<double> spreads(Scalar scalar, const Ranges& ranges,
+                            const std::vector<Moments>& moments,
+                            const std::vector<std::int64_t>& sizes) {
+  std::vector<double> found(moments.size());
+  with_storage(scalar, [&]<class Storage, class T>(Storage, T) {
+    for (std::size_t s = 0; s < found.size(); ++s) {
+      found[s] = spread<T>(moments[s], sizes[s], ranges.low[s], ranges.high[s]);
+    }
   });
   return found;
 }

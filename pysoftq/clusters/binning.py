@@ -15,6 +15,7 @@ from pysoftq.clusters.clusters import PIECE, Clusters, Palette
 from pysoftq.clusters.defaults import DEFAULT_BITS
 from pysoftq.clusters.values import host_weights
 from pysoftq.interaction.host import on_host
+from pysoftq.interaction.pieces import Piece
 from pysoftq.interaction.weights import HostWeights
 
 MAX_BITS = 20
@@ -34,12 +35,14 @@ class Bins(Palette):
         slots: which of them, segment after segment.
         targets: int32 on the CPU, the cluster that each occupied bin is now part of; None where
             each of them is one.
+        piece: of a tensor that several processes hold in pieces, the one in this process.
     """
 
     bins: int = field(kw_only=True)
     sizes: NDArray[np.int64] = field(kw_only=True)
     slots: NDArray[np.int32] = field(kw_only=True)
     targets: Tensor | None = field(default=None, kw_only=True)
+    piece: Piece | None = field(kw_only=True, default=None)
 
     def joined(self, targets: Tensor, codebook: Tensor, counts: Tensor) -> Bins:
         """As for a palette; the bins follow."""
@@ -48,13 +51,18 @@ class Bins(Palette):
 
     @on_host()
     def clusters(self, theta: Tensor) -> Clusters:
-        """With the cluster of each weight of `theta`, the weights that were binned."""
-        weights = HostWeights(theta, self.bounds)
+        """With the cluster of each weight of `theta`, the weights that were binned.
+
+        Of pieces, with those of all processes.
+        """
+        weights = HostWeights(theta, self.bounds, self.piece)
         own = torch.from_numpy(self.sizes)
         codes = self._of_bins(torch.arange(self.K, dtype=torch.int32))
         codes = codes - self.first.int().repeat_interleave(own)
-        found = torch.empty(weights.size, dtype=self.code_dtype)
+        found = torch.empty(weights.tensor.numel(), dtype=self.code_dtype)
         self._look_up(weights, codes.to(self.code_dtype), found)
+        if self.piece is not None:
+            found = self.piece.assemble(found)
         rest = (self.codebook, self.counts.long(), self.bounds, self.zeros)
         return Clusters(*rest, codes=found.to(theta.device))
 
@@ -62,7 +70,7 @@ class Bins(Palette):
     @torch.no_grad()
     def write(self, theta: Tensor) -> None:
         """Replace the weights that were binned by the values of their clusters, in place."""
-        weights = HostWeights(theta, self.bounds)
+        weights = HostWeights(theta, self.bounds, self.piece)
         self._look_up(weights, self._of_bins(self.codebook.cpu()), weights.tensor)
         if weights.tensor.data_ptr() == theta.data_ptr():
             torch.autograd.graph.increment_version(theta)
@@ -82,29 +90,42 @@ class Bins(Palette):
 
 @on_host()
 def find_bins(
-    theta: Tensor, bits: int, bounds: Tensor | None = None, *, zeros: bool = False
+    theta: Tensor,
+    bits: int,
+    bounds: Tensor | None = None,
+    *,
+    zeros: bool = False,
+    piece: Piece | None = None,
 ) -> Bins:
     """The clusters of `identify`, without an index for each weight.
+
+    With `piece`, `theta` is that of a tensor in this process, and `bounds` are of the tensor.
 
     Raises:
         TypeError: `theta` is not a floating tensor.
         ValueError: NaN or infinite weights, or `bits` outside 0..20.
     """
     levels(bits)
-    return _bins_of(host_weights(theta, bounds), theta, bits, bounds, zeros)
+    found = _bins_of(host_weights(theta, bounds, piece), theta, bits, bounds, zeros)
+    return replace(found, piece=piece)
 
 
 @on_host()
 def find_bins_at_scale(
-    theta: Tensor, width: Tensor, bounds: Tensor | None = None, *, zeros: bool = False
+    theta: Tensor,
+    width: Tensor,
+    bounds: Tensor | None = None,
+    *,
+    zeros: bool = False,
+    piece: Piece | None = None,
 ) -> Bins:
     """The clusters of `identify_at_scale`, without an index for each weight."""
-    weights = host_weights(theta, bounds)
+    weights = host_weights(theta, bounds, piece)
     bits = _bits_at_scale(weights, width)
     while True:
         found = _bins_of(weights, theta, bits, bounds, zeros)
         if bits <= DEFAULT_BITS or int(found.sizes.max()) <= MAX_OCCUPIED:
-            return found
+            return replace(found, piece=piece)
         bits -= 1
 
 

@@ -16,6 +16,7 @@ from pysoftq.clusters.clusters import PIECE, Clusters, code_dtype
 from pysoftq.clusters.patterns import flip_negative
 from pysoftq.interaction.arrays import check_dense
 from pysoftq.interaction.host import on_host
+from pysoftq.interaction.pieces import Piece
 from pysoftq.interaction.segments import segment_ids
 from pysoftq.interaction.weights import HostWeights, scalar_of
 
@@ -159,15 +160,19 @@ def finite_weights(theta: Tensor) -> Tensor:
     return host_weights(theta).tensor.reshape(-1).double()
 
 
-def host_weights(theta: Tensor, bounds: Tensor | None = None) -> HostWeights:
+def host_weights(
+    theta: Tensor, bounds: Tensor | None = None, piece: Piece | None = None
+) -> HostWeights:
     """The weights as the core takes them, divided into segments by `bounds` (G+1,).
+
+    With `piece`, `theta` is that of a tensor in this process.
 
     Raises:
         TypeError: `theta` is not a floating tensor.
         ValueError: NaN or infinite weights; the message gives their number.
     """
     _check_floating(theta)
-    weights = HostWeights(theta, bounds)
+    weights = HostWeights(theta, bounds, piece)
     if weights.nonfinite:
         raise ValueError(f"{weights.nonfinite} of {weights.size} weights are NaN or infinite")
     return weights

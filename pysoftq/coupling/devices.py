@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from pysoftq.coupling.ranks import fingerprint
 from pysoftq.coupling.selection import DTYPES
 from pysoftq.interaction import backends
+from pysoftq.interaction.pieces import Extremes, Ranks
 
 if TYPE_CHECKING:
     from pysoftq.interaction.layers import CoupledLayer
@@ -20,20 +22,92 @@ class MovedError(Exception):
 
 
 class Batch(NamedTuple):
-    """What one step hands to a backend, and (gradient, copy) of layers that it cannot walk."""
+    """What one step hands to a backend, and (gradient, copy) of layers that it cannot walk.
+
+    `shared` couples the pieces of layers that several processes hold; None if there are none.
+    """
 
     coupling: backends.DeviceCoupling
     thetas: list[Tensor]
     gradients: list[Tensor | None]
     copies: list[tuple[Tensor, Tensor]]
+    shared: SharedCoupling | None
 
-    def add_force(self, scale: float, fraction: float, seed: int, step: int) -> None:
+    def agree(self, scale: float, fraction: float, seed: int, step: int) -> Extremes | None:
+        """What the processes have in common in this step, before any gradient changes."""
+        if self.shared is None:
+            return None
+        return self.shared.agree(self.thetas, self.gradients, (scale, fraction, seed, step))
+
+    def add_force(
+        self, agreed: Extremes | None, scale: float, fraction: float, seed: int, step: int
+    ) -> None:
         """Add the force to the gradients."""
-        self.coupling.add_force(self.thetas, self.gradients, scale, fraction, seed, step)
+        if self.shared is None or agreed is None:
+            self.coupling.add_force(self.thetas, self.gradients, scale, fraction, seed, step)
+        else:
+            options = (scale, fraction, seed, step)
+            self.shared.add_force(self.thetas, self.gradients, agreed, options)
         if self.copies:
             with torch.no_grad():
                 for gradient, buffer in self.copies:
                     gradient.copy_(buffer)
+
+
+class SharedCoupling:
+    """Layers of which several processes hold pieces: two exchanges in each step, for all layers."""
+
+    def __init__(self, coupling: backends.PieceCoupling, ranks: Ranks) -> None:
+        self._coupling = coupling
+        self._ranks = ranks
+
+    def agree(
+        self,
+        thetas: Sequence[Tensor],
+        gradients: Sequence[Tensor | None],
+        options: tuple[float, float, int, int],
+    ) -> Extremes:
+        """The extremes of all processes.
+
+        Raises:
+            ValueError: weights of a process are unfit, or the options differ between processes;
+                all processes raise it.
+        """
+        own = self._coupling.extremes(thetas, gradients)
+        extra = fingerprint(*options).to(own.layers)
+        extremes, (number, negated) = own.maximum(self._ranks, extra)
+        # Other devices are not waited for.
+        if extremes.layers.device.type == "cpu" and number + negated:
+            names = ("scale", "fraction", "seed", "step")
+            self._ranks.compare(dict(zip(names, options, strict=True)))
+        if self._coupling.refuses(extremes):
+            parts = self._ranks.collected(self._coupling.unfit(thetas, gradients))
+            unfit = [row for part in parts for row in part]
+            raise ValueError(self._coupling.explain(extremes, unfit))
+        return extremes
+
+    def add_force(
+        self,
+        thetas: Sequence[Tensor],
+        gradients: Sequence[Tensor | None],
+        extremes: Extremes,
+        options: tuple[float, float, int, int],
+    ) -> None:
+        """Add the force to the gradients."""
+        scale, fraction, seed, step = options
+        counts = self._coupling.counts(thetas, extremes, fraction, seed, step)
+        counts = self._ranks.total(counts)
+        self._coupling.add_force(thetas, gradients, scale, fraction, seed, step)
+        self._coupling.add_shared_force(thetas, gradients, extremes, counts, scale, fraction)
+
+    def energies(self, thetas: Sequence[Tensor]) -> list[float]:
+        """Strength times energy of each layer, of all processes' weights."""
+        extremes = self.agree(thetas, thetas, (1.0, 1.0, 0, 0))
+        counts = self._ranks.total(self._coupling.counts(thetas, extremes, 1.0, 0, 0))
+        own, shared = self._coupling.row_energies(thetas, extremes, counts)
+        # One process reports each row: the sums of the bits are the bits.
+        found = self._ranks.total(own.view(torch.int64)).view(torch.float64)
+        return self._coupling.row_sums(found + shared)
 
 
 class DeviceGroup:
@@ -48,19 +122,38 @@ class DeviceGroup:
                     f"layer '{layer.name}' has become {layer.parameter.dtype}; "
                     f"expected one of {', '.join(map(str, DTYPES))}"
                 )
-        device = layers[0].parameter.device
-        backend = backends.couples(
-            device, segments=any(layer.segments is not None for layer in layers)
-        )
-        self.coupling = backend.Coupling(layers, indices, bins, fft)
+        first = layers[0].weights
+        ranks = next((layer.piece.ranks for layer in layers if layer.piece is not None), None)
+        self.coupling: backends.DeviceCoupling
+        self._shared: SharedCoupling | None = None
+        if ranks is None:
+            segments = any(layer.segments is not None for layer in layers)
+            backend = backends.couples(first.device, segments=segments)
+            self.coupling = backend.Coupling(layers, indices, bins, fft)
+        else:
+            pieces = backends.couples_pieces(first.device)(layers, indices, bins, fft)
+            self.coupling, self._shared = pieces, SharedCoupling(pieces, ranks)
         self._thetas = [layer.parameter for layer in layers]
         self._layers = tuple(layers)
         self._orders = [_order(layer) for layer in layers]
         self._rows = [
-            (layer.parameter, layer.size, layer.parameter.dtype, order is torch.channels_last)
+            (layer.weights.numel(), layer.parameter.dtype, order is torch.channels_last)
             for layer, order in zip(layers, self._orders, strict=True)
         ]
-        self._device = layers[0].parameter.get_device()
+        self._device = first.get_device()
+
+    @property
+    def _weights(self) -> list[Tensor]:
+        """Those of each layer in this process."""
+        if self._shared is None:
+            return list(self._thetas)
+        return [layer.weights for layer in self._layers]
+
+    @property
+    def _gradients(self) -> list[Tensor | None]:
+        if self._shared is None:
+            return [theta.grad for theta in self._thetas]
+        return [layer.gradient for layer in self._layers]
 
     def collect(self) -> Batch:
         """The weights and gradients of this step.
@@ -75,14 +168,18 @@ class DeviceGroup:
         """
         # A number, quicker to ask for than a device; torch knows one kind of accelerator at a time.
         device, strided, channels_last = self._device, torch.strided, torch.channels_last
-        gradients = [theta.grad for theta in self._thetas]
-        batch = Batch(self.coupling, list(self._thetas), gradients, [])
-        for place, (gradient, row) in enumerate(zip(gradients, self._rows, strict=True)):
-            if gradient is None:
+        thetas, gradients = self._weights, self._gradients
+        batch = Batch(self.coupling, list(thetas), list(gradients), [], self._shared)
+        places = enumerate(zip(thetas, gradients, self._rows, strict=True))
+        for place, (theta, gradient, (size, dtype, last)) in places:
+            # Of pieces, those without a gradient are counted, too.
+            if gradient is None and self._shared is None:
                 continue
-            theta, size, dtype, last = row
             if theta.dtype is not dtype or theta.get_device() != device:
                 raise MovedError
+            if gradient is None:
+                batch.thetas[place] = theta.contiguous()
+                continue
             if (
                 gradient.dtype is dtype
                 and gradient.layout is strided
@@ -110,8 +207,8 @@ class DeviceGroup:
             ValueError: weights are not finite, or a layer has changed its size.
         """
         thetas = []
-        for layer, row, order in zip(self._layers, self._rows, self._orders, strict=True):
-            theta, size, dtype, _ = row
+        parts = zip(self._layers, self._weights, self._rows, self._orders, strict=True)
+        for layer, theta, (size, dtype, _), order in parts:
             if theta.dtype is not dtype or theta.get_device() != self._device:
                 raise MovedError
             if theta.numel() != size:
@@ -123,7 +220,8 @@ class DeviceGroup:
             dense = torch.contiguous_format if order is torch.preserve_format else order
             thetas.append(theta.detach().contiguous(memory_format=dense))
         names = [layer.name for layer in self._layers]
-        return dict(zip(names, self.coupling.energies(thetas), strict=True))
+        coupling = self.coupling if self._shared is None else self._shared
+        return dict(zip(names, coupling.energies(thetas), strict=True))
 
     @torch.no_grad()
     def _stage(self, batch: Batch, place: int) -> None:
@@ -131,7 +229,7 @@ class DeviceGroup:
         name, theta = self._layers[place].name, batch.thetas[place]
         gradient = batch.gradients[place]
         assert gradient is not None
-        size = self._rows[place][1]
+        size = self._rows[place][0]
         if not size == theta.numel() == gradient.numel():
             raise ValueError(
                 f"layer '{name}' was measured with {size} weights and now has "
@@ -160,11 +258,27 @@ def group_by_device(
     """
     devices: dict[torch.device, list[int]] = {}
     for index in indices:
-        devices.setdefault(layers[index].parameter.device, []).append(index)
+        devices.setdefault(layers[index].weights.device, []).append(index)
     return [
         DeviceGroup([layers[index] for index in members], members, bins, fft)
-        for _, members in sorted(devices.items(), key=lambda item: item[0].type != "cpu")
+        for _, own in sorted(devices.items(), key=lambda item: item[0].type != "cpu")
+        for members in _by_ranks(layers, own)
     ]
+
+
+def _by_ranks(layers: Sequence[CoupledLayer], indices: Sequence[int]) -> list[list[int]]:
+    """Apart for each mesh of processes; whole layers go with the first one, to be refused with it.
+
+    So a step is refused in all processes or none.
+    """
+    groups: dict[Ranks | None, list[int]] = {}
+    for index in indices:
+        piece = layers[index].piece
+        groups.setdefault(None if piece is None else piece.ranks, []).append(index)
+    whole = groups.pop(None, [])
+    found = list(groups.values()) or [[]]
+    found[0] = sorted(found[0] + whole)
+    return [members for members in found if members]
 
 
 def _order(layer: CoupledLayer) -> torch.memory_format:
@@ -174,6 +288,8 @@ def _order(layer: CoupledLayer) -> torch.memory_format:
     which are one piece in channels-last memory too.
     """
     theta, segments = layer.parameter, layer.segments
+    if layer.piece is not None:
+        return torch.contiguous_format
     if not _is_channels_last(theta):
         return torch.preserve_format if segments is None else torch.contiguous_format
     if segments is None or bool((segments.size * len(theta) == layer.size).all()):

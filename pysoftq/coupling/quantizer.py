@@ -19,12 +19,21 @@ from pysoftq.clusters.written import mark_clusters
 from pysoftq.coupling.devices import Batch, DeviceGroup, MovedError, group_by_device
 from pysoftq.coupling.inventory import take_inventory
 from pysoftq.coupling.options import DEFAULTS, Refinement
+from pysoftq.coupling.ranks import digest
 from pysoftq.coupling.report import CompressionReport, LayerReport, TensorReport
 from pysoftq.coupling.selection import (
+    as_patterns,
     check_override,
     first_match,
     match_override,
     select,
+)
+from pysoftq.coupling.sharding import (
+    Sharding,
+    initializes_state,
+    parameters_of,
+    replicas_of,
+    reshard,
 )
 from pysoftq.coupling.zeros import KeptZeros
 from pysoftq.errors import QualityWarning
@@ -75,13 +84,19 @@ class SoftQuantizer:
     waits: it leaves out the force, and `check()` raises the error. CUDA graphs that have recorded a
     step use memory of this object, which must live as long.
 
+    Where several processes hold pieces of the weights, all of them make the same calls: the
+    constructor, `attach`, steps, `energy`, `clusters`, `finalize`, `state_dict`. A step exchanges
+    ranges and counts of all layers at once, and every process adds the force that one process
+    would add, bit by bit.
+
     `copy.deepcopy` and `pickle` take the model and the attached optimizers along, and the result is
     attached to those; model, optimizer and quantizer copied in one call stay together. A shallow
     copy is not attached.
 
     Args:
         model: any module; compiled, data-parallel and other wrapped ones are looked into
-            (`pysoftq.models.wrappers`), sharded ones (FSDP) refused.
+            (`pysoftq.models.wrappers`). Of weights sharded by `fully_shard` or tensor parallelism
+            (DTensor), results are those of one process; FSDP1 is refused.
         h: strength of the interaction, 0 or more; 0 leaves training as it is, bit for bit.
         w: range of the interaction, in standard deviations of each layer.
         alpha: exponent of h_l = h · N_l^(-alpha).
@@ -128,6 +143,29 @@ class SoftQuantizer:
         override: Mapping[str, Mapping[str, float]] | None = None,
         sparsity: str = DEFAULTS.sparsity,
     ) -> None:
+        include, exclude = as_patterns(include), as_patterns(exclude)
+        self.model = innermost(model)
+        reshard(self.model)
+        self._sharding = Sharding(self.model)
+        self._replicas = replicas_of(model)
+        # First of all: what one process refuses, others would wait for.
+        self._sharding.compare(
+            {
+                "h": h,
+                "w": w,
+                "alpha": alpha,
+                "bins": bins,
+                "method": method,
+                "fraction": fraction,
+                "seed": seed,
+                "granularity": granularity,
+                "include": include,
+                "exclude": exclude,
+                "override": override,
+                "sparsity": sparsity,
+                "the names, shapes or placements of the parameters": parameters_of(self.model),
+            }
+        )
         self._scales = Scales(h, w, alpha)
         self.override = check_override(override)
         self._bins = check_bins(bins)
@@ -136,7 +174,6 @@ class SoftQuantizer:
         self._fraction = check_fraction(fraction)
         self.seed = check_seed(seed)
         self._step = 0
-        self.model = innermost(model)
         self.optimizers: tuple[Optimizer, ...] = ()
         self._handles: list[Any] = []
         # Kept as long as this object: CUDA graphs replay work on their memory.
@@ -146,8 +183,9 @@ class SoftQuantizer:
         scales = self._layer_scales(chosen)
         layers = []
         for name, parameter in chosen.items():
+            piece = self._sharding.piece(name, parameter)
             with on_host():
-                layer = CoupledLayer.measure(name, parameter, scales[name], granularity)
+                layer = CoupledLayer.measure(name, parameter, scales[name], granularity, piece)
             if layer is None:
                 reason = degeneracy(parameter, granularity)
                 self.excluded[name] = f"degenerate: {reason}"
@@ -159,8 +197,7 @@ class SoftQuantizer:
         self._couple(layers)
         if not self.layers:
             raise ValueError(f"the model has no weight to couple; left out: {self.excluded}")
-        coupled = {layer.name: layer.parameter for layer in self.layers}
-        self._zeros = KeptZeros.find(self.model, coupled, sparsity)
+        self._zeros = KeptZeros.find(self.model, self.layers, sparsity)
 
     @property
     def h(self) -> float:
@@ -234,8 +271,9 @@ class SoftQuantizer:
 
         Raises:
             TypeError: an argument is not an optimizer of torch.optim, nor holds one.
-            ValueError: no optimizer is given, one is given twice, or a coupled layer belongs to
-                none of them.
+            ValueError: no optimizer is given, one is given twice, a coupled layer belongs to
+                none of them, or processes that train the model together (FSDP, tensor parallelism,
+                DistributedDataParallel) differ in seed, options, layers or scales.
             RuntimeError: already attached.
         """
         if self._handles:
@@ -243,18 +281,44 @@ class SoftQuantizer:
         inner = tuple(map(torch_optimizer, optimizers))
         if not inner or len(set(map(id, inner))) < len(inner):
             raise ValueError("attach() takes one or more different optimizers")
-        owned = list(map(_parameters_of, inner))
+        self._refuse_orphans(self.layers, inner)
+        self._compare_processes()
+        self._register(inner)
+
+    def _refuse_orphans(
+        self, layers: Sequence[CoupledLayer], optimizers: Sequence[Optimizer]
+    ) -> None:
+        """Raise ValueError for layers that none of the optimizers updates."""
+        owned = list(map(_parameters_of, optimizers))
         orphans = [
-            layer.name
-            for layer in self.layers
-            if not any(id(layer.parameter) in ids for ids in owned)
+            layer.name for layer in layers if not any(id(layer.parameter) in ids for ids in owned)
         ]
         if orphans:
             raise ValueError(
                 f"coupled layers that no given optimizer updates: {', '.join(orphans)}; "
                 "leave them out with exclude=, or attach all optimizers in one call"
             )
-        self._register(inner)
+
+    def _compare_processes(self) -> None:
+        """Raise ValueError in every process that trains this model if they would drift apart."""
+        facts = {
+            "h": self.h,
+            "w": self.w,
+            "alpha": self.alpha,
+            "bins": self.bins,
+            "method": self.method,
+            "fraction": self.fraction,
+            "seed": self.seed,
+            "step": self.step,
+            "granularity": self.granularity,
+            "the coupled layers": digest([layer.name for layer in self.layers]),
+            "the widths and strengths": digest(
+                [(layer.sigma, layer.width, layer.strength) for layer in self.layers]
+            ),
+        }
+        self._sharding.compare(facts)
+        if self._replicas is not None:
+            self._replicas.compare(facts)
 
     def detach(self) -> None:
         """Detach from the optimizers."""
@@ -347,7 +411,7 @@ class SoftQuantizer:
 
     def _kept(self, layer: CoupledLayer) -> Tensor:
         """The layer's weights with the zeros to be kept at 0."""
-        return self._zeros.restored(layer.name, layer.parameter)
+        return self._zeros.restored(layer)
 
     @on_host()
     def _bins_of(self, layer: CoupledLayer, bits: int | None) -> Bins:
@@ -357,8 +421,10 @@ class SoftQuantizer:
         bounds, zeros = self.bounds(layer), layer.name in self._zeros.masks
         try:
             if bits is None:
-                return find_bins_at_scale(theta, layer.widths, bounds, zeros=zeros)
-            return find_bins(theta, bits, bounds, zeros=zeros)
+                return find_bins_at_scale(
+                    theta, layer.widths, bounds, zeros=zeros, piece=layer.piece
+                )
+            return find_bins(theta, bits, bounds, zeros=zeros, piece=layer.piece)
         except ValueError as error:
             raise ValueError(f"layer '{layer.name}': {error}") from None
 
@@ -419,7 +485,7 @@ class SoftQuantizer:
         before = {layer.name: self._bins_of(layer, bits) for layer in self.layers}
         after = self.refine(before, n_min, refinement, rd_weight)
         for layer in self.layers:
-            if moved := self._zeros.moved(layer.name, layer.parameter):
+            if moved := self._zeros.moved(layer):
                 warnings.warn(
                     f"layer '{layer.name}': {moved} of the zeros to be kept have moved in training "
                     "and are set to 0 again; pass sparsity='ignore' to let them move",
@@ -439,8 +505,8 @@ class SoftQuantizer:
                 warnings.warn(str(warning), QualityWarning, stacklevel=2)
         self.detach()
         for layer in self.layers:
-            self._zeros.restore(layer.name, layer.parameter)
-            after[layer.name].write(layer.parameter)
+            self._zeros.reset(layer)
+            after[layer.name].write(layer.weights)
         mark_clusters(self.model, after)
         return report
 
@@ -470,23 +536,23 @@ class SoftQuantizer:
             "override": [[pattern, dict(values)] for pattern, values in self.override.items()],
             "layers": [layer.record() for layer in self.layers],
             "excluded": dict(self.excluded),
-            "zeros": dict(self._zeros.masks),
+            "zeros": self._zeros.state(self.layers),
         }
 
     @on_host()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a state, its frozen widths and strengths included. Call before `attach`.
+        """Continue from a state, its frozen widths and strengths included.
+
+        Attached optimizers stay attached.
 
         Warns:
             UserWarning: a CUDA graph has recorded the coupling, and goes on as before.
 
         Raises:
             ValueError: a key is missing or a value out of range, or the model lacks a layer or has
-                it in another size; nothing has changed then.
-            RuntimeError: attached.
+                it in another size, or a layer belongs to none of the attached optimizers; nothing
+                has changed then.
         """
-        if self._handles:
-            raise RuntimeError("attached to an optimizer: load the state before attach()")
         state = {"granularity": "layer", "override": [], "zeros": {}, **state}  # not in older ones
         if missing := sorted(set(self.state_dict()) - set(state)):
             raise ValueError(f"the state lacks {', '.join(missing)}")
@@ -505,9 +571,12 @@ class SoftQuantizer:
                     f"the state has layer '{record['name']}' of {record['size']} weights; "
                     f"the model has {found}"
                 )
-            layers.append(CoupledLayer.restore(record, parameter, granularity))
+            piece = self._sharding.piece(record["name"], parameter)
+            layers.append(CoupledLayer.restore(record, parameter, granularity, piece))
         if not layers:
             raise ValueError("the state has no layer")
+        if self.optimizers:
+            self._refuse_orphans(layers, self.optimizers)
         scales = Scales(state["h"], state["w"], state["alpha"])
         bins, seed = check_bins(state["bins"]), check_seed(state["seed"])
         step = check_seed(state["step"], name="step")
@@ -520,7 +589,12 @@ class SoftQuantizer:
         self._scales, self.override = scales, override
         self.excluded = dict(state["excluded"])
         self._couple(layers)
-        self._zeros = KeptZeros(state["zeros"])
+        self._zeros = KeptZeros.restore(state["zeros"], layers)
+        if self.optimizers:
+            optimizers = self.optimizers
+            self.detach()
+            self._register(optimizers)
+            self._compare_processes()
 
     def _layer_scales(self, names: Collection[str]) -> dict[str, Scales]:
         """The scales asked for each layer, overrides included."""
@@ -548,13 +622,22 @@ class SoftQuantizer:
 
     def _refuse_replaced(self) -> None:
         """Raise if a layer's parameter is no longer the model's, as forces would be lost."""
+        replaced = self._replaced()
+        if replaced is not None and self._sharding and reshard(self.model):
+            replaced = self._replaced()
+        if replaced is not None:
+            raise ValueError(
+                f"layer '{replaced}': its parameter has been replaced since it was measured "
+                "(by load_state_dict(assign=True) or by sharding, for example); build the "
+                "SoftQuantizer afterwards"
+            )
+
+    def _replaced(self) -> str | None:
+        """The first layer whose parameter is not that of the model; None if there is none."""
         for layer, (module, name) in zip(self.layers, self._places, strict=True):
             if module._parameters.get(name) is not layer.parameter:
-                raise ValueError(
-                    f"layer '{layer.name}': its parameter has been replaced since it was measured "
-                    "(by load_state_dict(assign=True) or by sharding, for example); build the "
-                    "SoftQuantizer afterwards"
-                )
+                return layer.name
+        return None
 
     def _register(self, optimizers: tuple[Optimizer, ...]) -> None:
         self.optimizers = optimizers
@@ -567,6 +650,8 @@ class SoftQuantizer:
         def before_step(
             optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
         ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+            if initializes_state(optimizer):
+                return None
             # The first of a step's arguments is the optimizer itself.
             closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
             if closure is None:
@@ -593,10 +678,12 @@ class SoftQuantizer:
         except MovedError:
             batches = [group.collect() for group in self._regroup(indices)]
         recorded = self._keep_recorded(batches)
-        for batch in batches:
-            batch.add_force(scale, self._fraction, self.seed, step)
+        options = (scale, self._fraction, self.seed, step)
+        agreed = [batch.agree(*options) for batch in batches]
+        for batch, extremes in zip(batches, agreed, strict=True):
+            batch.add_force(extremes, *options)
         for index in indices:
-            self._zeros.clear_gradient(self.layers[index].name, self.layers[index].parameter)
+            self._zeros.clear_gradient(self.layers[index])
         # What is recorded in a CUDA graph happens later; see advance().
         if not recorded:
             self._step = step + 1
@@ -637,7 +724,9 @@ class SoftQuantizer:
 
     def __getstate__(self) -> dict[str, Any]:
         # Groups know their parameters, and handles their optimizers; those of a copy are others.
-        return {**self.__dict__, "_groups": {}, "_handles": [], "_recorded": {}}
+        # A copy need not be made in every process.
+        own: dict[str, Any] = {"_groups": {}, "_handles": [], "_recorded": {}, "_replicas": None}
+        return {**self.__dict__, **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

@@ -14,8 +14,9 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from pysoftq.coupling.roles import roles
-from pysoftq.coupling.sharding import refuse_sharded
+from pysoftq.coupling.sharding import refuse_flattened
 from pysoftq.interaction.arrays import special_kind
+from pysoftq.interaction.pieces import own_part
 from pysoftq.models.wrappers import unwrapped
 
 # What an override may set for the layers that its pattern matches.
@@ -61,9 +62,9 @@ def select(
         The parameters chosen, by name in model order, and the reason for each one left out.
 
     Raises:
-        ValueError: a pattern matches no weight that could be coupled, or weights are sharded.
+        ValueError: a pattern matches no weight that could be coupled, or FSDP1 wraps the model.
     """
-    refuse_sharded(model)
+    refuse_flattened(model)
     model = unwrapped(model)
     include_patterns, exclude_patterns = as_patterns(include), as_patterns(exclude)
     candidates: dict[str, nn.Parameter] = {}
@@ -176,6 +177,6 @@ def _unfit(name: str, parameter: nn.Parameter, normalization: bool) -> str:
         return f"dtype {parameter.dtype}"
     if not parameter.requires_grad:
         return "frozen (requires_grad is False)"
-    if kind := special_kind(parameter):
+    if kind := special_kind(own_part(parameter)):
         return f"special tensor: {kind}"
     return ""

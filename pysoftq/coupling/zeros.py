@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import get_args
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pysoftq.coupling.options import Sparsity
 from pysoftq.coupling.roles import padding_rows
+from pysoftq.interaction.layers import CoupledLayer
 
 MIN_SHARE = 0.01  # of a layer's weights: no training leaves as many exact zeros by chance
 
@@ -20,16 +21,16 @@ class KeptZeros:
     They take part in the interaction, as weights at 0 that do not move.
 
     Attributes:
-        masks: bool tensors of the parameters' shapes, by name, of the layers that have such zeros.
+        masks: by name, of the layers that have such zeros: bool tensors of the shapes of the
+            weights in this process.
     """
 
-    def __init__(self, masks: Mapping[str, Tensor]) -> None:
+    def __init__(self, masks: Mapping[str, Tensor], numbers: Mapping[str, int]) -> None:
         self.masks = dict(masks)
+        self._numbers = dict(numbers)  # of zeros, those of other processes included
 
     @classmethod
-    def find(
-        cls, model: nn.Module, parameters: Mapping[str, nn.Parameter], sparsity: str
-    ) -> KeptZeros:
+    def find(cls, model: nn.Module, layers: Iterable[CoupledLayer], sparsity: str) -> KeptZeros:
         """Find the zeros to keep: all ("keep"), none ("ignore"), or those of "auto".
 
         These are all the zeros of a layer with at least 1 % of them, and padding rows.
@@ -41,59 +42,100 @@ class KeptZeros:
             known = ", ".join(get_args(Sparsity))
             raise ValueError(f"`sparsity` must be one of {known}, got {sparsity!r}")
         if sparsity == "ignore":
-            return cls({})
+            return cls({}, {})
         padding = {id(weight): row for weight, row in padding_rows(model)}
-        masks = {}
-        for name, parameter in parameters.items():
-            weights = parameter.detach()
-            zeros = weights.numel() - int(weights.count_nonzero())
-            if not zeros:
+        masks, numbers = {}, {}
+        for layer in layers:
+            zeros = layer.weights.detach() == 0
+            number = _total(layer, zeros)
+            if not number:
                 continue
-            every = sparsity == "keep" or zeros >= MIN_SHARE * weights.numel()
-            mask = weights == 0 if every else _zero_row(weights, padding.get(id(parameter)))
+            if sparsity != "keep" and number < MIN_SHARE * layer.size:
+                row = padding.get(id(layer.parameter))
+                if row is None:
+                    continue
+                zeros &= _in_row(layer, row)
+                number = _total(layer, zeros)
+            if number:
+                masks[layer.name], numbers[layer.name] = zeros, number
+        return cls(masks, numbers)
+
+    @classmethod
+    def restore(cls, masks: Mapping[str, Tensor], layers: Iterable[CoupledLayer]) -> KeptZeros:
+        """From `state`, for layers that may be divided between other processes."""
+        own, numbers = {}, {}
+        for layer in layers:
+            if layer.name in masks:
+                mask = masks[layer.name]
+                numbers[layer.name] = int(mask.sum())
+                part = mask if layer.piece is None else layer.piece.cut(mask)
+                own[layer.name] = part.reshape(layer.weights.shape)
+        return cls(own, numbers)
+
+    def state(self, layers: Iterable[CoupledLayer]) -> dict[str, Tensor]:
+        """Masks of the shapes of the parameters, the same in all processes."""
+        found = {}
+        for layer in layers:
+            mask = self.masks.get(layer.name)
+            if mask is not None and layer.piece is not None:
+                whole = layer.piece.assemble(mask.reshape(-1))
+                mask = whole.reshape(layer.parameter.shape)
             if mask is not None:
-                masks[name] = mask
-        return cls(masks)
+                found[layer.name] = mask
+        return found
 
     @torch.no_grad()
-    def clear_gradient(self, name: str, parameter: nn.Parameter) -> None:
+    def clear_gradient(self, layer: CoupledLayer) -> None:
         """Set the gradient of a layer's zeros to 0."""
-        mask = self.masks.get(name)
-        if mask is None or parameter.grad is None:
+        if layer.name not in self.masks or (gradient := layer.gradient) is None:
             return
-        if mask.device != parameter.device:
-            mask = self.masks[name] = mask.to(parameter.device)
-        parameter.grad.masked_fill_(mask, 0)
+        gradient.masked_fill_(self._mask(layer), 0)
 
-    def moved(self, name: str, parameter: nn.Parameter) -> int:
+    def moved(self, layer: CoupledLayer) -> int:
         """How many of a layer's zeros are not zero any more."""
-        mask = self.masks.get(name)
-        return (
-            0 if mask is None else int((parameter.detach()[mask.to(parameter.device)] != 0).sum())
-        )
+        return _total(layer, self._moved(layer)) if layer.name in self.masks else 0
 
-    def restored(self, name: str, parameter: nn.Parameter) -> Tensor:
-        """The layer's weights with its zeros at 0; the parameter itself where they all are."""
-        if not self.moved(name, parameter):
-            return parameter.detach()
-        return parameter.detach().masked_fill(self.masks[name].to(parameter.device), 0)
+    def restored(self, layer: CoupledLayer) -> Tensor:
+        """The layer's weights in this process with the zeros at 0, themselves where all are."""
+        weights = layer.weights.detach()
+        if layer.name not in self.masks or not self._moved(layer).any():
+            return weights
+        return weights.masked_fill(self._mask(layer), 0)
 
     @torch.no_grad()
-    def restore(self, name: str, parameter: nn.Parameter) -> None:
+    def reset(self, layer: CoupledLayer) -> None:
         """Set the zeros of a layer that have moved to 0 again, in place."""
-        if self.moved(name, parameter):
-            parameter.masked_fill_(self.masks[name].to(parameter.device), 0)
+        if layer.name in self.masks and self._moved(layer).any():
+            layer.weights.masked_fill_(self._mask(layer), 0)
 
     def note(self, name: str) -> str:
         """How many zeros of a layer are kept; empty if none are."""
-        mask = self.masks.get(name)
-        return "" if mask is None else f"{int(mask.sum()):,} zeros kept"
+        return f"{self._numbers[name]:,} zeros kept" if name in self._numbers else ""
+
+    def _moved(self, layer: CoupledLayer) -> Tensor:
+        return self._mask(layer) & (layer.weights.detach() != 0)
+
+    def _mask(self, layer: CoupledLayer) -> Tensor:
+        """On the device of the weights."""
+        mask, device = self.masks[layer.name], layer.weights.device
+        if mask.device != device:
+            mask = self.masks[layer.name] = mask.to(device)
+        return mask
 
 
-def _zero_row(weights: Tensor, row: int | None) -> Tensor | None:
-    """A mask of the zeros in a padding row; None if there are none."""
-    if row is None or bool(weights[row].all()):
-        return None
-    mask = torch.zeros_like(weights, dtype=torch.bool)
-    mask[row] = weights[row] == 0
-    return mask
+def _total(layer: CoupledLayer, mask: Tensor) -> int:
+    """How many entries are true, in all processes."""
+    number, piece = int(mask.sum()), layer.piece
+    if piece is None:
+        return number
+    own = torch.tensor([number if piece.first else 0], device="cpu")
+    return int(piece.ranks.total(own))
+
+
+def _in_row(layer: CoupledLayer, row: int) -> Tensor:
+    """A mask of the weights of one row of a tensor, of those in this process."""
+    weights = layer.weights
+    place = torch.arange(weights.numel(), device=weights.device)
+    position = place if layer.piece is None else layer.piece.position(place)
+    length = layer.size // len(layer.parameter)
+    return (position // length == row % len(layer.parameter)).reshape(weights.shape)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from pysoftq.coupling.sharding import refuse_sharded
+from pysoftq.coupling.sharding import refuse_flattened
 from pysoftq.integrations._training import CoupledTraining
 
 try:
@@ -21,7 +21,7 @@ class SoftQuantizationCallback(CoupledTraining, Callback):
 
     Its state is a part of Lightning's checkpoints: ``fit(…, ckpt_path=…)`` resumes with
     bitwise identical results. Works with automatic and manual optimization and with several
-    optimizers; strategies that shard the weights are refused.
+    optimizers; strategies of FSDP1 and DeepSpeed ZeRO-3, which flatten the weights, are refused.
 
     Checkpoints hold the weights as they were trained, before the clusters. Where something
     overwrites the clusters afterwards, the weights are clustered again, with a warning and a new
@@ -44,7 +44,7 @@ class SoftQuantizationCallback(CoupledTraining, Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the layers, or resume from a checkpoint; once the optimizers are there."""
-        refuse_sharded(trainer.strategy.model)
+        refuse_flattened(trainer.strategy.model)
         _, total = _progress(trainer)
         self._begin(pl_module, trainer.optimizers, total, self._state)
         self._state = self._followed = None

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from pysoftq.interaction.pieces import Piece, own_gradient, own_part
 from pysoftq.interaction.scales import Segments
 from pysoftq.interaction.segments import segment_bounds
 from pysoftq.interaction.weights import HostWeights
@@ -29,6 +30,7 @@ class CoupledLayer:
         parameter: the weights themselves.
         segments: those that each interact only with themselves, None if the layer is one; with
             them, sigma, width and strength are their means, weighted with their sizes.
+        piece: what this process holds of the weights; None if that is all.
     """
 
     name: str
@@ -38,6 +40,7 @@ class CoupledLayer:
     strength: float
     parameter: nn.Parameter
     segments: Segments | None = None
+    piece: Piece | None = None
 
     FIELDS: ClassVar = ("name", "size", "sigma", "width", "strength")
 
@@ -46,9 +49,24 @@ class CoupledLayer:
         record: dict[str, Any] = {field: getattr(self, field) for field in self.FIELDS}
         return record if self.segments is None else {**record, **self.segments.record()}
 
+    @property
+    def weights(self) -> Tensor:
+        """The weights that this process holds."""
+        return self.parameter if self.piece is None else own_part(self.parameter)
+
+    @property
+    def gradient(self) -> Tensor | None:
+        """Their gradient."""
+        return self.parameter.grad if self.piece is None else own_gradient(self.parameter)
+
     @classmethod
     def measure(
-        cls, name: str, parameter: nn.Parameter, scales: Scales, granularity: str
+        cls,
+        name: str,
+        parameter: nn.Parameter,
+        scales: Scales,
+        granularity: str,
+        piece: Piece | None = None,
     ) -> CoupledLayer | None:
         """Measure a layer; None if no segment of it can be coupled.
 
@@ -59,7 +77,7 @@ class CoupledLayer:
         if parameter.is_meta:
             raise ValueError(f"layer '{name}' is on the meta device; load its weights first")
         try:
-            weights = HostWeights(parameter, segment_bounds(parameter.shape, granularity))
+            weights = HostWeights(parameter, segment_bounds(parameter.shape, granularity), piece)
         except ValueError as error:
             raise ValueError(f"layer '{name}': {error}") from None
         size, bad = weights.size, weights.nonfinite
@@ -68,27 +86,36 @@ class CoupledLayer:
         h, w, alpha = scales.h, scales.w, scales.alpha
         if granularity != "layer":
             segments = Segments.measure(weights, h, w, alpha)
-            return cls._of_segments(name, parameter, segments) if len(segments.number) else None
+            if not len(segments.number):
+                return None
+            return cls._of_segments(name, parameter, segments, piece)
         sigma = float(weights.spreads())
         if sigma == 0:
             return None
-        return cls(name, size, sigma, w * sigma, h * size**-alpha, parameter)
+        strength = h * size**-alpha
+        return cls(name, size, sigma, w * sigma, strength, parameter, piece=piece)
 
     @classmethod
     def restore(
-        cls, record: dict[str, Any], parameter: nn.Parameter, granularity: str
+        cls,
+        record: dict[str, Any],
+        parameter: nn.Parameter,
+        granularity: str,
+        piece: Piece | None = None,
     ) -> CoupledLayer:
         """Restore a layer from a record, with the scales that it was measured with."""
         if granularity == "layer":
-            return cls(**record, parameter=parameter)
+            return cls(**record, parameter=parameter, piece=piece)
         segments = Segments.restore(record, parameter.shape, granularity)
-        return cls._of_segments(record["name"], parameter, segments)
+        return cls._of_segments(record["name"], parameter, segments, piece)
 
     @classmethod
-    def _of_segments(cls, name: str, parameter: nn.Parameter, segments: Segments) -> CoupledLayer:
+    def _of_segments(
+        cls, name: str, parameter: nn.Parameter, segments: Segments, piece: Piece | None
+    ) -> CoupledLayer:
         scales = (segments.sigma, segments.width, segments.strength)
         sigma, width, strength = map(segments.mean, scales)
-        return cls(name, parameter.numel(), sigma, width, strength, parameter, segments)
+        return cls(name, parameter.numel(), sigma, width, strength, parameter, segments, piece)
 
     def scales(self, alpha: float) -> Scales:
         """The h and w that this layer was measured with."""

@@ -5,6 +5,9 @@ once; a step passes the addresses of the layers. The draw for the histogram depe
 of a weight in its layer, not in its segment. The number of bins is proportional to the number of
 weights. The CUDA kernels require whole layers: on a GPU segments use `backends.plain`, all segments
 of one size at once.
+
+Of a layer that several processes hold in pieces, all segments have a row in each process. Those
+that one process holds in whole are coupled there; the others are shared, and coupled in phases.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import torch
 from torch import Tensor
 
 from pysoftq.interaction.layers import CoupledLayer
+from pysoftq.interaction.pieces import Extremes, Piece
 
 BINS_PER_WEIGHT = 8  # of a segment, rounded up to a power of two
 
@@ -41,44 +45,118 @@ class SegmentTable:
 
     Attributes:
         layer: (R,) int64, whose segment it is: the position among the layers.
-        begin, size: (R,) int64, its weights among those of the layer.
+        begin, size: (R,) int64, its weights in this process, among those of the layer.
+        position: (R,) int64, where it begins in the whole layer.
+        total: (R,) int64, its weights in all processes.
         bins: (R,) int64, of its histogram.
         width, strength: (R,) float64.
+        shared: (R,) bool, whether several processes hold pieces of it.
     """
 
     layer: Tensor
     begin: Tensor
     size: Tensor
+    position: Tensor
+    total: Tensor
     bins: Tensor
     width: Tensor
     strength: Tensor
+    shared: Tensor
     layers: tuple[CoupledLayer, ...]
 
     @classmethod
     def of(cls, layers: Sequence[CoupledLayer], bins: int) -> SegmentTable:
         """A layer without segments is one itself, with all the bins."""
         parts = []
-        for place, layer in enumerate(layers):
+        for number, layer in enumerate(layers):
             segments = layer.segments
             if segments is None:
-                ints = torch.tensor([[place], [0], [layer.size], [bins]])
+                position, total = torch.tensor([[0], [layer.size]])
                 scales = torch.tensor([[layer.width], [layer.strength]], dtype=torch.float64)
+                bins_of = torch.tensor([bins])
             else:
-                size = segments.size
-                where = torch.full_like(size, place)
-                ints = torch.stack([where, segments.begin, size, segment_bins(size, bins)])
+                position, total = segments.begin, segments.size
                 scales = torch.stack([segments.width, segments.strength])
+                bins_of = segment_bins(total, bins)
+            begin, end = _own(layer.piece, position), _own(layer.piece, position + total)
+            size = end - begin
+            shared = _shared(layer, size == total)
+            owner = torch.full_like(size, number)
+            ints = torch.stack([owner, begin, size, position, total, bins_of, shared.long()])
             parts.append((ints, scales))
         ints, scales = (torch.cat(rows, dim=1) for rows in zip(*parts, strict=True))
-        layer, begin, size, bins_of = ints
+        owner, begin, size, position, total, bins_of, shared = ints
         width, strength = scales
-        return cls(layer, begin, size, bins_of, width, strength, tuple(layers))
+        numbers = (owner, begin, size, position, total, bins_of)
+        return cls(*numbers, width, strength, shared.bool(), tuple(layers))
+
+    @property
+    def whole(self) -> Tensor:
+        """The rows that this process couples alone, (R',) int64."""
+        return (~self.shared & (self.size > 0)).nonzero().flatten()
+
+    @property
+    def pieces(self) -> Tensor:
+        """The rows that are shared, (S,) int64."""
+        return self.shared.nonzero().flatten()
+
+    @property
+    def reported(self) -> Tensor:
+        """(L,) bool, the layers whose weights this process reports, of several that hold copies."""
+        return torch.tensor([layer.piece is None or layer.piece.first for layer in self.layers])
 
     def sums(self, values: npt.ArrayLike) -> list[float]:
         """The sum of the (R,) values over the rows of each layer, in their order."""
         rows = np.asarray(values, dtype=np.float64)
         sums: list[float] = np.bincount(self.layer, rows, minlength=len(self.layers)).tolist()
         return sums
+
+    def refuses(self, extremes: Extremes) -> bool:
+        """Whether a step is refused, given what all processes have found."""
+        active = extremes.layers[:, 1] > 0
+        whole = (extremes.layers[:, 0] > 0) & active
+        wide = self._widths_overflow(extremes) & active[self.layer[self.pieces]]
+        return bool(whole.any() or wide.any())
+
+    def reasons(
+        self, extremes: Extremes, unfit: Iterable[tuple[int, int, str]]
+    ) -> list[tuple[int, str]]:
+        """Why rows are refused.
+
+        Args:
+            extremes: of all processes.
+            unfit: row, number of weights that are not finite and reason, if known, of each piece.
+        """
+        nonfinite: dict[int, int] = {}
+        found: dict[int, str] = {}
+        for row, bad, reason in unfit:
+            nonfinite[row] = nonfinite.get(row, 0) + bad
+            if reason:
+                found[row] = reason
+        wide = self._widths_overflow(extremes).tolist()
+        rows = zip(self.pieces.tolist(), extremes.rows.tolist(), wide, strict=True)
+        for row, (high, negated), overflow in rows:
+            if not overflow or not extremes.layers[self.layer[row], 1]:
+                continue
+            if bad := nonfinite.get(row, 0):
+                found[row] = f"{bad} of {int(self.total[row])} weights are not finite (NaN or inf)"
+            else:
+                bits = 64 if self._dtype(row) == torch.float64 else 32
+                found[row] = (
+                    f"the range of the weights, {-negated:f} to {high:f}, is wider than "
+                    f"float{bits} can hold"
+                )
+        return sorted(found.items())
+
+    def _widths_overflow(self, extremes: Extremes) -> Tensor:
+        """(S,) bool, of which shared rows the range is not finite."""
+        high, negated = extremes.rows[:, 0], extremes.rows[:, 1]
+        double = torch.tensor([self._dtype(row) == torch.float64 for row in self.pieces.tolist()])
+        width = torch.where(double.bool(), high + negated, high.float() + negated.float())
+        return ~width.isfinite()
+
+    def _dtype(self, row: int) -> torch.dtype:
+        return self.layers[int(self.layer[row])].parameter.dtype
 
     def explain(self, refused: Iterable[tuple[int, str]]) -> str:
         """Name the layers of refused rows, each with the reason of its first such segment."""
@@ -97,3 +175,17 @@ class SegmentTable:
                 f"{reason}{others}"
             )
         return "; ".join(sentences)
+
+
+def _own(piece: Piece | None, positions: Tensor) -> Tensor:
+    return positions if piece is None else piece.place(positions)
+
+
+def _shared(layer: CoupledLayer, whole: Tensor) -> Tensor:
+    """The segments that no process holds in whole, given those that this one does."""
+    piece = layer.piece
+    if piece is None or (piece.by_rows and layer.segments is not None):
+        return torch.zeros_like(whole)
+    if layer.segments is None:
+        return torch.ones_like(whole)
+    return piece.ranks.maximum(whole.double()) == 0

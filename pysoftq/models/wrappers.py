@@ -39,9 +39,15 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 def innermost(model: nn.Module) -> nn.Module:
     """The module inside of all wrappers; its own parts may be wrapped still."""
-    while (inside := _inside(model)) is not None:
-        model = inside
-    return model
+    return wrappers(model)[-1]
+
+
+def wrappers(model: nn.Module) -> list[nn.Module]:
+    """What is around a model, from the outside to the inside, and the module inside."""
+    found = [model]
+    while (inside := _inside(found[-1])) is not None:
+        found.append(inside)
+    return found
 
 
 def owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
@@ -60,12 +66,8 @@ def owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
 
 def specification(model: nn.Module) -> dict[str, Any] | None:
     """The `pysoftq_spec` of a model, on whichever wrapper it was set, or None."""
-    while True:
-        found: dict[str, Any] | None = getattr(model, "pysoftq_spec", None)
-        inside = _inside(model)
-        if found is not None or inside is None:
-            return found
-        model = inside
+    found = (getattr(module, "pysoftq_spec", None) for module in wrappers(model))
+    return next((specification for specification in found if specification is not None), None)
 
 
 def torch_optimizer(optimizer: Any) -> Optimizer:

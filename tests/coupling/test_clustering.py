@@ -325,7 +325,7 @@ def test_compiled_and_data_parallel_models_are_looked_into(net: Net) -> None:
         assert softq.state_dict() == expected
 
 
-def test_sharded_models_are_refused(net: Net) -> None:
+def test_flattened_models_are_refused(net: Net) -> None:
     class FullyShardedDataParallel(nn.Module):
         """As that of torch, which wants a process group."""
 
@@ -333,7 +333,7 @@ def test_sharded_models_are_refused(net: Net) -> None:
             super().__init__()
             self.module = module
 
-    with pytest.raises(ValueError, match="sharded between processes"):
+    with pytest.raises(ValueError, match=r"layer '.*': FullyShardedDataParallel flattens"):
         SoftQuantizer(FullyShardedDataParallel(net))
 
 

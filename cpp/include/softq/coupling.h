@@ -22,8 +22,11 @@ struct Layer {
   double strength;      // h_l, and any scale of the gradient
   std::uint64_t index;  // of the layer in the model: the key of its random numbers
   std::int32_t bins;
-  std::uint64_t first = 0;  // of the layer's weights, where a segment begins
+  std::uint64_t first = 0;  // position in the layer of the segment's first weight
 };
+
+// Layers below have 16-bit counts, and energies that are sums of integers.
+inline constexpr std::uint64_t narrow_size = std::uint64_t{1} << 16;
 
 struct CouplingStep {
   Method method;
@@ -36,6 +39,9 @@ struct Refusal {
   std::size_t layer;
   std::string reason;
 };
+
+// The layers that add_force() refuses.
+std::vector<Refusal> check(const std::vector<Layer>& layers);
 
 // gradient += strength * dV/dtheta at each weight's bin midpoint, V from a histogram of the sample
 // scaled by 1 / fraction. When a layer is refused (weights that are not finite), no gradient of any

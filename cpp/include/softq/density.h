@@ -25,8 +25,8 @@ Binning<T> make_binning(const Extent<T>& extent, std::size_t size, std::int32_t 
 
 // Number of sampled weights in each bin.
 template <class Storage, class T>
-void histogram(const Storage* theta, std::size_t size, const Binning<T>& binning,
-               const Sample& sample, Count* counts);
+void histogram(const Storage* theta, std::size_t size, const Binning<T>& binning, const Draw& draw,
+               Count* counts);
 
 // The same for few weights, on this thread alone, added to counts of any unsigned type, which are
 // followed by spare_slots places of no meaning.

@@ -3,7 +3,10 @@
 // does it on how a layer is cut into segments: i counts from its own first weight.
 #pragma once
 
+#include <algorithm>
+#include <cstddef>
 #include <cstdint>
+#include <limits>
 
 #include "softq/well.h"
 
@@ -33,6 +36,49 @@ struct Sample {
 
   SOFTQ_HD bool whole() const { return threshold >= (std::uint64_t{1} << 32); }
   SOFTQ_HD bool keeps(std::uint64_t i) const { return (splitmix64(key, i) >> 32) < threshold; }
+
+  // keeps(i) of the result is keeps(i + distance) of this one, modulo 2^64.
+  Sample moved(std::uint64_t distance) const {
+    Sample other = *this;
+    other.key += distance * golden_ratio;
+    return other;
+  }
+};
+
+// Positions in a layer, counted in row-major order, of a block of it: rows of which some columns
+// are present.
+struct Block {
+  static constexpr std::uint64_t endless = std::numeric_limits<std::uint64_t>::max();
+
+  std::uint64_t first = 0;          // position of the block's first weight
+  std::uint64_t columns = endless;  // of the block
+  std::uint64_t outer = 0;          // positions from one row to the next
+};
+
+// The draw for weights that are consecutive in a block; weight 0 is number `begin` of the block.
+struct Draw {
+  Sample sample;
+  Block block;
+  std::uint64_t begin = 0;
+
+  Draw(const Sample& whole) : sample(whole) {}
+  Draw(const Sample& layer, const Block& own, std::uint64_t from)
+      : sample(layer), block(own), begin(from) {}
+
+  // Calls body(begin, end, sample) for runs of weights whose positions are consecutive, too;
+  // sample.keeps(i) is about weight i.
+  template <class Body>
+  void for_runs(std::size_t from, std::size_t end, const Body& body) const {
+    if (sample.whole()) return body(from, end, sample);
+    while (from < end) {
+      const std::uint64_t place = begin + from;
+      const std::uint64_t column = place % block.columns;
+      const std::uint64_t position = block.first + place / block.columns * block.outer + column;
+      const std::size_t length = std::min<std::uint64_t>(end - from, block.columns - column);
+      body(from, from + length, sample.moved(position - from));
+      from += length;
+    }
+  }
 };
 
 }  // namespace softq

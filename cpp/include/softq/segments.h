@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "softq/scalar.h"
+#include "softq/wide.h"
 
 namespace softq {
 
@@ -35,10 +36,21 @@ struct Ranges {
 // Throws std::invalid_argument for a segment with too many weights (checks.h).
 Ranges ranges(const Segmented& layer);
 
-// Population standard deviation of each segment of finite weights; exactly 0 where all are equal.
-// The sums of the weights and of their squares are those of integers: with R half the range, a
+// Sums of the weights of a segment and of their squares, about the middle of its range.
+struct Moments {
+  Wide first = 0;
+  Wide second = 0;
+};
+
+// Of each segment of finite weights. The sums are those of integers: with R half the range, a
 // weight and its square are rounded to multiples of 2^-49 R and 2^-48 R^2 at most. So they depend
-// on no order, and the result neither on threads nor on instructions.
-std::vector<double> spreads(const Segmented& layer, const Ranges& ranges);
+// neither on the order of the weights, nor on threads and instructions, and where the ranges are
+// those of several pieces of a layer, the sums of the pieces add up to those of the layer.
+std::vector<Moments> moments(const Segmented& layer, const Ranges& ranges);
+
+// Population standard deviation of each segment, of so many weights; exactly 0 where all are equal.
+std::vector<double> spreads(Scalar scalar, const Ranges& ranges,
+                            const std::vector<Moments>& moments,
+                            const std::vector<std::int64_t>& sizes);
 
 }  // namespace softq

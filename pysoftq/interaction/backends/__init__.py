@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pysoftq.interaction.layers import CoupledLayer
+    from pysoftq.interaction.pieces import Extremes
 
 
 class DeviceCoupling(Protocol):
@@ -67,6 +68,56 @@ class DeviceCoupling(Protocol):
 
     def check(self) -> None:
         """Raise ValueError if any step since the last check was refused; waits for the device."""
+
+
+class PieceCoupling(DeviceCoupling, Protocol):
+    """The same of layers that several processes hold in pieces.
+
+    `add_force` and `energies` are for segments that one process holds in whole. The step of the
+    others, the shared ones, takes three phases; what each of them returns is exchanged before the
+    next one (`pysoftq.interaction.pieces`).
+    """
+
+    def extremes(self, thetas: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> Extremes:
+        """Extremes of the weights in this process, on the device; their maxima are exchanged."""
+
+    def refuses(self, extremes: Extremes) -> bool:
+        """Whether weights are unfit in any process; False on devices that are not waited for."""
+
+    def unfit(
+        self, thetas: Sequence[Tensor], gradients: Sequence[Tensor | None]
+    ) -> list[tuple[int, int, str]]:
+        """What is unfit in this process, for `explain`."""
+
+    def explain(self, extremes: Extremes, unfit: Iterable[tuple[int, int, str]]) -> str:
+        """Name the layers that are refused, and the reasons, given what is unfit in all."""
+
+    def counts(
+        self, thetas: Sequence[Tensor], extremes: Extremes, fraction: float, seed: int, step: int
+    ) -> Tensor:
+        """Counts of the shared segments, int32, on the device; their sums are exchanged."""
+
+    def add_shared_force(
+        self,
+        thetas: Sequence[Tensor],
+        gradients: Sequence[Tensor | None],
+        extremes: Extremes,
+        counts: Tensor,
+        scale: float,
+        fraction: float,
+    ) -> None:
+        """As `add_force`, which adds the force of the other segments, for the shared ones."""
+
+    def row_energies(
+        self, thetas: Sequence[Tensor], extremes: Extremes, counts: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Strength times energy of the segments, float64 on the CPU, 0 of others.
+
+        Of those that this process reports, whose sums are exchanged, and of the shared ones.
+        """
+
+    def row_sums(self, energies: Tensor) -> list[float]:
+        """The energy of each layer from those of the segments of all layers."""
 
 
 class Backend(Protocol):
@@ -136,6 +187,20 @@ def couples(device: torch.device, *, segments: bool) -> Backend:
     from pysoftq.interaction.backends import plain
 
     return plain
+
+
+def couples_pieces(
+    device: torch.device,
+) -> Callable[[Sequence[CoupledLayer], Sequence[int], int, bool], PieceCoupling]:
+    """What couples the pieces of layers on a device; arguments as of `Backend.Coupling`.
+
+    CUDA's kernels take whole layers; torch operations take their place.
+    """
+    if device.type == "cpu":
+        return core.Coupling
+    from pysoftq.interaction.backends import plain
+
+    return plain.Coupling
 
 
 @functools.cache

@@ -11,13 +11,15 @@ side.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from pysoftq.interaction.pieces import Extremes
 from pysoftq.interaction.segment_table import SegmentTable
 
 if TYPE_CHECKING:
@@ -119,7 +121,17 @@ class Coupling:
         self._indices = tuple(indices)
         self._fft = fft
         device = layers[0].parameter.device
-        self._batches = [_batches(self._table, place, device) for place in range(len(layers))]
+        self._device = device
+        whole, shared = self._table.whole, self._table.pieces
+        places = range(len(layers))
+        self._batches = [_batches(self._table, whole, place, device) for place in places]
+        self._pieces = [_batches(self._table, shared, place, device) for place in places]
+        # Where the counts of each row begin, among those of the shared ones.
+        slots = torch.where(self._table.shared, self._table.bins, 0)
+        self._slots = int(slots.sum())
+        self._first_slot = (slots.cumsum(0) - slots).to(device)
+        self._number = (self._table.shared.cumsum(0) - 1).to(device)
+        self._judged: Tensor | None = None  # faults that all processes have found in this step
         self._faults = torch.zeros(len(self._table.layer), 4, dtype=_wide(device), device=device)
 
     @torch.no_grad()
@@ -144,11 +156,14 @@ class Coupling:
                 binning = _Binning.of(weights, batch.bins)
                 faults[batch.rows] = binning.fault().to(faults.dtype)
                 active.append((self._indices[place], batch, weights, binning, g))
+        if self._judged is not None:
+            faults = torch.where(faults.any(1, keepdim=True), faults, self._judged)
         fine = (faults == 0).all()
         self._faults = torch.where((self._faults == 0).all(), faults, self._faults)
         for layer, batch, weights, binning, gradient in active:
             index = binning.index(weights)
-            counts = _counts(index, batch.bins, _sample(batch.place, fraction, seed, step, layer))
+            keep = _sample(batch.position, fraction, seed, step, layer)
+            counts = _counts(index, batch.bins, keep)
             strength = batch.strength * scale / fraction
             table = _force_table(counts, binning.spacing, batch.width, strength, self._fft)
             before = batch.of(gradient)
@@ -171,6 +186,148 @@ class Coupling:
                 energies[batch.rows] = (batch.strength * found)[:, 0]
         self._refuse(faults.cpu())
         return self._table.sums(energies.cpu().double())
+
+    @torch.no_grad()
+    def extremes(self, thetas: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> Extremes:
+        """Of the weights in this process."""
+        has = [gradient is not None for gradient in gradients]
+        layers = self._faults.new_zeros(len(thetas), 2)
+        layers[:, 1] = layers.new_tensor(has)
+        rows = layers.new_full((len(self._table.pieces), 2), -torch.inf)
+        for place, theta in enumerate(thetas):
+            x = _compute(_flat(theta))
+            for batch in self._batches[place] if has[place] else ():
+                fault = _Binning.of(batch.of(x), batch.bins).fault()
+                layers[place, 0] = torch.maximum(layers[place, 0], fault.any().to(layers.dtype))
+            for batch in self._pieces[place]:
+                if not batch.size:
+                    continue
+                weights = batch.of(x)
+                low, high = (values.to(rows.dtype) for values in weights.aminmax(dim=1))
+                bad = ~weights.isfinite().all(1, keepdim=True)
+                found = torch.stack([high, -low], dim=1)
+                rows[self._number[batch.rows]] = found.masked_fill(bad, torch.inf)
+        return Extremes(layers, rows)
+
+    def refuses(self, extremes: Extremes) -> bool:  # noqa: ARG002 - the device is not waited for
+        """Return False: `check` reports steps that were refused."""
+        return False
+
+    def unfit(
+        self,
+        thetas: Sequence[Tensor],  # noqa: ARG002
+        gradients: Sequence[Tensor | None],  # noqa: ARG002
+    ) -> list[tuple[int, int, str]]:
+        """Return nothing, as nothing is refused at once."""
+        return []
+
+    def explain(self, extremes: Extremes, unfit: Iterable[tuple[int, int, str]]) -> str:
+        """The layers that are refused and the reasons, given what is unfit in all processes."""
+        return self._table.explain(self._table.reasons(extremes, unfit))
+
+    @torch.no_grad()
+    def counts(
+        self, thetas: Sequence[Tensor], extremes: Extremes, fraction: float, seed: int, step: int
+    ) -> Tensor:
+        """Of the shared rows, int32, row after row; zeros where the layer has no gradient."""
+        self._judged = self._faults_of(extremes)
+        found = torch.zeros(self._slots, dtype=torch.int32, device=self._device)
+        for place, theta in enumerate(thetas):
+            x, piece = _compute(_flat(theta)), self._table.layers[place].piece
+            if piece is None or not piece.first:
+                continue
+            for batch in self._pieces[place]:
+                weights = batch.of(x)
+                index = self._binning(batch, extremes, x.dtype).index(weights)
+                position = piece.position(batch.place)
+                keep = _sample(position, fraction, seed, step, self._indices[place])
+                counts = _counts(index, batch.bins, keep)
+                found[self._slots_of(batch)] = (counts * (extremes.layers[place, 1] > 0)).int()
+        return found
+
+    @torch.no_grad()
+    def add_shared_force(
+        self,
+        thetas: Sequence[Tensor],
+        gradients: Sequence[Tensor | None],
+        extremes: Extremes,
+        counts: Tensor,
+        scale: float,
+        fraction: float,
+    ) -> None:
+        """From the extremes and counts of all processes."""
+        fine = (self._faults_of(extremes) == 0).all()
+        self._judged = None
+        for place, (theta, gradient) in enumerate(zip(thetas, gradients, strict=True)):
+            if gradient is None:
+                continue
+            x, g = _compute(_flat(theta)), _flat(gradient)
+            for batch in self._pieces[place]:
+                weights = batch.of(x)
+                binning = self._binning(batch, extremes, x.dtype)
+                strength = batch.strength * scale / fraction
+                own = counts[self._slots_of(batch)].long()
+                table = _force_table(own, binning.spacing, batch.width, strength, self._fft)
+                before = batch.of(g)
+                force = table.to(weights.dtype).gather(1, binning.index(weights))
+                total = (before.to(weights.dtype) + force).to(g.dtype)
+                batch.put(g, torch.where(fine, total, before))
+
+    @torch.no_grad()
+    def row_energies(
+        self, thetas: Sequence[Tensor], extremes: Extremes, counts: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """(R,) of the rows that this process reports, and (R,) of the shared ones; else 0."""
+        self._judged = None
+        self._refuse(self._faults_of(extremes).cpu())
+        own = self._faults.new_zeros(len(self._table.layer))
+        shared = own.clone()
+        for place, (theta, layer) in enumerate(zip(thetas, self._table.layers, strict=True)):
+            x = _compute(_flat(theta))
+            for batch in self._batches[place] if layer.piece is None or layer.piece.first else ():
+                weights = batch.of(x)
+                binning = _Binning.of(weights, batch.bins)
+                inside = _counts(binning.index(weights), batch.bins, None)
+                found = _energies(inside, binning.spacing, batch.width)
+                own[batch.rows] = (batch.strength * found)[:, 0]
+            for batch in self._pieces[place]:
+                binning = self._binning(batch, extremes, x.dtype)
+                found = _energies(
+                    counts[self._slots_of(batch)].long(), binning.spacing, batch.width
+                )
+                shared[batch.rows] = (batch.strength * found)[:, 0]
+        return own.cpu().double(), shared.cpu().double()
+
+    def row_sums(self, energies: Tensor) -> list[float]:
+        """The energy of each layer."""
+        return self._table.sums(energies.numpy())
+
+    def _binning(self, batch: _Batch, extremes: Extremes, dtype: torch.dtype) -> _Binning:
+        """The bins of shared rows, from the extremes of all processes."""
+        high, negated = extremes.rows[self._number[batch.rows]].to(dtype).split(1, dim=1)
+        return _Binning.over(-negated, high, batch.bins)
+
+    def _slots_of(self, batch: _Batch) -> Tensor:
+        """(B, bins), where the counts of shared rows are among those of all."""
+        return self._first_slot[batch.rows][:, None] + torch.arange(batch.bins, device=self._device)
+
+    def _faults_of(self, extremes: Extremes) -> Tensor:
+        """What all processes have found, as `_Binning.fault`, (R, 4); of a layer at its first row.
+
+        Numbers of weights that are not finite are not known: their extremes are infinite.
+        """
+        faults = torch.zeros_like(self._faults)
+        refused = faults.new_tensor([0, -torch.inf, torch.inf, 1])
+        active = extremes.layers[:, 1] > 0
+        for place, layer in enumerate(self._table.layers):
+            first = int((self._table.layer < place).sum())
+            unfit = (extremes.layers[place, 0] > 0) & active[place]
+            faults[first] = torch.where(unfit, refused, 0)
+            for batch in self._pieces[place]:
+                binning = self._binning(batch, extremes, _computed(layer.parameter.dtype))
+                fault = binning.fault().to(faults.dtype)
+                faults[batch.rows] = torch.where(active[place], fault, 0)
+        return faults
 
     def set(self, scale: float, fraction: float, seed: int, step: int) -> None:
         """Do nothing: each step has its own arguments, which a captured step would repeat."""
@@ -203,12 +360,13 @@ class Coupling:
 class _Batch:
     """Segments of one layer that have one size, on its device: their rows of the table.
 
-    begin (B, 1): where they are in the layer. width and strength: (B, 1). first: where they all
-    begin, if they lie one behind the other, else None.
+    begin (B, 1): where they are in this process, start (B, 1): in the layer. width and strength:
+    (B, 1). first: where they all begin, if they lie one behind the other, else None.
     """
 
     rows: Tensor
     begin: Tensor
+    start: Tensor
     size: int
     bins: int
     width: Tensor
@@ -217,8 +375,13 @@ class _Batch:
 
     @property
     def place(self) -> Tensor:
-        """(B, N), of the weights in the layer."""
+        """(B, N), of the weights among those of the layer in this process."""
         return self.begin + torch.arange(self.size, device=self.begin.device)
+
+    @property
+    def position(self) -> Tensor:
+        """(B, N), of weights in the layer, of segments that one process holds in whole."""
+        return self.start + torch.arange(self.size, device=self.begin.device)
 
     def of(self, x: Tensor) -> Tensor:
         """(B, N), what a layer's flat tensor has at these places."""
@@ -236,13 +399,16 @@ class _Batch:
             self.of(x).copy_(values)
 
 
-def _batches(table: SegmentTable, layer: int, device: torch.device) -> list[_Batch]:
-    """All segments of a layer, so many at a time that their bins take little memory."""
-    rows = (table.layer == layer).nonzero().flatten()
+def _batches(table: SegmentTable, among: Tensor, layer: int, device: torch.device) -> list[_Batch]:
+    """Segments of a layer, so many at a time that their bins take little memory.
+
+    among: rows of the table.
+    """
+    rows = among[table.layer[among] == layer]
     batches = []
-    for size in table.size[rows].unique().tolist():
-        alike = rows[table.size[rows] == size]
-        bins = int(table.bins[alike[0]])
+    kinds = torch.stack([table.size[rows], table.bins[rows]], dim=1)
+    for size, bins in kinds.unique(dim=0).tolist() if len(rows) else ():
+        alike = rows[(kinds == torch.tensor([size, bins])).all(1)]
         for part in alike.split(max(MAX_COUNTS // bins, 1)):
             begin = table.begin[part]
             first = int(begin[0]) if bool((begin.diff() == size).all()) else None
@@ -250,8 +416,9 @@ def _batches(table: SegmentTable, layer: int, device: torch.device) -> list[_Bat
                 values[part, None].to(device=device, dtype=_wide(device))
                 for values in (table.width, table.strength)
             )
-            place = begin[:, None].to(device)
-            batches.append(_Batch(part.to(device), place, size, bins, width, strength, first))
+            own = (size, bins, width, strength, first)
+            start = table.position[part, None].to(device)
+            batches.append(_Batch(part.to(device), begin[:, None].to(device), start, *own))
     return batches
 
 
@@ -278,12 +445,18 @@ class _Binning:
     def of(cls, x: Tensor, bins: int) -> _Binning:
         some = x.shape[1] > 0
         low, high = x.aminmax(dim=1, keepdim=True) if some else (x.new_zeros(len(x), 1),) * 2
-        nonfinite = (~x.isfinite()).sum(1, keepdim=True)
-        wide = _wide(x.device)
+        return cls.over(low, high, bins, (~x.isfinite()).sum(1, keepdim=True))
+
+    @classmethod
+    def over(
+        cls, low: Tensor, high: Tensor, bins: int, nonfinite: Tensor | None = None
+    ) -> _Binning:
+        """Over ranges (B, 1), of which `nonfinite` weights are unfit, 0 if it is not given."""
+        wide = _wide(low.device)
         # Divided by tensors: torch multiplies by the reciprocal where it is given a number.
-        number = x.new_full((), bins)
+        number = low.new_full((), bins)
         narrow = (high > low) & (number / (high - low)).isinf()
-        factor = torch.where(narrow, x.new_full((), NARROW_FACTOR[x.dtype]), 1)
+        factor = torch.where(narrow, low.new_full((), NARROW_FACTOR[low.dtype]), 1)
         inverse = number / (high * factor - low * factor)
         spacing = (high.to(wide) - low.to(wide)) / torch.full_like(low, bins, dtype=wide)
         fine = spacing > 0
@@ -294,7 +467,7 @@ class _Binning:
             torch.where(fine, inverse, 0),
             torch.where(fine, spacing, 0),
             bins,
-            nonfinite,
+            torch.zeros_like(low, dtype=torch.int64) if nonfinite is None else nonfinite,
         )
 
     def index(self, x: Tensor) -> Tensor:
@@ -330,6 +503,8 @@ def _check_size(theta: Tensor) -> None:
 
 def _reason(fault: Sequence[float], size: int, dtype: torch.dtype) -> str:
     nonfinite, low, high, _ = fault
+    if math.isinf(high):  # found by another process
+        return f"some of {size} weights are not finite (NaN or inf)"
     if nonfinite:
         return f"{nonfinite:.0f} of {size} weights are not finite (NaN or inf)"
     bits = 64 if dtype == torch.float64 else 32
@@ -473,7 +648,11 @@ def _flat(tensor: Tensor) -> Tensor:
 
 
 def _compute(theta: Tensor) -> Tensor:
-    return theta if theta.dtype == torch.float64 else theta.float()
+    return theta.to(_computed(theta.dtype))
+
+
+def _computed(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _wide(device: torch.device) -> torch.dtype:

@@ -1,0 +1,152 @@
+"""Pieces: the parts of a weight tensor that one of several processes holds.
+
+With FSDP and tensor parallelism each process holds a block of a tensor. Its weights have positions
+in the whole tensor, in row-major order, which are keys of the random draw. The processes exchange
+extremes and integers only, so ranges, counts, scales and clusters are those of one process that
+holds everything, however the tensor is divided.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Ranks(Protocol):
+    """The processes that hold the pieces; all of them make the same calls in the same order."""
+
+    def maximum(self, values: Tensor) -> Tensor:
+        """The largest of each value."""
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum of each value, integers."""
+
+    def gathered(self, rows: Tensor) -> Tensor:
+        """The rows (n, k) of all processes one behind the other, in an order that all share."""
+
+    def collected(self, thing: Any) -> list[Any]:
+        """What each process passes, in an order that all share."""
+
+    def compare(self, facts: Mapping[str, Any]) -> None:
+        """Raise ValueError in every process if the facts differ between processes."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A block of a tensor whose first dimensions are taken as rows and the others as columns.
+
+    Attributes:
+        row, rows, column, columns: where the block begins and how far it goes; 0 rows or columns
+            of a process that holds nothing.
+        outer: columns of the whole tensor.
+        size: weights of the whole tensor.
+        by_rows: whether every process holds whole rows, which are slices along dimension 0.
+        first: whether this process reports these weights, of several that hold copies.
+        ranks: the processes that hold the others.
+    """
+
+    row: int
+    rows: int
+    column: int
+    columns: int
+    outer: int
+    size: int
+    by_rows: bool
+    first: bool
+    ranks: Ranks
+
+    @property
+    def block(self) -> tuple[int, int, int]:
+        """Position of the first weight, columns, and positions from one row to the next."""
+        return self.row * self.outer + self.column, max(self.columns, 1), self.outer
+
+    def place(self, positions: Tensor) -> Tensor:
+        """How many weights of the piece lie before each position in the tensor, int64."""
+        row = positions // max(self.outer, 1) - self.row
+        column = (positions % max(self.outer, 1) - self.column).clamp(0, self.columns)
+        inside = (row >= 0) & (row < self.rows)
+        return row.clamp(0, self.rows) * self.columns + torch.where(inside, column, 0)
+
+    def position(self, place: Tensor) -> Tensor:
+        """The position in the tensor of each weight of the piece, int64."""
+        start, columns, outer = self.block
+        return start + place // columns * outer + place % columns
+
+    def cut(self, whole: Tensor) -> Tensor:
+        """This piece of a flat tensor, flat."""
+        table = whole.reshape(-1, max(self.outer, 1))
+        own = table[self.row : self.row + self.rows, self.column : self.column + self.columns]
+        return own.reshape(-1)
+
+    def assemble(self, own: Tensor) -> Tensor:
+        """The whole flat tensor, from what each process has for its piece, flat."""
+        kept = own if self.first else own[:0]
+        block = (self.row, self.rows, self.column, self.columns)
+        shape = torch.tensor([block if self.first else (0, 0, 0, 0)], dtype=torch.int64)
+        shapes = self.ranks.gathered(shape).tolist()
+        values = self.ranks.gathered(kept[:, None])[:, 0]
+        whole = values.new_empty(self.size)
+        table = whole.view(-1, max(self.outer, 1))
+        end = 0
+        for row, rows, column, columns in shapes:
+            begin, end = end, end + rows * columns
+            part = values[begin:end].view(rows, columns)
+            table[row : row + rows, column : column + columns] = part
+        return whole
+
+
+class Extremes(NamedTuple):
+    """What the processes take the maximum of in a step.
+
+    Attributes:
+        layers: (L, 2) float64: 1 where the weights of a segment that one process holds in whole
+            are unfit, else 0; 1 where a process has a gradient, else 0.
+        rows: (S, 2) float64, of the segments of which several processes hold pieces: the largest
+            weight and the smallest one negated, inf where one is not finite, -inf of no weight.
+    """
+
+    layers: Tensor
+    rows: Tensor
+
+    def maximum(self, ranks: Ranks, extra: Tensor) -> tuple[Extremes, Tensor]:
+        """Those of all processes, and the maxima of extra values (n,), in one exchange."""
+        parts = (self.layers.reshape(-1), self.rows.reshape(-1), extra)
+        layers, rows, more = ranks.maximum(torch.cat(parts)).split([len(part) for part in parts])
+        return Extremes(layers.view(-1, 2), rows.view(-1, 2)), more
+
+
+def is_dtensor(tensor: object) -> bool:
+    """Whether a tensor is a DTensor; who has one has imported them, which takes long."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+@torch.no_grad()
+def own_part(tensor: Tensor) -> Tensor:
+    """The part of a DTensor in this process; any other tensor itself."""
+    if not is_dtensor(tensor):
+        return tensor
+    own: Any = tensor.to_local()  # type: ignore[attr-defined]
+    # Of a gradient whose communication has not ended.
+    part: Tensor = own.wait() if hasattr(own, "wait") else own
+    return part
+
+
+@torch.no_grad()
+def own_gradient(parameter: Tensor) -> Tensor | None:
+    """The gradient of the weights in this process.
+
+    Where it is distributed in another way than the weights, it is distributed again.
+    """
+    gradient: Any = parameter.grad
+    if gradient is None or not is_dtensor(gradient):
+        return gradient  # type: ignore[no-any-return]
+    placements = parameter.placements  # type: ignore[attr-defined]
+    if gradient.placements != placements:
+        gradient = parameter.grad = gradient.redistribute(placements=placements)
+    return own_part(gradient)
