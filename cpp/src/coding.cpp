@@ -507,6 +507,8 @@ Palettes::Palettes(std::span<const std::int64_t> edges, std::span<const std::int
   for (std::size_t s = 0; s < sizes.size(); ++s) {
     if (edges[s] >= edges[s + 1] || sizes[s] < 1)
       throw std::invalid_argument("a segment has no weights or no clusters");
+    if (sizes[s] > (std::int64_t{1} << 62) - first_.back())
+      throw std::invalid_argument("there are too many clusters");
     first_.push_back(first_.back() + sizes[s]);
   }
 }
