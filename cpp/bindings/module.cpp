@@ -12,6 +12,7 @@ void bind_force(pybind11::module_& m);
 void bind_coupling(pybind11::module_& m);
 void bind_segments(pybind11::module_& m);
 void bind_coding(pybind11::module_& m);
+void bind_assign(pybind11::module_& m);
 }  // namespace softq::bindings
 
 PYBIND11_MODULE(_core, m) {
@@ -27,4 +28,5 @@ PYBIND11_MODULE(_core, m) {
   bind_coupling(m);
   bind_segments(m);
   bind_coding(m);
+  bind_assign(m);
 }
