@@ -15,6 +15,7 @@ from benchmarks import (
     bandwidth,
     coding,
     density,
+    files,
     force_step,
     granularity,
     growth,
@@ -40,6 +41,7 @@ CASES: dict[str, Callable[[Options], Iterable[Comparison]]] = {
     "memory": memory.run,
     "growth": growth.run,
     "coding": coding.run,
+    "files": files.run,
     "whole_model": whole_model.run,
 }
 RESULTS = Path(__file__).parent / "results"

@@ -183,3 +183,14 @@ def decode(
     table: npt.NDArray[Any],
     out: npt.NDArray[Any],
 ) -> None: ...
+def assign(
+    weights: int,
+    edges: npt.NDArray[np.int64],
+    first: npt.NDArray[np.int64],
+    ends: npt.NDArray[np.float32],
+    order: npt.NDArray[np.int32],
+    values: npt.NDArray[Any],
+    kept: int,
+    clusters: int,
+    out: int,
+) -> npt.NDArray[np.int64]: ...

@@ -244,10 +244,11 @@ class Writer {
     segment_ = segment;
     const std::size_t clusters = palettes.size(segment);
     divide_parts(counts + palettes.first(segment), clusters, palettes.length(segment), left_);
-    shares_.resize(clusters);
+    divisors_.resize(clusters);
     for (std::size_t k = 0; k < clusters; ++k) {
       const std::uint64_t frequency = left_[k + 1] - left_[k];
-      shares_[k] = {~std::uint64_t{0} / frequency, left_[k], static_cast<std::uint32_t>(frequency)};
+      divisors_[k] = {~std::uint64_t{0} / frequency, left_[k],
+                      static_cast<std::uint32_t>(frequency)};
     }
   }
 
@@ -257,8 +258,8 @@ class Writer {
             std::vector<std::uint32_t>& words) const {
     std::uint64_t x = state;
     for (std::size_t i = size; i-- > 0;) {
-      if (indices[i] >= shares_.size()) return false;
-      const Share& share = shares_[indices[i]];
+      if (indices[i] >= divisors_.size()) return false;
+      const Divisor& share = divisors_[indices[i]];
       if (x >> (64 - precision) >= share.frequency) {
         words.push_back(static_cast<std::uint32_t>(x));
         x >>= 32;
@@ -276,14 +277,14 @@ class Writer {
   }
 
  private:
-  struct Share {
+  struct Divisor {
     std::uint64_t inverse;
     std::uint32_t left, frequency;
   };
 
   std::size_t segment_ = ~std::size_t{0};
   std::vector<std::uint32_t> left_;
-  std::vector<Share> shares_;
+  std::vector<Divisor> divisors_;
 };
 
 // One stream that is read from its end.
@@ -300,15 +301,46 @@ struct Stream {
   bool ended() const { return state == 0 && left == 0; }
 };
 
+// The parts of an index.
+struct Share {
+  std::uint32_t left, frequency;
+};
+
+// A model to read with. To be copied: what is written in a loop could otherwise be one of its
+// members.
+struct Shares {
+  const Share* shares;
+  const std::uint32_t* first;  // of each bucket of places, the first index
+  int shift;
+
+  // The next index. Its parts hold the place in any case, so that none is beyond the last.
+  std::uint32_t pop(Stream& stream) const {
+    const auto place = static_cast<std::uint32_t>(stream.state & (parts - 1));
+    std::uint32_t k = first[place >> shift];
+    Share share = shares[k];
+    while (place - share.left >= share.frequency) share = shares[++k];
+    stream.state = (stream.state >> precision) * share.frequency + (place - share.left);
+    if (stream.state >> 32 == 0 && stream.left > 0) stream.pull();
+    return k;
+  }
+};
+
 // The model of one segment at a time, for a decoder.
 class Reader {
  public:
-  void prepare(const std::int64_t* counts, const Palettes& palettes, std::size_t segment) {
-    if (segment == segment_) return;
+  Shares prepare(const std::int64_t* counts, const Palettes& palettes, std::size_t segment) {
+    if (segment != segment_) divide(counts, palettes, segment);
     segment_ = segment;
+    return {shares_.data(), first_.data(), shift_};
+  }
+
+ private:
+  void divide(const std::int64_t* counts, const Palettes& palettes, std::size_t segment) {
     const std::size_t clusters = palettes.size(segment);
     const std::size_t weights = palettes.length(segment);
     divide_parts(counts + palettes.first(segment), clusters, weights, left_);
+    shares_.resize(clusters);
+    for (std::size_t k = 0; k < clusters; ++k) shares_[k] = {left_[k], left_[k + 1] - left_[k]};
     // So many that most lie within one index, but no more than pay for a short segment.
     const int buckets = std::clamp(static_cast<int>(std::bit_width(clusters)) + 4, 12, 16);
     shift_ = precision - std::min(buckets, std::max(static_cast<int>(std::bit_width(weights)), 4));
@@ -320,21 +352,10 @@ class Reader {
     }
   }
 
-  std::uint32_t pop(Stream& stream) const {
-    const auto place = static_cast<std::uint32_t>(stream.state & (parts - 1));
-    const std::uint32_t* left = left_.data();
-    std::uint32_t k = first_[place >> shift_];
-    k += left[k + 1] <= place ? 1 : 0;
-    while (left[k + 1] <= place) ++k;
-    stream.state = (stream.state >> precision) * (left[k + 1] - left[k]) + place - left[k];
-    if (stream.state >> 32 == 0 && stream.left > 0) stream.pull();
-    return k;
-  }
-
- private:
   std::size_t segment_ = ~std::size_t{0};
   std::vector<std::uint32_t> left_;
-  std::vector<std::uint32_t> first_;  // of each bucket of places, the first index
+  std::vector<Share> shares_;
+  std::vector<std::uint32_t> first_;
   int shift_ = precision;
 };
 
@@ -379,17 +400,22 @@ class Decoder {
   // Chunks of equal length in one segment, side by side: each waits for its own last index only.
   void read(std::array<Stream, lanes>& streams, std::size_t begin, std::size_t chunk) {
     const std::size_t segment = palettes_.segment_of(begin);
-    reader_.prepare(counts_, palettes_, segment);
+    const Shares shares = reader_.prepare(counts_, palettes_, segment);
     const Item* table = table_ + palettes_.first(segment);
     std::uint32_t* tally = tally_.of(segment, lanes * chunk);
-    std::array<Stream, lanes> own = streams;
     Item* out = out_ + begin;
+    std::array<Stream, lanes> own = streams;
+    const auto step = [&](std::size_t lane, std::size_t i) {
+      const std::uint32_t k = shares.pop(own[lane]);
+      out[lane * chunk + i] = table[k];
+      ++tally[Tally::tables * k + lane];
+    };
+    // Written out, so that the states stay in registers.
     for (std::size_t i = 0; i < chunk; ++i) {
-      for (std::size_t lane = 0; lane < lanes; ++lane) {
-        const std::uint32_t k = reader_.pop(own[lane]);
-        out[lane * chunk + i] = table[k];
-        ++tally[Tally::tables * k + lane];
-      }
+      step(0, i);
+      step(1, i);
+      step(2, i);
+      step(3, i);
     }
     streams = own;
   }
@@ -404,12 +430,15 @@ class Decoder {
         *tally += static_cast<std::uint32_t>(to - from);
         return;
       }
-      reader_.prepare(counts_, palettes_, segment);
+      const Shares shares = reader_.prepare(counts_, palettes_, segment);
+      Item* out = out_;
+      Stream own = stream;
       for (std::size_t i = from; i < to; ++i) {
-        const std::uint32_t k = reader_.pop(stream);
-        out_[i] = table[k];
+        const std::uint32_t k = shares.pop(own);
+        out[i] = table[k];
         ++tally[Tally::tables * k + i % Tally::tables];
       }
+      stream = own;
     });
   }
 
@@ -478,6 +507,8 @@ Palettes::Palettes(std::span<const std::int64_t> edges, std::span<const std::int
   for (std::size_t s = 0; s < sizes.size(); ++s) {
     if (edges[s] >= edges[s + 1] || sizes[s] < 1)
       throw std::invalid_argument("a segment has no weights or no clusters");
+    if (sizes[s] > (std::int64_t{1} << 62) - first_.back())
+      throw std::invalid_argument("there are too many clusters");
     first_.push_back(first_.back() + sizes[s]);
   }
 }

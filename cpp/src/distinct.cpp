@@ -104,14 +104,33 @@ class Numbers {
   std::size_t mask_ = 0;
 };
 
-// The same for few values, each at the first place: no branch depends on the values looked up.
+// A table of few values, each at its first place: no branch depends on the values looked up.
 template <class Bits>
-class Direct {
- public:
+struct Places {
   struct Place {
     Bits value;
     std::uint32_t number;
   };
+
+  const Place* places;
+  std::uint64_t factor;
+  int shift;
+
+  // What is not at this place has not been inserted.
+  Place at(Bits value) const { return places[place_of(value, factor, shift)]; }
+
+  bool has_all(const Bits* values, std::size_t size) const {
+    bool all = true;
+    for (std::size_t i = 0; i < size; ++i) all &= at(values[i]).value == values[i];
+    return all;
+  }
+};
+
+// Makes such a table.
+template <class Bits>
+class Direct {
+ public:
+  using Place = typename Places<Bits>::Place;
 
   // False if there are too many values, or no factor was found that keeps them apart.
   bool build(const std::vector<Bits>& values) {
@@ -131,14 +150,8 @@ class Direct {
   void forget() { built_ = false; }
   bool built() const { return built_; }
 
-  // What is not at this place has not been inserted.
-  const Place& at(Bits value) const { return places_[place_of(value, factor_, shift_)]; }
-
-  bool has_all(const Bits* values, std::size_t size) const {
-    bool all = true;
-    for (std::size_t i = 0; i < size; ++i) all &= at(values[i]).value == values[i];
-    return all;
-  }
+  // To be copied: what is written in a loop could otherwise be one of its members.
+  Places<Bits> places() const { return {places_.data(), factor_, shift_}; }
 
  private:
   bool fill(const std::vector<Bits>& values, std::uint64_t factor, int bits) {
@@ -171,7 +184,7 @@ bool collect(const Bits* theta, std::size_t begin, std::size_t end, std::size_t 
   std::size_t waited = 0;
   for (; begin < end; begin += block) {
     const std::size_t size = std::min(block, end - begin);
-    if (direct.built() && direct.has_all(theta + begin, size)) continue;
+    if (direct.built() && direct.places().has_all(theta + begin, size)) continue;
     for (std::size_t i = begin; i < begin + size; ++i) {
       if (numbers.find(theta[i]) == Numbers<Bits>::none) numbers.insert(theta[i]);
     }
@@ -222,8 +235,9 @@ bool index_chunk(const Bits* theta, std::size_t begin, std::size_t end,
                  Code* out) {
   bool known = true;
   if (direct.built()) {
+    const Places<Bits> places = direct.places();
     for (std::size_t i = begin; i < end; ++i) {
-      const auto& place = direct.at(theta[i]);
+      const auto place = places.at(theta[i]);
       known &= place.value == theta[i];
       ++tables[4 * place.number + i % 4];
       out[i] = static_cast<Code>(place.number);

@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from pysoftq import _core
 from pysoftq.clusters.clusters import Clusters
 from pysoftq.clusters.intervals import lower_envelope
 from pysoftq.interaction.segments import segment_ids
+
+
+class Moved(NamedTuple):
+    """What `Assignment.move` reads and writes.
+
+    Attributes:
+        clusters: (N,) int32, of the weights.
+        counts: (K,) int64, weights of each cluster.
+        out: (N,) contiguous, the values of the weights.
+    """
+
+    clusters: Tensor
+    counts: Tensor
+    out: Tensor
 
 
 class Assignment:
@@ -34,6 +50,8 @@ class Assignment:
         self._missing = (slots >= sizes[:, None]).to(device)
         self._slots = (first[:, None] + slots).clamp_max(clusters.K - 1).to(device)
         self._weights = bounds.diff()[:, None].to(device)
+        self._last = (sizes - 1).clamp_min(0)[:, None].to(device)
+        self._bounds = bounds
 
     def __call__(
         self, weights: Tensor, values: Tensor, indices: Tensor, rd_weight: float
@@ -47,11 +65,44 @@ class Assignment:
             return indices
         one = indices.new_ones(1)
         counts = indices.new_zeros(len(values)).index_add_(0, indices, one.expand_as(indices))
-        lengths = -(counts[self._slots].clamp_min(1) / self._weights).log2()
-        # Slots beyond the clusters of a segment sort last.
-        table, order = values[self._slots].masked_fill(self._missing, math.inf).sort(stable=True)
-        ends = lower_envelope(table, rd_weight * lengths.gather(1, order))
-        padded = weights.new_zeros(len(table), self._longest)
+        ends, order = self._intervals(values, counts, rd_weight)
+        padded = weights.new_zeros(len(order), self._longest)
         padded[self._rows, self._columns] = weights
         found = torch.searchsorted(ends, padded)[self._rows, self._columns]
         return self._first[self._rows] + order[self._rows, found]
+
+    def move(
+        self, weights: Tensor, values: Tensor, rd_weight: float, kept: Tensor | None, to: Moved
+    ) -> None:
+        """The same on the CPU, in place, with the value of each weight.
+
+        Args:
+            weights: (N,) float32, contiguous.
+            values: (K,) as in a call, in the dtype of what is written.
+            rd_weight: as in a call.
+            kept: (N,) bool, weights that stay in their clusters.
+            to: what is written.
+        """
+        if not weights.numel():
+            return
+        ends, order = self._intervals(values.float(), to.counts, rd_weight)
+        entries = values.view(torch.int16) if values.itemsize == 2 else values
+        counts = _core.assign(
+            weights.data_ptr(),
+            self._bounds.numpy(),
+            self._first.numpy(),
+            ends.contiguous().numpy(),
+            order.minimum(self._last).int().numpy(),
+            entries.contiguous().numpy(),
+            0 if kept is None else kept.data_ptr(),
+            to.clusters.data_ptr(),
+            to.out.data_ptr(),
+        )
+        to.counts.copy_(torch.from_numpy(counts))
+
+    def _intervals(self, values: Tensor, counts: Tensor, rd_weight: float) -> tuple[Tensor, Tensor]:
+        """Ends of the intervals of each segment, and the clusters in their order."""
+        lengths = -(counts[self._slots].clamp_min(1) / self._weights).log2()
+        # Slots beyond the clusters of a segment sort last.
+        table, order = values[self._slots].masked_fill(self._missing, math.inf).sort(stable=True)
+        return lower_envelope(table, rd_weight * lengths.gather(1, order)), order

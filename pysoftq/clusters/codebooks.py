@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pysoftq.clusters.assignment import Assignment
+from pysoftq.clusters.assignment import Assignment, Moved
 from pysoftq.clusters.clusters import Clusters
 from pysoftq.clusters.values import unique
 from pysoftq.clusters.written import mark_clusters
@@ -82,7 +82,8 @@ class Codebooks:
         self._optimizers: tuple[Optimizer, ...] = ()
         self._quantized = {name: parameters[name] for name in clusters}
         self._indices = {
-            name: found.indices.to(parameters[name].device) for name, found in clusters.items()
+            name: found.indices.to(parameters[name].device, torch.int32)
+            for name, found in clusters.items()
         }
         self._bounds = {name: found.bounds for name, found in clusters.items()}
         self._pinned = {
@@ -180,10 +181,14 @@ class Codebooks:
     def write(self) -> None:
         """Assign the weights that may move, and write each weight's value into the model."""
         for name, value in self.values.items():
-            if name in self._moving:
-                self._indices[name] = self._moving[name].assign(value, self._indices[name])
-            weights = self._quantized[name]
-            weights.copy_(value[self._indices[name]].reshape(weights.shape))
+            weights, indices = self._quantized[name], self._indices[name]
+            moving = self._moving.get(name)
+            if moving is not None and moving.in_place(weights, value):
+                moving.move(value, indices, weights)
+                continue
+            if moving is not None:
+                indices = self._indices[name] = moving.assign(value, indices)
+            weights.copy_(value.index_select(0, indices).reshape(weights.shape))
 
     def clusters(self) -> dict[str, Clusters]:
         """The clusters with their present values, ascending; those of equal value become one.
@@ -194,7 +199,7 @@ class Codebooks:
 
     def _sorted(self, name: str) -> Clusters:
         values = self.values[name].detach() + 0.0  # -0.0 becomes 0.0
-        found = unique(values[self._indices[name]], self._bounds[name])
+        found = unique(values.index_select(0, self._indices[name]), self._bounds[name])
         return replace(found, zeros=name in self._pinned)
 
 
@@ -226,6 +231,7 @@ class _Moving:
         self._assignment = Assignment(clusters, device)
         # Weights that are exactly 0 stay in their cluster, that of the pinned zeros.
         self._kept = (flat == 0) if clusters.pinned.any() else None
+        self._counts = clusters.counts.to("cpu", torch.int64, copy=True)
 
     def take(self, gradient: Tensor | None) -> None:
         """Copy the gradient at the weights' values to the weights."""
@@ -234,7 +240,19 @@ class _Moving:
             copied.masked_fill_(self._kept, 0)
         self.weights.grad = copied
 
+    def in_place(self, out: Tensor, values: Tensor) -> bool:
+        """Whether `move` can write these values where the parameter's weights are."""
+        fits = out.is_contiguous() and out.dtype == values.dtype and out.itemsize > 1
+        return fits and out.device.type == "cpu"
+
+    def move(self, values: Tensor, indices: Tensor, out: Tensor) -> None:
+        """Assign the present weights and write their values, in place."""
+        moved = Moved(indices, self._counts, out)
+        rest = (values.detach(), self._rd_weight, self._kept, moved)
+        self._assignment.move(self.weights.detach(), *rest)
+        torch.autograd.graph.increment_version(out)
+
     def assign(self, values: Tensor, indices: Tensor) -> Tensor:
         """The clusters (N,) of the present weights."""
-        found = self._assignment(self.weights, values.float(), indices, self._rd_weight)
+        found = self._assignment(self.weights, values.float(), indices, self._rd_weight).int()
         return found if self._kept is None else torch.where(self._kept, indices, found)

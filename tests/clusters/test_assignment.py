@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pysoftq.clusters.assignment import Assignment
+from pysoftq.clusters.assignment import Assignment, Moved
 from pysoftq.clusters.binning import identify
 from pysoftq.clusters.clusters import Clusters
 from pysoftq.clusters.intervals import lower_envelope
@@ -31,6 +31,7 @@ def costs(
 
 def check(clusters: Clusters, weights: Tensor, values: Tensor, rd_weight: float) -> None:
     """Every weight goes to a cluster of its segment that no other one there is cheaper than."""
+    check_in_place(clusters, weights, values, rd_weight)
     found = Assignment(clusters, weights.device)(weights, values, clusters.indices, rd_weight)
     bounds = [0, clusters.size] if clusters.bounds is None else clusters.bounds.tolist()
     first = 0
@@ -48,6 +49,51 @@ def check(clusters: Clusters, weights: Tensor, values: Tensor, rd_weight: float)
             assert 0 <= chosen < K
             assert cost[chosen] <= min(cost) + 1e-4 * (1 + abs(min(cost)))
         first += K
+
+
+def check_in_place(
+    clusters: Clusters,
+    weights: Tensor,
+    values: Tensor,
+    rd_weight: float,
+    kept: Tensor | None = None,
+) -> None:
+    """The core moves weights to the clusters that torch operations assign them to."""
+    assignment = Assignment(clusters, weights.device)
+    indices = clusters.indices
+    expected = assignment(weights, values.float(), indices, rd_weight)
+    if kept is not None:
+        expected = torch.where(kept, indices, expected)
+    moved = Moved(
+        indices.int(), clusters.counts.clone(), torch.empty_like(weights, dtype=values.dtype)
+    )
+    assignment.move(weights, values, rd_weight, kept, moved)
+    assert torch.equal(moved.clusters.long(), expected)
+    assert torch.equal(moved.out, values[expected])
+    assert torch.equal(moved.counts, torch.bincount(expected, minlength=len(values)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("granularity", ["layer", "channel", "group:7"])
+@pytest.mark.parametrize("rd_weight", [0.0, 0.02])
+def test_weights_are_moved_in_place(dtype: torch.dtype, granularity: str, rd_weight: float) -> None:
+    generator = torch.Generator().manual_seed(1)
+    theta = torch.randn(3, 500, generator=generator)
+    clusters = identify(theta, 5, segment_bounds(theta.shape, granularity))
+    moved = theta.reshape(-1) + 0.1 * torch.randn(theta.numel(), generator=generator)
+    moved[::50] *= 1e3
+    values = (clusters.codebook + 0.05 * torch.randn(clusters.K, generator=generator)).to(dtype)
+    check_in_place(clusters, moved, values, rd_weight)
+    check_in_place(clusters, moved, values, rd_weight, kept=moved > 0.5)
+
+
+@pytest.mark.parametrize("K", [1, 2, 16, 300])
+def test_chunks_of_a_large_layer_are_moved_together(K: int) -> None:
+    generator = torch.Generator().manual_seed(2)
+    theta = torch.randint(K, (2**18 + 77,), generator=generator).float() / 9
+    clusters = unique(theta)
+    weights = theta + torch.randn(len(theta), generator=generator)
+    check_in_place(clusters, weights, clusters.codebook * 1.5, 0.01)
 
 
 @settings(max_examples=150, deadline=None)

@@ -1,0 +1,59 @@
+#include <algorithm>
+
+#include "arrays.h"
+#include "release.h"
+#include "softq/assign.h"
+
+namespace softq::bindings {
+
+namespace {
+
+// Moves the weights at one address and writes to others, which Python keeps.
+py::array_t<std::int64_t> assign_weights(std::uint64_t weights, const Array<std::int64_t>& edges,
+                                         const Array<std::int64_t>& first, const Array<float>& ends,
+                                         const Array<std::int32_t>& order, const py::array& values,
+                                         std::uint64_t kept, std::uint64_t clusters,
+                                         std::uint64_t out) {
+  const auto pointer = [](std::uint64_t address) {
+    return reinterpret_cast<void*>(static_cast<std::uintptr_t>(address));
+  };
+  const auto segments = static_cast<py::ssize_t>(span_of(first).size());
+  if (order.ndim() != 2 || ends.ndim() != 2 || order.shape(0) != segments ||
+      ends.shape(0) != segments || order.shape(1) < 1 || ends.shape(1) != order.shape(1) - 1)
+    throw py::value_error("each segment requires a row of clusters and of ends");
+  const auto begins = span_of(edges);
+  if (static_cast<py::ssize_t>(begins.size()) != segments + 1 || begins.front() != 0 ||
+      !std::is_sorted(begins.begin(), begins.end()))
+    throw py::value_error("edges must ascend from 0");
+  const auto itemsize = static_cast<std::size_t>(values.itemsize());
+  if (values.ndim() != 1 || !(values.flags() & py::array::c_style) ||
+      (itemsize != 2 && itemsize != 4 && itemsize != 8))
+    throw py::value_error("values must be an array of 2, 4 or 8 bytes each");
+  for (py::ssize_t s = 0; s < segments; ++s) {
+    for (py::ssize_t k = 0; k < order.shape(1); ++k) {
+      const std::int64_t cluster = first.at(s) + order.at(s, k);
+      if (order.at(s, k) < 0 || first.at(s) < 0 || cluster >= values.size())
+        throw py::value_error("there is no such cluster");
+    }
+  }
+  const Intervals intervals{begins, span_of(first), static_cast<std::size_t>(order.shape(1)),
+                            ends.data(), order.data()};
+  const std::span<const std::byte> table(static_cast<const std::byte*>(values.data()),
+                                         static_cast<std::size_t>(values.nbytes()));
+  return array_of(released([&] {
+    return assign(static_cast<const float*>(pointer(weights)), intervals,
+                  static_cast<const std::uint8_t*>(pointer(kept)), table, itemsize,
+                  static_cast<std::int32_t*>(pointer(clusters)), pointer(out));
+  }));
+}
+
+}  // namespace
+
+void bind_assign(py::module_& m) {
+  m.def("assign", &assign_weights, py::arg("weights"), py::arg("edges"), py::arg("first"),
+        py::arg("ends"), py::arg("order"), py::arg("values"), py::arg("kept"), py::arg("clusters"),
+        py::arg("out"),
+        "Writes the cluster of each float32 weight (int32) and its value; counts of the clusters");
+}
+
+}  // namespace softq::bindings

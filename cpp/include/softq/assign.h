@@ -1,0 +1,29 @@
+// Moves weights between the clusters of their segments, whose shares of the line are intervals.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+namespace softq {
+
+// For each segment, a row of `width` clusters in the order of their intervals, counted from the
+// first one of the segment, and width - 1 ends, ascending: a weight x is in the first interval k
+// with x <= ends[k], or in the last one.
+struct Intervals {
+  std::span<const std::int64_t> edges;  // of the segments
+  std::span<const std::int64_t> first;  // cluster of each segment
+  std::size_t width;
+  const float* ends;
+  const std::int32_t* order;
+};
+
+// Writes the cluster of each weight, among those of all segments, and its value, which has 2, 4 or
+// 8 bytes. Weights that are `kept`, if given, stay in the cluster that they are in. Returns how
+// many weights each cluster has. The call cannot be interrupted.
+std::vector<std::int64_t> assign(const float* weights, const Intervals& intervals,
+                                 const std::uint8_t* kept, std::span<const std::byte> values,
+                                 std::size_t itemsize, std::int32_t* clusters, void* out);
+
+}  // namespace softq

@@ -1,0 +1,158 @@
+#include "softq/assign.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <limits>
+#include <mutex>
+
+#include "schedule.h"
+#include "softq/threads.h"
+
+namespace softq {
+namespace {
+
+// Finds the interval of a weight: bins of equal width tell how many ends are below all of it, and
+// few of them hold an end.
+class Finder {
+ public:
+  // For so many weights.
+  void prepare(std::span<const float> ends, std::size_t weights) {
+    ends_.assign(ends.begin(), ends.end());
+    ends_.push_back(std::numeric_limits<float>::infinity());
+    const auto finite = [](float end) { return std::isfinite(end); };
+    const auto low = std::find_if(ends.begin(), ends.end(), finite);
+    const auto high = std::find_if(ends.rbegin(), ends.rend(), finite);
+    const std::size_t bins = std::bit_ceil(std::clamp(weights / 8, std::size_t{4}, most));
+    low_ = low == ends.end() ? 0 : *low;
+    inverse_ = low == ends.end() || !(*low < *high) ? 0 : static_cast<float>(bins) / (*high - *low);
+    top_ = static_cast<float>(bins - 1);
+    first_.assign(bins + 1, 0);
+    for (const float end : ends) {
+      if (end == std::numeric_limits<float>::infinity()) break;
+      ++first_[finite(end) ? bin(end) + 1 : 0];
+    }
+    for (std::size_t b = 1; b <= bins; ++b) first_[b] += first_[b - 1];
+  }
+
+  struct View {
+    const float* ends;
+    const std::int32_t* first;
+    float low, inverse, top;
+
+    std::int32_t operator()(float x) const {
+      std::int32_t k = first[Finder::bin(x, low, inverse, top)];
+      while (ends[k] < x) ++k;
+      return k;
+    }
+  };
+
+  View view() const { return {ends_.data(), first_.data(), low_, inverse_, top_}; }
+
+ private:
+  static constexpr std::size_t most = 4096;
+
+  // Does not fall where x rises, so that the ends in earlier bins are below x. NaN is in the first.
+  static std::size_t bin(float x, float low, float inverse, float top) {
+    const float place = (x - low) * inverse;
+    const float inside = place > 0 ? place : 0;
+    return static_cast<std::size_t>(static_cast<std::int32_t>(inside < top ? inside : top));
+  }
+
+  std::size_t bin(float x) const { return bin(x, low_, inverse_, top_); }
+
+  std::vector<float> ends_;  // and infinity
+  std::vector<std::int32_t> first_;
+  float low_ = 0, inverse_ = 0, top_ = 0;
+};
+
+// What is read and written for the weights of one segment.
+template <class Item>
+struct Rows {
+  const float* weights;
+  const std::uint8_t* kept;
+  const std::int32_t* order;
+  const Item* values;  // of the segment's clusters
+  std::int32_t first;  // of them
+  std::int32_t* clusters;
+  Item* out;
+};
+
+// Four tables in turn: increments of one count would wait for each other.
+constexpr std::size_t tables = 4;
+
+template <bool some_kept, class Item>
+void move(Rows<Item> rows, std::size_t begin, std::size_t end, Finder::View find,
+          std::uint32_t* counts) {
+  for (std::size_t i = begin; i < end; ++i) {
+    std::int32_t local = rows.order[find(rows.weights[i])];
+    if constexpr (some_kept) {
+      if (rows.kept[i] != 0) local = rows.clusters[i] - rows.first;
+    }
+    ++counts[tables * static_cast<std::size_t>(local) + i % tables];
+    rows.clusters[i] = rows.first + local;
+    rows.out[i] = rows.values[local];
+  }
+}
+
+template <class Item>
+void move_segment(const Rows<Item>& rows, std::size_t size, std::span<const float> ends,
+                  std::int64_t* counts) {
+  thread_local Finder finder;
+  thread_local std::vector<std::uint32_t> own;
+  finder.prepare(ends, size);
+  const Finder::View find = finder.view();
+  std::mutex merging;
+  const auto part = [&](std::size_t, std::size_t begin, std::size_t end) {
+    own.assign(tables * (ends.size() + 1), 0);
+    if (rows.kept == nullptr) move<false>(rows, begin, end, find, own.data());
+    if (rows.kept != nullptr) move<true>(rows, begin, end, find, own.data());
+    const std::lock_guard lock(merging);
+    for (std::size_t k = 0; k < own.size(); ++k) {
+      if (own[k] != 0) counts[k / tables] += own[k];
+    }
+  };
+  if (size <= chunk_length) return part(0, 0, size);
+  parallel_chunks(size, chunk_length, part);
+}
+
+template <class Item>
+std::vector<std::int64_t> assign_all(const float* weights, const Intervals& intervals,
+                                     const std::uint8_t* kept, const Item* values,
+                                     std::size_t number, std::int32_t* clusters, Item* out) {
+  const Uninterruptible writing;
+  std::vector<std::int64_t> counts(number);
+  const std::size_t width = intervals.width;
+  const auto begin = [&](std::size_t s) { return static_cast<std::size_t>(intervals.edges[s]); };
+  const auto size = [&](std::size_t s) { return begin(s + 1) - begin(s); };
+  const Schedule schedule(intervals.first.size(), size, size);
+  schedule.run([&](std::size_t s) {
+    const auto first = static_cast<std::size_t>(intervals.first[s]);
+    const Rows<Item> rows{weights + begin(s),
+                          kept == nullptr ? nullptr : kept + begin(s),
+                          intervals.order + s * width,
+                          values + first,
+                          static_cast<std::int32_t>(first),
+                          clusters + begin(s),
+                          out + begin(s)};
+    move_segment(rows, size(s), {intervals.ends + s * (width - 1), width - 1},
+                 counts.data() + first);
+  });
+  return counts;
+}
+
+}  // namespace
+
+std::vector<std::int64_t> assign(const float* weights, const Intervals& intervals,
+                                 const std::uint8_t* kept, std::span<const std::byte> values,
+                                 std::size_t itemsize, std::int32_t* clusters, void* out) {
+  const std::size_t number = values.size() / itemsize;
+  const auto typed = [&]<class Item>(Item) {
+    return assign_all(weights, intervals, kept, reinterpret_cast<const Item*>(values.data()),
+                      number, clusters, static_cast<Item*>(out));
+  };
+  if (itemsize == 2) return typed(std::uint16_t{});
+  return itemsize == 4 ? typed(std::uint32_t{}) : typed(std::uint64_t{});
+}
+
+}  // namespace softq
