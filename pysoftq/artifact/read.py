@@ -137,7 +137,8 @@ def read(path: str | os.PathLike[str]) -> File:
     """
     with user_path(path).open("rb") as stream:
         start = stream.read(8 + len(HEADER_START))
-        data = start + stream.read() if start[8:] == HEADER_START else b""
+        stream.seek(0)
+        data = stream.read() if start[8:] == HEADER_START else b""
     return check(os.fspath(path), data)
 
 
@@ -190,8 +191,10 @@ def _entry(found: Mapping[str, Any]) -> Entry:
     if dtype is None:
         raise ValueError(f"the dtype {found['dtype']} is unknown")
     shape = tuple(found["shape"])
+    data = found["data"]  # that can be written to, in all versions but the first ones
+    owned = data if isinstance(data, bytearray) else bytearray(data)
     # The data are little-endian, and so are all machines that torch runs on.
-    return Entry(dtype, np.ndarray(shape, np.dtype(dtype.stored), bytearray(found["data"])))
+    return Entry(dtype, np.ndarray(shape, np.dtype(dtype.stored), owned))
 
 
 def _records(

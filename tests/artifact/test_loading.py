@@ -127,6 +127,27 @@ def test_buffers_that_no_file_holds_are_refused_by_name(tmp_path: Path) -> None:
     assert load_compressed(path, model)(torch.zeros(8)).shape == (8,)
 
 
+def test_parameters_that_only_the_file_ties_do_not_share_memory(tmp_path: Path) -> None:
+    path, tied = tmp_path / "a.safetensors", nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    tied[1].weight = tied[0].weight
+    save_compressed(tied, path)
+    apart = on_meta(lambda: nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)))
+    loaded = load_compressed(path, apart)
+    assert torch.equal(loaded[0].weight, loaded[1].weight)
+    with torch.no_grad():
+        loaded[0].weight.zero_()
+    assert torch.equal(loaded[1].weight, tied[1].weight)
+
+
+def test_memory_format_stays_that_of_the_model(tmp_path: Path) -> None:
+    path, saved = tmp_path / "a.safetensors", nn.Conv2d(3, 4, 3)
+    save_compressed(saved, path)
+    model = on_meta(lambda: nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last))
+    loaded = load_compressed(path, model)
+    assert loaded.weight.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(loaded.weight, saved.weight)
+
+
 def test_attributes_that_no_file_holds_are_refused_by_name(saved: Path) -> None:
     model = on_meta(Net)
     model.up.mask = torch.ones(8, device="meta")
@@ -179,10 +200,10 @@ def copying_fails(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
 def memory_is_short(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
     original, count = loading._memory, iter(range(10**6))
 
-    def memory(tensor: Tensor, home: torch.device) -> Tensor:
+    def memory(*args: Any) -> Tensor:
         if next(count) == after:
             raise torch.OutOfMemoryError("out of memory")
-        return original(tensor, home)
+        return original(*args)
 
     monkeypatch.setattr(loading, "_memory", memory)
 
