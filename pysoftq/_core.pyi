@@ -183,6 +183,22 @@ def decode(
     table: npt.NDArray[Any],
     out: npt.NDArray[Any],
 ) -> None: ...
+def best_union(
+    counts: npt.NDArray[np.float64],
+    sums: npt.NDArray[np.float64],
+    squares: npt.NDArray[np.float64],
+    variance: float,
+    rd_weight: float,
+    most: int,
+) -> npt.NDArray[np.int64]: ...
+def merge(
+    values: npt.NDArray[np.float64],
+    counts: npt.NDArray[np.float64],
+    pinned: npt.NDArray[np.uint8],
+    sizes: npt.NDArray[np.int64],
+    rd_weight: float,
+    entropy: bool,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]: ...
 def assign(
     weights: int,
     edges: npt.NDArray[np.int64],

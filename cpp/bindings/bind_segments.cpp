@@ -22,7 +22,6 @@ using Digits64 = Array<std::int64_t>;  // (n, 4): sums, see wide.h
 
 constexpr std::int32_t most_bins = 1 << 20;
 
-template <class T>
 Digits64 table_of(const std::vector<Wide>& sums) {
   Digits64 table({sums.size(), std::size_t{4}});
   std::int64_t* out = table.mutable_data();

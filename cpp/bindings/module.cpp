@@ -13,6 +13,7 @@ void bind_coupling(pybind11::module_& m);
 void bind_pieces(pybind11::module_& m);
 void bind_segments(pybind11::module_& m);
 void bind_coding(pybind11::module_& m);
+void bind_intervals(pybind11::module_& m);
 void bind_assign(pybind11::module_& m);
 }  // namespace softq::bindings
 
@@ -30,5 +31,6 @@ PYBIND11_MODULE(_core, m) {
   bind_pieces(m);
   bind_segments(m);
   bind_coding(m);
+  bind_intervals(m);
   bind_assign(m);
 }

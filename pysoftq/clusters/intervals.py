@@ -1,15 +1,11 @@
-"""Optimal partitions of ordered points into intervals, and lower envelopes of parabolas.
+"""Sums over intervals of ordered points, and lower envelopes of parabolas.
 
-In one dimension each cluster of an optimal partition is an interval of the sorted points. With
-nodes between the points a partition is a path from the first node to the last, whose steps are the
-intervals, and the optimal partition is the shortest path (Muresan and Effros, IEEE Trans. Inf.
-Theory 54, 2008).
+Optimal partitions into intervals are found by the core (cpp/include/softq/intervals.h).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -56,59 +52,6 @@ class PartialSums:
         """`rd_weight` times the bits of an entropy coder, n log2(N / n) on an interval of n."""
         counts = self.counts[ends] - self.counts[starts]
         return np.asarray(rd_weight * counts * np.log2(self.counts[-1] / counts))
-
-
-def shortest_path(nodes: int, reach: Callable[[Floats, int], Floats]) -> Nodes:
-    """The nodes of the shortest path from the first node to the last, of any number of steps.
-
-    Args:
-        nodes: M, at least 1.
-        reach: `reach(best, node)` returns the (node,) costs of the paths to `node` whose last step
-            starts at each earlier node, given the least costs `best` (node,) of those nodes. Costs
-            come a row at a time, so that no (M, M) table is required.
-    """
-    best, came_from = np.zeros(nodes), np.zeros(nodes, dtype=np.int64)
-    for node in range(1, nodes):
-        costs = reach(best[:node], node)
-        came_from[node] = costs.argmin()
-        best[node] = costs[came_from[node]]
-    path = [nodes - 1]
-    while path[-1]:
-        path.append(int(came_from[path[-1]]))
-    return np.array(path[::-1])
-
-
-def shortest_path_within(costs: Floats, most: int, rate: Callable[[int], float]) -> Nodes:
-    """The nodes of the shortest path of at most `most` steps, the shorter one on a tie.
-
-    Args:
-        costs: (M, M), `costs[end, start]` of the step from `start` to `end`, not negative.
-        most: limit on the number of steps, at least 1.
-        rate: added to the cost of a path, given its number of steps; must not decrease.
-    """
-    best = costs[:, 0]  # of the paths of exactly this many steps
-    came_from = [np.zeros(len(costs), dtype=np.int64)]
-    lowest, length = best[-1] + rate(1), 1
-    for steps in range(2, min(most, len(costs) - 1) + 1):
-        if rate(steps) >= lowest:  # longer paths cost more even without their steps
-            break
-        through = best + costs
-        came_from.append(through.argmin(axis=1))
-        best = np.take_along_axis(through, came_from[-1][:, None], 1)[:, 0]
-        if best[-1] + rate(steps) < lowest:
-            lowest, length = best[-1] + rate(steps), steps
-    path = [len(costs) - 1]
-    for sources in came_from[length - 1 :: -1]:
-        path.append(int(sources[path[-1]]))
-    return np.array(path[::-1])
-
-
-def cost_table(nodes: int, cost: Callable[[Nodes, Nodes], Floats]) -> Floats:
-    """(M, M) table of `cost(starts, ends)` at [end, start]; inf where end <= start."""
-    ends, starts = np.tril_indices(nodes, -1)
-    table = np.full((nodes, nodes), np.inf)
-    table[ends, starts] = cost(starts, ends)
-    return table
 
 
 def lower_envelope(values: Tensor, offsets: Tensor) -> Tensor:

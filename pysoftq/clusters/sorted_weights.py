@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, from_numpy, searchsorted
 
+from pysoftq import _core
 from pysoftq.clusters.binning import bin_means, from_bins
 from pysoftq.clusters.clusters import Clusters
 from pysoftq.clusters.intervals import (
@@ -15,11 +16,8 @@ from pysoftq.clusters.intervals import (
     Index,
     Nodes,
     PartialSums,
-    cost_table,
     lower_envelope,
     neighbour_crossings,
-    shortest_path,
-    shortest_path_within,
 )
 from pysoftq.clusters.values import finite_weights
 
@@ -102,18 +100,8 @@ class SortedWeights:
     def best_union(self, cells: Nodes, K: int, rd_weight: float) -> Nodes:
         """The cheapest partition into at most `K` intervals, each a union of cells."""
         sums = self._sums_before(cells)
-
-        def cost(starts: Index, ends: Index) -> Floats:
-            return self._costs(sums, starts, ends, rd_weight)
-
-        def reach(best: Floats, node: int) -> Floats:
-            return np.asarray(best + cost(slice(node), node))
-
-        # Only bits limit the number of intervals: without them the finest partition is the best.
-        path = shortest_path(cells.size, reach) if rd_weight > 0 else np.arange(cells.size)
-        if path.size - 1 > K:
-            path = shortest_path_within(cost_table(cells.size, cost), K, lambda _: 0.0)
-        return cells[path]
+        columns = (sums.counts.astype(np.float64), sums.sums, sums.squares)
+        return cells[_core.best_union(*columns, self._variance or 1.0, rd_weight, K)]
 
     def converge(self, edges: Nodes, rd_weight: float = 0.0) -> Nodes:
         """Lloyd's iteration with a rate term (Chou, Lookabaugh and Gray 1989) to its fixed point.

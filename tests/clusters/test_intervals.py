@@ -1,4 +1,4 @@
-"""Shortest paths and lower envelopes against brute force."""
+"""Partitions into intervals and lower envelopes against brute force."""
 
 from __future__ import annotations
 
@@ -11,28 +11,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pysoftq import _core
 from pysoftq.clusters import intervals, sorted_weights
 from pysoftq.clusters.intervals import (
     Floats,
     PartialSums,
-    cost_table,
     lower_envelope,
     neighbour_crossings,
-    shortest_path,
-    shortest_path_within,
 )
 from pysoftq.clusters.sorted_weights import SortedWeights
-
-costs_of_steps = st.integers(2, 7).flatmap(
-    lambda nodes: st.lists(st.integers(0, 9), min_size=nodes * nodes, max_size=nodes * nodes)
-)
-
-
-def table_of(numbers: list[int]) -> Floats:
-    """Costs of the steps between the nodes, infinite where a step leads back."""
-    nodes = math.isqrt(len(numbers))
-    grid = np.array(numbers, dtype=float).reshape(nodes, nodes)
-    return cost_table(nodes, lambda starts, ends: grid[ends, starts])
 
 
 def paths(nodes: int) -> list[tuple[int, ...]]:
@@ -42,37 +29,52 @@ def paths(nodes: int) -> list[tuple[int, ...]]:
     return [(0, *nodes_between, nodes - 1) for nodes_between in chosen]
 
 
-def length(path: tuple[int, ...], costs: Floats) -> float:
-    return float(sum(costs[end, start] for start, end in itertools.pairwise(path)))
+def sums_of(values: list[float], counts: list[int]) -> tuple[Floats, Floats, Floats]:
+    """Sums over the points before each node, one between any two points."""
+    n, x = np.array(counts, dtype=float), np.array(values)
+    found = [np.concatenate([[0.0], (n * x**power).cumsum()]) for power in range(3)]
+    return found[0], found[1], found[2]
 
 
-@given(costs_of_steps)
-def test_the_shortest_path_is_the_best_of_all(numbers: list[int]) -> None:
-    costs = table_of(numbers)
-    found = shortest_path(len(costs), lambda best, node: best + costs[node, :node])
-    assert tuple(found) in paths(len(costs))
-    assert length(tuple(found), costs) == min(length(path, costs) for path in paths(len(costs)))
+def cost(path: tuple[int, ...], values: list[float], counts: list[int], rd_weight: float) -> float:
+    """Squared error in units of 2 + rd_weight · bits, from the points themselves."""
+    total = 0.0
+    for start, end in itertools.pairwise(path):
+        points = np.repeat(values[start:end], counts[start:end])
+        rate = points.size * math.log2(sum(counts) / points.size)
+        total += np.square(points - points.mean()).sum() / 2 + rd_weight * rate
+    return total
 
 
-@given(costs_of_steps, st.integers(1, 9), st.sampled_from([0.0, 0.5, 1.0, 20.0]))
-def test_at_most_so_many_steps_and_fewer_on_a_tie(
-    numbers: list[int], most: int, weight: float
-) -> None:
-    costs = table_of(numbers)
-    allowed = [path for path in paths(len(costs)) if len(path) - 1 <= most]
-
-    def total(path: tuple[int, ...]) -> float:
-        return length(path, costs) + weight * (len(path) - 2)
-
-    found = tuple(shortest_path_within(costs, most, lambda steps: weight * (steps - 1)))
+@given(
+    points=st.dictionaries(st.integers(-20, 20), st.integers(1, 9), min_size=1, max_size=7),
+    most=st.integers(1, 8),
+    rd_weight=st.sampled_from([0.0, 0.02, 0.3, 5.0]),
+)
+def test_no_other_union_is_cheaper(points: dict[int, int], most: int, rd_weight: float) -> None:
+    values, counts = sorted(points), [points[value] for value in sorted(points)]
+    found = tuple(_core.best_union(*sums_of(values, counts), 2.0, rd_weight, most))
+    allowed = [path for path in paths(len(values) + 1) if len(path) - 1 <= most]
     assert found in allowed
-    best = min(allowed, key=total)  # the first of the shortest
-    assert total(found) == total(best)
-    assert len(found) == len(best)
+    least = min(cost(path, values, counts, rd_weight) for path in allowed)
+    assert cost(found, values, counts, rd_weight) == pytest.approx(least, rel=1e-9, abs=1e-9)
 
 
-def test_one_node_is_a_path() -> None:
-    assert shortest_path(1, lambda best, node: best).tolist() == [0]
+def test_of_equally_cheap_unions_the_one_of_fewer_intervals() -> None:
+    sums = sums_of([1.0, 1.0, 1.0, 5.0, 5.0], [1, 2, 1, 1, 1])
+    assert _core.best_union(*sums, 1.0, 0.0, 4).tolist() == [0, 3, 5]
+
+
+def test_a_union_of_no_points() -> None:
+    nothing = np.zeros(1)
+    assert _core.best_union(nothing, nothing, nothing, 1.0, 0.5, 3).tolist() == [0]
+
+
+def test_sums_that_do_not_fit_are_refused() -> None:
+    one, two = np.zeros(1), np.zeros(2)
+    for sums, most in (((one, two, two), 1), ((two, two, one), 1), ((two, two, two), 0)):
+        with pytest.raises(ValueError, match="sums must be those before 1 to 4096 nodes"):
+            _core.best_union(*sums, 1.0, 0.0, most)
 
 
 def test_errors_and_rates_of_intervals() -> None:
@@ -142,8 +144,7 @@ def test_kmeans_of_many_clusters_needs_no_table(monkeypatch: pytest.MonkeyPatch)
     def refuse(*_: object) -> None:
         raise AssertionError("a table of (K, K)")
 
-    for name in ("lower_envelope", "cost_table"):
-        monkeypatch.setattr(sorted_weights, name, refuse)
+    monkeypatch.setattr(sorted_weights, "lower_envelope", refuse)
     theta = torch.randn(2**17, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     weights = SortedWeights(theta)
     edges = weights.edges(np.arange(0, 2**17, 2))
@@ -164,14 +165,6 @@ def test_cells_cover_the_weights_and_share_equal_ones(values: list[float], count
     assert (weights.x[inner] > weights.x[inner - 1]).all()
     if weights.distinct <= count:
         assert cells.size - 1 == np.unique(weights.x).size
-
-
-@pytest.mark.parametrize("weight", [0.0, 1.0])
-def test_of_equally_short_paths_the_one_of_fewer_steps(weight: float) -> None:
-    grid = np.array([[0, 0, 0], [1.0, 0, 0], [2.0 + weight, 1.0, 0]])
-    costs = cost_table(3, lambda starts, ends: grid[ends, starts])
-    path = shortest_path_within(costs, 2, lambda steps: weight * (steps - 1))
-    assert path.tolist() == [0, 2]
 
 
 @pytest.mark.parametrize("K", [2, 3, 20])

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from pysoftq.clusters.binning import identify
 from pysoftq.clusters.clusters import Clusters, split
-from pysoftq.clusters.merging import MAX_CLUSTERS, Rate, _errors, _partial_sums, merge
+from pysoftq.clusters.merging import MAX_CLUSTERS, Rate, merge
 from pysoftq.clusters.values import unique
 from pysoftq.interaction.segments import segment_bounds
 
@@ -137,14 +137,13 @@ def test_an_rd_weight_of_0_changes_nothing(rate: Rate) -> None:
     assert merge(found, 0.0, rate) is found
 
 
-def test_a_cluster_that_stays_has_no_error() -> None:
+@pytest.mark.parametrize("rate", RATES)
+def test_at_next_to_no_price_nothing_is_merged(rate: Rate) -> None:
     generator = np.random.default_rng(0)
-    counts = generator.integers(1, 10**6, 100).astype(float)
-    errors = _errors(_partial_sums(counts, np.sort(generator.normal(size=100))))
-    single = np.arange(100)
-    assert (errors[single + 1, single] == 0).all()
-    assert (errors[single[1:] + 1, single[1:] - 1] > 0).all()
-    assert np.isinf(errors[np.triu_indices(101)]).all()
+    near = np.sort(generator.normal(size=50))
+    values = np.sort(np.concatenate([near, near + 1e-5]))
+    found = clusters_of(values.tolist(), generator.integers(1, 1000, 100).tolist())
+    assert torch.equal(merge(found, 1e-25, rate).codebook, found.codebook)
 
 
 @pytest.mark.parametrize("rate", RATES)
