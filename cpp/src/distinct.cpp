@@ -32,7 +32,12 @@ auto ordered(Bits bits) {
 
 template <class Bits>
 void sort_values(std::vector<Bits>& values) {
-  std::sort(values.begin(), values.end(), [](Bits a, Bits b) { return ordered(a) < ordered(b); });
+  using Signed = std::make_signed_t<Bits>;
+  const auto flip = [](Bits bits) { return static_cast<Bits>(ordered(bits)); };  // and back
+  std::transform(values.begin(), values.end(), values.begin(), flip);
+  std::sort(values.begin(), values.end(),
+            [](Bits a, Bits b) { return static_cast<Signed>(a) < static_cast<Signed>(b); });
+  std::transform(values.begin(), values.end(), values.begin(), flip);
 }
 
 template <class Bits>
@@ -185,9 +190,7 @@ bool collect(const Bits* theta, std::size_t begin, std::size_t end, std::size_t 
   for (; begin < end; begin += block) {
     const std::size_t size = std::min(block, end - begin);
     if (direct.built() && direct.places().has_all(theta + begin, size)) continue;
-    for (std::size_t i = begin; i < begin + size; ++i) {
-      if (numbers.find(theta[i]) == Numbers<Bits>::none) numbers.insert(theta[i]);
-    }
+    for (std::size_t i = begin; i < begin + size; ++i) numbers.insert(theta[i]);
     if (numbers.values().size() > most) return false;
     direct.forget();
     if (waited++ < wait || begin + size >= end) continue;
