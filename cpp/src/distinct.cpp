@@ -46,7 +46,7 @@ std::size_t place_of(Bits value, std::uint64_t factor, int shift) {
 }
 
 // From values to their numbers, in the order of insertion: a hash table with linear probing, at
-// most a quarter full, so that most look-ups end at the first place.
+// most an eighth full, so that most look-ups end at the first place.
 template <class Bits>
 class Numbers {
  public:
@@ -56,7 +56,7 @@ class Numbers {
   void clear(std::size_t expected) {
     values_.clear();
     resize(static_cast<int>(
-        std::bit_width(4 * std::clamp(expected, std::size_t{2}, std::size_t{256}) - 1)));
+        std::bit_width(8 * std::clamp(expected, std::size_t{2}, std::size_t{256}) - 1)));
   }
 
   const std::vector<Bits>& values() const { return values_; }
@@ -74,7 +74,7 @@ class Numbers {
     for (; places_[place].number != none; place = (place + 1) & mask_) {
       if (places_[place].value == value) return;
     }
-    if (4 * (values_.size() + 1) > places_.size()) {
+    if (8 * (values_.size() + 1) > places_.size()) {
       resize(std::countr_zero(places_.size()) + 1);
       return insert(value);
     }
@@ -85,12 +85,15 @@ class Numbers {
   static constexpr std::int32_t none = -1;
 
  private:
+  // Of the golden ratio, multiples of one number, which clusters often are, would meet more often.
+  static constexpr std::uint64_t factor = 0xD6E8FEB86659FD93U;
+
   struct Place {
     Bits value;
     std::int32_t number;
   };
 
-  std::size_t home(Bits value) const { return place_of(value, golden_ratio, shift_); }
+  std::size_t home(Bits value) const { return place_of(value, factor, shift_); }
 
   void resize(int log_size) {
     places_.assign(std::size_t{1} << log_size, Place{0, none});

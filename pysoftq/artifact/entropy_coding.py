@@ -53,7 +53,7 @@ def logarithms(counts: AnyIntegers) -> float:
     total = 0.0
     for begin in range(0, counts.size, _PIECE):
         part = counts[begin : begin + _PIECE]
-        if int(part.max()) < _PIECE:  # there are few different ones
+        if int(part.max()) < part.size:  # there are few different ones
             times = np.bincount(part)
             n = np.arange(times.size, dtype=np.float64)
             total += float((times * n) @ np.log2(np.maximum(n, 1)))
