@@ -25,6 +25,7 @@ constexpr std::size_t most_clusters = std::size_t{1} << 20;  // of a segment tha
 constexpr std::size_t most_weights = std::size_t{1} << 38;
 constexpr std::size_t lanes = 4;                            // streams that are decoded together
 constexpr std::size_t task_weights = std::size_t{1} << 20;  // of entropy-coded chunks
+constexpr std::size_t most_counted = std::size_t{1} << 31;  // weights by one tally
 constexpr std::size_t block = 1024;                         // indices that stay in the cache
 
 // Calls body(Item{}) with the integer of so many bytes.
@@ -537,8 +538,8 @@ bool unpack(std::span<const std::uint8_t> packed, int bits, const Palettes& pale
   std::size_t most = 0;
   for (std::size_t s = 0; s < palettes.segments(); ++s) most = std::max(most, palettes.size(s));
   with_item(table.itemsize, [&]<class Item>(Item) {
-    // Long enough for the look-ups to outweigh the counts.
-    parallel_chunks(palettes.weights(), std::max(chunk_length, 4 * most),
+    // Long enough for the look-ups to outweigh the counts, which have 32 bits.
+    parallel_chunks(palettes.weights(), std::clamp(4 * most, chunk_length, most_counted),
                     [&](std::size_t, std::size_t begin, std::size_t end) {
                       Tally tally(palettes, census);
                       unpack_chunk(packed, static_cast<std::size_t>(bits), palettes, {begin, end},

@@ -32,7 +32,12 @@ auto ordered(Bits bits) {
 
 template <class Bits>
 void sort_values(std::vector<Bits>& values) {
-  std::sort(values.begin(), values.end(), [](Bits a, Bits b) { return ordered(a) < ordered(b); });
+  using Signed = std::make_signed_t<Bits>;
+  const auto flip = [](Bits bits) { return static_cast<Bits>(ordered(bits)); };  // and back
+  std::transform(values.begin(), values.end(), values.begin(), flip);
+  std::sort(values.begin(), values.end(),
+            [](Bits a, Bits b) { return static_cast<Signed>(a) < static_cast<Signed>(b); });
+  std::transform(values.begin(), values.end(), values.begin(), flip);
 }
 
 template <class Bits>
@@ -41,7 +46,7 @@ std::size_t place_of(Bits value, std::uint64_t factor, int shift) {
 }
 
 // From values to their numbers, in the order of insertion: a hash table with linear probing, at
-// most a quarter full, so that most look-ups end at the first place.
+// most an eighth full, so that most look-ups end at the first place.
 template <class Bits>
 class Numbers {
  public:
@@ -51,7 +56,7 @@ class Numbers {
   void clear(std::size_t expected) {
     values_.clear();
     resize(static_cast<int>(
-        std::bit_width(4 * std::clamp(expected, std::size_t{2}, std::size_t{256}) - 1)));
+        std::bit_width(8 * std::clamp(expected, std::size_t{2}, std::size_t{256}) - 1)));
   }
 
   const std::vector<Bits>& values() const { return values_; }
@@ -69,7 +74,7 @@ class Numbers {
     for (; places_[place].number != none; place = (place + 1) & mask_) {
       if (places_[place].value == value) return;
     }
-    if (4 * (values_.size() + 1) > places_.size()) {
+    if (8 * (values_.size() + 1) > places_.size()) {
       resize(std::countr_zero(places_.size()) + 1);
       return insert(value);
     }
@@ -80,12 +85,15 @@ class Numbers {
   static constexpr std::int32_t none = -1;
 
  private:
+  // Of the golden ratio, multiples of one number, which clusters often are, would meet more often.
+  static constexpr std::uint64_t factor = 0xD6E8FEB86659FD93U;
+
   struct Place {
     Bits value;
     std::int32_t number;
   };
 
-  std::size_t home(Bits value) const { return place_of(value, golden_ratio, shift_); }
+  std::size_t home(Bits value) const { return place_of(value, factor, shift_); }
 
   void resize(int log_size) {
     places_.assign(std::size_t{1} << log_size, Place{0, none});
@@ -185,9 +193,7 @@ bool collect(const Bits* theta, std::size_t begin, std::size_t end, std::size_t 
   for (; begin < end; begin += block) {
     const std::size_t size = std::min(block, end - begin);
     if (direct.built() && direct.places().has_all(theta + begin, size)) continue;
-    for (std::size_t i = begin; i < begin + size; ++i) {
-      if (numbers.find(theta[i]) == Numbers<Bits>::none) numbers.insert(theta[i]);
-    }
+    for (std::size_t i = begin; i < begin + size; ++i) numbers.insert(theta[i]);
     if (numbers.values().size() > most) return false;
     direct.forget();
     if (waited++ < wait || begin + size >= end) continue;

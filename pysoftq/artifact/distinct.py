@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pysoftq.artifact.entropy_coding import least_bytes
+from pysoftq.artifact.entropy_coding import least_bytes, logarithms
 from pysoftq.artifact.packing import Palettes, packed_bytes
 from pysoftq.clusters.clusters import Clusters, code_dtype
 from pysoftq.clusters.values import (
@@ -101,15 +102,13 @@ def _of_run(weights: Tensor, within: Tensor, room: float) -> Clusters | None:
 def _of_one(weights: Tensor, room: float) -> Clusters | None:
     """The distinct values of one segment; None if they need `room` bytes or more with indices."""
     keys = sorted_keys(weights)
-    K = 1 + sum(int(np.count_nonzero(new)) for _, new in steps(keys))
-    if K > 2**31 or _needed(K, weights.itemsize) >= room:
+    K, entropy = _counted(keys)
+    fixed = packed_bytes(keys.size, (K - 1).bit_length())
+    if K > 2**31 or K * weights.itemsize + min(K - 1 + entropy / 8, fixed) >= room:
         return None
     first = np.concatenate([[0], *(at + np.flatnonzero(new) for at, new in steps(keys))])
     values, counts = torch.from_numpy(keys[first]), np.diff(first, append=keys.size)
-    own = Palettes(np.array([K]), np.array([0, keys.size]))
     del keys, first
-    if values.nbytes + _index_bytes(counts, own) >= room:
-        return None
     indices = torch.empty(len(weights), dtype=code_dtype(K))
     for part, out in zip(weights.split(CHUNK), indices.split(CHUNK), strict=True):
         out.copy_(torch.searchsorted(values, total_order(part)))
@@ -123,9 +122,16 @@ def _index_bytes(counts: NDArray[np.int64], palettes: Palettes) -> float:
     return min(packed_bytes(palettes.count, bits), least_bytes(counts, palettes))
 
 
-def _needed(K: int, itemsize: int) -> float:
-    """Bytes that K values and indices, which each occur once or more, take at least."""
-    return K * itemsize + max(K - 1, 0) * math.log2(max(K, 1)) / 8
+def _counted(keys: NDArray[Any]) -> tuple[int, float]:
+    """How many values sorted keys have, and the bits of the entropy of all indices."""
+    K, start, saved = 1, 0, 0.0
+    for at, new in steps(keys):
+        starts = np.append(start, at + np.flatnonzero(new))
+        counts = np.diff(starts)
+        saved += logarithms(counts)
+        K, start = K + counts.size, int(starts[-1])
+    last = keys.size - start
+    return K, keys.size * math.log2(keys.size) - saved - last * math.log2(last)
 
 
 def _narrowest(largest: int) -> torch.dtype:

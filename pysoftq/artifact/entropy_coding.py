@@ -44,14 +44,23 @@ def encode(indices: AnyIntegers, counts: AnyIntegers, palettes: Palettes) -> Byt
 
 def least_bytes(counts: AnyIntegers, palettes: Palettes) -> float:
     """What `encode` takes at least: a byte for each count, and the entropy of the indices."""
-    sizes, lengths = palettes.sizes, np.diff(palettes.bounds)
-    ends, step = sizes.cumsum(), max(_PIECE // int(sizes.max()), 1)
-    bits = 0.0
-    for first in range(0, sizes.size, step):
-        own = sizes[first : first + step]
-        part = counts[ends[first] - own[0] : ends[first + own.size - 1]].astype(np.float64)
-        bits += float(part @ np.log2(np.repeat(lengths[first : first + step], own) / part))
-    return counts.size - sizes.size + bits / 8
+    entropy = logarithms(np.diff(palettes.bounds)) - logarithms(counts)
+    return counts.size - palettes.sizes.size + entropy / 8
+
+
+def logarithms(counts: AnyIntegers) -> float:
+    """The sum of n log2 n."""
+    total = 0.0
+    for begin in range(0, counts.size, _PIECE):
+        part = counts[begin : begin + _PIECE]
+        if int(part.max()) < part.size:  # there are few different ones
+            times = np.bincount(part)
+            n = np.arange(times.size, dtype=np.float64)
+            total += float((times * n) @ np.log2(np.maximum(n, 1)))
+        else:
+            n = part.astype(np.float64)
+            total += float(n @ np.log2(n))
+    return total
 
 
 def read_counts(coded: Bytes, palettes: Palettes) -> tuple[Integers, Bytes]:

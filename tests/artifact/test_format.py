@@ -22,7 +22,15 @@ from paths import DOCS, FIXTURES
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pysoftq import inspect_compressed, load_compressed, load_state_dict, save_compressed
+from pysoftq import (
+    _core,
+    inspect_compressed,
+    load_compressed,
+    load_state_dict,
+    save_compressed,
+    set_num_threads,
+)
+from pysoftq.artifact import entropy_coding, packing
 from pysoftq.baselines import histogram_equalize
 from pysoftq.models.build import build_model
 
@@ -232,6 +240,40 @@ def test_the_document_is_enough_to_read_a_file(
     assert layers["by_channel"].granularity == granularity.replace("group:5", "layer")
     assert layers["constant"].coding == "packed"
     assert layers["constant"].bytes_on_disk == 4
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("coding", CODINGS)
+def test_files_are_read_without_the_core(
+    tmp_path: Path, coding: str, granularity: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, tensors = tmp_path / "a.safetensors", every_kind()
+    save_compressed(Tensors(**tensors), path, coding=coding, granularity=granularity)
+    info = inspect_compressed(path)
+    for module in (packing, entropy_coding):
+        monkeypatch.setattr(module, "core", None)
+    assert inspect_compressed(path) == info
+    lazy = load_compressed(path, Tensors(**tensors), lazy=True).state_dict()
+    for found in (load_state_dict(path), lazy):
+        assert all(np.array_equal(bits_of(found[name]), bits_of(x)) for name, x in tensors.items())
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_equal_models_give_equal_files_on_any_number_of_threads(
+    tmp_path: Path, granularity: str
+) -> None:
+    theta = palette(40, 700, 1000, skew=3)
+    before, files = _core.num_threads(), []
+    try:
+        for threads in (1, 2, 5):
+            set_num_threads(threads)
+            path = tmp_path / f"{threads}.safetensors"
+            save_compressed(Tensors(weight=theta), path, granularity=granularity)
+            files.append(path.read_bytes())
+            assert torch.equal(load_state_dict(path)["weight"], theta)
+    finally:
+        set_num_threads(before)
+    assert len(set(files)) == 1
 
 
 @given(st.data())

@@ -22,7 +22,7 @@ import forged_files
 
 from pysoftq.artifact import ans, entropy_coding, inspect, lazy, load, packing, read
 from pysoftq.artifact import format as description
-from pysoftq.clusters import clusters
+from pysoftq.clusters import values
 from pysoftq.interaction import segments
 
 # Function by function, for an editable installation has an importer of its own; nothing of torch.
@@ -32,7 +32,7 @@ for module in (read, description, inspect, load, lazy, packing, segments, entrop
         for function in vars(holder).values():
             if isinstance(function, FunctionType) and function.__module__ == module.__name__:
                 atheris.instrument_func(function)
-atheris.instrument_func(clusters.unique)
+atheris.instrument_func(values.unique)
 
 description.MAX_EXPANSION = 2**10  # no time for large tensors
 
