@@ -203,6 +203,6 @@ def _divided(name: str, placements: Any) -> Iterator[int]:
         # Of torch's placement for FSDP with tensor parallelism, is_shard() is False.
         if placement.is_partial() or not hasattr(placement, "dim"):
             raise ValueError(
-                f"layer '{name}': its placement is {placement}; expected Shard or Replicate"
+                f"layer '{name}': its placement is {placement!r}; expected Shard or Replicate"
             )
         yield placement.dim
