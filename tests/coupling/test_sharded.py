@@ -374,6 +374,23 @@ def the_clusters_in_pieces_are_validated() -> None:
 
 
 @check
+def a_clustered_model_is_collected_and_saved() -> None:
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    model = fsdp(make_model())
+    report = SoftQuantizer(model).finalize()
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    whole = get_model_state_dict(model, options=options)
+    if dist.get_rank() == 0:
+        alone = make_model()
+        alone.load_state_dict(whole)
+        validate_clustering(alone, report)
+        pysoftq.save_compressed(alone, "collected.safetensors")
+        loaded = pysoftq.load_state_dict("collected.safetensors")
+        assert_equal(dict(loaded), whole, "saved")
+
+
+@check
 def an_evaluation_does_not_disturb() -> None:
     """FSDP's root keeps the weights that it gathered for a forward pass without a backward."""
     from torch.distributed.fsdp import fully_shard
