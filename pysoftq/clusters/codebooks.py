@@ -15,6 +15,7 @@ from pysoftq.clusters.assignment import Assignment, Moved
 from pysoftq.clusters.clusters import Clusters
 from pysoftq.clusters.values import unique
 from pysoftq.clusters.written import mark_clusters
+from pysoftq.interaction.arrays import check_dense
 from pysoftq.interaction.host import on_host
 from pysoftq.models.wrappers import torch_optimizer, unwrapped
 
@@ -73,6 +74,7 @@ class Codebooks:
         for name, found in clusters.items():
             if name not in parameters:
                 raise ValueError(f"clusters of '{name}', which is not a parameter of the model")
+            check_dense(parameters[name], f"layer '{name}'")
             if parameters[name].numel() != found.size:
                 raise ValueError(
                     f"layer '{name}': clusters of {found.size} weights for "

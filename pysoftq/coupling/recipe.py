@@ -9,6 +9,7 @@ from pysoftq.clusters.training import CodebookTraining
 from pysoftq.coupling.options import Refinement
 from pysoftq.coupling.quantizer import SoftQuantizer
 from pysoftq.coupling.report import CompressionReport
+from pysoftq.interaction.arrays import check_dense
 
 
 class Recipe:
@@ -45,6 +46,7 @@ class Recipe:
     Raises:
         ValueError: an argument is out of range, or as in `SoftQuantizer.finalize`; nothing has
             changed then.
+        TypeError: weights are sharded between processes; nothing has changed then.
     """
 
     def __init__(
@@ -61,6 +63,8 @@ class Recipe:
             raise ValueError(f"`steps` must be >= 1, got {steps}")
         if not weights_lr >= 0:
             raise ValueError(f"`weights_lr` must be >= 0, got {weights_lr}")
+        for layer in softq.layers:
+            check_dense(layer.parameter, f"layer '{layer.name}'")
         soft = {layer.name: layer.parameter.detach().clone() for layer in softq.layers}
         clusters = softq.refine(softq.clusters(), refinement=refinement, rd_weight=rd_weight)
         self._report = softq.finalize(refinement=refinement, rd_weight=rd_weight)

@@ -63,17 +63,33 @@ def parameters_of(model: nn.Module) -> str:
 
 
 def refuse_flattened(model: nn.Module) -> None:
-    """Raise ValueError for a model wrapped by FullyShardedDataParallel (FSDP1).
+    """Raise ValueError for a model of which FSDP1 or DeepSpeed ZeRO-3 have flattened the weights.
 
-    It keeps flat parameters, or views of them that change with each forward pass.
+    They keep flat parameters, or empty ones between the steps.
     """
     for prefix, module in model.named_modules():
         if type(module).__name__ == "FullyShardedDataParallel":
             names = [name for name, _ in module.named_parameters(prefix=prefix)]
-            where = f"layer '{names[0]}': " if names else ""
+            _refuse(names[0] if names else prefix, "FullyShardedDataParallel")
+    for name, parameter in model.named_parameters():
+        if hasattr(parameter, "ds_shape"):
+            _refuse(name, "DeepSpeed ZeRO-3")
+
+
+def _refuse(name: str, library: str) -> None:
+    raise ValueError(
+        f"layer '{name}': {library} flattens the weights between processes, which cannot be "
+        "coupled; use torch.distributed.fsdp.fully_shard"
+    )
+
+
+def refuse_pieces(model: nn.Module) -> None:
+    """Raise ValueError for a model with weights that processes hold in pieces."""
+    for name, parameter in model.named_parameters():
+        if is_dtensor(parameter):
             raise ValueError(
-                f"{where}FullyShardedDataParallel flattens the weights between processes, which "
-                "cannot be coupled; use torch.distributed.fsdp.fully_shard"
+                f"layer '{name}' is a DTensor, of which each process holds a piece; couple the "
+                "model in a loop of your own (SoftQuantizer)"
             )
 
 
@@ -203,6 +219,6 @@ def _divided(name: str, placements: Any) -> Iterator[int]:
         # Of torch's placement for FSDP with tensor parallelism, is_shard() is False.
         if placement.is_partial() or not hasattr(placement, "dim"):
             raise ValueError(
-                f"layer '{name}': its placement is {placement}; expected Shard or Replicate"
+                f"layer '{name}': its placement is {placement!r}; expected Shard or Replicate"
             )
         yield placement.dim

@@ -37,7 +37,7 @@ def prepare(
         print(softq.finalize(**config.cluster_options))
 
     Raises:
-        ValueError: as `pysoftq.prepare` and `SoftQuantizer.attach`; sharded models are refused.
+        ValueError: as `pysoftq.prepare` and `SoftQuantizer.attach`.
         TypeError: an optimizer is none of torch, as with DeepSpeed.
     """
     softq = lifecycle.prepare(model, config)

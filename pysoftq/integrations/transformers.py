@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pysoftq.coupling.options import override_texts
+from pysoftq.coupling.sharding import refuse_pieces
 from pysoftq.integrations._training import CoupledTraining
 
 try:
@@ -45,6 +46,7 @@ class SoftQuantizationCallback(CoupledTraining, TrainerCallback, ExportableState
         **others: Any,
     ) -> None:
         """Measure the layers, or resume from a checkpoint that has been loaded."""
+        refuse_pieces(model)  # the Trainer collects the state in one process only
         name = type(self).__name__
         saved = state.stateful_callbacks.get(name) if state.global_step else None
         coupling = saved["attributes"]["coupling"] if saved else None

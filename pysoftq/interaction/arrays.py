@@ -33,6 +33,8 @@ def special_kind(tensor: torch.Tensor) -> str:
 
     if torch.nn.parameter.is_lazy(tensor):
         return "one that is not initialized yet (run a forward pass first)"
+    if type(tensor).__name__ == "DTensor":
+        return "a DTensor, of which each process holds a piece (pass its full_tensor())"
     if type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
         return f"one of class {type(tensor).__name__}"
     if tensor.layout is not torch.strided:

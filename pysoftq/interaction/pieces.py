@@ -81,7 +81,7 @@ class Piece:
         """This piece of a flat tensor, flat."""
         table = whole.reshape(-1, max(self.outer, 1))
         own = table[self.row : self.row + self.rows, self.column : self.column + self.columns]
-        return own.reshape(-1)
+        return own.reshape(-1).contiguous()
 
     def assemble(self, own: Tensor) -> Tensor:
         """The whole flat tensor, from what each process has for its piece, flat."""

@@ -335,6 +335,9 @@ def test_flattened_models_are_refused(net: Net) -> None:
 
     with pytest.raises(ValueError, match=r"layer '.*': FullyShardedDataParallel flattens"):
         SoftQuantizer(FullyShardedDataParallel(net))
+    next(net.parameters()).ds_shape = (1, 2)  # as DeepSpeed ZeRO-3 marks them
+    with pytest.raises(ValueError, match=r"layer '.*': DeepSpeed ZeRO-3 flattens"):
+        SoftQuantizer(net)
 
 
 def test_an_older_report_lists_no_tensors() -> None:

@@ -1,0 +1,277 @@
+"""Pieces of a layer, coupled in phases: equal to the layer in one piece, bit for bit.
+
+Threads take the place of processes.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pysoftq.interaction.backends import core, plain
+from pysoftq.interaction.layers import CoupledLayer, Scales
+from pysoftq.interaction.pieces import Extremes, Piece
+from pysoftq.interaction.segment_table import SegmentTable
+from pysoftq.interaction.segments import segment_bounds
+from pysoftq.interaction.weights import HostWeights
+
+BINS = 2**9
+BACKENDS = (core, plain)
+
+
+class Meeting:
+    """Threads that exchange what they have."""
+
+    def __init__(self, size: int) -> None:
+        self._barrier = threading.Barrier(size, timeout=20)
+        self._things: list[Any] = [None] * size
+        self._here = threading.local()
+        self.size = size
+
+    def collected(self, thing: Any) -> list[Any]:
+        self._things[self._here.rank] = thing
+        self._barrier.wait()
+        found = list(self._things)
+        self._barrier.wait()
+        return found
+
+    def maximum(self, values: Tensor) -> Tensor:
+        return torch.stack(self.collected(values)).amax(0)
+
+    def total(self, values: Tensor) -> Tensor:
+        return torch.stack(self.collected(values)).sum(0, dtype=values.dtype)
+
+    def gathered(self, rows: Tensor) -> Tensor:
+        return torch.cat(self.collected(rows))
+
+    def compare(self, facts: Mapping[str, Any]) -> None:
+        assert len({repr(own) for own in self.collected(facts)}) == 1
+
+    def run(self, pieces: Sequence[Piece], body: Callable[[Piece], Any]) -> list[Any]:
+        """What body(piece) returns in the thread of each piece."""
+        results: list[Any] = [None] * self.size
+
+        def call(rank: int) -> None:
+            self._here.rank = rank
+            try:
+                results[rank] = body(pieces[rank])
+            except BaseException as error:  # noqa: BLE001 - raised again below
+                results[rank] = error
+                self._barrier.abort()
+
+        threads = [threading.Thread(target=call, args=(rank,)) for rank in range(self.size)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        errors = [result for result in results if isinstance(result, BaseException)]
+        for error in sorted(errors, key=lambda e: isinstance(e, threading.BrokenBarrierError)):
+            raise error
+        return results
+
+
+def cuts(length: int, parts: int, seed: int) -> list[int]:
+    """Where intervals begin and end; some of them may be empty."""
+    inner = np.random.default_rng(seed).integers(0, length + 1, parts - 1)
+    return [0, *sorted(inner.tolist()), length]
+
+
+def divide(shape: tuple[int, int], rows: int, columns: int, seed: int) -> list[Piece]:
+    """A grid of pieces."""
+    height, width = shape
+    edges, own = cuts(height, rows, seed), cuts(width, columns, seed + 1)
+    meeting = Meeting(rows * columns)
+    pieces = []
+    for top, bottom in pairwise(edges):
+        for left, right in pairwise(own):
+            block = (top, bottom - top, left, right - left, width)
+            pieces.append(Piece(*block, height * width, columns == 1, True, meeting))
+    return pieces
+
+
+def make_weights(shape: tuple[int, int], dtype: torch.dtype, kind: str) -> Tensor:
+    generator = torch.Generator().manual_seed(shape[0])
+    theta = torch.randn(shape, generator=generator, dtype=torch.float64)
+    if kind == "tails":
+        theta = theta**5
+    if kind == "narrow":
+        theta = 1 + theta.clamp(-3, 3) * 1e-6
+    return theta.to(dtype)
+
+
+def layer_of(theta: Tensor, granularity: str, piece: Piece | None = None) -> CoupledLayer:
+    """The layer of the whole weights `theta`, of which this process has a piece."""
+    whole = CoupledLayer.measure("w", nn.Parameter(theta), Scales(0.7, 0.4, 0.5), granularity)
+    assert whole is not None
+    if piece is None:
+        return whole
+    return replace(whole, parameter=nn.Parameter(piece.cut(theta)), piece=piece)
+
+
+def step(coupling: Any, ranks: Meeting, own: tuple[Tensor, Tensor], fraction: float) -> Extremes:
+    thetas, gradients = [own[0]], [own[1]]
+    none = torch.zeros(0, dtype=torch.float64)
+    extremes, _ = coupling.extremes(thetas, gradients).maximum(ranks, none)
+    assert not coupling.refuses(extremes)
+    counts = ranks.total(coupling.counts(thetas, extremes, fraction, 5, 9))
+    coupling.add_force(thetas, gradients, 1.5, fraction, 5, 9)
+    coupling.add_shared_force(thetas, gradients, extremes, counts, 1.5, fraction)
+    return extremes
+
+
+CASES = [
+    ((40, 70), 1, 3, "layer", torch.float32, "plain"),
+    ((300, 400), 3, 2, "layer", torch.float32, "tails"),
+    ((513, 1100), 2, 2, "layer", torch.float32, "plain"),
+    ((3000, 300), 2, 1, "layer", torch.float32, "plain"),
+    ((7, 5), 6, 1, "layer", torch.float64, "plain"),
+    ((64, 33), 2, 3, "layer", torch.bfloat16, "tails"),
+    ((64, 33), 3, 1, "layer", torch.float16, "plain"),
+    ((50, 40), 2, 2, "layer", torch.float64, "narrow"),
+    ((12, 90), 3, 1, "channel", torch.float32, "plain"),
+    ((12, 90), 1, 3, "channel", torch.float32, "tails"),
+    ((12, 90), 2, 2, "group:16", torch.bfloat16, "plain"),
+    ((9, 64), 4, 1, "group:10", torch.float32, "plain"),
+]
+
+
+@pytest.mark.parametrize("fraction", [1.0, 0.37])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_force_is_that_of_the_whole_layer(case: Any, fraction: float) -> None:
+    shape, rows, columns, granularity, dtype, kind = case
+    theta = make_weights(shape, dtype, kind)
+    before = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    for fft in (False, True) if granularity == "layer" else (False,):
+        whole = before.clone()
+        layer = layer_of(theta, granularity)
+        core.Coupling([layer], [3], BINS, fft).add_force([theta], [whole], 1.5, fraction, 5, 9)
+        assert not torch.equal(whole, before)
+        # torch's FFT is not that of the core.
+        for backend in (core,) if fft else BACKENDS:
+            pieces = divide(shape, rows, columns, sum(shape))
+            meeting = pieces[0].ranks
+            assert isinstance(meeting, Meeting)
+
+            def couple(piece: Piece, backend: Any = backend, fft: bool = fft) -> Tensor:
+                own = layer_of(theta, granularity, piece)
+                gradient = piece.cut(before).clone()
+                coupling = backend.Coupling([own], [3], BINS, fft)
+                step(coupling, piece.ranks, (own.parameter.detach(), gradient), fraction)
+                return gradient
+
+            for piece, found in zip(pieces, meeting.run(pieces, couple), strict=True):
+                assert torch.equal(found, piece.cut(whole)), (backend.__name__, fft)
+
+
+@pytest.mark.parametrize("bins", [BINS, 2**17])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_energy_is_that_of_the_whole_layer(case: Any, bins: int) -> None:
+    shape, rows, columns, granularity, dtype, kind = case
+    theta = make_weights(shape, dtype, kind)
+    whole = core.Coupling([layer_of(theta, granularity)], [0], bins, False).energies([theta])
+    pieces = divide(shape, rows, columns, sum(shape))
+    meeting = pieces[0].ranks
+    assert isinstance(meeting, Meeting)
+
+    def measure(piece: Piece) -> list[float]:
+        own = layer_of(theta, granularity, piece)
+        thetas = [own.parameter.detach()]
+        coupling = core.Coupling([own], [0], bins, False)
+        none = torch.zeros(0, dtype=torch.float64)
+        extremes, _ = coupling.extremes(thetas, thetas).maximum(meeting, none)
+        counts = meeting.total(coupling.counts(thetas, extremes, 1.0, 0, 0))
+        energies, shared = coupling.row_energies(thetas, extremes, counts)
+        return coupling.row_sums(meeting.total(energies) + shared)
+
+    assert all(found == whole for found in meeting.run(pieces, measure))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_scales_and_bins_are_those_of_the_whole_layer(case: Any) -> None:
+    shape, rows, columns, granularity, dtype, kind = case
+    theta = make_weights(shape, dtype, kind)
+    bounds = segment_bounds(shape, granularity)
+    whole = HostWeights(theta, bounds)
+    spreads, bins = whole.spreads(), whole.occupied_bins(2**5, signs=True)
+    pieces = divide(shape, rows, columns, sum(shape))
+    meeting = pieces[0].ranks
+    assert isinstance(meeting, Meeting)
+
+    def measure(piece: Piece) -> Any:
+        weights = HostWeights(piece.cut(theta), bounds, piece)
+        ranges = weights.ranges()
+        return ranges, weights.spreads(), weights.occupied_bins(2**5, signs=True)
+
+    for ranges, found, occupied in meeting.run(pieces, measure):
+        for values, expected in zip(ranges, whole.ranges(), strict=True):
+            assert torch.equal(values, expected)
+        assert torch.equal(found, spreads)
+        for values, expected in zip(occupied, bins, strict=True):
+            assert (values == expected).all()
+
+
+def test_unfit_weights_of_one_piece_are_refused_by_all_alike() -> None:
+    shape = (20, 30)
+    theta = make_weights(shape, torch.float32, "plain")
+    layer = layer_of(theta, "layer")
+    broken = theta.clone()
+    broken[3, 4], broken[19, 29] = torch.nan, torch.inf
+    with pytest.raises(ValueError, match="layer 'w': 2 of 600") as expected:
+        core.Coupling([layer], [0], BINS, False).add_force([broken], [broken], 1.0, 1.0, 0, 0)
+    pieces = divide(shape, 2, 2, 0)
+    meeting = pieces[0].ranks
+    assert isinstance(meeting, Meeting)
+
+    def refuse(piece: Piece) -> str:
+        own = layer_of(theta, "layer", piece)
+        thetas = [piece.cut(broken)]
+        coupling = core.Coupling([own], [0], BINS, False)
+        none = torch.zeros(0, dtype=torch.float64)
+        extremes, _ = coupling.extremes(thetas, thetas).maximum(meeting, none)
+        assert coupling.refuses(extremes)
+        parts = meeting.collected(coupling.unfit(thetas, thetas))
+        return coupling.explain(extremes, [row for part in parts for row in part])
+
+    assert set(meeting.run(pieces, refuse)) == {str(expected.value)}
+
+
+def test_a_range_wider_than_the_dtype_is_refused_by_all_alike() -> None:
+    theta = torch.tensor([[-3e38, 1.0], [2.0, 3e38]])
+    layer = replace(layer_of(torch.randn(2, 2), "layer"), parameter=nn.Parameter(theta))
+    with pytest.raises(ValueError, match="wider than float32") as expected:
+        core.Coupling([layer], [0], BINS, False).add_force([theta], [theta], 1.0, 1.0, 0, 0)
+    table = SegmentTable.of([replace(layer, piece=divide((2, 2), 2, 1, 0)[0])], BINS)
+    extremes = Extremes(
+        torch.tensor([[0.0, 1.0]], dtype=torch.float64),
+        torch.tensor([[3e38, 3e38]], dtype=torch.float32).double(),
+    )
+    assert table.refuses(extremes)
+    assert table.explain(table.reasons(extremes, [])) == str(expected.value)
+
+
+def test_places_and_positions_of_a_piece() -> None:
+    shape = (11, 13)
+    whole = torch.arange(143)
+    for piece in divide(shape, 3, 3, 3):
+        own = piece.cut(whole)
+        assert torch.equal(piece.position(torch.arange(len(own))), own)
+        bounds = torch.arange(144)
+        expected = torch.tensor([int((own < bound).sum()) for bound in bounds])
+        assert torch.equal(piece.place(bounds), expected)
+
+
+def test_pieces_make_up_the_whole() -> None:
+    whole = torch.arange(143, dtype=torch.int16)
+    pieces = divide((11, 13), 2, 3, 5)
+    meeting = pieces[0].ranks
+    assert isinstance(meeting, Meeting)
+    for found in meeting.run(pieces, lambda piece: piece.assemble(piece.cut(whole))):
+        assert torch.equal(found, whole)
