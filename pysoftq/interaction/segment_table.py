@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 
 import numpy as np
@@ -90,17 +91,17 @@ class SegmentTable:
         numbers = (owner, begin, size, position, total, bins_of)
         return cls(*numbers, width, strength, shared.bool(), tuple(layers))
 
-    @property
+    @cached_property
     def whole(self) -> Tensor:
         """The rows that this process couples alone, (R',) int64."""
         return (~self.shared & (self.size > 0)).nonzero().flatten()
 
-    @property
+    @cached_property
     def pieces(self) -> Tensor:
         """The rows that are shared, (S,) int64."""
         return self.shared.nonzero().flatten()
 
-    @property
+    @cached_property
     def reported(self) -> Tensor:
         """(L,) bool, the layers whose weights this process reports, of several that hold copies."""
         return torch.tensor([layer.piece is None or layer.piece.first for layer in self.layers])
@@ -141,7 +142,7 @@ class SegmentTable:
             if bad := nonfinite.get(row, 0):
                 found[row] = f"{bad} of {int(self.total[row])} weights are not finite (NaN or inf)"
             else:
-                bits = 64 if self._dtype(row) == torch.float64 else 32
+                bits = 64 if self._double[row] else 32
                 found[row] = (
                     f"the range of the weights, {-negated:f} to {high:f}, is wider than "
                     f"float{bits} can hold"
@@ -151,12 +152,16 @@ class SegmentTable:
     def _widths_overflow(self, extremes: Extremes) -> Tensor:
         """(S,) bool, of which shared rows the range is not finite."""
         high, negated = extremes.rows[:, 0], extremes.rows[:, 1]
-        double = torch.tensor([self._dtype(row) == torch.float64 for row in self.pieces.tolist()])
-        width = torch.where(double.bool(), high + negated, high.float() + negated.float())
+        width = torch.where(
+            self._double[self.pieces], high + negated, high.float() + negated.float()
+        )
         return ~width.isfinite()
 
-    def _dtype(self, row: int) -> torch.dtype:
-        return self.layers[int(self.layer[row])].parameter.dtype
+    @cached_property
+    def _double(self) -> Tensor:
+        """(R,) bool, whose weights are float64."""
+        double = [layer.parameter.dtype == torch.float64 for layer in self.layers]
+        return torch.tensor(double)[self.layer]
 
     def explain(self, refused: Iterable[tuple[int, str]]) -> str:
         """Name the layers of refused rows, each with the reason of its first such segment."""

@@ -126,6 +126,7 @@ class Coupling:
         places = range(len(layers))
         self._batches = [_batches(self._table, whole, place, device) for place in places]
         self._pieces = [_batches(self._table, shared, place, device) for place in places]
+        self._heads = [int((self._table.layer < place).sum()) for place in places]
         # Where the counts of each row begin, among those of the shared ones.
         slots = torch.where(self._table.shared, self._table.bins, 0)
         self._slots = int(slots.sum())
@@ -320,9 +321,8 @@ class Coupling:
         refused = faults.new_tensor([0, -torch.inf, torch.inf, 1])
         active = extremes.layers[:, 1] > 0
         for place, layer in enumerate(self._table.layers):
-            first = int((self._table.layer < place).sum())
             unfit = (extremes.layers[place, 0] > 0) & active[place]
-            faults[first] = torch.where(unfit, refused, 0)
+            faults[self._heads[place]] = torch.where(unfit, refused, 0)
             for batch in self._pieces[place]:
                 binning = self._binning(batch, extremes, _computed(layer.parameter.dtype))
                 fault = binning.fault().to(faults.dtype)
