@@ -137,7 +137,7 @@ class DeviceGroup:
         self._layers = tuple(layers)
         self._orders = [_order(layer) for layer in layers]
         self._rows = [
-            (layer.weights.numel(), layer.parameter.dtype, order is torch.channels_last)
+            (_size(layer), layer.parameter.dtype, order is torch.channels_last)
             for layer, order in zip(layers, self._orders, strict=True)
         ]
         self._device = first.get_device()
@@ -279,6 +279,11 @@ def _by_ranks(layers: Sequence[CoupledLayer], indices: Sequence[int]) -> list[li
     found = list(groups.values()) or [[]]
     found[0] = sorted(found[0] + whole)
     return [members for members in found if members]
+
+
+def _size(layer: CoupledLayer) -> int:
+    """Of the weights that this process holds, as they were measured."""
+    return layer.size if layer.piece is None else layer.weights.numel()
 
 
 def _order(layer: CoupledLayer) -> torch.memory_format:
