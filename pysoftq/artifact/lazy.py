@@ -67,7 +67,8 @@ class CompressedTensor:
 
     def _on_cpu(self) -> Tensor:
         bits = self.codebook.view(_PATTERNS[self.codebook.itemsize])
-        sizes = self.first.long().diff(append=torch.tensor([len(bits)])).numpy()
+        ends = torch.tensor([len(bits)], device="cpu")
+        sizes = self.first.long().diff(append=ends).numpy()
         palettes = Palettes(sizes, segment_edges(self.shape, self.granularity))
         flat = bits.new_empty(palettes.count)
         unpack(self.packed.numpy(), self.bits, palettes, (bits.numpy(), flat.numpy()))

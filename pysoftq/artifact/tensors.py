@@ -38,7 +38,7 @@ def tensor(file: File, record: Record, place: Tensor | None = None) -> Tensor:
     if record.coding == "raw":
         return as_tensor(file.stored[f"raw/{record.name}"].values, record.dtype)
     if place is None or place.device.type != "cpu" or not place.is_contiguous():
-        place = torch.empty(record.shape, dtype=torch_dtype(record.dtype))
+        place = torch.empty(record.shape, dtype=torch_dtype(record.dtype), device="cpu")
     found = place.detach().reshape(-1)
     patterns = f"i{record.dtype.itemsize}"
     out = found.view(getattr(torch, f"int{8 * found.itemsize}")).numpy()
