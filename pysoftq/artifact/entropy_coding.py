@@ -16,6 +16,7 @@ from pysoftq.artifact import ans
 from pysoftq.artifact.core import core
 from pysoftq.artifact.packing import (
     Bytes,
+    Entries,
     Integers,
     LookUp,
     Palettes,
@@ -84,9 +85,9 @@ def read_counts(coded: Bytes, palettes: Palettes) -> tuple[Integers, Bytes]:
 
 
 def decode(
-    coded: Bytes, counts: Integers, palettes: Palettes, table: NDArray[Any], chunk: int = CHUNK
-) -> NDArray[Any]:
-    """Entries of a (K,) table for the (N,) indices, of what follows the counts.
+    coded: Bytes, counts: Integers, palettes: Palettes, entries: Entries, chunk: int = CHUNK
+) -> None:
+    """Write entries of a table for the indices of what follows the counts.
 
     chunk: weights of a stream.
 
@@ -104,21 +105,20 @@ def decode(
     lengths = np.append(known, left - int(known.sum()))
     if core is None:
         streams_of = np.split(words, 4 * lengths[:-1].cumsum())
-        return _decode(streams_of, counts, palettes, table, chunk)
-    found = np.empty(palettes.count, dtype=table.dtype)
-    core.decode(words, lengths, chunk, counts, palettes.sizes, palettes.bounds, table, found)
-    return found
+        _decode(streams_of, counts, palettes, entries, chunk)
+    else:
+        core.decode(words, lengths, chunk, counts, palettes.sizes, palettes.bounds, *entries)
 
 
 def _decode(
     streams: list[Bytes],
     counts: Integers,
     palettes: Palettes,
-    table: NDArray[Any],
+    entries: Entries,
     chunk: int,
-) -> NDArray[Any]:
+) -> None:
     """The same without the core."""
-    look_up, bounds = LookUp(palettes, table), palettes.bounds
+    look_up, bounds = LookUp(palettes, entries), palettes.bounds
     ends = palettes.sizes.cumsum()
     for number, coded in enumerate(streams):
         begin, end = number * chunk, min((number + 1) * chunk, palettes.count)
@@ -139,7 +139,6 @@ def _decode(
             raise ValueError("the coded stream does not end with its last index")
     if not np.array_equal(look_up.counts, counts):
         raise ValueError("its coded indices have other counts than those stored")
-    return look_up.found
 
 
 def _is_stored(sizes: Integers) -> NDArray[np.bool_]:

@@ -67,10 +67,12 @@ class CompressedTensor:
 
     def _on_cpu(self) -> Tensor:
         bits = self.codebook.view(_PATTERNS[self.codebook.itemsize])
-        sizes = self.first.long().diff(append=torch.tensor([len(bits)])).numpy()
+        ends = torch.tensor([len(bits)], device="cpu")
+        sizes = self.first.long().diff(append=ends).numpy()
         palettes = Palettes(sizes, segment_edges(self.shape, self.granularity))
-        flat, _ = unpack(self.packed.numpy(), self.bits, palettes, bits.numpy())
-        return torch.from_numpy(flat).view(self.codebook.dtype).reshape(self.shape)
+        flat = bits.new_empty(palettes.count)
+        unpack(self.packed.numpy(), self.bits, palettes, (bits.numpy(), flat.numpy()))
+        return flat.view(self.codebook.dtype).reshape(self.shape)
 
     def shared(self) -> Tensor:
         """The weight; the same tensor as before while somebody holds that."""

@@ -83,9 +83,10 @@ def _load(file: File, model: Model, home: torch.device, lazy: bool) -> Model:
     _check_fits(file, bare)
     unsaved = _unsaved(file, bare)
     lazily = _compressed(file, bare, home) if lazy else {}
-    state = tensors(file, without=lazily.keys())
     with unchanged_on_error(model):
-        _materialize(bare, lazily.keys(), (state, unsaved), home)
+        _materialize(bare, lazily.keys(), unsaved, home)
+        # Decoded where they belong, what is clustered takes no further memory.
+        state = tensors(file, without=lazily.keys(), places=bare.state_dict(keep_vars=True))
         bare.load_state_dict(state, strict=not lazy)
         # A module that is used in several places has its parameters under several names.
         places = {owner(model, name): weight for name, weight in lazily.items()}
@@ -168,40 +169,25 @@ class _Unfilled(TorchFunctionMode):
 
 
 def _materialize(
-    model: nn.Module,
-    without: Collection[str],
-    values: tuple[Mapping[str, Tensor], Mapping[str, Tensor]],
-    home: torch.device,
+    model: nn.Module, without: Collection[str], unsaved: Mapping[str, Tensor], home: torch.device
 ) -> None:
-    """Give tensors on the meta device memory, except the parameters in `without`.
-
-    values: of the state dict, whose memory is taken where it can be; and of other buffers.
-    """
-    state, unsaved = values
+    """Allocate memory for tensors on the meta device, except the parameters in `without`."""
     made: dict[int, Any] = {}
-    taken: set[int] = set()
     for path, module in model.named_modules():
         for name, tensor in (*module._parameters.items(), *module._buffers.items()):
             place = f"{path}.{name}" if path else name
             if tensor is None or not tensor.is_meta or place in without:
                 continue
             if id(tensor) not in made:
-                value = state.get(place)
-                # Names that are tied in the file have one value, and may be apart in the model.
-                free = value is not None and id(value) not in taken
-                taken.add(id(value))
-                own = _memory(tensor, value if free else None, home)
-                data = unsaved[place].to(home) if place in unsaved else own
+                data = unsaved[place].to(home) if place in unsaved else _memory(tensor, home)
                 made[id(tensor)] = data
                 if isinstance(tensor, nn.Parameter):
                     made[id(tensor)] = nn.Parameter(data, tensor.requires_grad)
             setattr(module, name, made[id(tensor)])
 
 
-def _memory(tensor: Tensor, value: Tensor | None, home: torch.device) -> Tensor:
-    if value is None or tensor.stride() != value.stride():
-        return torch.empty_like(tensor, device=home, requires_grad=False)
-    return value.to(home)
+def _memory(tensor: Tensor, home: torch.device) -> Tensor:
+    return torch.empty_like(tensor, device=home, requires_grad=False)
 
 
 def _unsaved(file: File, model: nn.Module) -> dict[str, Tensor]:

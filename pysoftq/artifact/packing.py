@@ -19,6 +19,7 @@ from pysoftq.artifact.core import core
 
 Bytes = NDArray[np.uint8]
 Integers = NDArray[np.int64]
+Entries = tuple[NDArray[Any], NDArray[Any]]  # a (K,) table, and the (N,) entries of the weights
 Rows = TypeVar("Rows")  # an array, or a tensor on any device
 
 CHUNK = 2**18  # indices at a time, a multiple of 8: chunks begin on a byte
@@ -42,17 +43,16 @@ class Palettes:
 
 
 class LookUp:
-    """Entries of a table for the indices of a layer's weights, run after run, without the core.
+    """Writes entries of a table for the indices of a layer's weights, run after run.
 
     Attributes:
-        found: (N,) the entries.
         counts: (K,) weights of each cluster.
     """
 
-    def __init__(self, palettes: Palettes, table: NDArray[Any]) -> None:
-        self.found: NDArray[Any] = np.empty(palettes.count, dtype=table.dtype)
-        self.counts: Integers = np.zeros(table.size, dtype=np.int64)
-        self._palettes, self._table = palettes, table
+    def __init__(self, palettes: Palettes, entries: Entries) -> None:
+        self._table, self._out = entries
+        self.counts: Integers = np.zeros(self._table.size, dtype=np.int64)
+        self._palettes = palettes
         self._first = palettes.sizes.cumsum() - palettes.sizes
 
     def add(self, start: int, indices: NDArray[np.int32]) -> None:
@@ -66,7 +66,7 @@ class LookUp:
         if (indices >= self._palettes.sizes[segments]).any():
             raise ValueError("an index is not in its codebook")
         clusters = indices + self._first[segments]
-        self.found[start : start + indices.size] = self._table[clusters]
+        self._out[start : start + indices.size] = self._table[clusters]
         self.counts += np.bincount(clusters, minlength=self.counts.size)
 
 
@@ -92,19 +92,16 @@ def pack(indices: NDArray[np.integer[Any]], bits: int) -> Bytes:
     return packed
 
 
-def unpack(
-    packed: Bytes, bits: int, palettes: Palettes, table: NDArray[Any]
-) -> tuple[NDArray[Any], Integers]:
-    """Entries of a (K,) table for the (N,) indices that `pack` stored, and the (K,) counts.
+def unpack(packed: Bytes, bits: int, palettes: Palettes, entries: Entries) -> Integers:
+    """Write entries of a table for the indices that `pack` stored; returns their counts (K,).
 
     Raises:
         ValueError: an index is not in its codebook.
     """
     if core is not None:
-        found: NDArray[Any] = np.empty(palettes.count, dtype=table.dtype)
-        counts: Integers = core.unpack(packed, bits, palettes.sizes, palettes.bounds, table, found)
-        return found, counts
-    look_up = LookUp(palettes, table)
+        counts: Integers = core.unpack(packed, bits, palettes.sizes, palettes.bounds, *entries)
+        return counts
+    look_up = LookUp(palettes, entries)
     for start, first, length, size in chunks(bits, palettes.count):
         rows = np.zeros((-(-size // 8), max(bits, 1)), dtype=np.int32)
         rows.reshape(-1)[:length] = packed[first : first + length]
@@ -112,7 +109,7 @@ def unpack(
         for position in range(8):
             groups[:, position] = unpacked(rows, position, bits)
         look_up.add(start, groups.reshape(-1)[:size])
-    return look_up.found, look_up.counts
+    return look_up.counts
 
 
 def chunks(bits: int, count: int) -> Iterator[tuple[int, int, int, int]]:

@@ -80,37 +80,44 @@ class File:
         """(K,) weights of each cluster, without decoding what is entropy-coded."""
         if record.coding == "entropy":
             return self._coded(record)[0]
-        return self._packed(record, np.zeros(record.K, dtype=np.uint8))[1]
+        ignored = np.empty(record.size, dtype=np.uint8)
+        return self._packed(record, np.zeros(record.K, dtype=np.uint8), ignored)
 
-    def look_up(self, record: Record, table: NDArray[Any]) -> NDArray[Any]:
-        """The entry of a (K,) table for each weight, (N,); ArtifactError if an index is wrong."""
+    def look_up(self, record: Record, table: NDArray[Any], out: NDArray[Any]) -> None:
+        """Write the entry of a (K,) table for each weight, (N,).
+
+        Raises:
+            ArtifactError: an index is wrong.
+        """
         if record.coding != "entropy":
-            return self._packed(record, table)[0]
+            self._packed(record, table, out)
+            return
         counts, coded = self._coded(record)
         chunk = entropy_coding.CHUNK if self.version > 2 else record.size
         try:
-            return entropy_coding.decode(coded, counts, record.palettes, table, chunk)
+            entropy_coding.decode(coded, counts, record.palettes, (table, out), chunk)
         except ValueError as error:
             raise self._wrong(record, str(error)) from error
 
     def packed(self, record: Record) -> Bytes:
         """The indices within the segments, checked, in `container_bits` each."""
         local = np.arange(record.K) - np.repeat(record.first, record.sizes)
-        indices = self.look_up(record, local.astype(np.min_scalar_type(int(record.sizes.max()))))
+        indices = np.empty(record.size, dtype=np.min_scalar_type(int(record.sizes.max())))
+        self.look_up(record, local.astype(indices.dtype), indices)
         if record.coding == "packed":
             packed: Bytes = self._indices(record).copy()
             return packed
         return pack(indices, record.container_bits)
 
-    def _packed(self, record: Record, table: NDArray[Any]) -> tuple[NDArray[Any], Integers]:
+    def _packed(self, record: Record, table: NDArray[Any], out: NDArray[Any]) -> Integers:
         bits = record.container_bits
         try:
-            found, counts = unpack(self._indices(record), bits, record.palettes, table)
+            counts = unpack(self._indices(record), bits, record.palettes, (table, out))
         except ValueError as error:
             raise self._wrong(record, str(error)) from error
         if not counts.all():
             raise self._wrong(record, "a value of its codebook is not used")
-        return found, counts
+        return counts
 
     def _indices(self, record: Record) -> Bytes:
         entry = self.stored.get(f"indices/{record.name}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import torch
@@ -30,19 +30,31 @@ def as_tensor(values: NDArray[np.generic], dtype: Dtype) -> Tensor:
     return torch.from_numpy(values).view(torch_dtype(dtype))
 
 
-def tensor(file: File, record: Record) -> Tensor:
-    """A tensor of a file as it was saved."""
+def tensor(file: File, record: Record, place: Tensor | None = None) -> Tensor:
+    """A tensor of a file as it was saved.
+
+    place: the memory for it, if it is in indices and `place` is contiguous on the CPU.
+    """
     if record.coding == "raw":
         return as_tensor(file.stored[f"raw/{record.name}"].values, record.dtype)
-    return as_tensor(file.look_up(record, file.codebook(record)), record.dtype).reshape(
-        record.shape
-    )
+    if place is None or place.device.type != "cpu" or not place.is_contiguous():
+        place = torch.empty(record.shape, dtype=torch_dtype(record.dtype), device="cpu")
+    found = place.detach().reshape(-1)
+    patterns = f"i{record.dtype.itemsize}"
+    out = found.view(getattr(torch, f"int{8 * found.itemsize}")).numpy()
+    file.look_up(record, file.codebook(record).view(patterns), out)
+    return found.reshape(record.shape)
 
 
-def tensors(file: File, without: Collection[str] = ()) -> dict[str, Tensor]:
-    """Every tensor of a file under each of its names, but for some names."""
+def tensors(
+    file: File, without: Collection[str] = (), places: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Every tensor of a file under each of its names, but for some names.
+
+    places: by name, tensors of the same shapes and dtypes that may be overwritten with the values.
+    """
     kept = [record for record in file.records if record.name not in without]
-    found = {record.name: tensor(file, record) for record in kept}
+    found = {record.name: tensor(file, record, (places or {}).get(record.name)) for record in kept}
     ties = {name: owner for name, owner in file.ties.items() if name not in without}
     return found | {name: found[owner] for name, owner in ties.items()}
 

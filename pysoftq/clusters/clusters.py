@@ -128,7 +128,8 @@ class Palette:
     @property
     def entropy_bits(self) -> float:
         """Shannon entropy of the indices (of a weight within its segment), in bits per weight."""
-        lengths = torch.tensor([self.size]) if self.bounds is None else self.bounds.diff()
+        whole = torch.tensor([self.size], device="cpu")
+        lengths = whole if self.bounds is None else self.bounds.diff()
         bits = 0.0
         for segments, own in runs(self.codebook_sizes):
             counts = self.counts[own].to(device="cpu", dtype=torch.float64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from pysoftq import _core, set_num_threads
 from pysoftq.artifact import ans, entropy_coding
-from pysoftq.artifact.entropy_coding import decode, encode, least_bytes, read_counts
+from pysoftq.artifact.entropy_coding import encode, least_bytes, read_counts
 from pysoftq.artifact.packing import Palettes, unpack_varints
 
 Integers = NDArray[np.int64]
@@ -32,6 +33,19 @@ def segments(parts: list[list[int]]) -> tuple[Integers, Integers, Palettes]:
             np.array([0, *np.cumsum([len(part) for part in parts])]),
         ),
     )
+
+
+def decode(
+    coded: NDArray[np.uint8],
+    counts: Integers,
+    palettes: Palettes,
+    table: NDArray[Any],
+    chunk: int = entropy_coding.CHUNK,
+) -> NDArray[Any]:
+    """Entries of a table."""
+    out = np.empty(palettes.count, dtype=table.dtype)
+    entropy_coding.decode(coded, counts, palettes, (table, out), chunk)
+    return out
 
 
 def local(palettes: Palettes) -> Integers:

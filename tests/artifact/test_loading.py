@@ -200,10 +200,10 @@ def copying_fails(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
 def memory_is_short(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
     original, count = loading._memory, iter(range(10**6))
 
-    def memory(*args: Any) -> Tensor:
+    def memory(tensor: Tensor, home: torch.device) -> Tensor:
         if next(count) == after:
             raise torch.OutOfMemoryError("out of memory")
-        return original(*args)
+        return original(tensor, home)
 
     monkeypatch.setattr(loading, "_memory", memory)
 
