@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -181,17 +182,21 @@ def test_the_energy_is_that_of_the_whole_layer(case: Any, bins: int) -> None:
     meeting = pieces[0].ranks
     assert isinstance(meeting, Meeting)
 
-    def measure(piece: Piece) -> list[float]:
+    def measure(piece: Piece, backend: Any) -> list[float]:
         own = layer_of(theta, granularity, piece)
         thetas = [own.parameter.detach()]
-        coupling = core.Coupling([own], [0], bins, False)
-        none = torch.zeros(0, dtype=torch.float64)
-        extremes, _ = coupling.extremes(thetas, thetas).maximum(meeting, none)
+        coupling = backend.Coupling([own], [0], bins, False)
+        extremes, _ = coupling.extremes(thetas, thetas).maximum(meeting, torch.zeros(0).double())
         counts = meeting.total(coupling.counts(thetas, extremes, 1.0, 0, 0))
         energies, shared = coupling.row_energies(thetas, extremes, counts)
         return coupling.row_sums(meeting.total(energies) + shared)
 
-    assert all(found == whole for found in meeting.run(pieces, measure))
+    assert all(found == whole for found in meeting.run(pieces, partial(measure, backend=core)))
+    if bins == BINS:
+        # Torch operations add up in another order.
+        expected = plain.Coupling([layer_of(theta, granularity)], [0], bins, False)
+        for found in meeting.run(pieces, partial(measure, backend=plain)):
+            assert found == pytest.approx(expected.energies([theta]), rel=1e-12)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -241,6 +246,31 @@ def test_unfit_weights_of_one_piece_are_refused_by_all_alike() -> None:
         return coupling.explain(extremes, [row for part in parts for row in part])
 
     assert set(meeting.run(pieces, refuse)) == {str(expected.value)}
+
+
+def test_devices_that_are_not_waited_for_report_unfit_weights_later() -> None:
+    shape = (20, 30)
+    theta = make_weights(shape, torch.float32, "plain")
+    broken = theta.clone()
+    broken[3, 4] = torch.nan
+    for granularity, rows, columns in (("layer", 2, 2), ("channel", 2, 1), ("channel", 1, 2)):
+        pieces = divide(shape, rows, columns, 4)
+        meeting = pieces[0].ranks
+        assert isinstance(meeting, Meeting)
+
+        def refuse(piece: Piece, granularity: str = granularity) -> None:
+            own = layer_of(theta, granularity, piece)
+            coupling = plain.Coupling([own], [0], BINS, False)
+            gradient = torch.ones(piece.rows * piece.columns)
+            step(coupling, piece.ranks, (piece.cut(broken), gradient), 0.5)
+            assert (gradient == 1).all()
+            with pytest.raises(ValueError, match="weights are not finite"):
+                coupling.check()
+            step(coupling, piece.ranks, (piece.cut(theta), gradient), 0.5)
+            coupling.check()
+            assert not gradient.numel() or (gradient != 1).any()
+
+        meeting.run(pieces, refuse)
 
 
 def test_a_range_wider_than_the_dtype_is_refused_by_all_alike() -> None:
