@@ -137,7 +137,7 @@ class DeviceGroup:
         self._layers = tuple(layers)
         self._orders = [_order(layer) for layer in layers]
         self._rows = [
-            (_size(layer), layer.parameter.dtype, order is torch.channels_last)
+            (layer.own_size, layer.parameter.dtype, order is torch.channels_last)
             for layer, order in zip(layers, self._orders, strict=True)
         ]
         self._device = first.get_device()
@@ -178,6 +178,7 @@ class DeviceGroup:
             if theta.dtype is not dtype or theta.get_device() != device:
                 raise MovedError
             if gradient is None:
+                self._check_size(place, theta)
                 batch.thetas[place] = theta.contiguous()
                 continue
             if (
@@ -207,21 +208,26 @@ class DeviceGroup:
             ValueError: weights are not finite, or a layer has changed its size.
         """
         thetas = []
-        parts = zip(self._layers, self._weights, self._rows, self._orders, strict=True)
-        for layer, theta, (size, dtype, _), order in parts:
+        parts = zip(self._weights, self._rows, self._orders, strict=True)
+        for place, (theta, (_, dtype, _), order) in enumerate(parts):
             if theta.dtype is not dtype or theta.get_device() != self._device:
                 raise MovedError
-            if theta.numel() != size:
-                raise ValueError(
-                    f"layer '{layer.name}' was measured with {size} weights and now has "
-                    f"{theta.numel()} weights"
-                )
+            self._check_size(place, theta)
             # Without segments, any order will do.
             dense = torch.contiguous_format if order is torch.preserve_format else order
             thetas.append(theta.detach().contiguous(memory_format=dense))
         names = [layer.name for layer in self._layers]
         coupling = self.coupling if self._shared is None else self._shared
         return dict(zip(names, coupling.energies(thetas), strict=True))
+
+    def _check_size(self, place: int, theta: Tensor) -> None:
+        """Raise ValueError for a layer that has changed its size."""
+        size = self._rows[place][0]
+        if theta.numel() != size:
+            raise ValueError(
+                f"layer '{self._layers[place].name}' was measured with {size} weights and now has "
+                f"{theta.numel()} weights"
+            )
 
     @torch.no_grad()
     def _stage(self, batch: Batch, place: int) -> None:
@@ -279,11 +285,6 @@ def _by_ranks(layers: Sequence[CoupledLayer], indices: Sequence[int]) -> list[li
     found = list(groups.values()) or [[]]
     found[0] = sorted(found[0] + whole)
     return [members for members in found if members]
-
-
-def _size(layer: CoupledLayer) -> int:
-    """Of the weights that this process holds, as they were measured."""
-    return layer.size if layer.piece is None else layer.weights.numel()
 
 
 def _order(layer: CoupledLayer) -> torch.memory_format:

@@ -55,6 +55,11 @@ class CoupledLayer:
         return self.parameter if self.piece is None else own_part(self.parameter)
 
     @property
+    def own_size(self) -> int:
+        """How many weights this process holds, as measured."""
+        return self.size if self.piece is None else self.piece.rows * self.piece.columns
+
+    @property
     def gradient(self) -> Tensor | None:
         """Their gradient."""
         return self.parameter.grad if self.piece is None else own_gradient(self.parameter)

@@ -56,7 +56,7 @@ class HostWeights:
         self.bounds = whole if bounds is None else bounds.cpu()
         self._piece = piece
         if piece is not None:
-            _check_sizes(self.bounds)
+            _check_sizes(self.bounds, piece, self.tensor)
         edges = self.bounds if piece is None else piece.place(self.bounds)
         address, scalar = self.tensor.data_ptr(), scalar_of(theta.dtype)
         self._core = _core.Weights(address, scalar, edges.numpy())
@@ -159,11 +159,16 @@ def _joined_bins(piece: Piece, own: BinSums) -> BinSums:
     )
 
 
-def _check_sizes(bounds: Tensor) -> None:
-    """The core's refusal, in all processes alike."""
+def _check_sizes(bounds: Tensor, piece: Piece, own: Tensor) -> None:
+    """The core's refusal, in all processes alike, and one of weights that are not the piece's."""
     largest = int(bounds.diff().max()) if len(bounds) > 1 else 0
     if largest > MAX_WEIGHTS:
         raise ValueError(f"a layer has at most {MAX_WEIGHTS} weights, got {largest}")
+    if own.numel() != piece.rows * piece.columns or int(bounds[-1]) != piece.size:
+        raise ValueError(
+            f"a piece of {piece.rows * piece.columns} of {piece.size} weights now has "
+            f"{own.numel()} of {int(bounds[-1])}"
+        )
 
 
 def scalar_of(dtype: torch.dtype) -> _core.Scalar:

@@ -586,6 +586,26 @@ def test_large_layers_are_split_between_threads():
         assert torch.equal(layer.parameter.grad, expected_force(softq, layer.name))
 
 
+def test_a_state_is_loaded_while_attached(net):
+    softq, optimizer = SoftQuantizer(net, h=0.1), sgd(net)
+    other = SoftQuantizer(net, h=0.4, exclude="fc.*")
+    other.step = 7
+    softq.attach(optimizer)
+    softq.load_state_dict(other.state_dict())
+    assert softq.optimizers == (optimizer,)
+    loss_of(net, 0).backward()
+    before = {name: parameter.grad.clone() for name, parameter in net.named_parameters()}
+    optimizer.step()
+    assert softq.step == 8
+    assert torch.equal(net.fc.weight.grad, before["fc.weight"])
+    assert not torch.equal(net.conv.weight.grad, before["conv.weight"])
+    softq.detach()
+    softq.attach(torch.optim.SGD([net.conv.weight], lr=0.1))
+    with pytest.raises(ValueError, match=r"no given optimizer updates: fc\.weight"):
+        softq.load_state_dict(SoftQuantizer(net).state_dict())
+    assert softq.h == 0.4
+
+
 def test_bad_input_is_refused(net):
     for options, message in [
         ({"h": -1}, "h must be finite and at least 0, got -1"),
@@ -682,8 +702,8 @@ def test_samples_follow_a_change_of_the_order_of_memory():
 def test_layers_on_the_cpu_come_first(monkeypatch):
     # Its steps refuse weights at once, before gradients on other devices have changed.
     monkeypatch.setattr(devices, "DeviceGroup", lambda layers, *_: layers[0].weights.device.type)
-    kinds = ("meta", "cpu")
-    layers = [SimpleNamespace(weights=torch.empty(2, device=kind), piece=None) for kind in kinds]
+    weights = [torch.empty(2, device=name) for name in ("meta", "cpu")]
+    layers = [SimpleNamespace(weights=own, piece=None) for own in weights]
     assert devices.group_by_device(layers, [0, 1], bins=8, fft=False) == ["cpu", "meta"]
 
 

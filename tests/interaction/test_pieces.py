@@ -305,3 +305,9 @@ def test_pieces_make_up_the_whole() -> None:
     assert isinstance(meeting, Meeting)
     for found in meeting.run(pieces, lambda piece: piece.assemble(piece.cut(whole))):
         assert torch.equal(found, whole)
+
+
+def test_weights_that_are_not_those_of_the_piece_are_refused() -> None:
+    piece = divide((11, 13), 1, 1, 0)[0]
+    with pytest.raises(ValueError, match="a piece of 143 of 143 weights now has 3 of 143"):
+        HostWeights(torch.zeros(3), None, piece)
