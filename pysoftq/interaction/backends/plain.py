@@ -503,7 +503,7 @@ def _check_size(theta: Tensor) -> None:
 
 def _reason(fault: Sequence[float], size: int, dtype: torch.dtype) -> str:
     nonfinite, low, high, _ = fault
-    if math.isinf(high):  # found by another process
+    if math.isinf(high) and not nonfinite:  # found by all processes together
         return f"some of {size} weights are not finite (NaN or inf)"
     if nonfinite:
         return f"{nonfinite:.0f} of {size} weights are not finite (NaN or inf)"
