@@ -503,10 +503,10 @@ def _check_size(theta: Tensor) -> None:
 
 def _reason(fault: Sequence[float], size: int, dtype: torch.dtype) -> str:
     nonfinite, low, high, _ = fault
+    if math.isinf(high) and not nonfinite:  # found by all processes together
+        return f"some of {size} weights are not finite (NaN or inf)"
     if nonfinite:
         return f"{nonfinite:.0f} of {size} weights are not finite (NaN or inf)"
-    if math.isinf(high):  # found by another process
-        return f"some of {size} weights are not finite (NaN or inf)"
     bits = 64 if dtype == torch.float64 else 32
     return f"the range of the weights, {low:f} to {high:f}, is wider than float{bits} can hold"
 
