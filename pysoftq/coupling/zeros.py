@@ -46,16 +46,17 @@ class KeptZeros:
         padding = {id(weight): row for weight, row in padding_rows(model)}
         masks, numbers = {}, {}
         for layer in layers:
-            zeros = layer.weights.detach() == 0
-            number = _total(layer, zeros)
+            weights = layer.weights.detach()
+            number = _total(layer, weights.numel() - int(weights.count_nonzero()))
             if not number:
                 continue
+            zeros = weights == 0
             if sparsity != "keep" and number < MIN_SHARE * layer.size:
                 row = padding.get(id(layer.parameter))
                 if row is None:
                     continue
                 zeros &= _in_row(layer, row)
-                number = _total(layer, zeros)
+                number = _total(layer, int(zeros.sum()))
             if number:
                 masks[layer.name], numbers[layer.name] = zeros, number
         return cls(masks, numbers)
@@ -93,7 +94,7 @@ class KeptZeros:
 
     def moved(self, layer: CoupledLayer) -> int:
         """How many of a layer's zeros are not zero any more."""
-        return _total(layer, self._moved(layer)) if layer.name in self.masks else 0
+        return _total(layer, int(self._moved(layer).sum())) if layer.name in self.masks else 0
 
     def restored(self, layer: CoupledLayer) -> Tensor:
         """The layer's weights in this process with the zeros at 0, themselves where all are."""
@@ -123,9 +124,9 @@ class KeptZeros:
         return mask
 
 
-def _total(layer: CoupledLayer, mask: Tensor) -> int:
-    """How many entries are true, in all processes."""
-    number, piece = int(mask.sum()), layer.piece
+def _total(layer: CoupledLayer, number: int) -> int:
+    """Of a number of the layer's weights in each process, that of all processes."""
+    piece = layer.piece
     if piece is None:
         return number
     own = torch.tensor([number if piece.first else 0], device="cpu")
