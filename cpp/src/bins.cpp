@@ -269,9 +269,10 @@ void look_up_bins(const Segmented& layer, const Ranges& ranges, const Bins& bins
   with_item(itemsize, [&]<class Item>(Item) {
     for_segments(layer, [&]<class Storage, class T>(std::size_t s, const Storage* theta, T) {
       const auto binning = binning_of<T>(ranges.low[s], ranges.high[s], bins.number);
-      look_up(theta, layer.size(s), binning, bins, static_cast<std::size_t>(places.sizes[s]),
-              places.slot.data() + first[s], static_cast<const Item*>(table) + first[s],
-              static_cast<std::byte*>(out) + layer.edges[s] * sizeof(Item));
+      look_up(
+          theta, layer.size(s), binning, bins, static_cast<std::size_t>(places.sizes[s]),
+          places.slot.data() + first[s], static_cast<const Item*>(table) + first[s],
+          static_cast<std::byte*>(out) + static_cast<std::size_t>(layer.edges[s]) * sizeof(Item));
     });
   });
 }

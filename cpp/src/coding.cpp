@@ -209,7 +209,7 @@ void divide_parts(const Count* counts, std::size_t clusters, std::size_t weights
   std::uint64_t before = 0;
   for (std::size_t k = 0; k < clusters; ++k) {
     left[k] = static_cast<std::uint32_t>(k + before * (parts - clusters) / weights);
-    before += counts[k];
+    before += static_cast<std::uint64_t>(counts[k]);
   }
   left[clusters] = static_cast<std::uint32_t>(parts);
 }
