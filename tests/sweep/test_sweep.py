@@ -43,6 +43,8 @@ from pysoftq.sweep.ledger import Ledger, LostClaimError, Status, Worker, databas
 from pysoftq.sweep.local import run_local, share_devices, share_processors
 from pysoftq.sweep.worker import Job, work
 
+pytestmark = pytest.mark.long  # workers are processes that wait for each other
+
 Storage = Callable[[Path], str]
 
 
