@@ -17,7 +17,7 @@ from pysoftq.interaction.host import on_host
 Clip = Literal["mse", "minmax"]
 
 _SHRINKS = np.linspace(1.0, 0.05, 20)  # of the range, on either side of the mean
-_ROUNDING = 1e-12  # an error smaller by less is the same
+_ROUNDING = 1e-14  # of all squares: an error smaller by less is the same
 
 
 @on_host()
@@ -54,7 +54,7 @@ def _fit(weights: SortedWeights, grid: Floats) -> Floats:
     """The grid fitted to the weights it rounds by least squares, until the error is constant."""
     error = _error(weights, grid)
     while True:
-        counts, sums, _ = weights.moments(weights.nearest(grid))
+        counts, sums, squares = weights.moments(weights.nearest(grid))
         taken = np.flatnonzero(counts)
         if taken.size < 2:
             return grid
@@ -63,7 +63,7 @@ def _fit(weights: SortedWeights, grid: Floats) -> Floats:
         step = (shares * (taken - at)) @ (means - mean) / (shares @ np.square(taken - at))
         moved = mean + step * (np.arange(grid.size) - at)
         lower = _error(weights, moved)
-        if not lower < (1 - _ROUNDING) * error:
+        if not lower < error - _ROUNDING * float(squares.sum()):
             return grid
         grid, error = moved, lower
 
