@@ -58,7 +58,7 @@ def peak_bytes(call: str, size: int, device: str, count_threads: int) -> int:
 def added_bytes(function: Callable[[], object], device: str) -> int:
     """Bytes at the peak of a function, above those before it.
 
-    On the CPU those of the process, so that it wants one in which nothing else happens.
+    On the CPU these are the bytes of the whole process: call it in one that does nothing else.
     """
     before = _start_peak(device)
     function()

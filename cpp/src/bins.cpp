@@ -8,6 +8,7 @@
 #include <numeric>
 
 #include "each_segment.h"
+#include "items.h"
 #include "schedule.h"
 #include "scratch.h"
 #include "slots.h"
@@ -194,21 +195,6 @@ void look_up(const Storage* theta, std::size_t size, const Binning<T>& binning, 
   parallel_chunks(size, chunk_length, [&](std::size_t, std::size_t begin, std::size_t end) {
     for_slots<T>(theta, begin, end, binning, write);
   });
-}
-
-// Calls body(Item{}) with the integer of so many bytes.
-template <class Body>
-void with_item(std::size_t itemsize, const Body& body) {
-  switch (itemsize) {
-    case 1:
-      return body(std::uint8_t{});
-    case 2:
-      return body(std::uint16_t{});
-    case 4:
-      return body(std::uint32_t{});
-    default:
-      return body(std::uint64_t{});
-  }
 }
 
 }  // namespace

@@ -11,6 +11,7 @@
 #include <unordered_map>
 #include <utility>
 
+#include "items.h"
 #include "schedule.h"
 #include "softq/threads.h"
 
@@ -27,21 +28,6 @@ constexpr std::size_t lanes = 4;                            // streams that are 
 constexpr std::size_t task_weights = std::size_t{1} << 20;  // of entropy-coded chunks
 constexpr std::size_t most_counted = std::size_t{1} << 31;  // weights by one tally
 constexpr std::size_t block = 1024;                         // indices that stay in the cache
-
-// Calls body(Item{}) with the integer of so many bytes.
-template <class Body>
-void with_item(std::size_t itemsize, const Body& body) {
-  switch (itemsize) {
-    case 1:
-      return body(std::uint8_t{});
-    case 2:
-      return body(std::uint16_t{});
-    case 4:
-      return body(std::uint32_t{});
-    default:
-      return body(std::uint64_t{});
-  }
-}
 
 template <class T>
 T load(const std::uint8_t* from) {

@@ -1,7 +1,7 @@
 """Indices in as many bits as their entropy: asymmetric numeral systems (ANS) with known counts.
 
 The indices of each segment are coded with a model of their own, made from their counts in integer
-arithmetic only, and each chunk of weights with a stream of its own, so that several are decoded at
+arithmetic only, and each chunk of weights has its own stream, so that several can be decoded at
 a time; `docs/format.md` specifies both to the bit.
 """
 

@@ -119,10 +119,10 @@ def replicas_of(model: nn.Module) -> ProcessRanks | None:
 
 
 def initializes_state(optimizer: Optimizer) -> bool:
-    """Whether torch.distributed.checkpoint makes the state of an optimizer by a step of its own.
+    """Whether this step only creates an optimizer's state for torch.distributed.checkpoint.
 
-    It does so with zero gradients and a learning rate of 0, as the first step of a warm-up may
-    have: then the caller tells.
+    Such a step has zero gradients and a learning rate of 0. A warm-up can begin with 0 as well,
+    so the calling function is checked too.
     """
     rates = [group.get("lr") for group in optimizer.param_groups]
     if any(rate != 0 for rate in rates if not torch.is_tensor(rate) or rate.device.type == "cpu"):

@@ -93,7 +93,7 @@ class SegmentTable:
 
     @cached_property
     def whole(self) -> Tensor:
-        """The rows that this process couples alone, (R',) int64."""
+        """The rows whose weights are all in this process, (R',) int64."""
         return (~self.shared & (self.size > 0)).nonzero().flatten()
 
     @cached_property

@@ -76,10 +76,10 @@ Streams encode(const Items& indices, const Items& counts, const Palettes& palett
 
 enum class Decoded { whole, last_word, unended, other_counts };
 
-// out[i] = the entry of the table for coded index i. The outcome tells whether the last word of a
-// stream is 0, a stream does not end with its last index, or the indices have other counts. Throws
-// std::invalid_argument if the counts are not those of the segments, or the lengths not those of
-// the chunks and words.
+// out[i] = the entry of the table for coded index i. Returns what is wrong with the streams: the
+// last word of one is 0, one does not end with its last index, or the indices have other counts.
+// Throws std::invalid_argument if the counts are not those of the segments, or the lengths not
+// those of the chunks and words.
 Decoded decode(std::span<const std::uint8_t> words, std::span<const std::int64_t> lengths,
                std::size_t chunk, const Palettes& palettes, const std::int64_t* counts,
                const Items& table, void* out);
