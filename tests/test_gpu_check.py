@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -29,6 +30,11 @@ from benchmarks.measures import Measure, Spread
 SCRIPT = ROOT / "benchmarks" / "gpu_check.sh"
 STAGES = ("versions", "smoke", "memcheck", "tests", "quick", "rest", "races", "full")
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs Linux")
+# Without it, a rehearsal compiles the extension, for which an installation brings no tools.
+emulation = pytest.mark.skipif(
+    importlib.util.find_spec("pysoftq._cuda_emulated") is None,
+    reason="the CUDA kernels are not built for the CPU",
+)
 
 # What a Python of the test does in place of loading the package, so that only the script is tested.
 LOADING = {
@@ -117,8 +123,8 @@ def running(session: int) -> list[int]:
 # ------------------------------------------------------------------------------------- the script
 @pytest.mark.long
 @linux
+@emulation
 def test_rehearsal_runs_every_stage(tmp_path: Path) -> None:
-    pytest.importorskip("pysoftq._cuda_emulated", exc_type=ModuleNotFoundError)
     # Loading torch takes most of the time; the last stage brings what a GPU would.
     share = {"value": {"median": 0.7, "first": 0.6, "third": 0.8}, "unit": ""}
     measures = {"bandwidth/1e8/Gaussian/share of STREAM": share}
@@ -146,6 +152,7 @@ def test_rehearsal_runs_every_stage(tmp_path: Path) -> None:
 
 
 @linux
+@emulation
 def test_goes_on_after_a_failure_and_tells_its_first_line(tmp_path: Path) -> None:
     crash = "echo 'ok sequence: a'; echo 'FAILED sequence: b'; echo 'FAILED sequence: c'; exit 1"
     code, summary, files = check(
@@ -172,6 +179,7 @@ def test_goes_on_after_a_failure_and_tells_its_first_line(tmp_path: Path) -> Non
 
 
 @linux
+@emulation
 def test_a_step_that_hangs_is_out_of_time_and_the_next_one_begins(tmp_path: Path) -> None:
     hang, crash = "echo begun; sleep 300", "echo begun; kill -SEGV $$"
     tools = sanitizer(tmp_path, racecheck=hang, memcheck=crash)
@@ -190,6 +198,7 @@ def test_a_step_that_hangs_is_out_of_time_and_the_next_one_begins(tmp_path: Path
 
 
 @linux
+@emulation
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_stopped_in_mid_run_it_leaves_what_it_has(tmp_path: Path, number: signal.Signals) -> None:
     output, printed = tmp_path / "out", tmp_path / "printed"
@@ -206,6 +215,7 @@ def test_stopped_in_mid_run_it_leaves_what_it_has(tmp_path: Path, number: signal
     deadline = time.monotonic() + 300
     try:
         while not (log.is_file() and "begun" in log.read_text()):
+            assert process.poll() is None, printed.read_text()
             assert time.monotonic() < deadline, printed.read_text()
             time.sleep(0.02)
         process.send_signal(number)
