@@ -1,19 +1,29 @@
-// Prints what the core promises to be the same integers on every machine, for fixed weights:
-// counts, forces on bins, gradients, exact forces. Larger arrays are shown by a hash.
+// Prints what the core promises to be the same integers on every machine and for any number of
+// threads, for fixed weights: counts, forces on bins, gradients, exact forces, clusters, codes.
+// Larger arrays are shown by a hash. With `--threads`, what threads alone must not change: exact
+// forces and energies of 1 … 2^17 weights, and of calls from several threads at once.
 #include <algorithm>
 #include <cinttypes>
+#include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <set>
 #include <string>
+#include <string_view>
+#include <thread>
 #include <type_traits>
 #include <vector>
 
+#include "softq/bins.h"
+#include "softq/coding.h"
 #include "softq/coupling.h"
 #include "softq/density.h"
+#include "softq/distinct.h"
 #include "softq/force.h"
 #include "softq/pairs.h"
 #include "softq/potential.h"
 #include "softq/sampling.h"
+#include "softq/segments.h"
 
 namespace softq {
 namespace {
@@ -90,12 +100,89 @@ void print(const std::vector<double>& values, Scalar scalar, const char* name) {
   }
 }
 
+// Whole-model operations, on the weights as four segments.
+template <class T>
+void print_segments(const std::vector<double>& values, Scalar scalar, const char* name) {
+  std::vector<T> theta(values.size());
+  const auto eighths = [](double x) { return static_cast<T>(std::round(8 * x) / 8); };
+  std::transform(values.begin(), values.end(), theta.begin(), eighths);
+  const auto size = static_cast<std::int64_t>(theta.size());
+  const std::vector<std::int64_t> edges{0, size / 8, size / 2, size / 2, size};
+  const Segmented layer{theta.data(), scalar, edges};
+  const Ranges ends = ranges(layer);
+  const std::vector<std::int64_t> sizes{edges[1], edges[2] - edges[1], 0, size - edges[3]};
+  const std::vector<double> sigma = spreads(scalar, ends, moments(layer, ends), sizes);
+  const Bins hundred{100, true};
+  const BinSums sums = bin_sums(layer, ends, hundred, 0, sizes.size());
+  const std::vector<double> means = bin_means(scalar, ends, hundred, sums, 0);
+  const auto found = distinct_values(layer, 1 << 10, 1 << 12);
+  std::vector<std::uint16_t> indices(theta.size());
+  const auto counts = index_values(layer, *found, sizeof(indices[0]), indices.data());
+  std::printf("  %-8s     sigma %016" PRIx64 " bins %016" PRIx64 " means %016" PRIx64
+              " values %016" PRIx64 " indices %016" PRIx64 "\n",
+              name, hash(sigma), hash(sums.count), hash(means), hash(found->bits), hash(indices));
+  // Segments without weights have no codebook: the codes are those of one segment.
+  const std::vector<std::int64_t> whole{0, size};
+  const Segmented one{theta.data(), scalar, whole};
+  const auto all = distinct_values(one, 1 << 10, 1 << 12);
+  const auto shares = index_values(one, *all, sizeof(indices[0]), indices.data());
+  std::vector<std::uint8_t> packed((indices.size() * 10 + 7) / 8);
+  const Items items{indices.data(), sizeof(indices[0])};
+  pack(items, indices.size(), 10, packed.data());
+  const Palettes palettes(whole, all->sizes);
+  const Streams streams = encode(items, {shares.data(), sizeof(shares[0])}, palettes, 1 << 12);
+  std::printf("  %-8s     counts %016" PRIx64 " packed %016" PRIx64 " coded %016" PRIx64 "\n", name,
+              hash(counts), hash(packed), hash(streams.words));
+}
+
+template <class T>
+void print_exact(std::size_t size, const char* state) {
+  const std::vector<double> values = weights(size, state);
+  std::vector<T> theta(size);
+  std::transform(values.begin(), values.end(), theta.begin(), stored<T, T>);
+  std::vector<std::int64_t> force(size);
+  pair_force_sort(theta.data(), size, 0.3, force.data());
+  std::printf("%zu weights, %s: force %016" PRIx64 " energy %a\n", size, state, hash(force),
+              pair_energy_sort(theta.data(), size, 0.3));
+}
+
+// Of all powers of two up to 2^17, and the sizes around them.
+void print_exact() {
+  std::set<std::size_t> sizes;
+  for (std::size_t power = 1; power <= 1 << 17; power *= 2)
+    sizes.insert(
+        {std::max<std::size_t>(power - 1, 1), power, std::min<std::size_t>(power + 1, 1 << 17)});
+  for (const std::size_t size : sizes) {
+    for (const char* state : {"Gaussian", "clusters"}) {
+      print_exact<float>(size, state);
+      print_exact<double>(size, state);
+    }
+  }
+}
+
+void print_simultaneous() {
+  const std::vector<double> theta = weights(200'000, "Gaussian");
+  std::vector<double> energies(6);
+  std::vector<std::thread> callers;
+  for (double& energy : energies)
+    callers.emplace_back([&] { energy = pair_energy_sort(theta.data(), theta.size(), 0.3); });
+  for (std::thread& caller : callers) caller.join();
+  for (const double energy : energies) std::printf("several at once: %a\n", energy);
+}
+
 }  // namespace
 }  // namespace softq
 
-int main() {
+int main(int count, char** arguments) {
   using namespace softq;
-  for (const std::size_t size : {1U, 2U, 17U, 1000U, 4099U, 70'000U, 600'000U}) {
+  std::vector<std::size_t> sizes{1, 2, 17, 1000, 4099, 70'000};
+  if (count > 1 && std::string_view(arguments[1]) == "--threads") {
+    print_exact();
+    print_simultaneous();
+  } else {
+    sizes.push_back(600'000);  // with the sanitizers, minutes
+  }
+  for (const std::size_t size : sizes) {
     for (const char* state : {"Gaussian", "clusters", "one bin"}) {
       std::printf("%zu weights, %s\n", size, state);
       const std::vector<double> values = weights(size, state);
@@ -103,6 +190,8 @@ int main() {
       print<double, double>(values, Scalar::float64, "float64");
       print<Half, float>(values, Scalar::float16, "float16");
       print<BFloat16, float>(values, Scalar::bfloat16, "bfloat16");
+      print_segments<float>(values, Scalar::float32, "float32");
+      print_segments<double>(values, Scalar::float64, "float64");
     }
   }
 }
