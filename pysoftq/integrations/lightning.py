@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from pysoftq.coupling.sharding import refuse_flattened
 from pysoftq.integrations._training import CoupledTraining
+from pysoftq.models.sharding import refuse_flattened
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
