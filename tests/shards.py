@@ -53,13 +53,20 @@ def mesh(*shape: int, names: tuple[str, ...] | None = None) -> DeviceMesh:
     return init_device_mesh("cpu", shape or (dist.get_world_size(),), mesh_dim_names=names)
 
 
-def fsdp(model: nn.Module) -> nn.Module:
+def fsdp(model: nn.Module, **options: Any) -> nn.Module:
     from torch.distributed.fsdp import fully_shard
 
     for layer in model:
         if isinstance(layer, nn.Linear):
-            fully_shard(layer, mesh=mesh())
-    return fully_shard(model, mesh=mesh())
+            fully_shard(layer, mesh=mesh(), **options)
+    return fully_shard(model, mesh=mesh(), **options)
+
+
+def offloaded(model: nn.Module) -> nn.Module:
+    """Parts are kept in the memory of the CPU."""
+    from torch.distributed.fsdp import CPUOffloadPolicy
+
+    return fsdp(model, offload_policy=CPUOffloadPolicy(pin_memory=False))
 
 
 def hybrid(model: nn.Module) -> nn.Module:

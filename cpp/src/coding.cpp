@@ -600,15 +600,14 @@ Decoded decode(const Chunks& chunks, const Palettes& palettes, const std::int64_
   const std::size_t origin = chunks.first * chunks.chunk;
   with_item(table.itemsize, [&]<class Item>(Item) {
     const std::size_t share = std::max(task_weights / chunks.chunk, std::size_t{1});
-    parallel_chunks(chunks.lengths.size(), share,
-                    [&](std::size_t, std::size_t first, std::size_t last) {
-                      Decoder<Item> decoder(palettes, counts, census,
-                                            static_cast<const Item*>(table.data), origin,
-                                            static_cast<Item*>(out));
-                      if (!decode_chunks(chunks, offsets, palettes,
-                                         {chunks.first + first, chunks.first + last}, decoder))
-                        ended = false;
-                    });
+    parallel_chunks(
+        chunks.lengths.size(), share, [&](std::size_t, std::size_t first, std::size_t last) {
+          Decoder<Item> decoder(palettes, counts, census, static_cast<const Item*>(table.data),
+                                origin, static_cast<Item*>(out));
+          if (!decode_chunks(chunks, offsets, palettes, {chunks.first + first, chunks.first + last},
+                             decoder))
+            ended = false;
+        });
   });
   if (!ended) return Decoded::unended;
   return counted ? Decoded::whole : Decoded::other_counts;

@@ -38,25 +38,28 @@ std::vector<std::int64_t> sum_by_cluster(const void* gradients, Scalar scalar,
   std::mutex merging;
   // Long enough for the additions to outweigh the merging.
   const std::size_t share = size / (4 * static_cast<std::size_t>(num_threads()));
-  parallel_chunks(
-      size, std::max(chunk_length, share), [&](std::size_t, std::size_t begin, std::size_t end) {
-        // Segments have clusters of their own: those of a chunk are few of all.
-        const auto [low, high] = std::minmax_element(clusters + begin, clusters + end);
-        const std::int32_t first = *low;
-        const std::int32_t last = *high;
-        if (first < 0 || static_cast<std::size_t>(last) >= number)
-          throw std::invalid_argument("there is no such cluster");
-        const auto count = static_cast<std::size_t>(last - first) + 1;
-        thread_local std::vector<std::int64_t> own;
-        own.assign(tables * count, 0);
-        with_storage(scalar, [&]<class Storage, class T>(Storage, T) {
-          add<Storage, T>(static_cast<const Storage*>(gradients) + begin, clusters + begin,
-                          end - begin, scale, first, own.data());
-        });
-        const std::lock_guard lock(merging);
-        for (std::size_t k = 0; k < own.size(); ++k)
-          sums[static_cast<std::size_t>(first) + k / tables] += own[k];
-      });
+  parallel_chunks(size, std::max(chunk_length, share),
+                  [&](std::size_t, std::size_t begin, std::size_t end) {
+                    // Segments have clusters of their own: those of a chunk are few of all.
+                    std::int32_t first = clusters[begin];
+                    std::int32_t last = first;
+                    for (std::size_t i = begin; i < end; ++i) {
+                      first = std::min(first, clusters[i]);
+                      last = std::max(last, clusters[i]);
+                    }
+                    if (first < 0 || static_cast<std::size_t>(last) >= number)
+                      throw std::invalid_argument("there is no such cluster");
+                    const auto count = static_cast<std::size_t>(last - first) + 1;
+                    thread_local std::vector<std::int64_t> own;
+                    own.assign(tables * count, 0);
+                    with_storage(scalar, [&]<class Storage, class T>(Storage, T) {
+                      add<Storage, T>(static_cast<const Storage*>(gradients) + begin,
+                                      clusters + begin, end - begin, scale, first, own.data());
+                    });
+                    const std::lock_guard lock(merging);
+                    for (std::size_t k = 0; k < own.size(); ++k)
+                      sums[static_cast<std::size_t>(first) + k / tables] += own[k];
+                  });
   return sums;
 }
 

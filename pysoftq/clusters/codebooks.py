@@ -82,7 +82,8 @@ class Codebooks:
         sharding = Sharding(model)
         parameters = dict(unwrapped(model).named_parameters())
         sharding.ranks.attempt(lambda: _check_names(clusters, parameters, weights))
-        sharding.compare({"the clusters": _facts(clusters), "rd_weights": rd_weights})
+        if sharding:
+            sharding.compare({"the clusters": _facts(clusters), "rd_weights": rd_weights})
         pieces = {name: sharding.piece(name, parameters[name]) for name in clusters}
 
         def layer_of(name: str) -> _Layer:
@@ -264,9 +265,10 @@ class _Layer:
             self.moving.move(value, Moved(self.indices, self.counts, weights))
             return
         if self.moving is not None:
-            self.indices = self.moving.assign(value, self.indices, self.counts)
+            # In place, since a CUDA graph reads this memory again.
+            self.indices.copy_(self.moving.assign(value, self.indices, self.counts))
             one = self.counts.new_ones(1).expand(self.indices.shape)
-            self.counts = self.counts.new_zeros(len(value)).index_add_(0, self.indices, one)
+            self.counts.zero_().index_add_(0, self.indices, one)
         weights.copy_(value.index_select(0, self.indices).reshape(weights.shape))
 
     def palette(self, value: Tensor) -> tuple[Palette, Tensor]:

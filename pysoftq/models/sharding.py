@@ -70,8 +70,10 @@ def refuse_flattened(model: nn.Module) -> None:
     """
     for prefix, module in model.named_modules():
         if type(module).__name__ == "FullyShardedDataParallel":
-            names = [name for name, _ in module.named_parameters(prefix=prefix)]
-            _refuse(names[0] if names else prefix, "FullyShardedDataParallel")
+            name, parameter = next(module.named_parameters(prefix=prefix), (prefix, None))
+            # Of several weights in one, their names.
+            first = next(iter(getattr(parameter, "_fqns", ())), name)
+            _refuse(first.replace("_fsdp_wrapped_module.", ""), "FullyShardedDataParallel")
     for name, parameter in model.named_parameters():
         if hasattr(parameter, "ds_shape"):
             _refuse(name, "DeepSpeed ZeRO-3")

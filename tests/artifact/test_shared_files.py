@@ -28,6 +28,7 @@ from shards import (
     hybrid,
     make_model,
     mesh,
+    offloaded,
     outcomes_of,
     refused,
     rows,
@@ -131,14 +132,18 @@ def files() -> list[str]:
 
 @check
 def files_are_those_of_one_process() -> None:
-    for shard in (fsdp, rows, columns, hybrid):
-        for dtype in (torch.float32, torch.bfloat16):
-            for granularity in ("layer", "channel", "group:7"):
-                alone, sharded = make_model(dtype), shard(make_model(dtype))
-                for model in (alone, sharded):
-                    SoftQuantizer(model, granularity=granularity).finalize()
-                for coding in ("entropy", "packed"):
-                    saved(alone, sharded, granularity=granularity, coding=coding)
+    for shard, dtype in (
+        (fsdp, torch.bfloat16),
+        (rows, torch.float32),
+        (columns, torch.bfloat16),
+        (hybrid, torch.float32),
+    ):
+        for granularity in ("layer", "channel", "group:7"):
+            alone, sharded = make_model(dtype), shard(make_model(dtype))
+            for model in (alone, sharded):
+                SoftQuantizer(model, granularity=granularity).finalize()
+            for coding in ("entropy", "packed"):
+                saved(alone, sharded, granularity=granularity, coding=coding)
 
 
 @check
@@ -347,7 +352,7 @@ def the_recipe_is_that_of_one_process() -> None:
         (columns, torch.float32, {"weights_lr": 0.05, "granularity": "channel"}),
         (columns, torch.bfloat16, {"weights_lr": 0.05, "granularity": "group:7"}),
         (hybrid, torch.float32, {"weights_lr": 0.05, "refinement": "entropy"}),
-        (fsdp, torch.bfloat16, {"weights_lr": 0.0}),
+        (offloaded, torch.bfloat16, {"weights_lr": 0.0}),
         (rows, torch.float32, {"weights_lr": 0.05, "sparsity": "keep"}),
     ):
         alone, sharded = make_model(dtype), make_model(dtype)

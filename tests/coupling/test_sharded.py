@@ -26,6 +26,7 @@ from shards import (
     hybrid,
     make_model,
     mesh,
+    offloaded,
     outcomes_of,
     refused,
     rows,
@@ -87,6 +88,7 @@ def assert_trains_alike(shard: Callable[[nn.Module], nn.Module], **options: Any)
 def fsdp_trains_as_one_process() -> None:
     assert_trains_alike(fsdp, steps=50, fraction=0.37)
     assert_trains_alike(fsdp, fraction=0.37, dtype=torch.bfloat16)
+    assert_trains_alike(offloaded, fraction=0.37)
     assert_trains_alike(fsdp, method="fft")
     assert_trains_alike(fsdp, granularity="channel", fraction=0.37)
     assert_trains_alike(fsdp, granularity="group:7")
@@ -249,9 +251,22 @@ def what_cannot_be_coupled_is_refused_by_name() -> None:
 
 
 @check
+def flattened_weights_are_refused_by_name() -> None:
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    for original in (False, True):
+        options = {"use_orig_params": original, "device_id": torch.device("cpu")}
+        model = FullyShardedDataParallel(make_model(), **options)
+        message = refused(lambda model=model: SoftQuantizer(model))
+        assert "FullyShardedDataParallel flattens the weights between processes" in message
+        assert message.startswith("layer '0.weight': "), message
+        assert message.endswith("use torch.distributed.fsdp.fully_shard")
+
+
+@check
 def tensors_in_pieces_are_refused_where_they_are_not_served() -> None:
     model = fsdp(make_model())
-    weight, softq = model[0].weight, SoftQuantizer(model)
+    weight = model[0].weight
     parallel = SoftQuantizer(rows(make_model()))
     calls: dict[str, Callable[[], Any]] = {
         "pair_energy": lambda: pysoftq.pair_energy(weight, 0.1),
@@ -264,9 +279,6 @@ def tensors_in_pieces_are_refused_where_they_are_not_served() -> None:
         "uniform": lambda: baselines.uniform(weight, 4),
         "ecvq": lambda: baselines.ecvq(weight, 4, 0.1),
         "histogram_equalize": lambda: baselines.histogram_equalize(weight, 4),
-        "Codebooks": lambda: pysoftq.Codebooks(model, softq.clusters()),
-        "Recipe": lambda: pysoftq.Recipe(softq, 3),
-        "save_compressed": lambda: pysoftq.save_compressed(model, "model"),
     }
     for name, call in calls.items():
         assert "a DTensor, of which each process holds a piece" in refused(call, TypeError), name
@@ -283,23 +295,6 @@ def the_clusters_in_pieces_are_validated() -> None:
         if dist.get_rank() == 0:
             own_part(model[0].weight)[0, :2] = torch.tensor([5.0, 6.0])
     assert "'0.weight' has" in refused(lambda: validate_clustering(model, report))
-
-
-@check
-def a_clustered_model_is_collected_and_saved() -> None:
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-
-    model = fsdp(make_model())
-    report = SoftQuantizer(model).finalize()
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    whole = get_model_state_dict(model, options=options)
-    if dist.get_rank() == 0:
-        alone = make_model()
-        alone.load_state_dict(whole)
-        validate_clustering(alone, report)
-        pysoftq.save_compressed(alone, "collected.safetensors")
-        loaded = pysoftq.load_state_dict("collected.safetensors")
-        assert_equal(dict(loaded), whole, "saved")
 
 
 @check
