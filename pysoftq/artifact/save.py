@@ -7,8 +7,7 @@ import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 from torch import Tensor, nn
 
@@ -70,19 +69,8 @@ def save_compressed(
     warn_of_lost_clusters(model, stacklevel=3)  # the caller, beyond on_host
     with ExitStack() as files, errors_naming(path):
         writer = ranks.attempt(lambda: _opened(files, path) if ranks.first else None)
-        records = []
-        for name, tensor in tensors.items():
-            piece = sharding.piece(name, tensor)
-            raw = Record(name, tuple(tensor.shape), dtype_of(tensor))
-            if piece is None:
-                add = partial(_add, writer, raw, tensor, content.options)
-            else:
-                assert not isinstance(ranks, Alone)
-                shared = SharedTensor(own_part(tensor).reshape(-1), piece, ranks)
-                found = shared.form(raw, content.options, writer is not None)
-                add = partial(_add_found, writer, raw, found)
-            records.append(ranks.attempt(add))
-            del add
+        saving = _Saving(sharding, writer, content.options)
+        records = [saving.add(name, tensor) for name, tensor in tensors.items()]
         ranks.attempt(lambda: _write(writer, records, content.description(records, ties)))
         ranks.attempt(files.close)
 
@@ -179,6 +167,31 @@ def _described(value: object) -> Any:
         return json.loads(json.dumps(value, allow_nan=False))
     except (TypeError, ValueError) as error:
         raise TypeError(f"metadata and model specification must be plain JSON: {error}") from error
+
+
+class _Saving(NamedTuple):
+    """Adds tensors to a file, which one process writes.
+
+    Attributes:
+        sharding: of the model.
+        writer: None in the other processes.
+        options: coding and granularity.
+    """
+
+    sharding: Sharding
+    writer: FileWriter | None
+    options: Options
+
+    def add(self, name: str, tensor: Tensor) -> Record:
+        """Add a tensor; how it is stored, as the process that writes knows."""
+        raw = Record(name, tuple(tensor.shape), dtype_of(tensor))
+        piece, ranks = self.sharding.piece(name, tensor), self.sharding.ranks
+        if piece is None:
+            return ranks.attempt(lambda: _add(self.writer, raw, tensor, self.options))
+        assert not isinstance(ranks, Alone)
+        shared = SharedTensor(own_part(tensor).reshape(-1), piece, ranks)
+        found = shared.form(raw, self.options, self.writer is not None)
+        return ranks.attempt(lambda: _add_found(self.writer, raw, found))
 
 
 def _add(writer: FileWriter | None, raw: Record, tensor: Tensor, options: Options) -> Record:

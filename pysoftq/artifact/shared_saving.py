@@ -48,20 +48,25 @@ class SharedTensor(NamedTuple):
             writes: whether this process writes the file; to others None is given.
         """
         own = self.ranks.attempt(lambda: self._values(raw, options))
-        if all(self.ranks.collected(own is not None)):
+        clustered_in_all = all(self.ranks.collected(own is not None))
+        if own is not None and clustered_in_all:
 
             def values_of(record: Record, room: int) -> Distinct | None:  # noqa: ARG001
                 # What is left of the room is known to one process.
-                values = self._distinct(own[record.granularity], record)  # type: ignore[index]
+                values = self._distinct(own[record.granularity], record)
                 return values if writes else None
 
             found = smallest(raw, options, values_of, self.ranks)
             if any(self.ranks.collected(found is not None)):
                 return found
         whole = self.piece.assemble_in_first(self.own)
-        if not writes or whole is None:
-            return None
-        return clustered(raw, whole.cpu().view(raw.shape), options) or whole
+
+        def of_whole() -> Form | Tensor | None:
+            if not writes or whole is None:
+                return None
+            return clustered(raw, whole.cpu().view(raw.shape), options) or whole
+
+        return self.ranks.attempt(of_whole)
 
     def _values(self, raw: Record, options: Options) -> dict[str, _Values] | None:
         """The values of the piece with each granularity; None if it is not clustered."""
