@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from benchmarks.harness import Comparison, Measure, Options, Spread, count, optional, race, require
 from pysoftq import load_compressed, save_compressed
 from pysoftq.artifact import ans
-from pysoftq.artifact.entropy_coding import decode, encode, read_counts
+from pysoftq.artifact.entropy_coding import Streams, decode, encode, read_counts
 from pysoftq.artifact.lazy import CompressedWeights
 from pysoftq.artifact.packing import Palettes, pack, unpack
 from pysoftq.clusters.clusters import Clusters
@@ -63,7 +63,10 @@ def _compare(kind: str, size: int, options: Options) -> Comparison:
     seconds = {"encoding": encoded - start, "packing": time.perf_counter() - encoded}
     values, out = table[symbols], np.zeros(size, dtype=np.float32)
     contestants: dict[str, Callable[[], object]] = {
-        "entropy": lambda: decode(read_counts(coded, palettes)[1], counted, palettes, (table, out)),
+        "entropy": lambda: decode(
+            Streams.read(read_counts(coded, palettes)[1], palettes.count),
+            *(counted, palettes, (table, out)),
+        ),
         "packed": lambda: unpack(packed, bits, palettes, (table, out)),
     }
     for name, read in contestants.items():

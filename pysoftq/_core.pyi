@@ -176,6 +176,7 @@ def encode(
 def decode(
     words: npt.NDArray[np.uint8],
     lengths: npt.NDArray[np.int64],
+    first: int,
     chunk: int,
     counts: npt.NDArray[np.int64],
     sizes: npt.NDArray[np.int64],
@@ -209,4 +210,7 @@ def assign(
     kept: int,
     clusters: int,
     out: int,
+) -> npt.NDArray[np.int64]: ...
+def sum_by_cluster(
+    gradients: int, scalar: Scalar, clusters: int, size: int, number: int, scale: float
 ) -> npt.NDArray[np.int64]: ...

@@ -48,6 +48,17 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextmanager
+def errors_naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Let errors of the system name `path`, which is written here or in another process."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename == os.fspath(path):
+            raise
+        raise _naming(path, error) from error
+
+
+@contextmanager
 def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a new empty folder next to `path`; on success it takes the place of `path`.
 

@@ -3,6 +3,7 @@
 #include "arrays.h"
 #include "release.h"
 #include "softq/assign.h"
+#include "softq/sums.h"
 
 namespace softq::bindings {
 
@@ -47,6 +48,19 @@ py::array_t<std::int64_t> assign_weights(std::uint64_t weights, const Array<std:
   }));
 }
 
+// Sums of the gradients at one address over the clusters at another.
+py::array_t<std::int64_t> sum_gradients(std::uint64_t gradients, Scalar scalar,
+                                        std::uint64_t clusters, std::size_t size,
+                                        std::size_t number, double scale) {
+  const auto pointer = [](std::uint64_t address) {
+    return reinterpret_cast<const void*>(static_cast<std::uintptr_t>(address));
+  };
+  return array_of(released([&] {
+    return sum_by_cluster(pointer(gradients), scalar,
+                          static_cast<const std::int32_t*>(pointer(clusters)), size, number, scale);
+  }));
+}
+
 }  // namespace
 
 void bind_assign(py::module_& m) {
@@ -54,6 +68,9 @@ void bind_assign(py::module_& m) {
         py::arg("ends"), py::arg("order"), py::arg("values"), py::arg("kept"), py::arg("clusters"),
         py::arg("out"),
         "Writes the cluster of each float32 weight (int32) and its value; counts of the clusters");
+  m.def("sum_by_cluster", &sum_gradients, py::arg("gradients"), py::arg("scalar"),
+        py::arg("clusters"), py::arg("size"), py::arg("number"), py::arg("scale"),
+        "Sums of round(scale * gradient) over the weights of each cluster (int32)");
 }
 
 }  // namespace softq::bindings

@@ -22,9 +22,9 @@ Items items_of(const py::array& array, std::size_t size) {
   return {array.data(), itemsize};
 }
 
-// Where the entries of a table are written to.
-void* place_of(py::array& out, const Items& table, const Palettes& palettes) {
-  if (items_of(out, palettes.weights()).itemsize != table.itemsize)
+// Where the entries of a table are written to, for so many weights.
+void* place_of(py::array& out, const Items& table, std::size_t weights) {
+  if (items_of(out, weights).itemsize != table.itemsize)
     throw py::value_error("the items must be those of the table");
   return out.mutable_data();
 }
@@ -50,7 +50,7 @@ py::array_t<std::int64_t> unpack_indices(const Array<std::uint8_t>& packed, int 
   if (span_of(packed).size() != bytes)
     throw py::value_error("the bytes are not those of the indices");
   const Items entries = items_of(table, palettes.clusters());
-  void* place = place_of(out, entries, palettes);
+  void* place = place_of(out, entries, palettes.weights());
   py::array_t<std::int64_t> counts(static_cast<py::ssize_t>(palettes.clusters()));
   std::int64_t* all = counts.mutable_data();
   const auto note = [&](std::size_t segment, const std::vector<std::int64_t>& found) {
@@ -73,17 +73,18 @@ py::tuple encode_indices(const py::array& indices, const py::array& counts,
 }
 
 void decode_indices(const Array<std::uint8_t>& words, const Array<std::int64_t>& lengths,
-                    std::size_t chunk, const Array<std::int64_t>& counts,
+                    std::size_t first, std::size_t chunk, const Array<std::int64_t>& counts,
                     const Array<std::int64_t>& sizes, const Array<std::int64_t>& edges,
                     const py::array& table, py::array out) {
   const Palettes palettes(span_of(edges), span_of(sizes));
   if (span_of(counts).size() != palettes.clusters())
     throw py::value_error("each cluster requires a count");
   const Items entries = items_of(table, palettes.clusters());
-  void* place = place_of(out, entries, palettes);
-  const Decoded outcome = released([&] {
-    return decode(span_of(words), span_of(lengths), chunk, palettes, counts.data(), entries, place);
-  });
+  const Chunks chunks{span_of(words), span_of(lengths), first, chunk};
+  const auto [begin, end] = chunks.range(palettes);
+  void* place = place_of(out, entries, end - begin);
+  const Decoded outcome =
+      released([&] { return decode(chunks, palettes, counts.data(), entries, place); });
   switch (outcome) {
     case Decoded::last_word:
       throw py::value_error("the last word of the coded stream is 0");
@@ -106,9 +107,9 @@ void bind_coding(py::module_& m) {
   m.def("encode", &encode_indices, py::arg("indices"), py::arg("counts"), py::arg("sizes"),
         py::arg("edges"), py::arg("chunk"),
         "(words of the stream of each chunk of weights, all words)");
-  m.def("decode", &decode_indices, py::arg("words"), py::arg("lengths"), py::arg("chunk"),
-        py::arg("counts"), py::arg("sizes"), py::arg("edges"), py::arg("table"), py::arg("out"),
-        "Writes the entry of each coded index to `out`");
+  m.def("decode", &decode_indices, py::arg("words"), py::arg("lengths"), py::arg("first"),
+        py::arg("chunk"), py::arg("counts"), py::arg("sizes"), py::arg("edges"), py::arg("table"),
+        py::arg("out"), "Writes the entry of each coded index of successive chunks to `out`");
 }
 
 }  // namespace softq::bindings

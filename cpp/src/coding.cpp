@@ -380,9 +380,15 @@ bool encode_chunks(const Index* indices, const Count* counts, const Palettes& pa
 template <class Item>
 class Decoder {
  public:
+  // `out` is the place of the weight `origin`.
   Decoder(const Palettes& palettes, const std::int64_t* counts, Census& census, const Item* table,
-          Item* out)
-      : palettes_(palettes), counts_(counts), tally_(palettes, census), table_(table), out_(out) {}
+          std::size_t origin, Item* out)
+      : palettes_(palettes),
+        counts_(counts),
+        tally_(palettes, census),
+        table_(table),
+        origin_(origin),
+        out_(out) {}
 
   // Chunks of equal length in one segment, side by side: each waits for its own last index only.
   void read(std::array<Stream, lanes>& streams, std::size_t begin, std::size_t chunk) {
@@ -390,7 +396,7 @@ class Decoder {
     const Shares shares = reader_.prepare(counts_, palettes_, segment);
     const Item* table = table_ + palettes_.first(segment);
     std::uint32_t* tally = tally_.of(segment, lanes * chunk);
-    Item* out = out_ + begin;
+    Item* out = out_ + (begin - origin_);
     std::array<Stream, lanes> own = streams;
     const auto step = [&](std::size_t lane, std::size_t i) {
       const std::uint32_t k = shares.pop(own[lane]);
@@ -412,15 +418,15 @@ class Decoder {
     palettes_.for_parts(begin, end, [&](std::size_t segment, std::size_t from, std::size_t to) {
       const Item* table = table_ + palettes_.first(segment);
       std::uint32_t* tally = tally_.of(segment, to - from);
+      Item* out = out_ + (from - origin_);
       if (palettes_.size(segment) == 1) {
-        std::fill(out_ + from, out_ + to, *table);
+        std::fill_n(out, to - from, *table);
         *tally += static_cast<std::uint32_t>(to - from);
         return;
       }
       const Shares shares = reader_.prepare(counts_, palettes_, segment);
-      Item* out = out_;
       Stream own = stream;
-      for (std::size_t i = from; i < to; ++i) {
+      for (std::size_t i = 0; i < to - from; ++i) {
         const std::uint32_t k = shares.pop(own);
         out[i] = table[k];
         ++tally[Tally::tables * k + i % Tally::tables];
@@ -437,17 +443,20 @@ class Decoder {
   Reader reader_;
   Tally tally_;
   const Item* table_;
+  std::size_t origin_;
   Item* out_;
 };
 
 // The chunks first … last - 1, by one thread. False if a stream does not end with its last index.
 template <class Item>
-bool decode_chunks(const std::uint8_t* words, std::span<const std::int64_t> lengths,
-                   std::span<const std::size_t> offsets, std::size_t chunk,
+bool decode_chunks(const Chunks& chunks, std::span<const std::size_t> offsets,
                    const Palettes& palettes, std::pair<std::size_t, std::size_t> range,
                    Decoder<Item>& decoder) {
+  const std::size_t chunk = chunks.chunk;
   const auto stream = [&](std::size_t number) {
-    return Stream(words + 4 * offsets[number], static_cast<std::size_t>(lengths[number]));
+    const std::size_t own = number - chunks.first;
+    return Stream(chunks.words.data() + 4 * offsets[own],
+                  static_cast<std::size_t>(chunks.lengths[own]));
   };
   const auto in_one_segment = [&](std::size_t begin, std::size_t end) {
     if (end > palettes.weights()) return false;
@@ -482,6 +491,12 @@ bool canonical(const std::uint8_t* words, std::span<const std::int64_t> lengths,
     if (lengths[number] > 0 && load<std::uint32_t>(words + 4 * (end - 1)) == 0) return false;
   }
   return true;
+}
+
+// Whether the tensor has these chunks.
+bool inside(const Chunks& chunks, const Palettes& palettes) {
+  const std::size_t all = chunks_of(palettes, chunks.chunk);
+  return chunks.first <= all && chunks.lengths.size() <= all - chunks.first;
 }
 
 }  // namespace
@@ -564,33 +579,35 @@ Streams encode(const Items& indices, const Items& counts, const Palettes& palett
   return all;
 }
 
-Decoded decode(std::span<const std::uint8_t> words, std::span<const std::int64_t> lengths,
-               std::size_t chunk, const Palettes& palettes, const std::int64_t* counts,
+Decoded decode(const Chunks& chunks, const Palettes& palettes, const std::int64_t* counts,
                const Items& table, void* out) {
-  const std::size_t chunks = chunks_of(palettes, chunk);
+  const std::span words = chunks.words;
   std::vector<std::size_t> offsets{0};
-  for (const std::int64_t length : lengths) {
+  for (const std::int64_t length : chunks.lengths) {
     if (length < 0 || static_cast<std::uint64_t>(length) > words.size() / 4)
       throw std::invalid_argument("a stream is longer than all words");
     offsets.push_back(offsets.back() + static_cast<std::size_t>(length));
   }
-  if (lengths.size() != chunks || 4 * offsets.back() != words.size())
+  if (!inside(chunks, palettes) || 4 * offsets.back() != words.size())
     throw std::invalid_argument("the streams are not those of the chunks");
   check_counts(counts, palettes);
-  if (!canonical(words.data(), lengths, offsets)) return Decoded::last_word;
+  if (!canonical(words.data(), chunks.lengths, offsets)) return Decoded::last_word;
   std::atomic<bool> ended{true};
   std::atomic<bool> counted{true};
   Census census(palettes, [&](std::size_t segment, const std::vector<std::int64_t>& found) {
     if (!std::equal(found.begin(), found.end(), counts + palettes.first(segment))) counted = false;
   });
+  const std::size_t origin = chunks.first * chunks.chunk;
   with_item(table.itemsize, [&]<class Item>(Item) {
-    const std::size_t share = std::max(task_weights / chunk, std::size_t{1});
-    parallel_chunks(chunks, share, [&](std::size_t, std::size_t first, std::size_t last) {
-      Decoder<Item> decoder(palettes, counts, census, static_cast<const Item*>(table.data),
-                            static_cast<Item*>(out));
-      if (!decode_chunks(words.data(), lengths, offsets, chunk, palettes, {first, last}, decoder))
-        ended = false;
-    });
+    const std::size_t share = std::max(task_weights / chunks.chunk, std::size_t{1});
+    parallel_chunks(
+        chunks.lengths.size(), share, [&](std::size_t, std::size_t first, std::size_t last) {
+          Decoder<Item> decoder(palettes, counts, census, static_cast<const Item*>(table.data),
+                                origin, static_cast<Item*>(out));
+          if (!decode_chunks(chunks, offsets, palettes, {chunks.first + first, chunks.first + last},
+                             decoder))
+            ended = false;
+        });
   });
   if (!ended) return Decoded::unended;
   return counted ? Decoded::whole : Decoded::other_counts;

@@ -90,10 +90,23 @@ int entropy_coded(const Layer& layer) {
   Integers lengths = streams.lengths, counts = layer.counts, edges = layer.edges,
            sizes = layer.sizes;
   std::vector<float> table = layer.table(), out(layer.indices.size());
-  require(softq::decode(words, lengths, chunk, palettes, counts.data(), {table.data(), 4},
+  require(softq::decode({words, lengths, 0, chunk}, palettes, counts.data(), {table.data(), 4},
                         out.data()) == softq::Decoded::whole &&
               same(out, layer),
           "what was coded is not decoded");
+  const std::size_t chosen = below(lengths.size());
+  std::size_t begin = 0;
+  for (std::size_t number = 0; number < chosen; ++number)
+    begin += 4 * static_cast<std::size_t>(lengths[number]);
+  const softq::Chunks one{
+      std::span(words).subspan(begin, 4 * static_cast<std::size_t>(lengths[chosen])),
+      std::span(lengths).subspan(chosen, 1), chosen, chunk};
+  const auto [from, to] = one.range(palettes);
+  std::vector<float> part(to - from);
+  require(softq::decode(one, palettes, counts.data(), {table.data(), 4}, part.data()) ==
+                  softq::Decoded::whole &&
+              std::equal(part.begin(), part.end(), out.begin() + static_cast<long>(from)),
+          "a chunk is not decoded as with all others");
   forge(words);
   if (below(2) == 0) forge(lengths);
   if (below(4) == 0) forge(counts);
@@ -104,7 +117,7 @@ int entropy_coded(const Layer& layer) {
     if (forged.weights() > 100000 || forged.clusters() != counts.size()) return 0;
     table.resize(forged.clusters());
     std::vector<float> found(forged.weights());
-    return softq::decode(words, lengths, chunk, forged, counts.data(), {table.data(), 4},
+    return softq::decode({words, lengths, 0, chunk}, forged, counts.data(), {table.data(), 4},
                          found.data()) == softq::Decoded::whole;
   } catch (const std::invalid_argument&) {
     return 0;

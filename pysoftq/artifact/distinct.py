@@ -70,7 +70,7 @@ def distinct(tensor: Tensor, bounds: Tensor, room: int | None = None) -> Distinc
         if found is None:
             return None
         own = Palettes(found.codebook_sizes.numpy(), within.numpy())
-        left -= found.codebook.nbytes + _index_bytes(found.counts.numpy(), own)
+        left -= found.codebook.nbytes + index_bytes(found.counts.numpy(), own)
         if left <= 0:
             return None
         if found.codes.itemsize > indices.itemsize:
@@ -116,7 +116,7 @@ def _of_one(weights: Tensor, room: float) -> Clusters | None:
     return Clusters(codebook, torch.from_numpy(counts), codes=indices)
 
 
-def _index_bytes(counts: NDArray[np.int64], palettes: Palettes) -> float:
+def index_bytes(counts: NDArray[np.int64], palettes: Palettes) -> float:
     """Bytes that the indices take at least, packed or entropy-coded."""
     bits = (int(palettes.sizes.max()) - 1).bit_length()
     return min(packed_bytes(palettes.count, bits), least_bytes(counts, palettes))

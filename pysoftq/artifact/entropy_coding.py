@@ -7,6 +7,7 @@ a time; `docs/format.md` specifies both to the bit.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -84,48 +85,75 @@ def read_counts(coded: Bytes, palettes: Palettes) -> tuple[Integers, Bytes]:
     return counts, coded[length:]
 
 
-def decode(
-    coded: Bytes, counts: Integers, palettes: Palettes, entries: Entries, chunk: int = CHUNK
-) -> None:
-    """Write entries of a table for the indices of what follows the counts.
+@dataclass(frozen=True)
+class Streams:
+    """The streams of a tensor's chunks, one after the other.
 
-    chunk: weights of a stream.
-
-    Raises:
-        ValueError: a stream does not end with its last index, or the indices have other counts.
+    words: of all of them. lengths: of each, in words. chunk: weights that share one.
     """
-    streams = -(-palettes.count // chunk)
-    known, begin = unpack_varints(coded, streams - 1)
-    words = coded[begin:]
-    if words.size % 4:
-        raise ValueError("the coded stream does not consist of whole words")
-    left = words.size // 4
-    if known.size and (int(known.max()) > left or int(known.sum()) > left):
-        raise ValueError("the coded streams are cut short")
-    lengths = np.append(known, left - int(known.sum()))
-    if core is None:
-        streams_of = np.split(words, 4 * lengths[:-1].cumsum())
-        _decode(streams_of, counts, palettes, entries, chunk)
-    else:
-        core.decode(words, lengths, chunk, counts, palettes.sizes, palettes.bounds, *entries)
+
+    words: Bytes
+    lengths: Integers
+    chunk: int
+
+    @classmethod
+    def read(cls, coded: Bytes, weights: int, chunk: int = CHUNK) -> Streams:
+        """From what follows the counts of so many weights.
+
+        Raises:
+            ValueError: it is cut short, or does not consist of whole words.
+        """
+        known, begin = unpack_varints(coded, -(-weights // chunk) - 1)
+        words = coded[begin:]
+        if words.size % 4:
+            raise ValueError("the coded stream does not consist of whole words")
+        left = words.size // 4
+        if known.size and (int(known.max()) > left or int(known.sum()) > left):
+            raise ValueError("the coded streams are cut short")
+        return cls(words, np.append(known, left - int(known.sum())), chunk)
+
+    def cut(self, chunks: range) -> Bytes:
+        """The words of successive chunks."""
+        begin = 4 * int(self.lengths[: chunks.start].sum())
+        return self.words[begin : begin + 4 * int(self.lengths[chunks.start : chunks.stop].sum())]
 
 
-def _decode(
-    streams: list[Bytes],
+def decode(
+    streams: Streams,
     counts: Integers,
     palettes: Palettes,
     entries: Entries,
-    chunk: int,
+    chunks: range | None = None,
+) -> None:
+    """Write entries of a table for the indices of all weights, or of those of successive chunks.
+
+    Raises:
+        ValueError: a stream does not end with its last index, or the indices of a segment that is
+            decoded as a whole have other counts.
+    """
+    own = range(len(streams.lengths)) if chunks is None else chunks
+    words, lengths = streams.cut(own), streams.lengths[own.start : own.stop]
+    if core is None:
+        _decode(streams, own, counts, palettes, entries)
+    else:
+        core.decode(
+            *(words, lengths, own.start, streams.chunk, counts),
+            *(palettes.sizes, palettes.bounds, *entries),
+        )
+
+
+def _decode(
+    streams: Streams, chunks: range, counts: Integers, palettes: Palettes, entries: Entries
 ) -> None:
     """The same without the core."""
-    look_up, bounds = LookUp(palettes, entries), palettes.bounds
-    ends = palettes.sizes.cumsum()
-    for number, coded in enumerate(streams):
+    look_up, bounds, chunk = LookUp(palettes, entries), palettes.bounds, streams.chunk
+    ends, origin = palettes.sizes.cumsum(), chunks.start * chunk
+    for number in chunks:
         begin, end = number * chunk, min((number + 1) * chunk, palettes.count)
-        words = np.frombuffer(coded.tobytes(), dtype="<u4").tolist()
-        if words and not words[-1]:
+        words = np.frombuffer(streams.cut(range(number, number + 1)).tobytes(), dtype="<u4")
+        if words.size and not words[-1]:
             raise ValueError("the last word of the coded stream is 0")
-        stream = ans.Stream(words)
+        stream = ans.Stream(words.tolist())
         segment = int(np.searchsorted(bounds, begin, side="right")) - 1
         while begin < end:
             stop, size = min(end, int(bounds[segment + 1])), int(palettes.sizes[segment])
@@ -133,11 +161,11 @@ def _decode(
             if size > 1:
                 own = counts[ends[segment] - size : ends[segment]]
                 indices = stream.read(ans.frequencies(own), stop - begin)
-            look_up.add(begin, indices)
+            look_up.add(begin, indices, origin)
             begin, segment = stop, segment + 1
         if not stream.ended:
             raise ValueError("the coded stream does not end with its last index")
-    if not np.array_equal(look_up.counts, counts):
+    if len(chunks) == len(streams.lengths) and not np.array_equal(look_up.counts, counts):
         raise ValueError("its coded indices have other counts than those stored")
 
 

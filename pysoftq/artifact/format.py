@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import mmap
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -165,7 +166,7 @@ def unbelievable(records: Iterable[Record], file_size: int) -> bool:
     return sum(r.size * r.dtype.itemsize for r in records) > MAX_EXPANSION * file_size
 
 
-def digest(data: bytes | bytearray) -> str:
+def digest(data: bytes | bytearray | mmap.mmap) -> str:
     """SHA-256 of a file, in hexadecimal, as if the place of the digest held zeros."""
     view = memoryview(data)
     checksum = hashlib.sha256(view[: DIGEST.start])

@@ -17,6 +17,7 @@ from pysoftq.artifact.format import Record
 from pysoftq.artifact.lazy import CompressedTensor, compress_parameter
 from pysoftq.artifact.read import File, read
 from pysoftq.artifact.rollback import unchanged_on_error
+from pysoftq.artifact.shared_loading import fill_pieces
 from pysoftq.artifact.tensors import (
     as_tensor,
     check_storable,
@@ -27,8 +28,10 @@ from pysoftq.artifact.tensors import (
 from pysoftq.clusters.written import forget_clusters
 from pysoftq.errors import ArtifactError, abridged
 from pysoftq.interaction.host import on_host
+from pysoftq.interaction.pieces import Alone, is_dtensor, own_part
 from pysoftq.models.build import build_model
 from pysoftq.models.huggingface import PREFIX, is_folder_model
+from pysoftq.models.sharding import Sharding, reshard
 from pysoftq.models.wrappers import owner, unwrapped
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -60,19 +63,28 @@ def load_compressed(
     The model comes in evaluation mode, and such a parameter can neither be trained nor set. Its
     state dict is the ordinary one.
 
+    Where several processes hold the weights of the model in pieces (DTensor), all of them make this
+    call with the same file, and each decodes its pieces only. An error in one process is raised in
+    all of them, and none of them has changed its part of the model.
+
     Raises:
         ArtifactError: the file is altered, cut short, foreign or of another version, holds no
             specification where `model` is not given, or names, shapes, dtypes or ties differ from
             those of `model`; or `model` has tensors on the meta device that the file cannot fill.
         TypeError: `model` has sparse, quantized or uninitialized tensors.
+        ValueError: `lazy` for a model in pieces, or the processes read different files.
         OSError: the file cannot be read.
     """
     default = torch.get_default_device()
     home = torch.device("cpu") if default.type == "meta" else default
     with on_host():
-        file = read(path)
         if model is None:
+            file = read(path)
             return _load(file, _rebuild(file), torch.device("cpu"), lazy).to(home)
+        reshard(model)
+        ranks = Sharding(model).ranks
+        file = ranks.attempt(lambda: read(path, mapped=not isinstance(ranks, Alone)))
+        ranks.compare({"the file's SHA-256": file.sha256, "lazy": lazy})
         devices = (x.device for x in (*model.parameters(), *model.buffers()) if not x.is_meta)
         return _load(file, model, next(devices, home), lazy)
 
@@ -80,17 +92,26 @@ def load_compressed(
 def _load(file: File, model: Model, home: torch.device, lazy: bool) -> Model:
     """Fill the model; what it has on the meta device is made at home."""
     bare = unwrapped(model)
-    _check_fits(file, bare)
-    unsaved = _unsaved(file, bare)
+    sharding = Sharding(bare)
+    ranks = sharding.ranks
+    ranks.attempt(lambda: _check_fits(file, bare))
+    if sharding and lazy:
+        raise ValueError(
+            "`lazy` is for a model that one process holds, and this one has DTensors; pass False"
+        )
+    unsaved = ranks.attempt(lambda: _unsaved(file, bare))
     lazily = _compressed(file, bare, home) if lazy else {}
     with unchanged_on_error(model):
-        _materialize(bare, lazily.keys(), unsaved, home)
+        ranks.attempt(lambda: _materialize(bare, lazily.keys(), unsaved, home))
+        places = bare.state_dict(keep_vars=True)
+        shared = {name: tensor for name, tensor in places.items() if is_dtensor(tensor)}
         # Decoded where they belong, what is clustered takes no further memory.
-        state = tensors(file, without=lazily.keys(), places=bare.state_dict(keep_vars=True))
-        bare.load_state_dict(state, strict=not lazy)
+        state = ranks.attempt(lambda: tensors(file, without={*lazily, *shared}, places=places))
+        fill_pieces(file, shared, sharding)
+        ranks.attempt(lambda: bare.load_state_dict(state | shared, strict=not lazy))
         # A module that is used in several places has its parameters under several names.
-        places = {owner(model, name): weight for name, weight in lazily.items()}
-        for (module, parameter), weight in places.items():
+        owners = {owner(model, name): weight for name, weight in lazily.items()}
+        for (module, parameter), weight in owners.items():
             compress_parameter(module, parameter, weight)
         forget_clusters(model)
         return model.eval() if lazy else model
@@ -186,7 +207,9 @@ def _materialize(
             setattr(module, name, made[id(tensor)])
 
 
-def _memory(tensor: Tensor, home: torch.device) -> Tensor:
+def _memory(tensor: Any, home: torch.device) -> Tensor:
+    if is_dtensor(tensor):
+        home = torch.device(tensor.device_mesh.device_type)
     return torch.empty_like(tensor, device=home, requires_grad=False)
 
 
@@ -269,7 +292,7 @@ def _check_fits(file: File, model: nn.Module) -> None:
     owners: dict[object, str] = {}
     for name in state.keys() & records.keys():
         tensor, record = state[name], records[name]
-        check_storable(name, tensor)
+        check_storable(name, own_part(tensor))
         if tuple(tensor.shape) != record.shape:
             shapes = f"{tuple(tensor.shape)} in the model, {record.shape} in the file"
             problems.append(f"{name} has shape {shapes}")

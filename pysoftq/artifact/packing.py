@@ -55,8 +55,10 @@ class LookUp:
         self._palettes = palettes
         self._first = palettes.sizes.cumsum() - palettes.sizes
 
-    def add(self, start: int, indices: NDArray[np.int32]) -> None:
+    def add(self, start: int, indices: NDArray[np.int32], origin: int = 0) -> None:
         """The indices, within their segments, of the weights from `start` on.
+
+        origin: the weight whose entry comes first.
 
         Raises:
             ValueError: an index is not in its codebook.
@@ -66,7 +68,7 @@ class LookUp:
         if (indices >= self._palettes.sizes[segments]).any():
             raise ValueError("an index is not in its codebook")
         clusters = indices + self._first[segments]
-        self._out[start : start + indices.size] = self._table[clusters]
+        self._out[start - origin : start - origin + indices.size] = self._table[clusters]
         self.counts += np.bincount(clusters, minlength=self.counts.size)
 
 

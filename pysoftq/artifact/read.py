@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, deserialize
+from safetensors import SafetensorError, deserialize, safe_open
 
 from pysoftq.artifact import entropy_coding
 from pysoftq.artifact.format import (
@@ -27,12 +28,22 @@ from pysoftq.artifact.format import (
     digest,
     unbelievable,
 )
-from pysoftq.artifact.packing import Bytes, Integers, pack, unpack, unpack_varints
+from pysoftq.artifact.packing import (
+    Bytes,
+    Integers,
+    Palettes,
+    pack,
+    packed_bytes,
+    unpack,
+    unpack_varints,
+)
 from pysoftq.clusters.patterns import flip_negative
 from pysoftq.errors import ArtifactError
 from pysoftq.interaction.arrays import check_granularity
 from pysoftq.interaction.segments import segment_count
 from pysoftq.paths import user_path
+
+BLOCK = 16 * entropy_coding.CHUNK  # weights that are decoded at a time where only some are wanted
 
 _DTYPES_BY_CODE = {dtype.code: dtype for dtype in DTYPES.values()}
 
@@ -43,6 +54,7 @@ class File:
 
     path: str
     size: int
+    sha256: str
     version: int
     model: dict[str, Any] | None
     metadata: dict[str, Any]
@@ -95,9 +107,67 @@ class File:
         counts, coded = self._coded(record)
         chunk = entropy_coding.CHUNK if self.version > 2 else record.size
         try:
-            entropy_coding.decode(coded, counts, record.palettes, (table, out), chunk)
+            streams = entropy_coding.Streams.read(coded, record.size, chunk)
+            entropy_coding.decode(streams, counts, record.palettes, (table, out))
         except ValueError as error:
             raise self._wrong(record, str(error)) from error
+
+    def blocks(
+        self, record: Record, table: NDArray[Any], wanted: Callable[[int, int], bool]
+    ) -> Iterator[tuple[int, NDArray[Any]]]:
+        """Entries of a (K,) table for some blocks of weights, and where each block begins.
+
+        Codebooks and counts that only all indices together could refute are not checked.
+
+        Args:
+            record: of the tensor.
+            table: an entry for each cluster.
+            wanted: whether the block from one weight up to another is to be decoded.
+
+        Raises:
+            ArtifactError: an index is wrong.
+        """
+        coded = record.coding == "entropy"
+        chunk = record.size if coded and self.version < 3 else entropy_coding.CHUNK
+        step = chunk if chunk == record.size else BLOCK
+        try:
+            if coded:
+                counts, rest = self._coded(record)
+                streams = entropy_coding.Streams.read(rest, record.size, chunk)
+            for begin in range(0, record.size, step):
+                end = min(begin + step, record.size)
+                if not wanted(begin, end):
+                    continue
+                out = np.empty(end - begin, dtype=table.dtype)
+                if coded:
+                    chunks = range(begin // chunk, -(-end // chunk))
+                    entries = (table, out)
+                    entropy_coding.decode(streams, counts, record.palettes, entries, chunks)
+                else:
+                    self._unpack(record, table, begin, out)
+                yield begin, out
+        except ValueError as error:
+            raise self._wrong(record, str(error)) from error
+
+    def check_counts(self, record: Record, counts: Integers) -> None:
+        """Raise ArtifactError unless the weights of each cluster are as many as they must be."""
+        if record.coding == "packed" and not counts.all():
+            raise self._wrong(record, "a value of its codebook is not used")
+        if record.coding == "entropy" and not np.array_equal(counts, self._coded(record)[0]):
+            raise self._wrong(record, "its coded indices have other counts than those stored")
+
+    def _unpack(self, record: Record, table: NDArray[Any], begin: int, out: NDArray[Any]) -> None:
+        """Entries for the weights from a multiple of 8 on."""
+        bits, end = record.container_bits, begin + out.size
+        bounds = record.bounds
+        first = int(np.searchsorted(bounds, begin, side="right")) - 1
+        last = int(np.searchsorted(bounds, end, side="left"))
+        own = Palettes(record.sizes[first:last], bounds[first : last + 1].clip(begin, end) - begin)
+        clusters = int(record.first[first])
+        entries = table[clusters : clusters + int(own.sizes.sum())]
+        place = begin * bits // 8
+        packed = self._indices(record)[place : place + packed_bytes(out.size, bits)]
+        unpack(packed, bits, own, (entries, out))
 
     def packed(self, record: Record) -> Bytes:
         """The indices within the segments, checked, in `container_bits` each."""
@@ -135,8 +205,11 @@ class File:
         return ArtifactError(f"{self.path}: {record.name}: {problem}")
 
 
-def read(path: str | os.PathLike[str]) -> File:
+def read(path: str | os.PathLike[str], mapped: bool = False) -> File:
     """Read and check a file, all but its codebooks and indices.
+
+    If `mapped`, its entries stay in the file, which must not be changed in place meanwhile: they
+    take no memory of the process, and cannot be written to.
 
     Raises:
         ArtifactError: it is altered, cut short, foreign, of another version, or makes no sense.
@@ -145,11 +218,14 @@ def read(path: str | os.PathLike[str]) -> File:
     with user_path(path).open("rb") as stream:
         start = stream.read(8 + len(HEADER_START))
         stream.seek(0)
-        data = stream.read() if start[8:] == HEADER_START else b""
+        data: bytes | mmap.mmap = b""
+        if start[8:] == HEADER_START:
+            whole = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) if mapped else None
+            data = whole or stream.read()
     return check(os.fspath(path), data)
 
 
-def check(path: str, data: bytes) -> File:
+def check(path: str, data: bytes | mmap.mmap) -> File:
     """The same for the bytes of a file, its name being that of error messages."""
     if data[8 : DIGEST.start] != HEADER_START:
         raise ArtifactError(f"{path} is not a compressed file of pysoftq, or is cut short")
@@ -167,7 +243,7 @@ def check(path: str, data: bytes) -> File:
         raise ArtifactError(f"{path} is malformed: {error}") from error
 
 
-def _parse(path: str, data: bytes) -> File:
+def _parse(path: str, data: bytes | mmap.mmap) -> File:
     length = int.from_bytes(data[:8], "little")
     header = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["pysoftq"])
     version = header["format_version"]
@@ -176,8 +252,7 @@ def _parse(path: str, data: bytes) -> File:
         raise ArtifactError(
             f"{path} has format version {version!r}; this pysoftq reads versions {expected}"
         )
-    content: Any = deserialize  # untyped
-    stored = {name: _entry(found) for name, found in content(data)}
+    stored = {name: _entry(found) for name, found in _content(path, data)}
     granularity = {} if version == 1 else dict(header["granularity"])
     records = _records(dict(header["weights"]), granularity, stored)
     if version == 1 and any(record.coding == "entropy" for record in records):
@@ -189,7 +264,25 @@ def _parse(path: str, data: bytes) -> File:
     if names & ties.keys() or not names.issuperset(ties.values()):
         raise ValueError("its ties are inconsistent")
     metadata = dict(header["metadata"])
-    return File(path, len(data), version, header["model"], metadata, records, ties, stored)
+    sha256, model = data[DIGEST].decode(), header["model"]
+    return File(path, len(data), sha256, version, model, metadata, records, ties, stored)
+
+
+def _content(path: str, data: bytes | mmap.mmap) -> Iterable[tuple[str, Mapping[str, Any]]]:
+    """Dtype, shape and data of each entry, by name."""
+    if isinstance(data, bytes):
+        content: Any = deserialize  # untyped
+        found: Iterable[tuple[str, Mapping[str, Any]]] = content(data)
+        return found
+    with safe_open(user_path(path), framework="numpy"):
+        pass  # the offsets are those of entries without gaps
+    begin = 8 + int.from_bytes(data[:8], "little")
+    view, header = memoryview(data), json.loads(data[8:begin])
+    del header["__metadata__"]
+    return [
+        (name, {**entry, "data": view[begin + entry["data_offsets"][0] :]})
+        for name, entry in header.items()
+    ]
 
 
 def _entry(found: Mapping[str, Any]) -> Entry:
@@ -199,7 +292,7 @@ def _entry(found: Mapping[str, Any]) -> Entry:
         raise ValueError(f"the dtype {found['dtype']} is unknown")
     shape = tuple(found["shape"])
     data = found["data"]  # that can be written to, in all versions but the first ones
-    owned = data if isinstance(data, bytearray) else bytearray(data)
+    owned = data if isinstance(data, (bytearray, memoryview)) else bytearray(data)
     # The data are little-endian, and so are all machines that torch runs on.
     return Entry(dtype, np.ndarray(shape, np.dtype(dtype.stored), owned))
 

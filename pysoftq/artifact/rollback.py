@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from pysoftq.interaction.pieces import own_part
+
 _CONTAINERS = (dict, OrderedDict, list, set)
 
 
@@ -17,12 +19,13 @@ _CONTAINERS = (dict, OrderedDict, list, set)
 def unchanged_on_error(model: nn.Module) -> Iterator[None]:
     """Give a model back its modules, tensors and values if an error or an interrupt gets out.
 
-    Values are copied to memory of the CPU meanwhile, those of tensors on the meta device aside.
+    Values are copied to memory of the CPU meanwhile, those of tensors on the meta device aside; of
+    a tensor that several processes hold in pieces, those of this process.
     """
     modules = [(module, type(module), _attributes(module)) for module in model.modules()]
     values = [
         (tensor, tensor.detach().to("cpu", copy=True))
-        for tensor in (*model.parameters(), *model.buffers())
+        for tensor in map(own_part, (*model.parameters(), *model.buffers()))
         if not tensor.is_meta
     ]
     try:

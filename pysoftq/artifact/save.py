@@ -5,35 +5,25 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any, Literal, get_args
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, NamedTuple, get_args
 
-import numpy as np
-from numpy.typing import NDArray
-from torch import Tensor, nn, uint8
+from torch import Tensor, nn
 
-from pysoftq.artifact import entropy_coding
-from pysoftq.artifact.distinct import distinct
-from pysoftq.artifact.format import (
-    FORMAT_VERSION,
-    MAX_INDEX_BITS,
-    MAX_WEIGHTS,
-    NO_DIGEST,
-    Record,
-    unbelievable,
-)
-from pysoftq.artifact.packing import pack, pack_varints, packed_bytes
+from pysoftq.artifact.format import FORMAT_VERSION, NO_DIGEST, Record, unbelievable
+from pysoftq.artifact.forms import Coding, Form, Options, clustered, elements
+from pysoftq.artifact.shared_saving import SharedTensor
 from pysoftq.artifact.tensors import check_storable, dtype_of, identity
 from pysoftq.artifact.writing import FileWriter, file_writer
-from pysoftq.atomic import atomic_write
+from pysoftq.atomic import atomic_write, errors_naming
 from pysoftq.clusters.written import warn_of_lost_clusters
 from pysoftq.interaction.arrays import check_dense, check_granularity
 from pysoftq.interaction.host import on_host
-from pysoftq.interaction.segments import segment_bounds
+from pysoftq.interaction.pieces import Alone, own_part
+from pysoftq.interaction.ranks import digest
+from pysoftq.models.sharding import Sharding, reshard
 from pysoftq.models.wrappers import specification, unwrapped
-
-Coding = Literal["packed", "entropy"]
-Entries = dict[str, NDArray[Any]]
 
 
 @on_host()
@@ -57,25 +47,97 @@ def save_compressed(
     `model.pysoftq_spec`, if there, is stored so that the model can be rebuilt; `metadata` is
     any JSON object to keep with it. Equal models give equal files.
 
+    Where several processes hold the weights in pieces (DTensor), all of them make this call, and
+    the first one writes the file, which is that of one process with the whole weights. It receives
+    the indices of one layer after the other, or the values of a tensor without clusters, and
+    tensors that are not divided are its own. An error in one process is raised in all of them.
+    Any other model is written by each process that makes the call.
+
     Raises:
-        ValueError: `coding` or `granularity` is unknown.
+        ValueError: `coding` or `granularity` is unknown, or processes that write a file together
+            differ in the arguments or in the names, shapes or placements of the tensors.
         TypeError: an entry of the state dict is not a dense tensor of a supported dtype (but
             sparse, quantized, without values, …), or `metadata` is not JSON.
         OSError: the file cannot be written.
     """
-    if coding not in get_args(Coding):
-        raise ValueError(f"coding must be one of {', '.join(get_args(Coding))}, got {coding!r}")
-    check_granularity(granularity)
-    tensors, ties = _tensors(model)
-    described = _described(metadata or {})
-    model_specification = _described(specification(model))
+    reshard(model)
+    content = _Content(unwrapped(model), coding, granularity, metadata or {}, specification(model))
+    sharding = Sharding(content.model)
+    ranks = sharding.ranks
+    tensors, ties = ranks.attempt(content.tensors)
+    sharding.compare({"path": os.fspath(path), **content.facts(tensors, ties)})
     warn_of_lost_clusters(model, stacklevel=3)  # the caller, beyond on_host
-    with atomic_write(path) as temporary, file_writer(temporary) as writer:
-        records = [_add(writer, name, tensors[name], (coding, granularity)) for name in tensors]
+    with ExitStack() as files, errors_naming(path):
+        writer = ranks.attempt(lambda: _opened(files, path) if ranks.first else None)
+        saving = _Saving(sharding, writer, content.options)
+        records = [saving.add(name, tensor) for name, tensor in tensors.items()]
+        ranks.attempt(lambda: _write(writer, records, content.description(records, ties)))
+        ranks.attempt(files.close)
+
+
+def _opened(files: ExitStack, path: str | os.PathLike[str]) -> FileWriter:
+    return files.enter_context(file_writer(files.enter_context(atomic_write(path))))
+
+
+@dataclass(frozen=True)
+class _Content:
+    """What is written: a model, and how."""
+
+    model: nn.Module
+    coding: Coding
+    granularity: str
+    metadata: Mapping[str, Any]
+    specification: Any
+
+    @property
+    def options(self) -> Options:
+        return self.coding, self.granularity
+
+    def tensors(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """What is to be stored under which name, and the other names of the same tensors.
+
+        Raises:
+            ValueError, TypeError: as `save_compressed`.
+        """
+        if self.coding not in get_args(Coding):
+            known = ", ".join(get_args(Coding))
+            raise ValueError(f"coding must be one of {known}, got {self.coding!r}")
+        check_granularity(self.granularity)
+        self.description([], {})
+        tensors: dict[str, Tensor] = {}
+        ties: dict[str, str] = {}
+        owners: dict[object, str] = {}
+        for name, tensor in self.model.state_dict(keep_vars=True).items():
+            own = own_part(tensor)
+            check_storable(name, own)
+            check_dense(own, name)
+            owner = owners.setdefault(identity(tensor), name)
+            if owner == name:
+                tensors[name] = tensor.detach()
+            else:
+                ties[name] = owner
+        return tensors, ties
+
+    def facts(self, tensors: Mapping[str, Tensor], ties: Mapping[str, str]) -> dict[str, Any]:
+        """What has to be the same in all processes."""
+        rows = [
+            (name, tuple(x.shape), x.dtype, getattr(x, "placements", None))
+            for name, x in tensors.items()
+        ]
+        return {
+            "coding": self.coding,
+            "granularity": self.granularity,
+            "metadata": self.metadata,
+            "the model's specification": self.specification,
+            "the names, shapes or placements of the tensors": digest((rows, ties)),
+        }
+
+    def description(self, records: list[Record], ties: Mapping[str, str]) -> str:
+        """What the file says of itself, with zeros in place of the checksum."""
         description = {
             "sha256": NO_DIGEST,
             "format_version": FORMAT_VERSION,
-            "model": model_specification,
+            "model": _described(self.specification),
             "weights": {record.name: record.shape for record in records if record.is_weight},
             "granularity": {
                 record.name: record.granularity
@@ -83,30 +145,20 @@ def save_compressed(
                 if record.granularity != "layer"
             },
             "ties": ties,
-            "metadata": described,
+            "metadata": _described(self.metadata),
         }
-        size = writer.write(json.dumps(description, separators=(",", ":")))
-        if unbelievable(records, size):
-            raise ValueError(
-                f"a file of {size} bytes for {sum(r.size for r in records)} weights "
-                "would be refused: they are almost all the same"
-            )
+        return json.dumps(description, separators=(",", ":"))
 
 
-def _tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """What is to be stored under which name, and the other names of the same tensors."""
-    tensors: dict[str, Tensor] = {}
-    ties: dict[str, str] = {}
-    owners: dict[object, str] = {}
-    for name, tensor in unwrapped(model).state_dict(keep_vars=True).items():
-        check_storable(name, tensor)
-        check_dense(tensor, name)
-        owner = owners.setdefault(identity(tensor), name)
-        if owner == name:
-            tensors[name] = tensor.detach()
-        else:
-            ties[name] = owner
-    return tensors, ties
+def _write(writer: FileWriter | None, records: list[Record], description: str) -> None:
+    if writer is None:
+        return
+    size = writer.write(description)
+    if unbelievable(records, size):
+        raise ValueError(
+            f"a file of {size} bytes for {sum(r.size for r in records)} weights "
+            "would be refused: they are almost all the same"
+        )
 
 
 def _described(value: object) -> Any:
@@ -117,62 +169,51 @@ def _described(value: object) -> Any:
         raise TypeError(f"metadata and model specification must be plain JSON: {error}") from error
 
 
-def _add(writer: FileWriter, name: str, tensor: Tensor, options: tuple[Coding, str]) -> Record:
+class _Saving(NamedTuple):
+    """Adds tensors to a file, which one process writes.
+
+    Attributes:
+        sharding: of the model.
+        writer: None in the other processes.
+        options: coding and granularity.
+    """
+
+    sharding: Sharding
+    writer: FileWriter | None
+    options: Options
+
+    def add(self, name: str, tensor: Tensor) -> Record:
+        """Add a tensor; how it is stored, as the process that writes knows."""
+        raw = Record(name, tuple(tensor.shape), dtype_of(tensor))
+        piece, ranks = self.sharding.piece(name, tensor), self.sharding.ranks
+        if piece is None:
+            return ranks.attempt(lambda: _add(self.writer, raw, tensor, self.options))
+        assert not isinstance(ranks, Alone)
+        shared = SharedTensor(own_part(tensor).reshape(-1), piece, ranks)
+        found = shared.form(raw, self.options, self.writer is not None)
+        return ranks.attempt(lambda: _add_found(self.writer, raw, found))
+
+
+def _add(writer: FileWriter | None, raw: Record, tensor: Tensor, options: Options) -> Record:
     """Add a tensor in the first of its smallest forms."""
-    raw = Record(name, tuple(tensor.shape), dtype_of(tensor))
-    best = None
-    if raw.is_weight and 0 < raw.size <= MAX_WEIGHTS:
-        best = _clustered(raw, tensor.cpu().contiguous(), *options)
-    if best is None:
-        writer.add_later(f"raw/{name}", raw.dtype, raw.shape, lambda: _bytes(tensor))
+    if writer is None:
         return raw
-    record, entries = best
+    found = clustered(raw, tensor.cpu().contiguous(), options) if raw.is_weight else None
+    if found is not None:
+        return _add_found(writer, raw, found)
+    writer.add_later(f"raw/{raw.name}", raw.dtype, raw.shape, lambda: elements(tensor))
+    return raw
+
+
+def _add_found(writer: FileWriter | None, raw: Record, found: Form | Tensor | None) -> Record:
+    """Add a tensor in a form that has been found, or as it is."""
+    if writer is None or found is None:
+        return raw
+    if isinstance(found, Tensor):
+        values = elements(found).view(raw.dtype.stored).reshape(raw.shape)
+        writer.add(f"raw/{raw.name}", raw.dtype, values)
+        return raw
+    record, entries = found
     for entry, (dtype, _) in record.entries.items():
         writer.add(entry, dtype, entries[entry])
     return record
-
-
-def _bytes(tensor: Tensor) -> NDArray[np.uint8]:
-    """The elements of any tensor in row-major order."""
-    found: NDArray[np.uint8] = tensor.cpu().contiguous().reshape(-1).view(uint8).numpy()
-    return found
-
-
-def _clustered(
-    raw: Record, tensor: Tensor, coding: Coding, granularity: str
-) -> tuple[Record, Entries] | None:
-    """The smallest form with codebooks of a contiguous CPU tensor, if it is smaller than raw."""
-    best, room = None, tensor.nbytes - 1
-    for part in dict.fromkeys((granularity, "layer")):  # of equal sizes the last one is taken
-        form = _form(replace(raw, granularity=part), tensor, coding, room)
-        if form is not None and (size := sum(entry.nbytes for entry in form[1].values())) <= room:
-            best, room = form, size
-        del form
-    return best
-
-
-def _form(
-    record: Record, tensor: Tensor, coding: Coding, room: int
-) -> tuple[Record, Entries] | None:
-    """With codebooks of the record's granularity; None if it is seen to take more than `room`."""
-    values = distinct(tensor, segment_bounds(record.shape, record.granularity), room)
-    if values is None or not values.codebook.isfinite().all():
-        return None
-    name, codebook = record.name, _bytes(values.codebook).view(record.dtype.stored)
-    record = replace(record, coding="packed", sizes=values.sizes.numpy())
-    bits, indices = record.container_bits, values.indices.numpy()
-    if bits > MAX_INDEX_BITS:
-        return None
-    entries = {f"codebook/{name}": codebook}
-    if record.granularity != "layer":
-        entries[f"sizes/{name}"] = pack_varints(record.sizes)
-    fixed, palettes = packed_bytes(indices.size, bits), record.palettes
-    if coding == "entropy" and 0 < bits <= entropy_coding.MAX_BITS:
-        counts = values.counts.numpy()
-        if entropy_coding.least_bytes(counts, palettes) < fixed:
-            coded = entropy_coding.encode(indices, counts, palettes)
-            if coded.nbytes < fixed:
-                return replace(record, coding="entropy"), entries | {f"coded/{name}": coded}
-    if bits:
-        entries[f"indices/{name}"] = pack(indices, bits)
-    return record, entries

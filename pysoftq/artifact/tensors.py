@@ -12,6 +12,7 @@ from torch import Tensor
 from pysoftq.artifact.format import DTYPES, Dtype, Record
 from pysoftq.artifact.read import File
 from pysoftq.interaction.arrays import special_kind
+from pysoftq.interaction.pieces import is_dtensor
 
 
 def dtype_of(tensor: Tensor) -> Dtype:
@@ -36,7 +37,8 @@ def tensor(file: File, record: Record, place: Tensor | None = None) -> Tensor:
     place: the memory for it, if it is in indices and `place` is contiguous on the CPU.
     """
     if record.coding == "raw":
-        return as_tensor(file.stored[f"raw/{record.name}"].values, record.dtype)
+        values = file.stored[f"raw/{record.name}"].values
+        return as_tensor(values if values.flags.writeable else values.copy(), record.dtype)
     if place is None or place.device.type != "cpu" or not place.is_contiguous():
         place = torch.empty(record.shape, dtype=torch_dtype(record.dtype), device="cpu")
     found = place.detach().reshape(-1)
@@ -61,7 +63,7 @@ def tensors(
 
 def identity(tensor: Tensor) -> object:
     """Equal for two tensors that are the same memory, seen in the same way."""
-    if tensor.is_meta or not tensor.numel():
+    if tensor.is_meta or not tensor.numel() or is_dtensor(tensor):
         return id(tensor)
     return tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
 

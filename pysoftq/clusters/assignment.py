@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from pysoftq import _core
-from pysoftq.clusters.clusters import Clusters
+from pysoftq.clusters.clusters import Palette
 from pysoftq.clusters.intervals import lower_envelope
+from pysoftq.interaction.pieces import Piece
 from pysoftq.interaction.segments import segment_ids
 
 
@@ -19,7 +20,7 @@ class Moved(NamedTuple):
 
     Attributes:
         clusters: (N,) int32, of the weights.
-        counts: (K,) int64, weights of each cluster.
+        counts: (K,) int64, weights of each cluster; those of this process are written.
         out: (N,) contiguous, the values of the weights.
     """
 
@@ -31,40 +32,37 @@ class Moved(NamedTuple):
 class Assignment:
     """Assigns the weights of one tensor to the clusters of their segments.
 
+    With a piece of the tensor, the weights are those of this process, and counts those of all.
+
     The cost of weight x in cluster k of its segment is (x - c_k)² - rd_weight · log2(n_k / n),
     where the cluster has n_k of the segment's n weights so far. The cheapest clusters divide the
     line into intervals, whose ends are computed without waiting for the device.
     """
 
-    def __init__(self, clusters: Clusters, device: torch.device) -> None:
+    def __init__(self, clusters: Palette, device: torch.device, piece: Piece | None = None) -> None:
         bounds = torch.tensor([0, clusters.size]) if clusters.bounds is None else clusters.bounds
+        edges = bounds if piece is None else piece.place(bounds)
         sizes = clusters.codebook_sizes
-        rows = segment_ids(bounds)
+        rows = segment_ids(edges)
         most = int(sizes.max()) if clusters.segments else 0
         first = sizes.cumsum(0) - sizes
         slots = torch.arange(most).expand(len(sizes), most)
         self._rows = rows.int().to(device)
-        self._columns = (torch.arange(clusters.size) - bounds[rows]).int().to(device)
-        self._longest = int(bounds.diff().max()) if clusters.segments else 0
+        self._columns = (torch.arange(len(rows)) - edges[rows]).int().to(device)
+        self._longest = int(edges.diff().max()) if clusters.segments else 0
         self._first = first.to(device)
         self._missing = (slots >= sizes[:, None]).to(device)
         self._slots = (first[:, None] + slots).clamp_max(clusters.K - 1).to(device)
         self._weights = bounds.diff()[:, None].to(device)
         self._last = (sizes - 1).clamp_min(0)[:, None].to(device)
-        self._bounds = bounds
+        self._edges = edges
 
-    def __call__(
-        self, weights: Tensor, values: Tensor, indices: Tensor, rd_weight: float
-    ) -> Tensor:
-        """The clusters (N,) of weights (N,), given the clusters' values (K,), in any order.
+    def __call__(self, weights: Tensor, values: Tensor, counts: Tensor, rd_weight: float) -> Tensor:
+        """The clusters (n,) of weights (n,), given the clusters' values (K,), in any order.
 
-        The lengths of the code words follow from the present ``indices`` (N,); a cluster without
-        weights counts as one of a single weight.
+        The lengths of the code words follow from the ``counts`` (K,) of weights so far; a cluster
+        without weights counts as one of a single weight.
         """
-        if not weights.numel():
-            return indices
-        one = indices.new_ones(1)
-        counts = indices.new_zeros(len(values)).index_add_(0, indices, one.expand_as(indices))
         ends, order = self._intervals(values, counts, rd_weight)
         padded = weights.new_zeros(len(order), self._longest)
         padded[self._rows, self._columns] = weights
@@ -84,12 +82,13 @@ class Assignment:
             to: what is written.
         """
         if not weights.numel():
+            to.counts.zero_()  # those of other processes are added
             return
         ends, order = self._intervals(values.float(), to.counts, rd_weight)
         entries = values.view(torch.int16) if values.itemsize == 2 else values
         counts = _core.assign(
             weights.data_ptr(),
-            self._bounds.numpy(),
+            self._edges.numpy(),
             self._first.numpy(),
             ends.contiguous().numpy(),
             order.minimum(self._last).int().numpy(),

@@ -50,10 +50,10 @@ class Bins(Palette):
         return replace(self, codebook=codebook, counts=counts, targets=targets)
 
     @on_host()
-    def clusters(self, theta: Tensor) -> Clusters:
+    def clusters(self, theta: Tensor, whole: bool = True) -> Clusters:
         """With the cluster of each weight of `theta`, the weights that were binned.
 
-        Of pieces, with those of all processes.
+        Of pieces, with those of all processes if `whole`, else with those of this one.
         """
         weights = HostWeights(theta, self.bounds, self.piece)
         own = torch.from_numpy(self.sizes)
@@ -61,10 +61,11 @@ class Bins(Palette):
         codes = codes - self.first.int().repeat_interleave(own)
         found = torch.empty(weights.tensor.numel(), dtype=self.code_dtype)
         self._look_up(weights, codes.to(self.code_dtype), found)
-        if self.piece is not None:
+        if self.piece is not None and whole:
             found = self.piece.assemble(found)
+        piece = None if whole else self.piece
         rest = (self.codebook, self.counts.long(), self.bounds, self.zeros)
-        return Clusters(*rest, codes=found.to(theta.device))
+        return Clusters(*rest, codes=found.to(theta.device), piece=piece)
 
     @on_host()
     @torch.no_grad()

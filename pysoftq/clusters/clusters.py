@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor
 
+from pysoftq.interaction.pieces import Piece
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
@@ -83,14 +85,21 @@ class Palette:
         """The narrowest integers for the clusters of a segment, counted from its first one."""
         return code_dtype(int(self.codebook_sizes.max()) if self.segments else 0)
 
+    @property
+    def edges(self) -> Tensor:
+        """Where segments begin and end among the weights that have indices, int64 on the CPU."""
+        return torch.tensor([0, self.size], device="cpu") if self.bounds is None else self.bounds
+
     def pieces(self, device: torch.device) -> Iterator[tuple[int, int, Tensor | int]]:
         """Begin, end and the first cluster (of the segment) of each weight of short pieces."""
-        if self.bounds is None or self.segments < 2:
-            for begin in range(0, self.size, PIECE):
-                yield begin, min(begin + PIECE, self.size), 0
+        edges = self.edges
+        if self.segments < 2:
+            size = int(edges[-1])
+            for begin in range(0, size, PIECE):
+                yield begin, min(begin + PIECE, size), 0
             return
-        first, sizes = self.first, self.bounds.diff()
-        starts = self.bounds[:-1].tolist()
+        first, sizes = self.first, edges.diff()
+        starts = edges[:-1].tolist()
         step = max(PIECE // max(int(sizes.max()), 1), 1)
         for segment in range(0, len(starts), step):
             own = slice(segment, segment + step)
@@ -152,9 +161,12 @@ class Clusters(Palette):
     Attributes:
         codes: (N,) the cluster of each weight, counted from the first one of its segment, in
             flattened layer order: uint8, int16 or int32, the narrowest that holds them.
+        piece: if given, the weights are those of this process, of a tensor that several hold in
+            pieces; codebook and counts are those of the tensor.
     """
 
     codes: Tensor = field(kw_only=True)
+    piece: Piece | None = field(kw_only=True, default=None)
 
     @classmethod
     def of(
@@ -174,13 +186,22 @@ class Clusters(Palette):
 
     @property
     def size(self) -> int:
-        """N, the number of weights."""
-        return self.codes.numel()
+        """N, the number of weights of the tensor."""
+        return self.codes.numel() if self.piece is None else self.piece.size
+
+    @property
+    def edges(self) -> Tensor:
+        """As for a palette, of the piece."""
+        return super().edges if self.piece is None else self.piece.place(super().edges)
+
+    def cut(self, piece: Piece) -> Clusters:
+        """With the weights of one piece of the tensor."""
+        return replace(self, codes=piece.cut(self.codes), piece=piece)
 
     @property
     def indices(self) -> Tensor:
         """The cluster of each weight among those of all segments, a new int64 (N,)."""
-        return self._look_up(torch.arange(self.K, device=self.codes.device))
+        return self.look_up(torch.arange(self.K, device=self.codes.device))
 
     @property
     def local_indices(self) -> Tensor:
@@ -189,7 +210,7 @@ class Clusters(Palette):
 
     def weights(self, shape: Sequence[int] | None = None) -> Tensor:
         """The clustered weights, codebook[indices], (N,) or in `shape`."""
-        flat = self._look_up(self.codebook)
+        flat = self.look_up(self.codebook)
         return flat if shape is None else flat.reshape(tuple(shape))
 
     def joined(self, targets: Tensor, codebook: Tensor, counts: Tensor) -> Clusters:
@@ -197,9 +218,9 @@ class Clusters(Palette):
         after = Palette(codebook, counts, self.bounds, self.zeros)
         first = after.first.repeat_interleave(self.codebook_sizes)
         codes = (targets.cpu() - first).to(after.code_dtype).to(self.codes.device)
-        return Clusters(codebook, counts, self.bounds, self.zeros, codes=self._look_up(codes))
+        return replace(self, codebook=codebook, counts=counts, codes=self.look_up(codes))
 
-    def _look_up(self, table: Tensor) -> Tensor:
+    def look_up(self, table: Tensor) -> Tensor:
         """The entry of a (K,) table for the cluster of each weight, (N,)."""
         found = table.new_empty(self.codes.shape)
         for begin, end, first in self.pieces(table.device):

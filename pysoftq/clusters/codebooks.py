@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,11 +12,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pysoftq.clusters.assignment import Assignment, Moved
-from pysoftq.clusters.clusters import Clusters
-from pysoftq.clusters.values import unique
+from pysoftq.clusters.clusters import Clusters, Palette
+from pysoftq.clusters.gradients import Units, largest
+from pysoftq.clusters.values import join_equal
 from pysoftq.clusters.written import mark_clusters
 from pysoftq.interaction.arrays import check_dense
 from pysoftq.interaction.host import on_host
+from pysoftq.interaction.pieces import Piece, Ranks, is_dtensor, own_gradient, own_part
+from pysoftq.interaction.ranks import digest
+from pysoftq.models.sharding import Sharding, reshard
 from pysoftq.models.wrappers import torch_optimizer, unwrapped
 
 
@@ -47,17 +51,23 @@ class Codebooks:
     Copies and pickles take the model and the attached optimizers along, and are attached to those;
     a shallow copy is not attached.
 
+    A value's gradient is a sum of integers (`pysoftq.clusters.gradients`), the same for any number
+    of threads. Where several processes hold the weights in pieces (DTensor), all of them make the
+    same calls, and values and clusters are those of one process with the same gradients, bit by
+    bit.
+
     Args:
         model: any module; of a wrapped one parameters have the names of the model inside.
         clusters: by parameter name; K never rises.
         weights: by the same names, of the parameters' shapes; None keeps each weight in its
-            cluster.
+            cluster. Of a DTensor another one that is divided alike, or all weights.
         rd_weights: rate-distortion weights by the same names, in units of the weights squared per
             bit, 0 or more; the default 0 assigns each weight to the nearest value.
 
     Raises:
         ValueError: no clusters, a name that is not a parameter of the model, a different number of
-            weights, weights that are not finite, or a negative rate-distortion weight.
+            weights, weights that are not finite, or a negative rate-distortion weight; processes
+            that hold pieces differ in the clusters.
     """
 
     @on_host()
@@ -68,49 +78,27 @@ class Codebooks:
         weights: Mapping[str, Tensor] | None = None,
         rd_weights: Mapping[str, float] | None = None,
     ) -> None:
-        if not clusters:
-            raise ValueError("`clusters` must not be empty")
+        reshard(model)
+        sharding = Sharding(model)
         parameters = dict(unwrapped(model).named_parameters())
-        for name, found in clusters.items():
-            if name not in parameters:
-                raise ValueError(f"clusters of '{name}', which is not a parameter of the model")
-            check_dense(parameters[name], f"layer '{name}'")
-            if parameters[name].numel() != found.size:
-                raise ValueError(
-                    f"layer '{name}': clusters of {found.size} weights for "
-                    f"{parameters[name].numel()} weights"
-                )
+        sharding.ranks.attempt(lambda: _check_names(clusters, parameters, weights))
+        if sharding:
+            sharding.compare({"the clusters": _facts(clusters), "rd_weights": rd_weights})
+        pieces = {name: sharding.piece(name, parameters[name]) for name in clusters}
+
+        def layer_of(name: str) -> _Layer:
+            layer = _Layer(name, parameters[name], clusters[name], pieces[name])
+            if weights is not None:
+                layer.let_move(weights[name], (rd_weights or {}).get(name, 0.0))
+            return layer
+
         self.model = model
         self._optimizers: tuple[Optimizer, ...] = ()
-        self._quantized = {name: parameters[name] for name in clusters}
-        self._indices = {
-            name: found.indices.to(parameters[name].device, torch.int32)
-            for name, found in clusters.items()
-        }
-        self._bounds = {name: found.bounds for name, found in clusters.items()}
-        self._pinned = {
-            name: found.pinned.to(parameters[name].device)
-            for name, found in clusters.items()
-            if found.pinned.any()
-        }
+        self._layers = sharding.ranks.attempt(lambda: {name: layer_of(name) for name in clusters})
         self.values = {
-            name: nn.Parameter(found.codebook.to(parameters[name]).clone())
+            name: nn.Parameter(found.codebook.to(self._layers[name].weights).clone())
             for name, found in clusters.items()
         }
-        self._moving: dict[str, _Moving] = {}
-        if weights is not None:
-            if missing := clusters.keys() - weights.keys():
-                raise ValueError(f"layer '{min(missing)}': clusters without `weights`")
-            self._moving = {
-                name: _Moving(
-                    name,
-                    weights[name],
-                    found,
-                    (rd_weights or {}).get(name, 0.0),
-                    parameters[name].device,
-                )
-                for name, found in clusters.items()
-            }
         self.write()
         mark_clusters(model, clusters)
 
@@ -119,12 +107,12 @@ class Codebooks:
         return list(self.values.values())
 
     def weights(self) -> list[nn.Parameter]:
-        """The weights (N,) of each tensor that may change clusters."""
-        return [moving.weights for moving in self._moving.values()]
+        """The weights (N,) of each tensor that may change clusters, those in this process."""
+        return [layer.moving.weights for layer in self._layers.values() if layer.moving is not None]
 
     def rest(self) -> list[nn.Parameter]:
         """The model's other parameters that are trained: biases, normalisation."""
-        quantized = {id(weights) for weights in self._quantized.values()}
+        quantized = {id(layer.parameter) for layer in self._layers.values()}
         return [
             parameter
             for parameter in self.model.parameters()
@@ -141,8 +129,8 @@ class Codebooks:
         """
         inner = torch_optimizer(optimizer)
         self._optimizers = (*self._optimizers, inner)
-        for weights in self._quantized.values():
-            weights.grad = None
+        for layer in self._layers.values():
+            layer.parameter.grad = None
         self._register(inner)
 
     def _register(self, optimizer: Optimizer) -> None:
@@ -163,77 +151,167 @@ class Codebooks:
 
     @torch.no_grad()
     def sum_gradients(self) -> None:
-        """Set the gradients of the codebooks from those of the weights, and clear the latter."""
-        for name, value in self.values.items():
-            gradient = self._quantized[name].grad
-            if gradient is None:
-                value.grad = None
-            else:
-                value.grad = torch.zeros_like(value).index_add_(
-                    0, self._indices[name], gradient.reshape(-1)
-                )
-                if name in self._pinned:
-                    value.grad.masked_fill_(self._pinned[name], 0)
-            if name in self._moving:
-                self._moving[name].take(gradient)
-            if gradient is not None:
-                gradient.zero_()  # in place, since a CUDA graph writes to this memory again
+        """Set the gradients of the codebooks from those of the weights, and clear the latter.
+
+        Of a layer in which one is NaN or infinite, all values get NaN.
+        """
+        for ranks, names in self._by_ranks().items():
+            layers = [self._layers[name] for name in names]
+            gradients = [own_gradient(layer.parameter) for layer in layers]
+            units = _units(layers, gradients, ranks)
+            sums = _sums(layers, gradients, units, ranks)
+            for name, layer, unit, own in zip(names, layers, units, sums, strict=True):
+                value = self.values[name]
+                value.grad = None if unit is None else unit.gradients(own).to(value)
+                if value.grad is not None and layer.pinned is not None:
+                    value.grad.masked_fill_(layer.pinned, 0)
+            for layer, gradient in zip(layers, gradients, strict=True):
+                if layer.moving is not None:
+                    layer.moving.take(gradient)
+                if gradient is not None:
+                    gradient.zero_()  # in place, since a CUDA graph writes to this memory again
 
     @torch.no_grad()
     def write(self) -> None:
         """Assign the weights that may move, and write each weight's value into the model."""
-        for name, value in self.values.items():
-            weights, indices = self._quantized[name], self._indices[name]
-            moving = self._moving.get(name)
-            if moving is not None and moving.in_place(weights, value):
-                moving.move(value, indices, weights)
-                continue
-            if moving is not None:
-                indices = self._indices[name] = moving.assign(value, indices)
-            weights.copy_(value.index_select(0, indices).reshape(weights.shape))
+        for name, layer in self._layers.items():
+            layer.write(self.values[name])
+        for ranks, names in self._by_ranks().items():
+            moving = [layer for layer in map(self._layers.get, names) if layer and layer.moving]
+            if ranks is not None and moving:
+                _share_counts(moving, ranks)
 
+    @on_host()
+    def palettes(self) -> dict[str, Palette]:
+        """The same as `clusters`, without the cluster of each weight."""
+        return {name: layer.palette(self.values[name])[0] for name, layer in self._layers.items()}
+
+    @on_host()
     def clusters(self) -> dict[str, Clusters]:
         """The clusters with their present values, ascending; those of equal value become one.
 
         Each segment keeps its own codebook.
         """
-        return {name: self._sorted(name) for name in self.values}
+        return {name: layer.clusters(self.values[name]) for name, layer in self._layers.items()}
 
-    def _sorted(self, name: str) -> Clusters:
-        values = self.values[name].detach() + 0.0  # -0.0 becomes 0.0
-        found = unique(values.index_select(0, self._indices[name]), self._bounds[name])
-        return replace(found, zeros=name in self._pinned)
+    def _by_ranks(self) -> dict[Ranks | None, list[str]]:
+        """The names of the layers that the same processes hold in pieces; None for whole ones."""
+        found: dict[Ranks | None, list[str]] = {}
+        for name, layer in self._layers.items():
+            found.setdefault(None if layer.piece is None else layer.piece.ranks, []).append(name)
+        return found
+
+
+class _Layer:
+    """A tensor of the model: its weights in this process, and the cluster of each.
+
+    Attributes:
+        parameter: of the model.
+        piece: which weights are in this process; None for all.
+        indices: (n,) int32, of these.
+        counts: (K,) int64, weights of each cluster in all processes.
+        pinned: (K,) bool, clusters that keep their value; None if there are none.
+        moving: the trained weights, where these may change clusters.
+    """
+
+    def __init__(
+        self, name: str, parameter: nn.Parameter, clusters: Clusters, piece: Piece | None
+    ) -> None:
+        check_dense(own_part(parameter), f"layer '{name}'")
+        self.name = name
+        self.parameter = parameter
+        self.piece = piece
+        self._check_size(clusters, parameter)
+        device = self.weights.device
+        own = clusters if piece is None or clusters.piece is not None else clusters.cut(piece)
+        self.indices = own.indices.to(device, torch.int32)
+        self.counts = clusters.counts.to(device, torch.int64, copy=True)
+        self.pinned = clusters.pinned.to(device) if clusters.pinned.any() else None
+        self.moving: _Moving | None = None
+        self._palette = Palette(own.codebook, own.counts, own.bounds, own.zeros)
+
+    @property
+    def weights(self) -> Tensor:
+        """Those in this process."""
+        return self.parameter if self.piece is None else own_part(self.parameter)
+
+    def let_move(self, weights: Tensor, rd_weight: float) -> None:
+        """Let the weights change clusters from now on."""
+        self._check_size(self._palette, weights)
+        flat = weights.detach()
+        if self.piece is not None:
+            flat = own_part(flat) if is_dtensor(flat) else self.piece.cut(flat)
+        if flat.numel() != self.indices.numel():
+            raise ValueError(f"layer '{self.name}': `weights` are not divided as the parameter")
+        if not flat.isfinite().all():
+            raise ValueError(f"layer '{self.name}': weights are NaN or infinite")
+        if not (math.isfinite(rd_weight) and rd_weight >= 0):
+            raise ValueError(
+                f"layer '{self.name}': `rd_weights` must be finite and >= 0, got {rd_weight}"
+            )
+        # A copy in float32, as steps can be smaller than the precision of the model's weights.
+        flat = flat.reshape(-1).to(self.indices.device, torch.float32, copy=True)
+        kept = (flat == 0) if self.pinned is not None else None
+        assignment = Assignment(self._palette, flat.device, self.piece)
+        self.moving = _Moving(nn.Parameter(flat), assignment, rd_weight, kept)
+
+    def write(self, value: Tensor) -> None:
+        """Write the values of the weights; of those that may move after their assignment.
+
+        `counts` are those of this process then.
+        """
+        weights = self.weights
+        if self.moving is not None and self.moving.in_place(weights, value):
+            self.moving.move(value, Moved(self.indices, self.counts, weights))
+            return
+        if self.moving is not None:
+            # In place, since a CUDA graph reads this memory again.
+            self.indices.copy_(self.moving.assign(value, self.indices, self.counts))
+            one = self.counts.new_ones(1).expand(self.indices.shape)
+            self.counts.zero_().index_add_(0, self.indices, one)
+        weights.copy_(value.index_select(0, self.indices).reshape(weights.shape))
+
+    def palette(self, value: Tensor) -> tuple[Palette, Tensor]:
+        """The present clusters, and the one that each of the first ones has become."""
+        values = value.detach() + 0.0  # -0.0 becomes 0.0
+        sizes = self._palette.codebook_sizes
+        joined, targets = join_equal(values, self.counts, sizes, self._palette.bounds)
+        return replace(joined, zeros=self.pinned is not None), targets
+
+    def clusters(self, value: Tensor) -> Clusters:
+        """The same with the cluster of each weight, of all processes."""
+        found, targets = self.palette(value)
+        first = found.first.repeat_interleave(self._palette.codebook_sizes).to(targets.device)
+        codes = (targets - first).to(found.code_dtype).index_select(0, self.indices)
+        if self.piece is not None:
+            codes = self.piece.assemble(codes)
+        return Clusters(found.codebook, found.counts, found.bounds, found.zeros, codes=codes)
+
+    def _check_size(self, clusters: Palette, weights: Tensor) -> None:
+        if weights.numel() != clusters.size:
+            raise ValueError(
+                f"layer '{self.name}': clusters of {clusters.size} weights for "
+                f"{weights.numel()} weights"
+            )
 
 
 class _Moving:
-    """The trained weights of one tensor and their assignment to clusters."""
+    """The trained weights of one tensor in this process, and their assignment to clusters.
+
+    kept: (n,) bool, weights that are exactly 0 and stay in their cluster, that of pinned zeros.
+    """
 
     def __init__(
         self,
-        name: str,
-        weights: Tensor,
-        clusters: Clusters,
+        weights: nn.Parameter,
+        assignment: Assignment,
         rd_weight: float,
-        device: torch.device,
+        kept: Tensor | None,
     ) -> None:
-        if weights.numel() != clusters.size:
-            raise ValueError(
-                f"layer '{name}': clusters of {clusters.size} weights for {weights.numel()} weights"
-            )
-        if not weights.isfinite().all():
-            raise ValueError(f"layer '{name}': weights are NaN or infinite")
-        if not (math.isfinite(rd_weight) and rd_weight >= 0):
-            raise ValueError(
-                f"layer '{name}': `rd_weights` must be finite and >= 0, got {rd_weight}"
-            )
+        self.weights = weights
+        self._assignment = assignment
         self._rd_weight = rd_weight
-        # A copy in float32, as steps can be smaller than the precision of the model's weights.
-        flat = weights.detach().reshape(-1).to(device, torch.float32, copy=True)
-        self.weights = nn.Parameter(flat)
-        self._assignment = Assignment(clusters, device)
-        # Weights that are exactly 0 stay in their cluster, that of the pinned zeros.
-        self._kept = (flat == 0) if clusters.pinned.any() else None
-        self._counts = clusters.counts.to("cpu", torch.int64, copy=True)
+        self._kept = kept
 
     def take(self, gradient: Tensor | None) -> None:
         """Copy the gradient at the weights' values to the weights."""
@@ -247,14 +325,88 @@ class _Moving:
         fits = out.is_contiguous() and out.dtype == values.dtype and out.itemsize > 1
         return fits and out.device.type == "cpu"
 
-    def move(self, values: Tensor, indices: Tensor, out: Tensor) -> None:
+    def move(self, values: Tensor, to: Moved) -> None:
         """Assign the present weights and write their values, in place."""
-        moved = Moved(indices, self._counts, out)
-        rest = (values.detach(), self._rd_weight, self._kept, moved)
-        self._assignment.move(self.weights.detach(), *rest)
-        torch.autograd.graph.increment_version(out)
+        self._assignment.move(
+            self.weights.detach(), values.detach(), self._rd_weight, self._kept, to
+        )
+        torch.autograd.graph.increment_version(to.out)
 
-    def assign(self, values: Tensor, indices: Tensor) -> Tensor:
-        """The clusters (N,) of the present weights."""
-        found = self._assignment(self.weights, values.float(), indices, self._rd_weight).int()
+    def assign(self, values: Tensor, indices: Tensor, counts: Tensor) -> Tensor:
+        """The clusters (n,) of the present weights."""
+        found = self._assignment(self.weights, values.float(), counts, self._rd_weight).int()
         return found if self._kept is None else torch.where(self._kept, indices, found)
+
+
+def _check_names(
+    clusters: Mapping[str, Clusters],
+    parameters: Mapping[str, nn.Parameter],
+    weights: Mapping[str, Tensor] | None,
+) -> None:
+    if not clusters:
+        raise ValueError("`clusters` must not be empty")
+    if unknown := clusters.keys() - parameters.keys():
+        raise ValueError(f"clusters of '{min(unknown)}', which is not a parameter of the model")
+    if weights is not None and (missing := clusters.keys() - weights.keys()):
+        raise ValueError(f"layer '{min(missing)}': clusters without `weights`")
+
+
+def _facts(clusters: Mapping[str, Clusters]) -> str:
+    """A short name of the clusters, without those of the weights."""
+    return digest(
+        [
+            (name, found.codebook.tolist(), found.counts.tolist(), found.zeros)
+            for name, found in clusters.items()
+        ]
+    )
+
+
+def _units(
+    layers: Sequence[_Layer], gradients: list[Tensor | None], ranks: Ranks | None
+) -> list[Units | None]:
+    """The units of each layer's gradients; None where no process has any.
+
+    Where another process has a gradient and this one has none, it becomes 0.
+    """
+    if ranks is None:
+        tops = [None if gradient is None else largest(gradient) for gradient in gradients]
+    else:
+        own = [-1.0 if gradient is None else float(largest(gradient)) for gradient in gradients]
+        found = ranks.maximum(torch.tensor(own, dtype=torch.float64, device="cpu"))
+        tops = [None if top < 0 else top for top in found]
+    for place, (layer, top) in enumerate(zip(layers, tops, strict=True)):
+        if top is not None and gradients[place] is None:
+            gradients[place] = torch.zeros_like(layer.weights)
+    return [
+        None if top is None else Units.of(top, layer.parameter.numel())
+        for layer, top in zip(layers, tops, strict=True)
+    ]
+
+
+def _sums(
+    layers: Sequence[_Layer],
+    gradients: Sequence[Tensor | None],
+    units: Sequence[Units | None],
+    ranks: Ranks | None,
+) -> list[Tensor]:
+    """The sums of gradients over the weights of each cluster, of all processes, in units."""
+    sums = []
+    for layer, gradient, unit in zip(layers, gradients, units, strict=True):
+        own = torch.zeros_like(layer.counts)
+        if unit is not None and gradient is not None and (layer.piece is None or layer.piece.first):
+            own = unit.sums(gradient.reshape(-1), layer.indices, len(own))
+        sums.append(own)
+    if ranks is None:
+        return sums
+    return list(ranks.total(torch.cat(sums)).split([len(own) for own in sums]))
+
+
+def _share_counts(layers: Sequence[_Layer], ranks: Ranks) -> None:
+    """Add up what each process has counted."""
+    own = [
+        layer.counts if layer.piece is None or layer.piece.first else torch.zeros_like(layer.counts)
+        for layer in layers
+    ]
+    total = ranks.total(torch.cat(own)).split([len(counts) for counts in own])
+    for layer, counts in zip(layers, total, strict=True):
+        layer.counts.copy_(counts)

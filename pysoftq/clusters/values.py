@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pysoftq import _core
-from pysoftq.clusters.clusters import PIECE, Clusters, code_dtype
+from pysoftq.clusters.clusters import PIECE, Clusters, Palette, code_dtype
 from pysoftq.clusters.patterns import flip_negative
 from pysoftq.interaction.arrays import check_dense
 from pysoftq.interaction.host import on_host
-from pysoftq.interaction.pieces import Piece
+from pysoftq.interaction.pieces import Piece, own_part
 from pysoftq.interaction.segments import segment_ids
 from pysoftq.interaction.weights import HostWeights, scalar_of
 
@@ -71,6 +71,15 @@ def few_values(theta: Tensor, bounds: Tensor | None = None, nbytes: int = 2**62)
     codebook = torch.from_numpy(bits.astype(_UNSIGNED[theta.itemsize])).view(theta.dtype)
     edges = None if bounds is None else bounds.cpu()
     return Clusters(codebook, torch.from_numpy(counts), edges, codes=codes)
+
+
+def count_shared_values(theta: Tensor, piece: Piece, enough: int) -> int:
+    """How many distinct values a tensor has whose pieces several processes hold.
+
+    A number above `enough` may be too small.
+    """
+    own = unique(own_part(theta)).codebook.cpu()[: enough + 1]
+    return count_values(piece.ranks.gathered(own[:, None]))
 
 
 @on_host()
@@ -132,6 +141,37 @@ def by_segment(clusters: Clusters, bounds: Tensor) -> Clusters:
     pairs = segment_ids(bounds).to(clusters.indices.device) * clusters.K + clusters.indices
     pairs, indices, counts = torch.unique(pairs, return_inverse=True, return_counts=True)
     return Clusters.of(clusters.codebook[pairs % max(clusters.K, 1)], indices, counts, bounds)
+
+
+def join_equal(
+    values: Tensor, counts: Tensor, sizes: Tensor, bounds: Tensor | None
+) -> tuple[Palette, Tensor]:
+    """Clusters of several segments in ascending order; those of equal bits in a segment are one.
+
+    Clusters without weights are left out.
+
+    Args:
+        values: (K,) in any order, segment after segment.
+        counts: (K,) int64, weights of each cluster.
+        sizes: (G,) int64, clusters of each segment.
+        bounds: of the segments.
+
+    Returns:
+        The clusters, and the one that each of the K has become, int64 (K,).
+    """
+    segments = torch.arange(len(sizes)).repeat_interleave(sizes).numpy()
+    keys, weights = total_order(values).cpu().long().numpy(), counts.cpu().numpy()
+    order = np.lexsort((keys, segments))
+    order = order[weights[order] > 0]
+    new = np.ones(len(order), dtype=np.bool_)
+    new[1:] = (np.diff(segments[order]) != 0) | (np.diff(keys[order]) != 0)
+    starts = np.flatnonzero(new)
+    targets = np.zeros(len(keys), dtype=np.int64)
+    targets[order] = new.cumsum() - 1
+    kept = torch.from_numpy(order[starts]).to(values.device)
+    added = np.add.reduceat(weights[order], starts) if len(starts) else weights[:0]
+    palette = Palette(values[kept], torch.from_numpy(added).to(counts.device), bounds)
+    return palette, torch.from_numpy(targets).to(values.device)
 
 
 def total_order(theta: Tensor) -> Tensor:

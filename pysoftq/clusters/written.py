@@ -13,8 +13,10 @@ import torch
 from torch import nn
 
 from pysoftq.clusters.clusters import Clusters, Palette
-from pysoftq.clusters.values import count_values
+from pysoftq.clusters.values import count_shared_values, count_values
 from pysoftq.errors import abridged
+from pysoftq.interaction.pieces import Piece
+from pysoftq.models.sharding import Sharding
 from pysoftq.models.wrappers import owner, unwrapped
 
 _WRITTEN = "_pysoftq_clusters"  # {parameter: number of values}
@@ -48,25 +50,33 @@ def lost_clusters(model: nn.Module) -> dict[str, tuple[int, int]]:
 
     Training of the codebooks changes values, but never adds any.
     """
-    lost = {}
+    lost, sharding = {}, Sharding(model)
     for path, module in unwrapped(model).named_modules():
         for name, clusters in vars(module).get(_WRITTEN, {}).items():
-            values = _values(module._parameters.get(name))
+            layer, parameter = f"{path}.{name}" if path else name, module._parameters.get(name)
+            piece = None if parameter is None else sharding.piece(layer, parameter)
+            values = _values(parameter, piece, clusters)
             if values > clusters:
-                lost[f"{path}.{name}" if path else name] = (values, clusters)
+                lost[layer] = (values, clusters)
     return lost
 
 
-def _values(parameter: nn.Parameter | None) -> int:
+def _values(parameter: nn.Parameter | None, piece: Piece | None, clusters: int) -> int:
     """How many a parameter has; 0 for one that no file can hold, which writing it reports."""
+    if parameter is None:
+        return 0
+    if piece is not None:
+        return count_shared_values(parameter, piece, clusters)
     try:
-        return 0 if parameter is None else count_values(parameter)
+        return count_values(parameter)
     except TypeError:
         return 0
 
 
 def warn_of_lost_clusters(model: nn.Module, stacklevel: int) -> None:
     """Warn if clusters that were written into a model are gone from it.
+
+    Where several processes hold the weights, all of them call this, and all of them warn.
 
     Args:
         model: about to be written to a file.
@@ -79,10 +89,11 @@ def warn_of_lost_clusters(model: nn.Module, stacklevel: int) -> None:
         f"'{name}' has {values:,} values for {clusters:,} clusters"
         for name, (values, clusters) in lost.items()
     ]
-    warnings.warn(
+    message = (
         f"the clusters that were written into the model are gone: {abridged(layers)}. The "
         "weights were overwritten afterwards (a checkpoint was loaded, weights were averaged, or "
         "the optimizer has stepped) and are stored as they are; call finalize() after that, or "
-        "save before it",
-        stacklevel=stacklevel + 1,
+        "save before it"
     )
+    # Where warnings are errors in one process, all of them raise it.
+    Sharding(model).ranks.attempt(lambda: warnings.warn(message, stacklevel=stacklevel + 3))

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from pysoftq.coupling.ranks import fingerprint
 from pysoftq.coupling.selection import DTYPES
 from pysoftq.interaction import backends
 from pysoftq.interaction.pieces import Extremes, Ranks
+from pysoftq.interaction.ranks import fingerprint
 
 if TYPE_CHECKING:
     from pysoftq.interaction.layers import CoupledLayer

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from torch import nn
 
-from pysoftq.clusters.values import count_values, unique
+from pysoftq.clusters.values import count_shared_values, count_values
 from pysoftq.coupling.options import ClusteringConfig
 from pysoftq.coupling.quantizer import SoftQuantizer
 from pysoftq.coupling.report import CompressionReport
-from pysoftq.coupling.sharding import Sharding, reshard
-from pysoftq.interaction.pieces import Piece, own_part
+from pysoftq.models.sharding import Sharding, reshard
 from pysoftq.models.wrappers import unwrapped
 
 
@@ -59,15 +58,9 @@ def validate_clustering(model: nn.Module, report: CompressionReport) -> None:
         values = (
             count_values(parameter)
             if piece is None
-            else _count_all_values(parameter, piece, layer.clusters)
+            else count_shared_values(parameter, piece, layer.clusters)
         )
         if values > layer.clusters:
             wrong.append(f"'{layer.name}' has {values:,} values for {layer.clusters:,} clusters")
     if wrong:
         raise ValueError(f"the model is not clustered as reported: {'; '.join(wrong)}")
-
-
-def _count_all_values(parameter: nn.Parameter, piece: Piece, enough: int) -> int:
-    """How many distinct values the pieces have; a smaller number above `enough` will do."""
-    own = unique(own_part(parameter)).codebook.cpu()[: enough + 1]
-    return count_values(piece.ranks.gathered(own[:, None]))

@@ -19,7 +19,6 @@ from pysoftq.clusters.written import mark_clusters
 from pysoftq.coupling.devices import Batch, DeviceGroup, MovedError, group_by_device
 from pysoftq.coupling.inventory import take_inventory
 from pysoftq.coupling.options import DEFAULTS, Refinement
-from pysoftq.coupling.ranks import digest
 from pysoftq.coupling.report import CompressionReport, LayerReport, TensorReport
 from pysoftq.coupling.selection import (
     as_patterns,
@@ -27,13 +26,6 @@ from pysoftq.coupling.selection import (
     first_match,
     match_override,
     select,
-)
-from pysoftq.coupling.sharding import (
-    Sharding,
-    initializes_state,
-    parameters_of,
-    replicas_of,
-    reshard,
 )
 from pysoftq.coupling.zeros import KeptZeros
 from pysoftq.errors import QualityWarning
@@ -49,8 +41,16 @@ from pysoftq.interaction.backends import DeviceCoupling
 from pysoftq.interaction.host import on_host
 from pysoftq.interaction.layers import CoupledLayer, Scales, degeneracy
 from pysoftq.interaction.potentials import METHODS
+from pysoftq.interaction.ranks import digest
 from pysoftq.interaction.scales import Segments
 from pysoftq.interaction.segments import segment_bounds
+from pysoftq.models.sharding import (
+    Sharding,
+    initializes_state,
+    parameters_of,
+    replicas_of,
+    reshard,
+)
 from pysoftq.models.wrappers import innermost, owner, torch_optimizer, unwrapped
 
 
@@ -390,7 +390,9 @@ class SoftQuantizer:
         return segment_bounds(layer.parameter.shape, self._granularity)
 
     @on_host()
-    def clusters(self, bits: int | None = None, n_min: int | None = None) -> dict[str, Clusters]:
+    def clusters(
+        self, bits: int | None = None, n_min: int | None = None, *, whole: bool = True
+    ) -> dict[str, Clusters]:
         """Clusters of each layer by binning, refined if `n_min` is given; nothing is written.
 
         Args:
@@ -398,6 +400,8 @@ class SoftQuantizer:
                 paper; None takes bins of at most a quarter of the layer's width w_l, and at least
                 2**7 of them (`pysoftq.clusters.binning.identify_at_scale`).
             n_min: as in `finalize`.
+            whole: of weights that several processes hold in pieces, index all of them in each
+                process; else those in this process (`Clusters.piece`).
 
         Raises:
             ValueError: `bits` is outside 1..20, `n_min` is negative, or a parameter has been
@@ -407,7 +411,10 @@ class SoftQuantizer:
         found = {layer.name: self._bins_of(layer, bits) for layer in self.layers}
         if n_min is not None:
             found = {name: refine(bins, n_min) for name, bins in found.items()}
-        return {layer.name: found[layer.name].clusters(self._kept(layer)) for layer in self.layers}
+        return {
+            layer.name: found[layer.name].clusters(self._kept(layer), whole)
+            for layer in self.layers
+        }
 
     def _kept(self, layer: CoupledLayer) -> Tensor:
         """The layer's weights with the zeros to be kept at 0."""

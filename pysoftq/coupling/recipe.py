@@ -9,7 +9,7 @@ from pysoftq.clusters.training import CodebookTraining
 from pysoftq.coupling.options import Refinement
 from pysoftq.coupling.quantizer import SoftQuantizer
 from pysoftq.coupling.report import CompressionReport
-from pysoftq.interaction.arrays import check_dense
+from pysoftq.models.sharding import Sharding
 
 
 class Recipe:
@@ -31,6 +31,9 @@ class Recipe:
     The weights do not move in the model between the steps: each has the value of its cluster at
     any time. Once the steps are done the learning rates are 0.
 
+    Where several processes hold the weights in pieces (DTensor), all of them make the same calls;
+    values and clusters are those of one process with the same gradients.
+
     Args:
         softq: after the training with the coupling; it is detached.
         steps: number of `step()` calls to come.
@@ -46,7 +49,6 @@ class Recipe:
     Raises:
         ValueError: an argument is out of range, or as in `SoftQuantizer.finalize`; nothing has
             changed then.
-        TypeError: weights are sharded between processes; nothing has changed then.
     """
 
     def __init__(
@@ -59,14 +61,22 @@ class Recipe:
         lr: float = 0.001,
         weights_lr: float = 0.01,
     ) -> None:
+        Sharding(softq.model).compare(
+            {
+                "steps": steps,
+                "rd_weight": rd_weight,
+                "refinement": refinement,
+                "lr": lr,
+                "weights_lr": weights_lr,
+            }
+        )
         if steps < 1:
             raise ValueError(f"`steps` must be >= 1, got {steps}")
         if not weights_lr >= 0:
             raise ValueError(f"`weights_lr` must be >= 0, got {weights_lr}")
-        for layer in softq.layers:
-            check_dense(layer.parameter, f"layer '{layer.name}'")
+        found = softq.clusters(whole=False)
+        clusters = softq.refine(found, refinement=refinement, rd_weight=rd_weight)
         soft = {layer.name: layer.parameter.detach().clone() for layer in softq.layers}
-        clusters = softq.refine(softq.clusters(), refinement=refinement, rd_weight=rd_weight)
         self._report = softq.finalize(refinement=refinement, rd_weight=rd_weight)
         self.codebooks = Codebooks(
             softq.model, clusters, soft if weights_lr else None, softq.rd_weights(rd_weight)
@@ -90,4 +100,4 @@ class Recipe:
 
     def finalize(self) -> CompressionReport:
         """The report of the model as it is: a table of layers with their trained clusters."""
-        return self._report.with_clusters(self.codebooks.clusters())
+        return self._report.with_clusters(self.codebooks.palettes())

@@ -14,9 +14,9 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from pysoftq.coupling.roles import roles
-from pysoftq.coupling.sharding import refuse_flattened
 from pysoftq.interaction.arrays import special_kind
 from pysoftq.interaction.pieces import own_part
+from pysoftq.models.sharding import refuse_flattened
 from pysoftq.models.wrappers import unwrapped
 
 # What an override may set for the layers that its pattern matches.

@@ -28,6 +28,7 @@ class KeptZeros:
     def __init__(self, masks: Mapping[str, Tensor], numbers: Mapping[str, int]) -> None:
         self.masks = dict(masks)
         self._numbers = dict(numbers)  # of zeros, those of other processes included
+        self._whole: dict[str, Tensor] = {}  # masks of whole tensors in pieces, once known
 
     @classmethod
     def find(cls, model: nn.Module, layers: Iterable[CoupledLayer], sparsity: str) -> KeptZeros:
@@ -64,23 +65,32 @@ class KeptZeros:
     @classmethod
     def restore(cls, masks: Mapping[str, Tensor], layers: Iterable[CoupledLayer]) -> KeptZeros:
         """From `state`, for layers that may be divided between other processes."""
-        own, numbers = {}, {}
+        own, numbers, whole = {}, {}, {}
         for layer in layers:
             if layer.name in masks:
                 mask = masks[layer.name]
                 numbers[layer.name] = int(mask.sum())
-                part = mask if layer.piece is None else layer.piece.cut(mask)
+                part = mask
+                if layer.piece is not None:
+                    part, whole[layer.name] = layer.piece.cut(mask), mask
                 own[layer.name] = part.reshape(layer.weights.shape)
-        return cls(own, numbers)
+        found = cls(own, numbers)
+        found._whole.update(whole)
+        return found
 
     def state(self, layers: Iterable[CoupledLayer]) -> dict[str, Tensor]:
-        """Masks of the shapes of the parameters, the same in all processes."""
+        """Masks of the shapes of the parameters, the same in all processes.
+
+        The first call collects those of pieces, which all processes have to make.
+        """
         found = {}
         for layer in layers:
             mask = self.masks.get(layer.name)
             if mask is not None and layer.piece is not None:
-                whole = layer.piece.assemble(mask.reshape(-1))
-                mask = whole.reshape(layer.parameter.shape)
+                if layer.name not in self._whole:
+                    whole = layer.piece.assemble(mask.reshape(-1))
+                    self._whole[layer.name] = whole.reshape(layer.parameter.shape)
+                mask = self._whole[layer.name]
             if mask is not None:
                 found[layer.name] = mask
         return found
@@ -126,11 +136,9 @@ class KeptZeros:
 
 def _total(layer: CoupledLayer, number: int) -> int:
     """Of a number of the layer's weights in each process, that of all processes."""
-    piece = layer.piece
-    if piece is None:
+    if layer.piece is None:
         return number
-    own = torch.tensor([number if piece.first else 0], device="cpu")
-    return int(piece.ranks.total(own))
+    return int(layer.piece.total(torch.tensor([number], device="cpu")))
 
 
 def _in_row(layer: CoupledLayer, row: int) -> Tensor:

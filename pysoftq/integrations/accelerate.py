@@ -25,7 +25,7 @@ def prepare(
 
     The state of the coupling is saved and loaded by ``accelerator.save_state`` and ``load_state``;
     a loop that resumes from there is bitwise identical. Works with gradient accumulation, mixed
-    precision and DDP.
+    precision, DDP and FSDP2 (``FullyShardedDataParallelPlugin(fsdp_version=2)``).
 
     Example::
 

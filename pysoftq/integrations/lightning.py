@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from pysoftq.coupling.sharding import refuse_flattened
 from pysoftq.integrations._training import CoupledTraining
+from pysoftq.models.sharding import refuse_flattened
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -21,7 +21,8 @@ class SoftQuantizationCallback(CoupledTraining, Callback):
 
     Its state is a part of Lightning's checkpoints: ``fit(…, ckpt_path=…)`` resumes with
     bitwise identical results. Works with automatic and manual optimization and with several
-    optimizers; strategies of FSDP1 and DeepSpeed ZeRO-3, which flatten the weights, are refused.
+    optimizers, with DDP and with ``ModelParallelStrategy`` (FSDP2, tensor parallelism). Strategies
+    of FSDP1 and DeepSpeed ZeRO-3, which flatten the weights, are refused.
 
     Checkpoints hold the weights as they were trained, before the clusters. Where something
     overwrites the clusters afterwards, the weights are clustered again, with a warning and a new

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import math
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 from pysoftq.coupling.options import override_texts
-from pysoftq.coupling.sharding import refuse_pieces
 from pysoftq.integrations._training import CoupledTraining
 
 try:
@@ -24,9 +27,10 @@ class SoftQuantizationCallback(CoupledTraining, TrainerCallback, ExportableState
     """Couples the weights of the model that a Trainer trains.
 
     Its state is a part of each checkpoint's ``trainer_state.json``:
-    ``train(resume_from_checkpoint=…)`` resumes with bitwise identical results. Models
-    whose weights are sharded are refused. With ``restore_callback_states_from_checkpoint``, the
-    Trainer replaces this callback by one restored from the checkpoint, which holds the report.
+    ``train(resume_from_checkpoint=…)`` resumes with bitwise identical results. Works with DDP and
+    with accelerate's FSDP2 (``fsdp_config={"fsdp_version": 2}``). With
+    ``restore_callback_states_from_checkpoint``, the Trainer replaces this callback by one restored
+    from the checkpoint, which holds the report.
 
     Example::
 
@@ -46,12 +50,13 @@ class SoftQuantizationCallback(CoupledTraining, TrainerCallback, ExportableState
         **others: Any,
     ) -> None:
         """Measure the layers, or resume from a checkpoint that has been loaded."""
-        refuse_pieces(model)  # the Trainer collects the state in one process only
         name = type(self).__name__
         saved = state.stateful_callbacks.get(name) if state.global_step else None
-        coupling = saved["attributes"]["coupling"] if saved else None
+        coupling = _restored(saved["attributes"]["coupling"]) if saved else None
         self._begin(model, [optimizer], state.max_steps, coupling)
-        state.stateful_callbacks[name] = self.state()  # the Trainer keeps up what is there
+        # The Trainer keeps up what is there. It asks one process only, which this first call, in
+        # all of them, gives what the others have to tell.
+        state.stateful_callbacks[name] = self.state()
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
@@ -75,9 +80,29 @@ class SoftQuantizationCallback(CoupledTraining, TrainerCallback, ExportableState
 
 
 def _plain(state: dict[str, Any]) -> dict[str, Any]:
-    """The state of a coupling, the scales of segments as lists; JSON keeps every bit of a float."""
+    """The state of a coupling, the scales of segments as lists; JSON keeps every bit of a float.
+
+    Masks become text, eight weights a byte.
+    """
     layers = [
         {key: x.tolist() if isinstance(x, Tensor) else x for key, x in layer.items()}
         for layer in state["layers"]
     ]
-    return {**state, "layers": layers}
+    zeros = {
+        name: {
+            "shape": list(mask.shape),
+            "bits": base64.b64encode(np.packbits(mask.cpu().numpy()).tobytes()).decode(),
+        }
+        for name, mask in state["zeros"].items()
+    }
+    return {**state, "layers": layers, "zeros": zeros}
+
+
+def _restored(state: dict[str, Any]) -> dict[str, Any]:
+    """From `_plain`."""
+    zeros = {}
+    for name, mask in state.get("zeros", {}).items():
+        packed = np.frombuffer(base64.b64decode(mask["bits"]), dtype=np.uint8)
+        bits = np.unpackbits(packed, count=math.prod(mask["shape"]))
+        zeros[name] = torch.from_numpy(bits).bool().reshape(mask["shape"])
+    return {**state, "zeros": zeros}

@@ -9,16 +9,22 @@ holds everything, however the tensor is divided.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
+T = TypeVar("T")
+
 
 class Ranks(Protocol):
     """The processes that hold the pieces; all of them make the same calls in the same order."""
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that `to_first` gives the rows to."""
 
     def maximum(self, values: Tensor) -> Tensor:
         """The largest of each value."""
@@ -29,11 +35,33 @@ class Ranks(Protocol):
     def gathered(self, rows: Tensor) -> Tensor:
         """The rows (n, k) of all processes one behind the other, in an order that all share."""
 
+    def to_first(self, rows: Tensor) -> Tensor:
+        """The same as `gathered` in the first process; in the others some of the rows."""
+
     def collected(self, thing: Any) -> list[Any]:
         """What each process passes, in an order that all share."""
 
+    def attempt(self, call: Callable[[], T]) -> T:
+        """What a call returns in this process; an error in one process is raised in all of them.
+
+        The call exchanges nothing with other processes.
+        """
+
     def compare(self, facts: Mapping[str, Any]) -> None:
         """Raise ValueError in every process if the facts differ between processes."""
+
+
+class Alone:
+    """The only process that holds a model; it exchanges nothing."""
+
+    first = True
+
+    def attempt(self, call: Callable[[], T]) -> T:
+        """What the call returns."""
+        return call()
+
+    def compare(self, facts: Mapping[str, Any]) -> None:
+        """Nothing differs."""
 
 
 @dataclass(frozen=True)
@@ -85,15 +113,33 @@ class Piece:
 
     def assemble(self, own: Tensor) -> Tensor:
         """The whole flat tensor, from what each process has for its piece, flat."""
-        kept = own if self.first else own[:0]
+        blocks = self.ranks.gathered(self._block()).tolist()
+        return self._joined(blocks, self.ranks.gathered(self.reported(own)[:, None])[:, 0])
+
+    def assemble_in_first(self, own: Tensor) -> Tensor | None:
+        """The same in the first process, and None in the others, which do not receive it."""
+        blocks = self.ranks.gathered(self._block()).tolist()
+        values = self.ranks.to_first(self.reported(own)[:, None])[:, 0]
+        return self._joined(blocks, values) if self.ranks.first else None
+
+    def reported(self, own: Tensor) -> Tensor:
+        """What this process has for its piece, where it reports that; else nothing."""
+        return own if self.first else own[:0]
+
+    def total(self, own: Tensor) -> Tensor:
+        """The sum of integers that each process has found in its piece."""
+        return self.ranks.total(own if self.first else torch.zeros_like(own))
+
+    def _block(self) -> Tensor:
         block = (self.row, self.rows, self.column, self.columns)
-        shape = torch.tensor([block if self.first else (0, 0, 0, 0)], dtype=torch.int64)
-        shapes = self.ranks.gathered(shape).tolist()
-        values = self.ranks.gathered(kept[:, None])[:, 0]
+        return torch.tensor([block if self.first else (0, 0, 0, 0)], dtype=torch.int64)
+
+    def _joined(self, blocks: list[list[int]], values: Tensor) -> Tensor:
+        """The flat tensor of blocks, whose values follow each other."""
         whole = values.new_empty(self.size)
         table = whole.view(-1, max(self.outer, 1))
         end = 0
-        for row, rows, column, columns in shapes:
+        for row, rows, column, columns in blocks:
             begin, end = end, end + rows * columns
             part = values[begin:end].view(rows, columns)
             table[row : row + rows, column : column + columns] = part

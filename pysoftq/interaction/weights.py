@@ -75,8 +75,7 @@ class HostWeights:
         self._core.set_ranges(
             (-low).masked_fill(none, 0).numpy(), high.masked_fill(none, 0).numpy()
         )
-        own = torch.tensor([self.nonfinite if piece.first else 0])
-        self.nonfinite = int(piece.ranks.total(own))
+        self.nonfinite = int(piece.total(torch.tensor([self.nonfinite])))
 
     def ranges(self) -> tuple[Tensor, Tensor]:
         """Smallest and largest weight of each segment, float64 (G,); 0 of an empty one."""
@@ -90,8 +89,7 @@ class HostWeights:
         """
         moments = self._core.moments()
         if self._piece is not None:
-            own = moments if self._piece.first else moments * 0
-            moments = self._piece.ranks.total(torch.from_numpy(own)).numpy()
+            moments = self._piece.total(torch.from_numpy(moments)).numpy()
         return torch.from_numpy(self._core.spreads(moments, self.bounds.diff().numpy()))
 
     def occupied_bins(
@@ -142,7 +140,7 @@ def _joined_bins(piece: Piece, own: BinSums) -> BinSums:
     segment = np.repeat(np.arange(len(sizes)), sizes)
     bits = (low.view(np.int64), high.view(np.int64))
     table = np.column_stack([segment, slots, counts, sums, *bits])
-    rows = piece.ranks.gathered(torch.from_numpy(table if piece.first else table[:0])).numpy()
+    rows = piece.ranks.gathered(piece.reported(torch.from_numpy(table))).numpy()
     rows = rows[np.lexsort((rows[:, 1], rows[:, 0]))]
     starts = np.flatnonzero(np.diff(rows[:, :2], axis=0, prepend=-1).any(axis=1))
     if not len(starts):

@@ -1,6 +1,7 @@
 """Networks built by name, and weight files read without running any code in them.
 
-Imports `errors`, `paths` and `atomic` only; transformers and torchvision are loaded on demand.
+Imports `errors`, `paths`, `atomic` and `interaction` only; transformers and torchvision are loaded
+on demand.
 """
 
 import lazy_loader

@@ -44,7 +44,14 @@ def decode(
 ) -> NDArray[Any]:
     """Entries of a table."""
     out = np.empty(palettes.count, dtype=table.dtype)
-    entropy_coding.decode(coded, counts, palettes, (table, out), chunk)
+    streams = entropy_coding.Streams.read(coded, palettes.count, chunk)
+    entropy_coding.decode(streams, counts, palettes, (table, out))
+    for first in range(0, len(streams.lengths), 3):  # in parts, too
+        chunks = range(first, min(first + 3, len(streams.lengths)))
+        own = slice(chunks.start * chunk, min(chunks.stop * chunk, palettes.count))
+        part = np.empty(own.stop - own.start, dtype=table.dtype)
+        entropy_coding.decode(streams, counts, palettes, (table, part), chunks)
+        assert np.array_equal(part, out[own])
     return out
 
 
@@ -218,14 +225,16 @@ def test_wrong_models_are_refused_by_the_core() -> None:
         arguments = [np.array(x, dtype=np.int64) for x in (counts, sizes, edges)]
         table = np.zeros(len(counts), dtype=np.uint8)
         with pytest.raises(ValueError, match=r".+"):
-            _core.decode(words, lengths, 4, *arguments, table, out)
+            _core.decode(words, lengths, 0, 4, *arguments, table, out)
     good = [np.array(x, dtype=np.int64) for x in ([2, 2], [2], [0, 4])]
     table = np.zeros(2, dtype=np.uint8)
-    for wrong in ([-1], [1], [2**62], [0, 0], []):
+    for wrong in ([-1], [1], [2**62], [0, 0]):
         with pytest.raises(ValueError, match="stream"):
-            _core.decode(words, np.array(wrong, dtype=np.int64), 4, *good, table, out)
+            _core.decode(words, np.array(wrong, dtype=np.int64), 0, 4, *good, table, out)
     for wrong in (out[:3], out.astype(np.int16), out[::2]):
         with pytest.raises(ValueError, match=r"array|items"):
-            _core.decode(words, lengths, 4, *good, table, wrong)
+            _core.decode(words, lengths, 0, 4, *good, table, wrong)
+    with pytest.raises(ValueError, match="array"):
+        _core.decode(words, lengths, 1, 4, *good, table, out)
     with pytest.raises(ValueError, match="an index is not in its segment"):
         _core.encode(np.array([0, 1, 0, 2]), *good, 4)

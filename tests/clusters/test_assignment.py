@@ -32,7 +32,7 @@ def costs(
 def check(clusters: Clusters, weights: Tensor, values: Tensor, rd_weight: float) -> None:
     """Every weight goes to a cluster of its segment that no other one there is cheaper than."""
     check_in_place(clusters, weights, values, rd_weight)
-    found = Assignment(clusters, weights.device)(weights, values, clusters.indices, rd_weight)
+    found = Assignment(clusters, weights.device)(weights, values, clusters.counts, rd_weight)
     bounds = [0, clusters.size] if clusters.bounds is None else clusters.bounds.tolist()
     first = 0
     for start, end, K in zip(bounds, bounds[1:], clusters.codebook_sizes.tolist(), strict=False):
@@ -61,7 +61,7 @@ def check_in_place(
     """The core moves weights to the clusters that torch operations assign them to."""
     assignment = Assignment(clusters, weights.device)
     indices = clusters.indices
-    expected = assignment(weights, values.float(), indices, rd_weight)
+    expected = assignment(weights, values.float(), clusters.counts, rd_weight)
     if kept is not None:
         expected = torch.where(kept, indices, expected)
     moved = Moved(
@@ -129,12 +129,12 @@ def test_without_an_rd_weight_it_is_the_nearest_and_clusters_stay_as_they_were()
     theta = torch.randn(500, generator=torch.Generator().manual_seed(0))
     clusters = identify(theta, 4)
     found = Assignment(clusters, theta.device)(
-        theta, clusters.codebook, torch.zeros(500, dtype=torch.int64), 0.0
+        theta, clusters.codebook, torch.zeros_like(clusters.counts), 0.0
     )
     nearest = (theta[:, None] - clusters.codebook).abs().argmin(1)
     assert torch.equal(found, nearest)
     again = unique(clusters.weights())
-    kept = Assignment(again, theta.device)(again.weights(), again.codebook, again.indices, 0.0)
+    kept = Assignment(again, theta.device)(again.weights(), again.codebook, again.counts, 0.0)
     assert torch.equal(kept, again.indices)
 
 
@@ -145,7 +145,7 @@ def test_an_expensive_cluster_is_given_up_and_empty_ones_cost_no_infinity() -> N
         torch.tensor([-1.0, 1.0]), torch.tensor([0, 0, 0, 0]), torch.tensor([4, 0])
     )
     weights = torch.tensor([-1.0, -0.5, 0.9, 1.0])
-    found = Assignment(clusters, weights.device)(weights, clusters.codebook, clusters.indices, 0.1)
+    found = Assignment(clusters, weights.device)(weights, clusters.codebook, clusters.counts, 0.1)
     assert found.tolist() == [0, 0, 1, 1]
 
 
@@ -161,4 +161,4 @@ def test_no_weights(granularity: str) -> None:
     bounds = None if granularity == "layer" else segment_bounds(nothing.shape, granularity)
     clusters = unique(nothing, bounds)
     assign = Assignment(clusters, nothing.device)
-    assert assign(nothing.reshape(-1), clusters.codebook, clusters.indices, 0.1).numel() == 0
+    assert assign(nothing.reshape(-1), clusters.codebook, clusters.counts, 0.1).numel() == 0

@@ -6,21 +6,34 @@ the test of its name.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import pickle
-import traceback
-import warnings
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from shards import (
+    Descent,
+    Outcomes,
+    assert_equal,
+    assert_passed,
+    columns,
+    fsdp,
+    full,
+    hybrid,
+    make_model,
+    mesh,
+    offloaded,
+    outcomes_of,
+    refused,
+    rows,
+    set_gradients,
+    weights_of,
+)
+from torch import nn
 
 import pysoftq
 from pysoftq import SoftQuantizer, baselines, validate_clustering
@@ -31,7 +44,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
 
-PATIENCE = timedelta(seconds=60)
 CHECKS: dict[str, Callable[[], None]] = {}
 
 
@@ -39,93 +51,6 @@ def check(function: Callable[[], None]) -> Callable[[], None]:
     """A function that all processes run."""
     CHECKS[function.__name__] = function
     return function
-
-
-class Descent(torch.optim.Optimizer):
-    """Gradient descent that rounds alike wherever a weight lies in memory; torch's SGD does not."""
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:
-        for parameter in self.param_groups[0]["params"]:
-            weights, gradient = own_part(parameter), own_part(parameter.grad)
-            weights.copy_(weights.double() - gradient.double() / 32)
-
-
-def make_model(dtype: torch.dtype = torch.float32) -> nn.Sequential:
-    """Layers that two or three processes divide evenly, unevenly and so that one has nothing."""
-    torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Linear(30, 64), nn.Tanh(), nn.Linear(64, 1), nn.Linear(1, 5), nn.Linear(5, 71)
-    )
-    model.append(nn.Linear(71, 40))
-    return model.to(dtype)
-
-
-def mesh(*shape: int, names: tuple[str, ...] | None = None) -> DeviceMesh:
-    return init_device_mesh("cpu", shape or (dist.get_world_size(),), mesh_dim_names=names)
-
-
-def fsdp(model: nn.Module) -> nn.Module:
-    from torch.distributed.fsdp import fully_shard
-
-    for layer in model:
-        if isinstance(layer, nn.Linear):
-            fully_shard(layer, mesh=mesh())
-    return fully_shard(model, mesh=mesh())
-
-
-def hybrid(model: nn.Module) -> nn.Module:
-    """Every process has all weights, by way of two dimensions of the mesh."""
-    from torch.distributed.fsdp import fully_shard
-
-    names = ("replicate", "shard")
-    return fully_shard(model, mesh=mesh(dist.get_world_size(), 1, names=names))
-
-
-def columns(model: nn.Module) -> nn.Module:
-    """Tensor parallelism along the inputs of each layer."""
-    return distribute(model, 1)
-
-
-def rows(model: nn.Module) -> nn.Module:
-    return distribute(model, 0)
-
-
-def distribute(model: nn.Module, dimension: int) -> nn.Module:
-    from torch.distributed.tensor import Shard, distribute_tensor
-
-    for layer in model:
-        if isinstance(layer, nn.Linear):
-            whole = layer.weight.detach()
-            layer.weight = nn.Parameter(distribute_tensor(whole, mesh(), [Shard(dimension)]))
-    return model
-
-
-def full(tensor: Any) -> Tensor:
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-
-
-def weights_of(model: nn.Module) -> dict[str, Tensor]:
-    return {name: full(p.detach()) for name, p in model.named_parameters()}
-
-
-def set_gradients(model: nn.Module, step: int) -> None:
-    """The same random gradients, however the parameters are distributed."""
-    from torch.distributed.tensor import DTensor, distribute_tensor
-
-    generator = torch.Generator().manual_seed(step)
-    for parameter in model.parameters():
-        whole = torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
-        if isinstance(parameter, DTensor):
-            place = (parameter.device_mesh, [*parameter.placements])
-            whole = distribute_tensor(whole, *place, src_data_rank=None)
-        parameter.grad = whole
-
-
-def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor], what: Any) -> None:
-    assert found.keys() == expected.keys()
-    for name, values in expected.items():
-        assert torch.equal(found[name], values), (what, name)
 
 
 def assert_trains_alike(shard: Callable[[nn.Module], nn.Module], **options: Any) -> None:
@@ -163,6 +88,7 @@ def assert_trains_alike(shard: Callable[[nn.Module], nn.Module], **options: Any)
 def fsdp_trains_as_one_process() -> None:
     assert_trains_alike(fsdp, steps=50, fraction=0.37)
     assert_trains_alike(fsdp, fraction=0.37, dtype=torch.bfloat16)
+    assert_trains_alike(offloaded, fraction=0.37)
     assert_trains_alike(fsdp, method="fft")
     assert_trains_alike(fsdp, granularity="channel", fraction=0.37)
     assert_trains_alike(fsdp, granularity="group:7")
@@ -246,18 +172,6 @@ def zeros_are_kept_as_by_one_process() -> None:
         assert_equal(values, weights, "weights")
 
 
-def refused(call: Callable[[], Any], kind: type[Exception] = ValueError) -> str:
-    """What it is refused with, in every process the same."""
-    try:
-        call()
-    except kind as error:
-        messages: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(messages, str(error))
-        assert len(set(messages)) == 1, messages
-        return str(error)
-    raise AssertionError("not refused")
-
-
 @check
 def processes_that_differ_are_refused() -> None:
     rank = dist.get_rank()
@@ -337,9 +251,22 @@ def what_cannot_be_coupled_is_refused_by_name() -> None:
 
 
 @check
+def flattened_weights_are_refused_by_name() -> None:
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    for original in (False, True):
+        options = {"use_orig_params": original, "device_id": torch.device("cpu")}
+        model = FullyShardedDataParallel(make_model(), **options)
+        message = refused(lambda model=model: SoftQuantizer(model))
+        assert "FullyShardedDataParallel flattens the weights between processes" in message
+        assert message.startswith("layer '0.weight': "), message
+        assert message.endswith("use torch.distributed.fsdp.fully_shard")
+
+
+@check
 def tensors_in_pieces_are_refused_where_they_are_not_served() -> None:
     model = fsdp(make_model())
-    weight, softq = model[0].weight, SoftQuantizer(model)
+    weight = model[0].weight
     parallel = SoftQuantizer(rows(make_model()))
     calls: dict[str, Callable[[], Any]] = {
         "pair_energy": lambda: pysoftq.pair_energy(weight, 0.1),
@@ -352,9 +279,6 @@ def tensors_in_pieces_are_refused_where_they_are_not_served() -> None:
         "uniform": lambda: baselines.uniform(weight, 4),
         "ecvq": lambda: baselines.ecvq(weight, 4, 0.1),
         "histogram_equalize": lambda: baselines.histogram_equalize(weight, 4),
-        "Codebooks": lambda: pysoftq.Codebooks(model, softq.clusters()),
-        "Recipe": lambda: pysoftq.Recipe(softq, 3),
-        "save_compressed": lambda: pysoftq.save_compressed(model, "model"),
     }
     for name, call in calls.items():
         assert "a DTensor, of which each process holds a piece" in refused(call, TypeError), name
@@ -371,23 +295,6 @@ def the_clusters_in_pieces_are_validated() -> None:
         if dist.get_rank() == 0:
             own_part(model[0].weight)[0, :2] = torch.tensor([5.0, 6.0])
     assert "'0.weight' has" in refused(lambda: validate_clustering(model, report))
-
-
-@check
-def a_clustered_model_is_collected_and_saved() -> None:
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-
-    model = fsdp(make_model())
-    report = SoftQuantizer(model).finalize()
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    whole = get_model_state_dict(model, options=options)
-    if dist.get_rank() == 0:
-        alone = make_model()
-        alone.load_state_dict(whole)
-        validate_clustering(alone, report)
-        pysoftq.save_compressed(alone, "collected.safetensors")
-        loaded = pysoftq.load_state_dict("collected.safetensors")
-        assert_equal(dict(loaded), whole, "saved")
 
 
 @check
@@ -491,68 +398,28 @@ def a_process_dies() -> None:
 # --- the processes ---
 
 
-def run(rank: int, world: int, folder: Path) -> None:
-    """One of the processes: the outcome of each check goes to a file."""
-    os.chdir(folder)
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/meeting-{world}",
-        rank=rank,
-        world_size=world,
-        timeout=PATIENCE,
-    )
-    outcomes: dict[str, str] = {}
-    for function in (*CHECKS.values(), a_process_dies):
-        if function is a_process_dies:  # it writes nothing any more
-            torch.save(outcomes, folder / f"{world}-{rank}.pt")
-        try:
-            function()
-        except BaseException:  # noqa: BLE001 - the outcome
-            outcomes[function.__name__] = traceback.format_exc()
-            break  # the processes are no longer at the same place
-        outcomes[function.__name__] = ""
-    torch.save(outcomes, folder / f"{world}-{rank}.pt")
-    os._exit(0)  # no farewell to a process that is gone
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("sharded")
 
 
 @pytest.fixture(scope="module", params=[3, 2])
-def outcomes(request: pytest.FixtureRequest, folder: Path) -> list[dict[str, str]]:
-    world = request.param
-    # A server that has imported what they require, which takes each of them ten seconds, is forked.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pysoftq.coupling", "torch._dynamo", "torch.distributed.fsdp"])
-    processes = [context.Process(target=run, args=(rank, world, folder)) for rank in range(world)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    return [torch.load(folder / f"{world}-{rank}.pt") for rank in range(world)]
+def outcomes(request: pytest.FixtureRequest, folder: Path) -> Outcomes:
+    return outcomes_of(__file__, request.param, folder)
 
 
 @pytest.mark.parametrize("name", CHECKS)
-def test_together(outcomes: list[dict[str, str]], name: str) -> None:
-    # A process that fails cuts the others off: its own error comes first.
-    for rank, outcome in sorted(enumerate(outcomes), key=lambda own: "peer" in str(own[1])):
-        assert name in outcome, f"an earlier check has failed on rank {rank}: {outcome}"
-        assert not outcome[name], f"rank {rank}: {outcome[name]}"
+def test_together(outcomes: Outcomes, name: str) -> None:
+    assert_passed(outcomes, name)
 
 
-def test_the_others_end_with_an_error_where_a_process_dies(outcomes: list[dict[str, str]]) -> None:
+def test_the_others_end_with_an_error_where_a_process_dies(outcomes: Outcomes) -> None:
     assert outcomes[0]["a_process_dies"] == ""
 
 
 @pytest.mark.filterwarnings("ignore:layer")  # one has a single weight in each channel
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
-def test_one_process_resumes_what_several_have_saved(
-    outcomes: list[dict[str, str]], folder: Path
-) -> None:
+def test_one_process_resumes_what_several_have_saved(outcomes: Outcomes, folder: Path) -> None:
     import torch.distributed.checkpoint as dcp
 
     options = {"h": 0.3, "fraction": 0.37, "granularity": "channel", "sparsity": "keep"}

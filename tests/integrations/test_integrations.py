@@ -565,3 +565,18 @@ def test_pysoftq_imports_none_of_them() -> None:
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout == "[]\n"
+
+
+def test_the_state_of_a_pruned_model_is_json(model: Digits) -> None:
+    pytest.importorskip("transformers")
+    from pysoftq.integrations.transformers import SoftQuantizationCallback, _restored
+
+    with torch.no_grad():
+        model.net[0].weight[:3] = 0
+    callback = SoftQuantizationCallback(CONFIG)
+    callback.softq = prepare(model, CONFIG)
+    state = json.loads(json.dumps(callback.state()))["attributes"]["coupling"]
+    zeros = callback.softq.state_dict()["zeros"]
+    assert zeros["net.0.weight"].sum() == 3 * 64
+    callback.softq.load_state_dict(_restored(state))
+    assert torch.equal(callback.softq.state_dict()["zeros"]["net.0.weight"], zeros["net.0.weight"])

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <functional>
 #include <span>
+#include <utility>
 #include <vector>
 
 namespace softq {
@@ -76,12 +77,24 @@ Streams encode(const Items& indices, const Items& counts, const Palettes& palett
 
 enum class Decoded { whole, last_word, unended, other_counts };
 
-// out[i] = the entry of the table for coded index i. Returns what is wrong with the streams: the
-// last word of one is 0, one does not end with its last index, or the indices have other counts.
-// Throws std::invalid_argument if the counts are not those of the segments, or the lengths not
-// those of the chunks and words.
-Decoded decode(std::span<const std::uint8_t> words, std::span<const std::int64_t> lengths,
-               std::size_t chunk, const Palettes& palettes, const std::int64_t* counts,
+// The streams of successive chunks of `chunk` weights each, from number `first` on.
+struct Chunks {
+  std::span<const std::uint8_t> words;
+  std::span<const std::int64_t> lengths;  // in words
+  std::size_t first, chunk;
+
+  // Where the weights of these chunks begin and end.
+  std::pair<std::size_t, std::size_t> range(const Palettes& palettes) const {
+    return {std::min(first * chunk, palettes.weights()),
+            std::min((first + lengths.size()) * chunk, palettes.weights())};
+  }
+};
+
+// Writes the entry of the table for each coded index of some chunks. Returns what is wrong with the
+// streams: the last word of one is 0, one does not end with its last index, or the indices of a
+// segment, all of whose chunks are there, have other counts. Throws std::invalid_argument if the
+// counts are not those of the segments, or the lengths not those of the chunks and words.
+Decoded decode(const Chunks& chunks, const Palettes& palettes, const std::int64_t* counts,
                const Items& table, void* out);
 
 }  // namespace softq

@@ -1,10 +1,11 @@
-"""The processes that train one model together, and all that they exchange for its coupling."""
+"""The processes that train one model together, and all that they exchange."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -12,6 +13,8 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+T = TypeVar("T")
 
 
 class ProcessRanks:
@@ -37,21 +40,50 @@ class ProcessRanks:
         """The sum of each value, integers."""
         return self._reduced(values, dist.ReduceOp.SUM)
 
+    @property
+    def first(self) -> bool:
+        """Whether this process is the first one of each group."""
+        return all(dist.get_rank(group) == 0 for group in self._groups)
+
     def gathered(self, rows: Tensor) -> Tensor:
         """The rows (n, k) of all processes, one behind the other."""
+
+        def to_all(padded: Tensor, group: ProcessGroup) -> list[Tensor]:
+            parts = [torch.empty_like(padded) for _ in range(dist.get_world_size(group))]
+            dist.all_gather(parts, padded, group=group)
+            return parts
+
+        return self._joined(rows, to_all)
+
+    def to_first(self, rows: Tensor) -> Tensor:
+        """The same in the first process; the others receive those of some processes, or none."""
+
+        def to_one(padded: Tensor, group: ProcessGroup) -> list[Tensor]:
+            one, size = dist.get_rank(group) == 0, dist.get_world_size(group)
+            parts = [torch.empty_like(padded) if one else padded[:0] for _ in range(size)]
+            home = dist.get_global_rank(group, 0)
+            dist.gather(padded, parts if one else None, dst=home, group=group)
+            return parts
+
+        return self._joined(rows, to_one)
+
+    def _joined(
+        self, rows: Tensor, exchange: Callable[[Tensor, ProcessGroup], list[Tensor]]
+    ) -> Tensor:
+        """The rows of all processes; `exchange` is given as many rows in each."""
         place = rows.device
         own = torch.empty(rows.shape, dtype=rows.dtype, device=self._device).copy_(rows)
         own = own.view(torch.uint8)  # no backend takes all dtypes
         for group in self._groups:
-            size = dist.get_world_size(group)
             number = torch.tensor([len(own)], device=own.device)
-            numbers = [torch.empty_like(number) for _ in range(size)]
+            numbers = [torch.empty_like(number) for _ in range(dist.get_world_size(group))]
             dist.all_gather(numbers, number, group=group)
             lengths = torch.cat(numbers).tolist()
-            padded = own.new_zeros(max(lengths), own.shape[1])
-            padded[: len(own)] = own
-            parts = [torch.empty_like(padded) for _ in range(size)]
-            dist.all_gather(parts, padded, group=group)
+            padded = own
+            if len(own) < max(lengths):
+                padded = own.new_zeros(max(lengths), own.shape[1])
+                padded[: len(own)] = own
+            parts = exchange(padded, group)
             own = torch.cat([part[:n] for part, n in zip(parts, lengths, strict=True)])
         return own.view(rows.dtype).to(place)
 
@@ -63,6 +95,23 @@ class ProcessRanks:
             dist.all_gather_object(parts, things, group=group)
             things = [thing for part in parts for thing in part]
         return things
+
+    def attempt(self, call: Callable[[], T]) -> T:
+        """What a call returns in this process; an error in one process is raised in all of them.
+
+        Of several errors, that of the first process. The call exchanges nothing with others, so
+        that none waits for one that has failed.
+        """
+        result, error, rank = None, None, dist.get_rank()
+        try:
+            result = call()
+        except Exception as raised:  # noqa: BLE001 - in all processes
+            error = raised
+        own = None if error is None else (rank, _portable(error, rank))
+        failed = [found for found in self.collected(own) if found is not None]
+        if failed:
+            raise min(failed, key=lambda found: int(found[0]))[1] from error
+        return result  # type: ignore[return-value]
 
     def compare(self, facts: Mapping[str, Any]) -> None:
         """Raise ValueError in every process if the facts differ between processes."""
@@ -104,6 +153,15 @@ def fingerprint(*values: Any) -> Tensor:
 def digest(values: Any) -> str:
     """A short name of long values."""
     return hashlib.blake2b(repr(values).encode(), digest_size=8).hexdigest()
+
+
+def _portable(error: Exception, rank: int) -> Exception:
+    """An error that other processes can be sent."""
+    try:
+        pickle.loads(pickle.dumps(error))  # noqa: S301 - own bytes
+    except Exception:  # noqa: BLE001 - whatever the error's class raises
+        return RuntimeError(f"rank {rank}: {type(error).__name__}: {error}")
+    return error
 
 
 def _abridged(text: str | None) -> str:

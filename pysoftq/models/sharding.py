@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pysoftq.coupling.ranks import ProcessRanks, digest
-from pysoftq.interaction.pieces import Piece, is_dtensor
+from pysoftq.interaction.pieces import Alone, Piece, is_dtensor, own_part
+from pysoftq.interaction.ranks import ProcessRanks, digest
 from pysoftq.models.wrappers import wrappers
 
 
@@ -22,23 +22,24 @@ class Sharding:
     """The meshes that the parameters of a model are distributed on.
 
     Attributes:
-        ranks: the processes of each mesh.
+        ranks: all processes that train the model together; `Alone` without such parameters.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._ranks: dict[Any, ProcessRanks] = {}
-        for parameter in filter(is_dtensor, model.parameters()):
-            mesh = _mesh_of(parameter)
+        for tensor in filter(is_dtensor, (*model.parameters(), *model.buffers())):
+            mesh = _mesh_of(tensor)
             if mesh not in self._ranks:
                 self._ranks[mesh] = _ranks_of(mesh)
+        self.ranks = _all(self._ranks)
 
     def compare(self, facts: Mapping[str, Any]) -> None:
         """Raise ValueError in every process if the facts differ between processes."""
         for ranks in self._ranks.values():
             ranks.compare(facts)
 
-    def piece(self, name: str, parameter: nn.Parameter) -> Piece | None:
-        """What this process holds of a parameter; None for all of it.
+    def piece(self, name: str, parameter: Tensor) -> Piece | None:
+        """What this process holds of a parameter or buffer; None for all of it.
 
         Raises:
             ValueError: the pieces are none that can be coupled; the layer is named.
@@ -69,8 +70,10 @@ def refuse_flattened(model: nn.Module) -> None:
     """
     for prefix, module in model.named_modules():
         if type(module).__name__ == "FullyShardedDataParallel":
-            names = [name for name, _ in module.named_parameters(prefix=prefix)]
-            _refuse(names[0] if names else prefix, "FullyShardedDataParallel")
+            name, parameter = next(module.named_parameters(prefix=prefix), (prefix, None))
+            # Of several weights in one, their names.
+            first = next(iter(getattr(parameter, "_fqns", ())), name)
+            _refuse(first.replace("_fsdp_wrapped_module.", ""), "FullyShardedDataParallel")
     for name, parameter in model.named_parameters():
         if hasattr(parameter, "ds_shape"):
             _refuse(name, "DeepSpeed ZeRO-3")
@@ -81,16 +84,6 @@ def _refuse(name: str, library: str) -> None:
         f"layer '{name}': {library} flattens the weights between processes, which cannot be "
         "coupled; use torch.distributed.fsdp.fully_shard"
     )
-
-
-def refuse_pieces(model: nn.Module) -> None:
-    """Raise ValueError for a model with weights that processes hold in pieces."""
-    for name, parameter in model.named_parameters():
-        if is_dtensor(parameter):
-            raise ValueError(
-                f"layer '{name}' is a DTensor, of which each process holds a piece; couple the "
-                "model in a loop of your own (SoftQuantizer)"
-            )
 
 
 def reshard(model: nn.Module) -> bool:
@@ -147,18 +140,31 @@ def _ranks_of(mesh: Any) -> ProcessRanks:
     return ProcessRanks(groups, mesh.device_type)
 
 
+def _all(found: Mapping[Any, ProcessRanks]) -> ProcessRanks | Alone:
+    """The processes of all meshes: of the one that has those of the others, or all there are."""
+    if not found:
+        return Alone()
+    largest = max(found, key=lambda mesh: int(mesh.size()))
+    processes = set(largest.mesh.flatten().tolist())
+    if all(processes.issuperset(mesh.mesh.flatten().tolist()) for mesh in found):
+        return found[largest]
+    return ProcessRanks([dist.group.WORLD], largest.device_type)  # type: ignore[list-item]
+
+
 def _piece(name: str, parameter: Any, ranks: ProcessRanks) -> Piece:
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
     shape, mesh, placements = parameter.shape, parameter.device_mesh, parameter.placements
     divided = sorted(set(_divided(name, placements)))
     local, offset = compute_local_shape_and_global_offset(shape, mesh, placements)
-    found = tuple(parameter.to_local().shape)
+    found = tuple(own_part(parameter).shape)
     if tuple(local) != found:
         raise ValueError(
             f"layer '{name}': its part has shape {found}, and {tuple(local)} is expected of "
             f"{placements}"
         )
+    missing = max(2 - len(shape), 0)  # a vector has columns of one weight
+    shape, local, offset = (*shape, *(1,) * missing), (*local, *(1,) * missing), (*offset, 0, 0)
     last = divided[-1] if divided else 0
     if any(math.prod(shape[:dimension]) > 1 for dimension in divided[:-1]):
         raise ValueError(
