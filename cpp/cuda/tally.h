@@ -1,0 +1,53 @@
+// Counts the sampled weights in bins.
+#pragma once
+
+#include <cstdint>
+
+#include "packs.h"
+#include "softq/binning.h"
+#include "softq/sampling.h"
+
+namespace softq::cuda {
+
+struct Counts {
+  unsigned* at;
+
+  __device__ void add(std::int32_t bin, unsigned weights) const { atomicAdd(&at[bin], weights); }
+};
+
+// Adds one to the bin of each lane that keeps its weight. Where many lanes have the bin of the
+// first, as in a layer that has gathered in few clusters, one of them adds for all: increments of
+// one address would wait for each other.
+template <class Table>
+__device__ void count_warp(const Table& table, std::int32_t bin, bool keep) {
+  constexpr int crowd = 4;  // lanes
+  const unsigned kept = __ballot_sync(all_lanes, keep);
+  if (kept == 0) return;
+  const int first = __ffs(static_cast<int>(kept)) - 1;
+  const std::int32_t crowded = __shfl_sync(all_lanes, bin, first);
+  const unsigned same = __ballot_sync(all_lanes, keep && bin == crowded);
+  if (__popc(same) >= crowd) {
+    if (static_cast<int>(threadIdx.x % warp_threads) == first)
+      table.add(bin, static_cast<unsigned>(__popc(same)));
+    keep = keep && bin != crowded;
+  }
+  if (keep) table.add(bin, 1);
+}
+
+// Called by all threads of the team.
+template <class Team, class Storage, class T, class Table>
+__device__ void tally(const Storage* theta, std::uint64_t begin, std::uint64_t end,
+                      const Binning<T>& binning, const Draw& draw, const Table& table) {
+  for_packs<Team, 2>(
+      begin, end, theta, no<Storage>,
+      [&]<unsigned n>(Size<n>, std::uint64_t i) { return load<n>(theta + i); },
+      [&]<unsigned n>(Size<n>, std::uint64_t i, const Pack<Storage, n>& x, bool inside) {
+#pragma unroll
+        for (unsigned j = 0; j < n; ++j) {
+          const bool keep = inside && draw.keeps(i + j);
+          count_warp(table, binning.index(static_cast<T>(x.at[j])), keep);
+        }
+      });
+}
+
+}  // namespace softq::cuda
