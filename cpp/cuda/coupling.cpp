@@ -24,8 +24,8 @@ Model with_counts(Model model, unsigned* counts) {
 
 }  // namespace
 
-Coupling::Coupling(const std::vector<Unit>& units, std::uint32_t layers, Method method,
-                   bool phased, const Place& place)
+Coupling::Coupling(const std::vector<Unit>& units, std::uint32_t layers, Method method, bool phased,
+                   const Place& place)
     : phased_(phased),
       layers_(layout_of(units, layers, method, place.stream),
               phased ? Layers::Use::phases : Layers::Use::steps, place) {

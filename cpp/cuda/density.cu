@@ -79,12 +79,12 @@ template <class Storage, class T>
 __device__ void count_share(const Share& share, const Storage* theta, const Binning<T>& binning,
                             const Draw& draw, unsigned* counts) {
   if (binning.bins > shared_bins) {
-    return tally<BlockTeam>(theta, share.begin, share.end, binning, draw, Counts{counts});
+    return tally<BlockTeam, 2>(theta, share.begin, share.end, binning, draw, Counts{counts});
   }
   auto* table = dynamic_shared<unsigned>();
   for (std::int32_t k = threadIdx.x; k < binning.bins; k += block_threads) table[k] = 0;
   __syncthreads();
-  tally<BlockTeam>(theta, share.begin, share.end, binning, draw, Counts{table});
+  tally<BlockTeam, 2>(theta, share.begin, share.end, binning, draw, Counts{table});
   __syncthreads();
   for (std::int32_t k = threadIdx.x; k < binning.bins; k += block_threads) {
     if (table[k] != 0) atomicAdd(&counts[k], table[k]);
@@ -136,8 +136,7 @@ void measure(const Model& model, const Group& group, const Control* control, boo
              cudaStream_t stream) {
   const NewControl value{control != nullptr, control != nullptr ? *control : Control{}};
   const std::size_t by_warps = group.narrow.count - group.long_ones;
-  const std::size_t blocks =
-      group.shares.count + group.long_ones + (by_warps + warps - 1) / warps;
+  const std::size_t blocks = group.shares.count + group.long_ones + (by_warps + warps - 1) / warps;
   launch("launch of range_kernel", range_kernel, blocks, block_threads, 0, stream, model, group,
          value, judge);
 }

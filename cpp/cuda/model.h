@@ -32,7 +32,7 @@ struct Unit {
   std::uint32_t shares;  // blocks that count its weights
   std::int32_t bins;
   Scalar scalar;
-  bool first;   // of its layer
+  bool first;    // of its layer
   bool shared;   // whether other processes hold more of it
   bool counted;  // of a shared one: whether this process counts it, of several that hold copies
 };

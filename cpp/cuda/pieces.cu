@@ -14,9 +14,8 @@ constexpr double infinite = std::numeric_limits<double>::infinity();
 std::size_t blocks_for(const Group& group) { return (group.units.count + threads - 1) / threads; }
 
 __device__ bool usable(const Unit& unit, const DecodedRange& range) {
-  return with_storage(unit.scalar, [&]<class Storage, class T>(Storage, T) {
-    return range.usable<T>();
-  });
+  return with_storage(unit.scalar,
+                      [&]<class Storage, class T>(Storage, T) { return range.usable<T>(); });
 }
 
 // The largest weight and the smallest one negated.
@@ -60,8 +59,8 @@ __device__ void adopt_shared(const Model& model, std::uint32_t number, const Uni
   state.active = active && fine;
   if (active && !fine) refuse(model, number, decoded);
   with_storage(unit.scalar, [&]<class Storage, class T>(Storage, T) {
-    fix_binning(state, Binning<T>(static_cast<T>(decoded.low), static_cast<T>(decoded.high),
-                                  unit.bins));
+    fix_binning(state,
+                Binning<T>(static_cast<T>(decoded.low), static_cast<T>(decoded.high), unit.bins));
   });
 }
 

@@ -11,6 +11,7 @@ namespace softq::cuda {
 namespace {
 
 using SegmentTeam = Team<segment_threads>;
+constexpr unsigned blocks_together = 4;  // on a multiprocessor: so few registers has a thread
 
 // Counts of 16 bits, two in a word.
 struct NarrowCounts {
@@ -76,171 +77,139 @@ __device__ void sum_up(const NarrowCounts& counts, std::int32_t bins) {
   }
 }
 
-// A unit as a team couples it.
-template <class Storage, class T>
-struct Narrow {
-  const Unit& unit;
-  const Storage* theta;
-  Storage* gradient;
-  Binning<T> binning;
-  NarrowCounts counts;
+enum class Use { force, counts, energies };
+
+struct Task {
+  Use use;
+  bool shared;       // of force: of which units
+  double* energies;  // of energies
 };
 
-// Counts the weights of this process.
-template <class Team, class Storage, class T>
-__device__ void count_own(const Model& model, const Narrow<Storage, T>& own, bool everything) {
-  clear<Team>(own.counts, own.unit.bins);
-  const Draw draw = draw_of(model, own.unit, everything);
-  tally<Team>(own.theta, 0, own.unit.size, own.binning, draw, own.counts);
-  Team::sync();
+__device__ bool skips(const Model& model, const Unit& unit, const Addresses& layer,
+                      const Task& task) {
+  if (task.use == Use::counts) return !unit.shared;
+  if (task.use == Use::energies) return !unit.shared && unit.size == 0;
+  return unit.shared != task.shared || !layer.active || unit.size == 0 ||
+         model.progress->refused != 0;
 }
 
-// The sums of the counts of all processes.
-template <class Team, class Storage, class T>
-__device__ void make_sums(const Model& model, const Narrow<Storage, T>& own, bool everything) {
-  if (own.unit.shared) {
-    fetch<Team>(own.counts, own.unit.bins, model.counts_of(own.unit));
-  } else {
-    count_own<Team>(model, own, everything);
-  }
-  sum_up<Team>(own.counts, own.unit.bins);
+// Calls body(weights, gradient, binning) with their types.
+template <class Body>
+__device__ void with_binning(const Unit& unit, const Addresses& layer, const DecodedRange& range,
+                             const Body& body) {
+  with_storage(unit.scalar, [&]<class Storage, class T>(Storage, T) {
+    body(static_cast<const Storage*>(layer.theta) + unit.begin,
+         static_cast<Storage*>(layer.gradient) + unit.begin,
+         Binning<T>(static_cast<T>(range.low), static_cast<T>(range.high), unit.bins));
+  });
 }
 
-struct AddForce {
-  static constexpr bool ends_step = true;
-  bool shared;
+template <class Team>
+__device__ void store(const NarrowCounts& counts, std::int32_t bins, unsigned* to) {
+  const auto size = static_cast<unsigned>(bins);
+  for (unsigned k = Team::rank(); k < size; k += Team::threads) to[k] = counts[k];
+}
 
-  // Whether a unit is left alone.
-  __device__ bool skips(const Model& model, const Unit& unit, const Addresses& layer) const {
-    return unit.shared != shared || !layer.active || unit.size == 0 ||
-           model.progress->refused != 0;
+// As small_energy() of the CPU core, from the sums: integers, of all weights.
+template <class Team>
+__device__ double energy(const NarrowCounts& sums, const Unit& unit, double spacing) {
+  __shared__ std::int64_t shared[2][Team::warps];
+  const std::int64_t bins = unit.bins;
+  const std::int64_t m = reach(unit.width, spacing, bins);
+  std::int64_t distance = 0;
+  std::int64_t pairs = 0;
+  for (std::int64_t k = Team::rank(); k < bins; k += Team::threads) {
+    const std::int64_t count = sums[k] - (k > 0 ? sums[k - 1] : 0);
+    if (count == 0) continue;
+    const Sides sides = sides_of(sums, bins, m, k);
+    distance += count * k * sides.force();
+    pairs += count * (std::int64_t{sides.all} - 1);
   }
+  distance = reduce<Team>(distance, shared[0], Sum<std::int64_t>{});
+  pairs = reduce<Team>(pairs, shared[1], Sum<std::int64_t>{});
+  return unit.strength *
+         (spacing * static_cast<double>(2 * distance) - unit.width * static_cast<double>(pairs));
+}
 
-  template <class Team, class Storage, class T>
-  __device__ void run(const Model& model, std::uint32_t, const Narrow<Storage, T>& own) const {
-    make_sums<Team>(model, own, false);
-    const double scale = scale_of(model, own.unit);
-    const std::int64_t bins = own.unit.bins;
-    const std::int64_t m = reach_of(own.unit, own.binning.spacing);
-    add_to_gradient<Team>(own.theta, own.gradient, 0, own.unit.size, [&](T x) {
-      const std::int32_t force = sides_of(own.counts, bins, m, own.binning.index(x)).force();
-      return static_cast<T>(scale * static_cast<double>(force));
-    });
-  }
-};
-
-struct Count {
-  static constexpr bool ends_step = false;
-
-  __device__ bool skips(const Model&, const Unit& unit, const Addresses&) const {
-    return !unit.shared;
-  }
-
-  template <class Team, class Storage, class T>
-  __device__ void run(const Model& model, std::uint32_t number,
-                      const Narrow<Storage, T>& own) const {
-    if (own.unit.counted && model.states[number].active) {
-      count_own<Team>(model, own, false);
-    } else {
-      clear<Team>(own.counts, own.unit.bins);
-    }
-    unsigned* out = model.counts_of(own.unit);
-    for (std::int32_t k = static_cast<std::int32_t>(Team::rank()); k < own.unit.bins;
-         k += Team::threads)
-      out[k] = own.counts[k];
-  }
-};
-
-// As small_energy() of the CPU core: the sums are those of integers.
-struct Energy {
-  static constexpr bool ends_step = false;
-  double* energies;
-
-  __device__ bool skips(const Model&, const Unit& unit, const Addresses&) const {
-    return !unit.shared && unit.size == 0;
-  }
-
-  template <class Team, class Storage, class T>
-  __device__ void run(const Model& model, std::uint32_t number,
-                      const Narrow<Storage, T>& own) const {
-    make_sums<Team>(model, own, true);
-    __shared__ std::int64_t shared[2][Team::warps];
-    const std::int64_t bins = own.unit.bins;
-    const std::int64_t m = reach(own.unit.width, own.binning.spacing, bins);
-    std::int64_t distance = 0;
-    std::int64_t pairs = 0;
-    for (std::int64_t k = Team::rank(); k < bins; k += Team::threads) {
-      const std::int64_t count = own.counts[k] - (k > 0 ? own.counts[k - 1] : 0);
-      if (count == 0) continue;
-      const Sides sides = sides_of(own.counts, bins, m, k);
-      distance += count * k * sides.force();
-      pairs += count * (std::int64_t{sides.all} - 1);
-    }
-    distance = reduce<Team>(distance, shared[0], Sum<std::int64_t>{});
-    pairs = reduce<Team>(pairs, shared[1], Sum<std::int64_t>{});
-    if (Team::rank() != 0) return;
-    energies[number] =
-        own.unit.strength * (own.binning.spacing * static_cast<double>(2 * distance) -
-                             own.unit.width * static_cast<double>(pairs));
-  }
-};
-
-template <class Team, class Use>
-__device__ void with_unit(const Model& model, const Group& group, std::uint32_t number,
-                          unsigned* words, const Use& use) {
+// One unit by a team. Branches are those of the whole team.
+template <class Team>
+__device__ __forceinline__ void do_unit(const Model& model, const Group& group,
+                                        std::uint32_t number, const NarrowCounts& counts,
+                                        const Task& task) {
   const Unit& unit = model.units[number];
   const Addresses& layer = group.addresses[unit.layer - group.first_layer];
-  if (use.skips(model, unit, layer)) return;
+  if (skips(model, unit, layer, task)) return;
+  const std::int64_t bins = unit.bins;
   const DecodedRange range(model.ranges[number]);
-  with_storage(unit.scalar, [&]<class Storage, class T>(Storage, T) {
-    use.template run<Team>(
-        model, number,
-        Narrow<Storage, T>{unit, static_cast<const Storage*>(layer.theta) + unit.begin,
-                           static_cast<Storage*>(layer.gradient) + unit.begin,
-                           Binning<T>(static_cast<T>(range.low), static_cast<T>(range.high),
-                                      unit.bins),
-                           NarrowCounts{words}});
+  double spacing = 0;
+  with_binning(unit, layer, range,
+               [&](auto*, auto*, const auto& binning) { spacing = binning.spacing; });
+
+  if (task.use != Use::counts && unit.shared) {
+    fetch<Team>(counts, unit.bins, model.counts_of(unit));
+  } else {
+    clear<Team>(counts, unit.bins);
+    if (!unit.shared || (unit.counted && model.states[number].active)) {
+      const Draw draw = draw_of(model, unit, task.use == Use::energies);
+      with_binning(unit, layer, range, [&](const auto* theta, auto*, const auto& binning) {
+        tally<Team, 1>(theta, 0, unit.size, binning, draw, counts);
+      });
+    }
+    Team::sync();
+  }
+  if (task.use == Use::counts) return store<Team>(counts, unit.bins, model.counts_of(unit));
+
+  sum_up<Team>(counts, unit.bins);
+  if (task.use == Use::energies) {
+    const double found = energy<Team>(counts, unit, spacing);
+    if (Team::rank() == 0) task.energies[number] = found;
+    return;
+  }
+  const double scale = scale_of(model, unit);
+  const std::int64_t m = reach_of(unit, spacing);
+  with_binning(unit, layer, range, [&](const auto* theta, auto* gradient, const auto& binning) {
+    add_to_gradient<Team, 1>(theta, gradient, 0, unit.size, [&](auto x) {
+      const std::int32_t force = sides_of(counts, bins, m, binning.index(x)).force();
+      return static_cast<decltype(x)>(scale * static_cast<double>(force));
+    });
   });
 }
 
 // A broad unit to a block, or a unit to a warp.
-template <class Use>
-__global__ void __launch_bounds__(segment_threads)
-    segment_kernel(const Model model, const __grid_constant__ Group group, const Use use) {
+__global__ void __launch_bounds__(segment_threads, blocks_together)
+    segment_kernel(const Model model, const __grid_constant__ Group group, const Task task) {
   const std::uint32_t* narrow = model.narrow + group.narrow.first;
   auto* words = dynamic_shared<unsigned>();
   if (blockIdx.x < group.broad_ones) {
-    with_unit<SegmentTeam>(model, group, narrow[blockIdx.x], words, use);
+    do_unit<SegmentTeam>(model, group, narrow[blockIdx.x], NarrowCounts{words}, task);
   } else {
     const unsigned warp = threadIdx.x / warp_threads;
     const std::uint32_t at =
         group.broad_ones + (blockIdx.x - group.broad_ones) * SegmentTeam::warps + warp;
-    if (at < group.narrow.count)
-      with_unit<WarpTeam>(model, group, narrow[at], words + warp * group.warp_words, use);
+    const NarrowCounts counts{words + warp * group.warp_words};
+    if (at < group.narrow.count) do_unit<WarpTeam>(model, group, narrow[at], counts, task);
   }
-  if constexpr (Use::ends_step) end_step(model);
+  if (task.use == Use::force) end_step(model);
 }
 
-template <class Use>
-void launch_for(const char* name, const Model& model, const Group& group, const Use& use,
-                cudaStream_t stream) {
-  launch(name, segment_kernel<Use>, group.narrow_blocks(), segment_threads,
-         group.narrow_words * sizeof(unsigned), stream, model, group, use);
+void launch_task(const Model& model, const Group& group, const Task& task, cudaStream_t stream) {
+  launch("launch of segment_kernel", segment_kernel, group.narrow_blocks(), segment_threads,
+         group.narrow_words * sizeof(unsigned), stream, model, group, task);
 }
 
 }  // namespace
 
 void couple_narrow(const Model& model, const Group& group, bool shared, cudaStream_t stream) {
-  launch_for("launch of segment_kernel", model, group, AddForce{shared}, stream);
+  launch_task(model, group, {Use::force, shared, nullptr}, stream);
 }
 
 void count_narrow(const Model& model, const Group& group, cudaStream_t stream) {
-  launch_for("launch of segment_kernel", model, group, Count{}, stream);
+  launch_task(model, group, {Use::counts, true, nullptr}, stream);
 }
 
 void narrow_energies(const Model& model, const Group& group, double* energies,
                      cudaStream_t stream) {
-  launch_for("launch of segment_kernel", model, group, Energy{energies}, stream);
+  launch_task(model, group, {Use::energies, false, energies}, stream);
 }
 
 }  // namespace softq::cuda

@@ -34,18 +34,36 @@ __device__ void count_warp(const Table& table, std::int32_t bin, bool keep) {
   if (keep) table.add(bin, 1);
 }
 
+// Positions in a layer of weights that follow each other in a block of it.
+struct Positions {
+  std::uint64_t position, column = 0;
+
+  // From a number in the block on.
+  __device__ Positions(const Block& block, std::uint64_t place) : position(block.position(place)) {
+    if (block.columns != Block::endless) column = place % block.columns;
+  }
+  __device__ void advance(const Block& block) {
+    ++position;
+    if (++column != block.columns) return;
+    column = 0;
+    position += block.outer - block.columns;
+  }
+};
+
 // Called by all threads of the team.
-template <class Team, class Storage, class T, class Table>
+template <class Team, unsigned batch, class Storage, class T, class Table>
 __device__ void tally(const Storage* theta, std::uint64_t begin, std::uint64_t end,
                       const Binning<T>& binning, const Draw& draw, const Table& table) {
-  for_packs<Team, 2>(
+  for_packs<Team, batch>(
       begin, end, theta, no<Storage>,
       [&]<unsigned n>(Size<n>, std::uint64_t i) { return load<n>(theta + i); },
       [&]<unsigned n>(Size<n>, std::uint64_t i, const Pack<Storage, n>& x, bool inside) {
+        Positions at(draw.block, draw.begin + i);
 #pragma unroll
         for (unsigned j = 0; j < n; ++j) {
-          const bool keep = inside && draw.keeps(i + j);
+          const bool keep = inside && (draw.sample.whole() || draw.sample.keeps(at.position));
           count_warp(table, binning.index(static_cast<T>(x.at[j])), keep);
+          at.advance(draw.block);
         }
       });
 }

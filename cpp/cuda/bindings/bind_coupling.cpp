@@ -175,8 +175,8 @@ void bind_coupling(py::module_& m) {
   py::class_<Self>(m, "Coupling", py::module_local())
       .def(py::init<const LayerRows&, const Table<std::int64_t>&, const Table<double>&, bool, bool,
                     const Place&>(),
-           py::arg("layers"), py::arg("rows"), py::arg("scales"), py::arg("fft"),
-           py::arg("phased"), py::arg("place"),
+           py::arg("layers"), py::arg("rows"), py::arg("scales"), py::arg("fft"), py::arg("phased"),
+           py::arg("place"),
            "layers: (scalar, index, first, columns, outer); rows: (layer, begin, size, position, "
            "total, bins, shared); scales: (width, strength)")
       .def("set", &Self::set, py::arg("control"), py::arg("stream"))

@@ -71,11 +71,6 @@ struct Draw {
   SOFTQ_HD Draw(const Sample& layer, const Block& own, std::uint64_t from)
       : sample(layer), block(own), begin(from) {}
 
-  // Whether weight i is drawn. for_runs() takes less time for many.
-  SOFTQ_HD bool keeps(std::uint64_t i) const {
-    return sample.whole() || sample.keeps(block.position(begin + i));
-  }
-
   // Calls body(begin, end, sample) for runs of weights whose positions are consecutive, too;
   // sample.keeps(i) is about weight i.
   template <class Body>
