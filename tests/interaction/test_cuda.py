@@ -79,8 +79,8 @@ def segmented(theta: torch.Tensor, granularity: str) -> CoupledLayer:
 
 
 def test_at_most_two_launches_of_segments_and_four_with_layers(emulated):
-    channels = [segmented(randn(9, 70 + i, seed=i), "channel") for i in range(128)]
-    layers = [segmented(randn(300, 3), "group:2"), *layers_of([randn(5000)])]
+    channels = [segmented(randn(2, 40 + i, seed=i), "channel") for i in range(128)]
+    layers = [segmented(randn(30, 23), "group:7"), *layers_of([randn(5000)])]
     memory = emulated.live_allocations()
     for coupled, most in ((channels, 2), (layers, 4)):
         coupling = emulated_cuda.backend().Coupling(coupled, range(len(coupled)), BINS, False)

@@ -152,7 +152,7 @@ CASES = [
 def test_the_force_is_that_of_the_whole_layer(device: Device, case: Any, fraction: float) -> None:
     shape, rows, columns, granularity, dtype, kind = case
     emulated = device.kind == "cuda emulated"
-    if emulated and (shape[0] * shape[1] > 200_000 or fraction == 1 and columns > 1):
+    if emulated and (shape[0] * shape[1] > 200_000 or (fraction == 1 and columns > 1)):
         pytest.skip("the emulation takes its time")
     theta = make_weights(shape, dtype, kind)
     before = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtype)
@@ -188,7 +188,7 @@ def test_the_force_is_that_of_the_whole_layer(device: Device, case: Any, fractio
 def test_the_energy_is_that_of_the_whole_layer(device: Device, case: Any, bins: int) -> None:
     shape, rows, columns, granularity, dtype, kind = case
     large = device.kind == "cuda emulated" and shape[0] * shape[1] > 100_000
-    if device.backend is not core and bins != BINS or large:
+    if (device.backend is not core and bins != BINS) or large:
         pytest.skip("torch operations and the emulation take their time")
     theta = make_weights(shape, dtype, kind)
     whole = core.Coupling([layer_of(theta, granularity)], [0], bins, False).energies([theta])
