@@ -79,12 +79,13 @@ template <class Storage, class T>
 __device__ void count_share(const Share& share, const Storage* theta, const Binning<T>& binning,
                             const Draw& draw, unsigned* counts) {
   if (binning.bins > shared_bins) {
-    return tally<BlockTeam, 2>(theta, share.begin, share.end, binning, draw, Counts{counts});
+    return tally<BlockTeam, 2, Walk::packs>(theta, share.begin, share.end, binning, draw,
+                                            Counts{counts});
   }
   auto* table = dynamic_shared<unsigned>();
   for (std::int32_t k = threadIdx.x; k < binning.bins; k += block_threads) table[k] = 0;
   __syncthreads();
-  tally<BlockTeam, 2>(theta, share.begin, share.end, binning, draw, Counts{table});
+  tally<BlockTeam, 2, Walk::packs>(theta, share.begin, share.end, binning, draw, Counts{table});
   __syncthreads();
   for (std::int32_t k = threadIdx.x; k < binning.bins; k += block_threads) {
     if (table[k] != 0) atomicAdd(&counts[k], table[k]);

@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(block_threads)
       const auto* theta = static_cast<const Storage*>(layer.theta) + unit.begin;
       auto* gradient = static_cast<Storage*>(layer.gradient) + unit.begin;
       const TableForce<T> force(model, unit, model.states[share.unit]);
-      add_to_gradient<BlockTeam, 2>(theta, gradient, share.begin, share.end, force);
+      add_to_gradient<BlockTeam, 2, Walk::packs>(theta, gradient, share.begin, share.end, force);
     });
   }
   end_step(model);

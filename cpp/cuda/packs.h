@@ -105,11 +105,16 @@ __device__ void for_groups(std::uint64_t begin, std::uint64_t end, const Load& l
   }
 }
 
+// How arrays are walked through. Single weights are coalesced, too, and take a fraction of the
+// code, where the work on each of them outweighs its load.
+enum class Walk { packs, singles };
+
 // Single weights up to the first address that 16-byte loads can use, packs, and the rest. Arrays
 // that are not aligned alike are walked through one by one.
-template <class Team, unsigned batch, class Storage, class Load, class Use>
+template <class Team, unsigned batch, Walk walk = Walk::packs, class Storage, class Load, class Use>
 __device__ void for_packs(std::uint64_t begin, std::uint64_t end, const Storage* a,
                           const Storage* b, const Load& load, const Use& use) {
+  if constexpr (walk == Walk::singles) return for_groups<Team, 1, batch>(begin, end, load, use);
   constexpr unsigned size = pack_bytes / sizeof(Storage);
   const auto phase = [&](const Storage* array) {
     return static_cast<unsigned>(reinterpret_cast<std::uintptr_t>(array + begin) % pack_bytes);

@@ -152,7 +152,7 @@ __device__ __forceinline__ void do_unit(const Model& model, const Group& group,
     if (!unit.shared || (unit.counted && model.states[number].active)) {
       const Draw draw = draw_of(model, unit, task.use == Use::energies);
       with_binning(unit, layer, range, [&](const auto* theta, auto*, const auto& binning) {
-        tally<Team, 1>(theta, 0, unit.size, binning, draw, counts);
+        tally<Team, 2, Walk::singles>(theta, 0, unit.size, binning, draw, counts);
       });
     }
     Team::sync();
@@ -168,7 +168,7 @@ __device__ __forceinline__ void do_unit(const Model& model, const Group& group,
   const double scale = scale_of(model, unit);
   const std::int64_t m = reach_of(unit, spacing);
   with_binning(unit, layer, range, [&](const auto* theta, auto* gradient, const auto& binning) {
-    add_to_gradient<Team, 1>(theta, gradient, 0, unit.size, [&](auto x) {
+    add_to_gradient<Team, 2, Walk::singles>(theta, gradient, 0, unit.size, [&](auto x) {
       const std::int32_t force = sides_of(counts, bins, m, binning.index(x)).force();
       return static_cast<decltype(x)>(scale * static_cast<double>(force));
     });

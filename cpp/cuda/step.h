@@ -14,10 +14,10 @@ struct Fetched {
 };
 
 // gradient[i] += force(theta[i]). Called by all threads of the team.
-template <class Team, unsigned batch, class Storage, class Force>
+template <class Team, unsigned batch, Walk walk, class Storage, class Force>
 __device__ void add_to_gradient(const Storage* theta, Storage* gradient, std::uint64_t begin,
                                 std::uint64_t end, const Force& force) {
-  for_packs<Team, batch>(
+  for_packs<Team, batch, walk>(
       begin, end, theta, gradient,
       [&]<unsigned n>(Size<n>, std::uint64_t i) {
         return Fetched<Storage, n>{load_once<n>(theta + i), load_once<n>(gradient + i)};

@@ -51,19 +51,20 @@ struct Positions {
 };
 
 // Called by all threads of the team.
-template <class Team, unsigned batch, class Storage, class T, class Table>
+template <class Team, unsigned batch, Walk walk, class Storage, class T, class Table>
 __device__ void tally(const Storage* theta, std::uint64_t begin, std::uint64_t end,
                       const Binning<T>& binning, const Draw& draw, const Table& table) {
-  for_packs<Team, batch>(
+  for_packs<Team, batch, walk>(
       begin, end, theta, no<Storage>,
       [&]<unsigned n>(Size<n>, std::uint64_t i) { return load<n>(theta + i); },
       [&]<unsigned n>(Size<n>, std::uint64_t i, const Pack<Storage, n>& x, bool inside) {
+        const bool whole = draw.sample.whole();
         Positions at(draw.block, draw.begin + i);
 #pragma unroll
         for (unsigned j = 0; j < n; ++j) {
-          const bool keep = inside && (draw.sample.whole() || draw.sample.keeps(at.position));
+          const bool keep = inside && (whole || draw.sample.keeps(at.position));
           count_warp(table, binning.index(static_cast<T>(x.at[j])), keep);
-          at.advance(draw.block);
+          if (!whole) at.advance(draw.block);
         }
       });
 }
