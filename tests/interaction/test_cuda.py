@@ -258,9 +258,11 @@ def test_layers_may_be_skipped(device):
 
 
 # --------------------------------------------------------------------------- the public functions
-def test_soft_quantizer(device, monkeypatch):
+@pytest.mark.parametrize("granularity", ["layer", "group:16"])
+def test_soft_quantizer(device, granularity, monkeypatch):
     if device.name == "cpu":
         monkeypatch.setattr(backends, "on_device", lambda device: emulated_cuda.backend())
+    options = {"h": 0.1, "fraction": 0.5, "seed": 4, "granularity": granularity}
     grown = []
     for name in ("cpu", device.name):
         torch.manual_seed(0)
@@ -268,10 +270,10 @@ def test_soft_quantizer(device, monkeypatch):
         if len(grown) == 0:
             with monkeypatch.context() as patch:
                 patch.setattr(backends, "on_device", lambda device: core)
-                softq = SoftQuantizer(model, h=0.1, fraction=0.5, seed=4)
+                softq = SoftQuantizer(model, **options)
                 trained(softq, model)
         else:
-            softq = SoftQuantizer(model, h=0.1, fraction=0.5, seed=4)
+            softq = SoftQuantizer(model, **options)
             trained(softq, model)
         grown.append([p.detach().cpu() for p in model.parameters()])
     for a, b in zip(*grown, strict=True):
