@@ -95,17 +95,18 @@ def test_at_most_two_launches_of_segments_and_four_with_layers(emulated):
     assert emulated.live_allocations() == memory
 
 
-@pytest.mark.parametrize("kind", [2000, pytest.param(100_000, marks=pytest.mark.gpu)])
-def test_many_small_segments(kind):
-    device = Device.of("cuda emulated" if kind == 2000 else "cuda")
-    theta = randn(kind // 4, 24)
+@pytest.mark.parametrize("number", [2000, pytest.param(100_000, marks=pytest.mark.gpu)])
+def test_many_small_segments(number):
+    device = Device.of("cuda emulated" if number == 2000 else "cuda")
+    theta = randn(number // 4, 24)
     layers = [segmented(theta, "group:6") for _ in range(2)]
     expected, found = torch.zeros_like(theta), device.put(torch.zeros_like(theta))
     core.Coupling(layers, [0, 1], BINS, False).add_force(
         [theta, theta], [expected, None], 1.0, 0.5, 1, 2
     )
-    coupling = device.backend.Coupling(layers, [0, 1], BINS, False)
     weights = device.put(theta)
+    there = [replace(layer, parameter=nn.Parameter(weights)) for layer in layers]
+    coupling = device.backend.Coupling(there, [0, 1], BINS, False)
     coupling.add_force([weights, weights], [found, None], 1.0, 0.5, 1, 2)
     coupling.check()
     assert torch.equal(found.cpu(), expected)
