@@ -25,7 +25,7 @@ python=${PYTHON:-python3}
 carried=$root/.gpu
 all_stages=(versions smoke memcheck tests quick rest races full)
 targets_first=(force_step training_step bandwidth density pairs potential sorting memory)
-smoke_cases=(sequence step density pairs potential fft layers direct)
+smoke_cases=(sequence step segments pieces density pairs potential fft layers direct)
 
 die() {
   printf 'gpu_check.sh: %s\n' "$*" >&2

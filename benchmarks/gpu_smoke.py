@@ -11,7 +11,7 @@ import importlib
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from benchmarks.states import gaussian
 from pysoftq.interaction import backends
 from pysoftq.interaction.backends import core
-from pysoftq.interaction.layers import CoupledLayer
+from pysoftq.interaction.layers import CoupledLayer, Scales
+from pysoftq.interaction.pieces import Extremes, Piece
 
 BINS = 2**14
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -127,6 +128,83 @@ def layers(kernels: Kernels) -> Iterator[Check]:
     yield from Pair(kernels, thetas, 256).step(4, 0.5)
 
 
+def segmented(theta: Tensor, granularity: str, device: str = "cpu") -> CoupledLayer:
+    scales = Scales(h=0.7, w=0.4, alpha=0.5)
+    layer = CoupledLayer.measure(granularity, nn.Parameter(theta), scales, granularity)
+    assert layer is not None
+    return replace(layer, parameter=nn.Parameter(theta.to(device, copy=True)))
+
+
+def segments(kernels: Kernels) -> Iterator[Check]:
+    """Channels and groups of every dtype and length, beside whole layers; steps and energies."""
+    for dtype in DTYPES:
+        long = 66_000 if dtype == torch.float16 else 5000
+        shapes = [(40, 576), (2, long), (150, kernels.size // 150), (9, 11)]
+        kinds = ["channel", "channel", "group:100", "layer"]
+        thetas = [gaussian(a * b).view(a, b).to(dtype) for a, b in shapes]
+        here = [segmented(t, kind) for t, kind in zip(thetas, kinds, strict=True)]
+        there = [segmented(t, kind, kernels.device) for t, kind in zip(thetas, kinds, strict=True)]
+        yield from _steps(kernels, here, there)
+
+
+def _steps(
+    kernels: Kernels, here: list[CoupledLayer], there: list[CoupledLayer]
+) -> Iterator[Check]:
+    ours = core.Coupling(here, range(len(here)), BINS, False)
+    theirs = kernels.backend.Coupling(there, range(len(there)), BINS, False)
+    thetas, weights = ([layer.weights.detach() for layer in layers] for layers in (here, there))
+    expected, found = ([torch.ones_like(theta) for theta in part] for part in (thetas, weights))
+    for number, fraction in ((1, 1.0), (2, 0.3)):
+        ours.add_force(thetas, expected, 1.0, fraction, 3, number)
+        theirs.add_force(weights, found, 1.0, fraction, 3, number)
+    theirs.check()
+    for layer, gradient, reference in zip(here, found, expected, strict=True):
+        yield Check(f"two steps by {layer.name}, {reference.dtype}", gradient, reference)
+    energies = np.array(theirs.energies(weights))
+    yield Check("energies", energies, np.array(ours.energies(thetas)), 1e-10)
+
+
+class OneProcess:
+    """Stands for the processes that hold the pieces, whose phases are done in turn."""
+
+    def maximum(self, values: Tensor) -> Tensor:
+        return values
+
+
+def pieces(kernels: Kernels) -> Iterator[Check]:
+    """The phases of a step, of two pieces on one device."""
+    rows, columns = 50, max(kernels.size // 50, 200)
+    theta = gaussian(rows * columns).view(rows, columns)
+    for granularity in ("layer", "channel"):
+        layer = segmented(theta, granularity)
+        expected = torch.ones_like(theta)
+        whole = core.Coupling([layer], [0], BINS, False)
+        whole.add_force([theta], [expected], 1.0, 0.3, 3, 4)
+        found = _phases(kernels, layer, theta)
+        yield Check(f"pieces by {granularity}", found, expected)
+
+
+def _phases(kernels: Kernels, layer: CoupledLayer, theta: Tensor) -> Tensor:
+    rows, columns = theta.shape
+    couplings, weights, gradients = [], [], []
+    for begin, end in ((0, columns // 3), (columns // 3, columns)):
+        ranks: Any = OneProcess()
+        piece = Piece(0, rows, begin, end - begin, columns, theta.numel(), False, True, ranks)
+        weights.append([kernels.put(piece.cut(theta))])
+        gradients.append([torch.ones_like(weights[-1][0])])
+        own = replace(layer, parameter=nn.Parameter(weights[-1][0]), piece=piece)
+        couplings.append(kernels.backend.Coupling([own], [0], BINS, False))
+    found = [c.extremes(w, g) for c, w, g in zip(couplings, weights, gradients, strict=True)]
+    extremes = Extremes(*(torch.maximum(*parts) for parts in zip(*found, strict=True)))
+    pairs = list(zip(couplings, weights, gradients, strict=True))
+    counts = sum(c.counts(w, extremes, 0.3, 3, 4) for c, w, _ in pairs)
+    for coupling, own_weights, gradient in pairs:
+        coupling.add_force(own_weights, gradient, 1.0, 0.3, 3, 4)
+        coupling.add_shared_force(own_weights, gradient, extremes, counts, 1.0, 0.3)
+        coupling.check()
+    return torch.cat([gradient.view(rows, -1) for (gradient,) in gradients], dim=1)
+
+
 def pairs(kernels: Kernels) -> Iterator[Check]:
     """The exact sums by sorting."""
     yield from _pairs(kernels, kernels.size, direct=False)
@@ -196,6 +274,17 @@ def sequence(kernels: Kernels) -> Iterator[Check]:
 def graph(kernels: Kernels) -> Iterator[Check]:
     """Replays of a captured step."""
     pair = Pair(kernels, [gaussian(size, seed=size) for size in (432, 36_864, 300_000)])
+    yield from _replays(pair)
+    shared = gaussian(400_000).view(500, 800)
+    pair = Pair(kernels, [shared.clone(), gaussian(5000)])
+    layers = [segmented(shared, "channel"), *layers_of(pair.thetas[1:])]
+    there = [segmented(shared, "channel", "cuda"), *layers_of(pair.weights[1:])]
+    pair.here = core.Coupling(layers, range(2), BINS, False)
+    pair.there = kernels.backend.Coupling(there, range(2), BINS, False)
+    yield from _replays(pair)
+
+
+def _replays(pair: Pair) -> Iterator[Check]:
     captured = torch.cuda.CUDAGraph()
     pair.there.add_force(pair.weights, pair.gradients, 1.0, 0.5, 3, 0)  # loads the kernels
     with torch.cuda.graph(captured):
@@ -232,6 +321,8 @@ CASES: dict[str, Callable[[Kernels], Iterator[Check]]] = {
     "density": density,
     "step": step,
     "layers": layers,
+    "segments": segments,
+    "pieces": pieces,
     "pairs": pairs,
     "direct": direct,
     "potential": potential,

@@ -3,14 +3,15 @@
 # Only nvcc is needed: CUB comes with it, the runtime is linked statically (so that the extension
 # loads where there is no driver), and cuFFT is loaded when first used.
 
-set(cuda_sources cpp/cuda/coupling.cpp cpp/cuda/device.cpp cpp/cuda/layers.cpp
+set(cuda_sources cpp/cuda/coupling.cpp cpp/cuda/device.cpp cpp/cuda/layers.cpp cpp/cuda/layout.cpp
                  cpp/cuda/libraries.cpp cpp/cuda/partition.cpp)
 set(cuda_bindings cpp/cuda/bindings/bind_coupling.cpp cpp/cuda/bindings/bind_density.cpp
                   cpp/cuda/bindings/bind_device.cpp cpp/cuda/bindings/bind_pairs.cpp
                   cpp/cuda/bindings/bind_place.cpp cpp/cuda/bindings/bind_potential.cpp
                   cpp/cuda/bindings/module.cpp)
-set(cuda_kernels cpp/cuda/density.cu cpp/cuda/fft.cu cpp/cuda/force.cu cpp/cuda/pairs.cu
-                 cpp/cuda/potential.cu cpp/cuda/sort.cu)
+set(cuda_kernels cpp/cuda/density.cu cpp/cuda/energies.cu cpp/cuda/fft.cu cpp/cuda/force.cu
+                 cpp/cuda/pairs.cu cpp/cuda/pieces.cu
+                 cpp/cuda/potential.cu cpp/cuda/segments.cu cpp/cuda/sort.cu)
 
 if(NOT PYSOFTQ_CUDA MATCHES "^(AUTO|ON|OFF)$")
   message(FATAL_ERROR "PYSOFTQ_CUDA=${PYSOFTQ_CUDA}: wanted AUTO, ON or OFF")

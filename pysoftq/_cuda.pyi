@@ -4,6 +4,10 @@ Addresses are of device memory, as integers; a stream is its handle, 0 the defau
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 class Place:
     """A device, a stream on it, and memory there that lives as long as the work at the place."""
@@ -16,29 +20,76 @@ class Control:
     def __init__(self, scale: float, fraction: float, seed: int, step: int) -> None: ...
 
 class Coupling:
+    """The segments of layers. `addresses` are (weights, gradient, takes part) of each layer."""
+
     def __init__(
         self,
-        layers: Sequence[tuple[int, str, float, float, int]],
-        bins: int,
+        layers: Sequence[tuple[str, int, int, int, int]],
+        rows: NDArray[np.int64],
+        scales: NDArray[np.float64],
         fft: bool,
+        phased: bool,
         place: Place,
     ) -> None:
-        """Each layer is (size, scalar, width, strength, index)."""
+        """Of segments in the order of their layers.
+
+        Args:
+            layers: (scalar, index, and the block of the layer that this process holds: position of
+                the first weight, columns, positions from one row to the next).
+            rows: (R, 7) layer, begin, size, position, total, bins, and 0, 1 for a segment that
+                other processes hold more of, or 2 if another one counts the same weights.
+            scales: (R, 2) width, strength.
+            fft: the potential by cuFFT, of whole layers.
+            phased: whether steps take the phases of pieces.
+            place: for this object's memory.
+        """
 
     def set(self, control: Control, stream: int) -> None: ...
     def add_force(
-        self, addresses: Sequence[tuple[int, int]], control: Control, stream: int
+        self, addresses: Sequence[tuple[int, int, bool]], control: Control, stream: int
     ) -> None:
-        """Each layer's addresses are (theta, gradient); theta 0 skips it.
+        """A step recorded in a CUDA graph leaves out the control: its replays use the device's."""
 
-        A step recorded in a CUDA graph leaves out the control: its replays use the device's.
-        """
+    def energies(
+        self, addresses: Sequence[tuple[int, int, bool]], place: Place
+    ) -> tuple[list[tuple[int, str]], NDArray[Any]]:
+        """[(row, reason)] of those refused, and the energies of the rows if there are none."""
 
     def capturing(self, stream: int) -> bool:
         """Whether work on the stream is recorded into a CUDA graph."""
 
     def check(self, stream: int) -> list[tuple[int, str]]:
-        """[(layer, reason)] of the first step refused since the last call."""
+        """[(row, reason)] of the first step refused since the last call."""
+
+    @property
+    def exchanged(self) -> int:
+        """Number of counts of the shared rows."""
+
+    def extremes(
+        self, addresses: Sequence[tuple[int, int, bool]], layers: int, rows: int, stream: int
+    ) -> None:
+        """Write (L, 2) and (S, 2) float64; the first are zero before."""
+
+    def counts(
+        self,
+        addresses: Sequence[tuple[int, int, bool]],
+        extremes: tuple[int, int],
+        counts: int,
+        control: Control,
+        stream: int,
+    ) -> None:
+        """Add to the counts, int32, given the addresses of the extremes of all processes."""
+
+    def add_shared_force(
+        self,
+        addresses: Sequence[tuple[int, int, bool]],
+        counts: int,
+        control: Control,
+        stream: int,
+    ) -> None: ...
+    def piece_energies(
+        self, addresses: Sequence[tuple[int, int, bool]], counts: int, place: Place
+    ) -> NDArray[Any]: ...
 
 architectures: str  # compiled for, in CMake's words
 

@@ -1,14 +1,14 @@
-// Range, histogram and, by the last block of each layer, the force on the bins.
+// Ranges of all units, histograms of wide ones and, by the last block of each, the force on its
+// bins.
 #include <algorithm>
 
-#include "force.h"
 #include "layers.h"
 #include "once.h"
-#include "packs.h"
 #include "range.h"
 #include "softq/binning.h"
 #include "softq/checks.h"
-#include "softq/sampling.h"
+#include "tables.h"
+#include "tally.h"
 
 namespace softq::cuda {
 namespace {
@@ -17,10 +17,9 @@ namespace {
 // larger ones in device memory.
 constexpr std::int32_t shared_bins = 1 << 14;
 constexpr int most_shared_bytes = shared_bins * static_cast<int>(sizeof(unsigned));
-constexpr int crowd = 4;  // lanes with one bin, from which on one of them adds for all
 
 std::size_t shared_bytes(std::int32_t bins) {
-  const std::size_t table = bins <= shared_bins ? static_cast<std::size_t>(bins) : 0;
+  const auto table = static_cast<std::size_t>(std::min(bins, shared_bins));
   return std::max<std::size_t>(table, warps) * sizeof(unsigned);
 }
 
@@ -29,146 +28,101 @@ struct NewControl {
   Control value;
 };
 
+// Of a narrow unit, found at once.
+template <class Team>
+__device__ void measure_unit(const Model& model, const Group& group, std::uint32_t number,
+                             bool judge) {
+  const Unit& unit = model.units[number];
+  const void* address = group.weights_of(unit);
+  if (address == nullptr) return;
+  with_storage(unit.scalar, [&]<class Storage, class T>(Storage, T computed) {
+    const auto* theta = static_cast<const Storage*>(address) + unit.begin;
+    const Range range = range_of<Team>(theta, 0, unit.size, computed);
+    if (Team::rank() != 0) return;
+    model.ranges[number] = range;
+    const DecodedRange decoded(range);
+    if (judge && !decoded.usable<T>()) refuse(model, number, decoded);
+  });
+}
+
+// Of a wide unit, found by all blocks that share it.
+__device__ void measure_share(const Model& model, const Group& group, const Share& share) {
+  const Unit& unit = model.units[share.unit];
+  const void* address = group.weights_of(unit);
+  if (address == nullptr) return;
+  with_storage(unit.scalar, [&]<class Storage, class T>(Storage, T computed) {
+    const auto* theta = static_cast<const Storage*>(address) + unit.begin;
+    const Range range = range_of<BlockTeam>(theta, share.begin, share.end, computed);
+    if (threadIdx.x == 0) widen(model.ranges[share.unit], range);
+  });
+}
+
+// A share of a wide unit to a block, or a long narrow unit, or a narrow unit to a warp.
 __global__ void __launch_bounds__(block_threads)
     range_kernel(const Model model, const __grid_constant__ Group group,
-                 const __grid_constant__ NewControl control) {
+                 const __grid_constant__ NewControl control, const bool judge) {
   if (control.given && blockIdx.x == 0 && threadIdx.x == 0) *model.control = control.value;
-  const Segment segment = model.segments[group.first_segment + blockIdx.x];
-  const void* address = group.addresses[segment.layer - group.first_layer].theta;
-  if (address == nullptr) return;
-  with_storage(model.layers[segment.layer].scalar, [&]<class Storage, class T>(Storage, T) {
-    const auto* theta = static_cast<const Storage*>(address);
-    WeightRange<T> range;
-    for_packs<4>(
-        segment.begin, segment.end, theta, no<Storage>,
-        [&]<unsigned n>(Size<n>, std::uint64_t i) { return load<n>(theta + i); },
-        [&]<unsigned n>(Size<n>, std::uint64_t, const Pack<Storage, n>& x, bool inside) {
-          if (!inside) return;
-#pragma unroll
-          for (unsigned j = 0; j < n; ++j) range.add(static_cast<T>(x.at[j]));
-        });
-    range.widen(model.ranges[segment.layer]);
-  });
+  if (blockIdx.x < group.shares.count) {
+    return measure_share(model, group, model.shares[group.shares.first + blockIdx.x]);
+  }
+  const std::uint32_t* narrow = model.narrow + group.narrow.first;
+  const std::uint32_t block = blockIdx.x - group.shares.count;
+  if (block < group.long_ones) return measure_unit<BlockTeam>(model, group, narrow[block], judge);
+  const std::uint32_t at =
+      group.long_ones + (block - group.long_ones) * warps + threadIdx.x / warp_threads;
+  if (at < group.narrow.count) measure_unit<WarpTeam>(model, group, narrow[at], judge);
 }
 
 __global__ void set_control_kernel(Control* control, const Control value) { *control = value; }
 
-// Adds one to table[index] for each lane that keeps its weight. Where many lanes have the bin of
-// the first, as in a layer that has gathered in few clusters, one of them adds for all: increments
-// of one address would wait for each other.
-__device__ void count_warp(unsigned* table, std::int32_t index, bool keep) {
-  const unsigned kept = __ballot_sync(all_lanes, keep);
-  if (kept == 0) return;
-  const int first = __ffs(static_cast<int>(kept)) - 1;
-  const std::int32_t crowded = __shfl_sync(all_lanes, index, first);
-  const unsigned same = __ballot_sync(all_lanes, keep && index == crowded);
-  if (__popc(same) >= crowd) {
-    if (static_cast<int>(threadIdx.x % warp_threads) == first)
-      atomicAdd(&table[index], static_cast<unsigned>(__popc(same)));
-    keep = keep && index != crowded;
-  }
-  if (keep) atomicAdd(&table[index], 1U);
-}
-
 template <class Storage, class T>
-__device__ void count_segment(const Segment& segment, const Storage* theta,
-                              const Binning<T>& binning, const Sample& sample, unsigned* table) {
-  for_packs<2>(
-      segment.begin, segment.end, theta, no<Storage>,
-      [&]<unsigned n>(Size<n>, std::uint64_t i) { return load<n>(theta + i); },
-      [&]<unsigned n>(Size<n>, std::uint64_t i, const Pack<Storage, n>& x, bool inside) {
-#pragma unroll
-        for (unsigned j = 0; j < n; ++j) {
-          const bool keep = inside && (sample.whole() || sample.keeps(i + j));
-          count_warp(table, binning.index(static_cast<T>(x.at[j])), keep);
-        }
-      });
+__device__ void count_share(const Share& share, const Storage* theta, const Binning<T>& binning,
+                            const Draw& draw, unsigned* counts) {
+  if (binning.bins > shared_bins) {
+    return tally<BlockTeam, 2, Walk::packs>(theta, share.begin, share.end, binning, draw,
+                                            Counts{counts});
+  }
+  auto* table = dynamic_shared<unsigned>();
+  for (std::int32_t k = threadIdx.x; k < binning.bins; k += block_threads) table[k] = 0;
+  __syncthreads();
+  tally<BlockTeam, 2, Walk::packs>(theta, share.begin, share.end, binning, draw, Counts{table});
+  __syncthreads();
+  for (std::int32_t k = threadIdx.x; k < binning.bins; k += block_threads) {
+    if (table[k] != 0) atomicAdd(&counts[k], table[k]);
+  }
 }
 
-// The table of the force on the bins, from the counts of the layer, by one block. Zeroes the
-// counts.
+// By the last block of the unit: what the rest of the step needs of its range, which is empty
+// again.
 template <class T>
-__device__ void force_table(const Model& model, std::uint32_t layer, double spacing) {
-  unsigned* counts = model.counts + std::size_t{layer} * model.bins_stride;
-  unsigned* prefix = model.prefix + std::size_t{layer} * model.bins_stride;
-  auto* table = reinterpret_cast<T*>(model.tables + std::size_t{layer} * model.bins_stride);
-  auto* shared = dynamic_shared<unsigned>();
-  const auto take = [&](std::uint32_t k) {
-    return k < model.bins_stride ? __ldcg(reinterpret_cast<const uint4*>(counts + k)) : uint4{};
-  };
-  unsigned carry = 0;
-  uint4 next = take(4 * threadIdx.x);
-  for (std::uint32_t first = 0; first < model.bins_stride; first += 4 * block_threads) {
-    const std::uint32_t k = first + 4 * threadIdx.x;
-    uint4 sums = next;
-    next = take(k + 4 * block_threads);
-    sums.y += sums.x;
-    sums.z += sums.y;
-    sums.w += sums.z;
-    unsigned total;
-    const unsigned before = carry + scan(sums.w, shared, total) - sums.w;
-    if (k < model.bins_stride) {
-      *reinterpret_cast<uint4*>(counts + k) = uint4{};
-      *reinterpret_cast<uint4*>(prefix + k) =
-          uint4{before + sums.x, before + sums.y, before + sums.z, before + sums.w};
-    }
-    carry += total;
-    __syncthreads();
-  }
-
-  const ConstantLayer& constant = model.layers[layer];
-  const Control& control = *model.control;
-  const double scale = constant.strength * control.scale / control.fraction;
-  const std::int64_t bins = model.bins;
-  const std::int64_t m = spacing > 0 ? reach(constant.width, spacing, bins) : 0;
-  for (std::int64_t k = threadIdx.x; k < bins; k += block_threads)
-    table[k] = static_cast<T>(scale * static_cast<double>(window_force(prefix, bins, m, k)));
+__device__ void end_count(const Model& model, std::uint32_t number, const Binning<T>& binning,
+                          const DecodedRange& range) {
+  model.ranges[number] = {};
+  fix_binning(model.states[number], binning);
+  if (!range.usable<T>()) refuse(model, number, range);
 }
 
 __global__ void __launch_bounds__(block_threads)
-    count_kernel(const Model model, const __grid_constant__ Group group, const bool tables) {
-  const Segment segment = model.segments[group.first_segment + blockIdx.x];
-  const void* address = group.addresses[segment.layer - group.first_layer].theta;
-  if (address == nullptr) return;
-  const ConstantLayer layer = model.layers[segment.layer];
-  LayerState& state = model.states[segment.layer];
-  const DecodedRange range(model.ranges[segment.layer]);
+    count_kernel(const Model model, const __grid_constant__ Group group, const Counting what) {
+  const Share share = model.shares[group.shares.first + blockIdx.x];
+  const Unit& unit = model.units[share.unit];
+  const void* address = group.weights_of(unit);
+  if (address == nullptr || unit.shared != what.shared) return;
+  UnitState& state = model.states[share.unit];
+  if (unit.shared && !(unit.counted && state.active)) return;
+  const DecodedRange range(model.ranges[share.unit]);
 
-  with_storage(layer.scalar, [&]<class Storage, class T>(Storage, T) {
-    const auto* theta = static_cast<const Storage*>(address);
-    const bool refused = !range.usable<T>();
-    const Binning<T> binning(static_cast<T>(range.low), static_cast<T>(range.high), model.bins);
-    if (!refused) {
-      const Control& control = *model.control;
-      const Sample sample(control.fraction, control.seed, control.step, layer.index);
-      unsigned* counts = model.counts + std::size_t{segment.layer} * model.bins_stride;
-      if (model.bins <= shared_bins) {
-        auto* table = dynamic_shared<unsigned>();
-        for (std::int32_t k = threadIdx.x; k < model.bins; k += block_threads) table[k] = 0;
-        __syncthreads();
-        count_segment(segment, theta, binning, sample, table);
-        __syncthreads();
-        for (std::int32_t k = threadIdx.x; k < model.bins; k += block_threads) {
-          if (table[k] != 0) atomicAdd(&counts[k], table[k]);
-        }
-      } else {
-        count_segment(segment, theta, binning, sample, counts);
-      }
+  with_storage(unit.scalar, [&]<class Storage, class T>(Storage, T) {
+    const auto* theta = static_cast<const Storage*>(address) + unit.begin;
+    const bool fine = range.usable<T>();
+    const Binning<T> binning(static_cast<T>(range.low), static_cast<T>(range.high), unit.bins);
+    if (fine) {
+      const Draw draw = draw_of(model, unit, what.everything);
+      count_share(share, theta, binning, draw, model.counts_of(unit));
     }
-    if (!last_block(&state.ticket, layer.segments)) return;
-    if (threadIdx.x == 0) {
-      model.ranges[segment.layer] = {};
-      state.factor = static_cast<double>(binning.factor);
-      state.low = static_cast<double>(binning.low);
-      state.inverse = static_cast<double>(binning.inverse);
-      state.spacing = binning.spacing;
-      if (refused) {
-        if (state.refused.step == 0)
-          state.refused = {model.progress->finished + 1, range.nonfinite, range.low, range.high};
-        atomicAdd(&model.progress->refused, 1U);
-      }
-    }
-    if (tables && !refused) force_table<T>(model, segment.layer, binning.spacing);
+    if (unit.shared || !last_block(&state.ticket, unit.shares)) return;
+    if (threadIdx.x == 0) end_count(model, share.unit, binning, range);
+    if (what.tables && fine) force_table<T>(model, unit, binning.spacing);
   });
 }
 
@@ -179,10 +133,13 @@ __global__ void widen_kernel(const unsigned* counts, std::int32_t bins, std::int
 
 }  // namespace
 
-void measure(const Model& model, const Group& group, const Control* control, cudaStream_t stream) {
+void measure(const Model& model, const Group& group, const Control* control, bool judge,
+             cudaStream_t stream) {
   const NewControl value{control != nullptr, control != nullptr ? *control : Control{}};
-  launch("launch of range_kernel", range_kernel, group.segment_count, block_threads, 0, stream,
-         model, group, value);
+  const std::size_t by_warps = group.narrow.count - group.long_ones;
+  const std::size_t blocks = group.shares.count + group.long_ones + (by_warps + warps - 1) / warps;
+  launch("launch of range_kernel", range_kernel, blocks, block_threads, 0, stream, model, group,
+         value, judge);
 }
 
 void set_control(const Model& model, const Control& control, cudaStream_t stream) {
@@ -190,9 +147,10 @@ void set_control(const Model& model, const Control& control, cudaStream_t stream
          control);
 }
 
-void count(const Model& model, const Group& group, bool tables, cudaStream_t stream) {
-  launch("launch of count_kernel", count_kernel, group.segment_count, block_threads,
-         shared_bytes(model.bins), stream, model, group, tables);
+void count(const Model& model, const Group& group, const Counting& what, std::int32_t bins,
+           cudaStream_t stream) {
+  launch("launch of count_kernel", count_kernel, group.shares.count, block_threads,
+         shared_bytes(bins), stream, model, group, what);
 }
 
 std::uint64_t blocks_at_once(std::int32_t bins) {
@@ -212,13 +170,13 @@ BinnedRange density(const Weights& weights, std::int32_t bins, double fraction, 
   refuse_capture(place.stream, "the density");
   const cudaStream_t stream = place.stream;
   check_size(weights.size);
-  const Layers layers({{nullptr, nullptr, weights.size, weights.scalar, 0, 0, 0, bins}}, bins,
-                      false, place);
-  const auto groups = layers.groups({{weights.theta, nullptr}});
+  const Layers layers(Layout::single(weights.size, weights.scalar, bins), Layers::Use::counts,
+                      place);
+  const auto groups = layers.groups({{weights.theta, nullptr, true}});
   const Control control{1, fraction, seed, 0};
-  measure(layers.model(), groups[0], &control, stream);
+  measure(layers.model(), groups[0], &control, false, stream);
   const BinnedRange range = layers.binning(stream);
-  count(layers.model(), groups[0], false, stream);
+  count(layers.model(), groups[0], {false, false, false}, bins, stream);
   const std::size_t blocks = (static_cast<std::size_t>(bins) + block_threads - 1) / block_threads;
   launch("launch of widen_kernel", widen_kernel, blocks, block_threads, 0, stream,
          layers.model().counts, bins, counts);

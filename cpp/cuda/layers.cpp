@@ -1,6 +1,6 @@
 #include "layers.h"
 
-#include <algorithm>
+#include <cmath>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -19,75 +19,58 @@ double spacing_of(double low, double high, std::uint64_t nonfinite, std::uint64_
   return make_binning(extent, size, bins).spacing;
 }
 
-double spacing_of(Scalar scalar, double low, double high, std::uint64_t nonfinite,
-                  std::uint64_t size, std::int32_t bins) {
-  return scalar == Scalar::float64 ? spacing_of<double>(low, high, nonfinite, size, bins)
-                                   : spacing_of<float>(low, high, nonfinite, size, bins);
+double spacing_of(const Unit& unit, double low, double high, std::uint64_t nonfinite) {
+  return unit.scalar == Scalar::float64
+             ? spacing_of<double>(low, high, nonfinite, unit.total, unit.bins)
+             : spacing_of<float>(low, high, nonfinite, unit.total, unit.bins);
 }
 
-std::vector<ConstantLayer> constants_of(const std::vector<Layer>& layers,
-                                        const std::vector<Segment>& segments) {
-  std::vector<ConstantLayer> constants;
-  for (const Layer& layer : layers) {
-    constants.push_back({layer.size, layer.width, layer.strength, layer.index, layer.scalar, 0});
+// Why a range is refused; empty if it is not. How many weights of a shared unit are not finite is
+// not known.
+std::string reason(const Unit& unit, double low, double high, std::uint64_t nonfinite) {
+  if (nonfinite == 0 && (std::isinf(low) || std::isinf(high)))
+    return "some of " + std::to_string(unit.total) + " weights are not finite (NaN or inf)";
+  try {
+    spacing_of(unit, low, high, nonfinite);
+  } catch (const std::invalid_argument& error) {
+    return error.what();
   }
-  for (const Segment& segment : segments) ++constants[segment.layer].segments;
-  return constants;
+  return {};
 }
-
-std::vector<std::uint64_t> sizes_of(const std::vector<Layer>& layers) {
-  std::vector<std::uint64_t> sizes;
-  for (const Layer& layer : layers) sizes.push_back(layer.size);
-  return sizes;
-}
-
-std::vector<Group> groups_of(const std::vector<Segment>& segments, std::size_t layers) {
-  std::vector<Group> groups;
-  std::uint32_t segment = 0;
-  for (std::uint32_t first = 0; first < layers; first += group_layers) {
-    Group group{};
-    group.first_layer = first;
-    group.first_segment = segment;
-    while (segment < segments.size() && segments[segment].layer < first + group_layers) ++segment;
-    group.segment_count = segment - group.first_segment;
-    groups.push_back(group);
-  }
-  return groups;
-}
-
-std::size_t stride(std::int32_t bins) { return (static_cast<std::size_t>(bins) + 3) / 4 * 4; }
 
 }  // namespace
 
-Layers::Layers(const std::vector<Layer>& layers, std::int32_t bins, bool tables, const Place& place)
-    : sizes_(sizes_of(layers)),
-      segments_(partition(sizes_, blocks_at_once(bins))),
-      groups_(groups_of(segments_, layers.size())),
-      constants_(layers.size(), place),
-      device_segments_(segments_.size(), place),
-      ranges_(layers.size(), place),
-      states_(layers.size(), place),
+Layers::Layers(Layout layout, Use use, const Place& place)
+    : layout_(std::move(layout)),
+      units_(layout_.units.size(), place),
+      shares_(layout_.shares.size(), place),
+      narrow_(layout_.narrow.size(), place),
+      wide_(layout_.wide.size(), place),
+      ranges_(layout_.units.size(), place),
+      states_(layout_.units.size(), place),
       control_(1, place),
       progress_(1, place),
-      counts_(layers.size() * stride(bins), place),
-      prefix_(tables ? layers.size() * stride(bins) : 0, place),
-      tables_(tables ? layers.size() * stride(bins) : 0, place),
-      model_{constants_.data(),
-             device_segments_.data(),
+      counts_(layout_.slots, place),
+      prefix_(use == Use::counts ? 0 : layout_.slots, place),
+      tables_(use == Use::counts ? 0 : layout_.slots, place),
+      model_{units_.data(),
+             shares_.data(),
+             narrow_.data(),
+             wide_.data(),
              ranges_.data(),
              states_.data(),
              control_.data(),
              progress_.data(),
              counts_.data(),
+             nullptr,
              prefix_.data(),
              tables_.data(),
-             bins,
-             static_cast<std::uint32_t>(stride(bins)),
-             static_cast<std::uint32_t>(segments_.size())} {
+             use == Use::steps ? layout_.blocks() : 0} {
   const cudaStream_t stream = place.stream;
-  for (const Layer& layer : layers) scalars_.push_back(layer.scalar);
-  constants_.upload(constants_of(layers, segments_), stream);
-  device_segments_.upload(segments_, stream);
+  units_.upload(layout_.units, stream);
+  shares_.upload(layout_.shares, stream);
+  narrow_.upload(layout_.narrow, stream);
+  wide_.upload(layout_.wide, stream);
   control_.upload({Control{1, 1, 0, 0}}, stream);
   ranges_.clear(stream);
   states_.clear(stream);
@@ -96,11 +79,11 @@ Layers::Layers(const std::vector<Layer>& layers, std::int32_t bins, bool tables,
 }
 
 std::vector<Group> Layers::groups(const std::vector<Addresses>& addresses) const {
-  if (addresses.size() != sizes_.size()) {
-    throw std::invalid_argument("want the addresses of " + std::to_string(sizes_.size()) +
+  if (addresses.size() != layout_.layers) {
+    throw std::invalid_argument("want the addresses of " + std::to_string(layout_.layers) +
                                 " layers, not of " + std::to_string(addresses.size()));
   }
-  std::vector<Group> groups = groups_;
+  std::vector<Group> groups = layout_.groups;
   for (std::size_t layer = 0; layer < addresses.size(); ++layer)
     groups[layer / group_layers].addresses[layer % group_layers] = addresses[layer];
   return groups;
@@ -113,28 +96,35 @@ DecodedRange Layers::range(cudaStream_t stream) const {
 BinnedRange Layers::binning(cudaStream_t stream) const {
   const DecodedRange range = this->range(stream);
   return {range.low, range.high,
-          spacing_of(scalars_.front(), range.low, range.high, range.nonfinite, sizes_.front(),
-                     model_.bins)};
+          spacing_of(layout_.units.front(), range.low, range.high, range.nonfinite)};
+}
+
+std::vector<Refusal> Layers::unfit(cudaStream_t stream) const {
+  const std::vector<Range> ranges = ranges_.download(stream);
+  std::vector<Refusal> refusals;
+  for (std::size_t unit = 0; unit < ranges.size(); ++unit) {
+    const DecodedRange range(ranges[unit]);
+    auto words = reason(layout_.units[unit], range.low, range.high, range.nonfinite);
+    if (!words.empty()) refusals.push_back({unit, std::move(words)});
+  }
+  return refusals;
 }
 
 std::vector<Refusal> Layers::refusals(cudaStream_t stream) const {
   refuse_capture(stream, "a check of the coupling");
   auto states = states_.download(stream);
   Word first = 0;
-  for (const LayerState& state : states) {
+  for (const UnitState& state : states) {
     const Word step = state.refused.step;
     if (step != 0 && (first == 0 || step < first)) first = step;
   }
   if (first == 0) return {};
   std::vector<Refusal> refusals;
-  for (std::size_t layer = 0; layer < states.size(); ++layer) {
-    const RefusedRange refused = std::exchange(states[layer].refused, {});
+  for (std::size_t unit = 0; unit < states.size(); ++unit) {
+    const RefusedRange refused = std::exchange(states[unit].refused, {});
     if (refused.step != first) continue;
-    try {
-      spacing_of(scalars_[layer], refused.low, refused.high, refused.nonfinite, sizes_[layer], 1);
-    } catch (const std::invalid_argument& error) {
-      refusals.push_back({layer, error.what()});
-    }
+    refusals.push_back(
+        {unit, reason(layout_.units[unit], refused.low, refused.high, refused.nonfinite)});
   }
   states_.upload(states, stream);
   return refusals;

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "device.h"
+#include "layout.h"
 #include "model.h"
 #include "softq/coupling.h"
 
@@ -16,31 +17,36 @@ struct BinnedRange {
 
 class Layers {
  public:
-  // Of the layers, the size, scalar, width, strength and index are used. Without tables, only
-  // ranges and counts can be made.
-  Layers(const std::vector<Layer>& layers, std::int32_t bins, bool tables, const Place& place);
+  enum class Use {
+    counts,  // ranges and counts only, without memory for forces
+    steps,   // that end by themselves
+    phases   // of steps that begin by begin_shared()
+  };
+  Layers(Layout layout, Use use, const Place& place);
 
   const Model& model() const { return model_; }
-  std::uint32_t size() const { return static_cast<std::uint32_t>(sizes_.size()); }
+  const Layout& layout() const { return layout_; }
   // Throws std::invalid_argument unless there is one entry a layer.
   std::vector<Group> groups(const std::vector<Addresses>& addresses) const;
-  // Of the first layer, once it is measured. These wait for the stream; binning() throws
-  // std::invalid_argument as make_binning() of the CPU core.
+  void clear_ranges(cudaStream_t stream) const { ranges_.clear(stream); }
+
+  // These wait for the stream, and have the CPU core's words for what is refused.
+  // Of the first unit, once it is measured. binning() throws std::invalid_argument as
+  // make_binning().
   DecodedRange range(cudaStream_t stream) const;
   BinnedRange binning(cudaStream_t stream) const;
-  // What the first refused step since the last call was refused for, in the CPU core's words. Waits
-  // for the stream.
+  // The units whose measured ranges are unfit.
+  std::vector<Refusal> unfit(cudaStream_t stream) const;
+  // What the first refused step since the last call was refused for.
   std::vector<Refusal> refusals(cudaStream_t stream) const;
 
  private:
-  std::vector<std::uint64_t> sizes_;
-  std::vector<Scalar> scalars_;
-  std::vector<Segment> segments_;
-  std::vector<Group> groups_;  // without addresses
-  Array<ConstantLayer> constants_;
-  Array<Segment> device_segments_;
+  Layout layout_;
+  Array<Unit> units_;
+  Array<Share> shares_;
+  Array<std::uint32_t> narrow_, wide_;
   Array<Range> ranges_;
-  Array<LayerState> states_;
+  Array<UnitState> states_;
   Array<Control> control_;
   Array<Progress> progress_;
   Array<unsigned> counts_, prefix_;

@@ -247,9 +247,9 @@ __global__ void __launch_bounds__(tile)
 void check_weights(const Weights& weights, const Place& place) {
   refuse_capture(place.stream, "the interaction of all pairs");
   check_size(weights.size);
-  const Layers layers({{nullptr, nullptr, weights.size, weights.scalar, 0, 0, 0, 1}}, 1, false,
-                      place);
-  measure(layers.model(), layers.groups({{weights.theta, nullptr}})[0], nullptr, place.stream);
+  const Layers layers(Layout::single(weights.size, weights.scalar, 1), Layers::Use::counts, place);
+  measure(layers.model(), layers.groups({{weights.theta, nullptr, true}})[0], nullptr, false,
+          place.stream);
   check_finite(layers.range(place.stream).nonfinite, weights.size);
 }
 

@@ -5,6 +5,7 @@
 #include "fft.h"
 #include "once.h"
 #include "softq/potential.h"
+#include "windows.h"
 
 namespace softq::cuda {
 namespace {
@@ -36,23 +37,6 @@ __global__ void __launch_bounds__(block_threads)
   }
 }
 
-// Population of the window |j - k| <= m around bin k and the sum of its distances from k, in bins.
-struct Window {
-  std::int64_t population, distance;
-};
-__device__ Window window(const std::int64_t* population, const std::int64_t* moment,
-                         std::int64_t bins, std::int64_t m, std::int64_t k) {
-  const auto before = [](const std::int64_t* sums, std::int64_t j) {
-    return j > 0 ? sums[j - 1] : 0;
-  };
-  const std::int64_t first = k > m ? k - m : 0;
-  const std::int64_t last = k + m + 1 < bins ? k + m + 1 : bins;
-  const std::int64_t lower = before(population, k) - before(population, first);
-  const std::int64_t upper = before(population, last) - before(population, k);
-  return {lower + upper, k * lower - (before(moment, k) - before(moment, first)) +
-                             (before(moment, last) - before(moment, k)) - k * upper};
-}
-
 __global__ void __launch_bounds__(block_threads)
     potential_kernel(const std::int64_t* population, const std::int64_t* moment, std::int64_t bins,
                      double spacing, double width, double* out) {
@@ -63,11 +47,7 @@ __global__ void __launch_bounds__(block_threads)
       spacing * static_cast<double>(near.distance) - width * static_cast<double>(near.population);
 }
 
-// The blocks' parts of the energy without self terms: ordered pairs inside the well, and the sum of
-// their distances in bins.
-struct EnergyPart {
-  double pairs, distance;
-};
+// The blocks' parts of the energy.
 __global__ void __launch_bounds__(block_threads)
     energy_kernel(const std::int64_t* counts, const std::int64_t* population,
                   const std::int64_t* moment, std::int64_t bins, double spacing, double width,
@@ -77,9 +57,8 @@ __global__ void __launch_bounds__(block_threads)
   const std::int64_t count = k < bins ? counts[k] : 0;
   EnergyPart part{0, 0};
   if (count > 0) {
-    const Window near = window(population, moment, bins, reach(width, spacing, bins), k);
-    part.pairs = static_cast<double>(count) * static_cast<double>(near.population - 1);
-    part.distance = static_cast<double>(count) * static_cast<double>(near.distance);
+    const std::int64_t m = reach(width, spacing, bins);
+    part = EnergyPart::of(count, window(population, moment, bins, m, k));
   }
   part.pairs = reduce(part.pairs, shared[0], Sum<double>{});
   part.distance = reduce(part.distance, shared[1], Sum<double>{});

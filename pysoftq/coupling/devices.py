@@ -124,15 +124,8 @@ class DeviceGroup:
                 )
         first = layers[0].weights
         ranks = next((layer.piece.ranks for layer in layers if layer.piece is not None), None)
-        self.coupling: backends.DeviceCoupling
-        self._shared: SharedCoupling | None = None
-        if ranks is None:
-            segments = any(layer.segments is not None for layer in layers)
-            backend = backends.couples(first.device, segments=segments)
-            self.coupling = backend.Coupling(layers, indices, bins, fft)
-        else:
-            pieces = backends.couples_pieces(first.device)(layers, indices, bins, fft)
-            self.coupling, self._shared = pieces, SharedCoupling(pieces, ranks)
+        self.coupling = backends.on_device(first.device).Coupling(layers, indices, bins, fft)
+        self._shared = None if ranks is None else SharedCoupling(self.coupling, ranks)
         self._thetas = [layer.parameter for layer in layers]
         self._layers = tuple(layers)
         self._orders = [_order(layer) for layer in layers]

@@ -3,8 +3,7 @@
 With channels or groups the core couples segments with offsets into their layers. The table is built
 once; a step passes the addresses of the layers. The draw for the histogram depends on the position
 of a weight in its layer, not in its segment. The number of bins is proportional to the number of
-weights. The CUDA kernels require whole layers: on a GPU segments use `backends.plain`, all segments
-of one size at once.
+weights.
 
 Of a layer that several processes hold in pieces, all segments have a row in each process. Those
 that one process holds in whole are coupled there; the others are shared, and coupled in phases.
@@ -12,6 +11,7 @@ that one process holds in whole are coupled there; the others are shared, and co
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -141,6 +141,8 @@ class SegmentTable:
                 continue
             if bad := nonfinite.get(row, 0):
                 found[row] = f"{bad} of {int(self.total[row])} weights are not finite (NaN or inf)"
+            elif math.isinf(high):
+                found[row] = self._some(row)
             else:
                 bits = 64 if self._double[row] else 32
                 found[row] = (
@@ -148,6 +150,21 @@ class SegmentTable:
                     f"float{bits} can hold"
                 )
         return sorted(found.items())
+
+    def check(self, extremes: Extremes) -> None:
+        """Raise ValueError if a step is refused, given what all processes have found.
+
+        Which weights of segments in one process are unfit, that process knows.
+        """
+        if not self.refuses(extremes):
+            return
+        unfit = ((extremes.layers[:, 0] > 0) & (extremes.layers[:, 1] > 0)).nonzero().flatten()
+        rows = torch.searchsorted(self.layer, unfit).tolist()
+        found = self.reasons(extremes, [(row, 0, self._some(row)) for row in rows])
+        raise ValueError(self.explain(found))
+
+    def _some(self, row: int) -> str:
+        return f"some of {int(self.total[row])} weights are not finite (NaN or inf)"
 
     def _widths_overflow(self, extremes: Extremes) -> Tensor:
         """(S,) bool, of which shared rows the range is not finite."""

@@ -85,7 +85,7 @@ class GraphedStep(TrainingStep):
 
     The first steps run as they are, since libraries set themselves up in them, and so do batches
     of another size. A graph holds forward and backward, and where the coupling has kernels of its
-    own (those of CUDA, for whole layers) its force and the optimizer too: the whole step. What
+    own (those of CUDA) its force and the optimizer too: the whole step. What
     Python computes is frozen in it, the learning rate with the rest; the coupling's fraction and
     step are counted on the device.
     """
@@ -102,7 +102,7 @@ class GraphedStep(TrainingStep):
     ) -> None:
         super().__init__(model, optimizer, config, batch_size, softq)
         self._to_warm_up = self.WARM_UP
-        kernels = has_cuda() and softq is not None and softq.granularity == "layer"
+        kernels = has_cuda() and softq is not None
         # A recorded optimizer would not see its learning rate fall.
         self._whole = softq if kernels and config.lr_schedule == "constant" else None
         self._replay: Callable[[], None] | None = None

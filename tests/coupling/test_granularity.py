@@ -18,7 +18,6 @@ from pysoftq import SoftQuantizer, density, identify, refine, unique
 from pysoftq.clusters.clusters import Clusters, split
 from pysoftq.clusters.merging import merge
 from pysoftq.interaction import backends
-from pysoftq.interaction.backends import core, plain
 from pysoftq.interaction.layers import CoupledLayer
 from pysoftq.interaction.scales import Segments
 from pysoftq.interaction.segment_table import segment_bins
@@ -30,7 +29,7 @@ DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 BINS = 2**14
 
 
-pytestmark = pytest.mark.devices("core", "plain", "plain on cuda")
+pytestmark = pytest.mark.devices("core", "plain", "cuda emulated", "plain on cuda", "cuda")
 
 
 def weights(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -161,14 +160,6 @@ def test_thousands_of_segments_at_once(device):
         wanted = expected(alone, torch.zeros(1, 30), 1.0, 0, 0, 0)
         assert torch.equal(gradient[row].cpu(), wanted[0])
     assert torch.equal(gradient[0], gradient[7])
-
-
-def test_on_a_gpu_torch_operations_serve_segments(monkeypatch):
-    monkeypatch.setattr(backends, "has_cuda", lambda: True)
-    assert backends.couples(torch.device("cuda"), segments=True) is plain
-    assert backends.couples(torch.device("mps"), segments=True) is plain
-    for segments in (False, True):
-        assert backends.couples(torch.device("cpu"), segments=segments) is core
 
 
 @pytest.mark.parametrize(

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import oracle
 import pytest
 import torch
+from devices import Device
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from torch import nn
 
 import pysoftq
 from pysoftq.interaction import backends
 from pysoftq.interaction.backends import core, plain
 from pysoftq.interaction.layers import CoupledLayer
+from pysoftq.interaction.scales import Segments
 
 GAUSSIAN = np.random.default_rng(0).standard_normal(3000).astype(np.float32)
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
@@ -277,6 +281,140 @@ def test_a_refused_step_changes_no_gradient_and_is_reported_once(device):
     coupling.check()
 
 
+# ------------------------------------------------------------------------------------- segments
+SIZES = [1, 1, 2, 3, 63, 64, 65, 128, 129, 255, 576, 1000, 2047, 4096, 4097, 6000]
+
+
+def hostile_weights(size: int, kind: int, generator: torch.Generator) -> torch.Tensor:
+    theta = torch.randn(size, generator=generator, dtype=torch.float64)
+    return [
+        lambda: theta,
+        theta.round,
+        lambda: torch.full_like(theta, 0.3),
+        lambda: theta**7,
+        lambda: theta.clamp(-3, 3) * 2.0**-140,
+        lambda: 1 + theta.clamp(-3, 3) * 1e-6,
+        lambda: torch.cat([theta[:1], torch.zeros(size - 1).double()]),
+    ][kind]()
+
+
+def segmented(seed: int, dtype: torch.dtype, sizes: list[int]) -> CoupledLayer:
+    """A layer whose segments have these sizes, in random order, of weights of all kinds.
+
+    Between segments and around them are weights that are not coupled.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    size = torch.tensor(sizes)[torch.randperm(len(sizes), generator=generator)]
+    gap = torch.randint(3, (len(size),), generator=generator)
+    begin = (size + gap).cumsum(0) - size
+    theta = torch.randn(int(begin[-1] + size[-1]) + 2, generator=generator).double()
+    for first, length in zip(begin.tolist(), size.tolist(), strict=True):
+        kind = int(torch.randint(7, (), generator=generator))
+        theta[first : first + length] = hostile_weights(length, kind, generator)
+    scales = torch.rand(2, len(size), generator=generator, dtype=torch.float64)
+    number = torch.arange(len(size))
+    segments = Segments(len(size), number, begin, size, number.double(), *scales)
+    name, weights = f"layer {seed}", theta.to(dtype)
+    return CoupledLayer(name, len(theta), 1.0, 0.2, 0.5, nn.Parameter(weights), segments)
+
+
+def on(device: Device, layers: list[CoupledLayer]) -> list[CoupledLayer]:
+    """The same with their weights on the device, at odd addresses."""
+    there = []
+    for layer in layers:
+        weights = device.put(torch.cat([torch.zeros_like(layer.weights[:1]), layer.weights]))
+        there.append(replace(layer, parameter=nn.Parameter(weights[1:])))
+    return there
+
+
+def thetas_of(layers: list[CoupledLayer]) -> list[torch.Tensor]:
+    return [layer.parameter.detach() for layer in layers]
+
+
+def gradients_of(layers: list[CoupledLayer]) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(len(layers))
+    return [torch.randn(layer.size, generator=generator).to(layer.weights) for layer in layers]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bins", [1, 100, 2**10, 2**14, 2**15])
+def test_segments(device, dtype, bins):
+    whole = layers_of([hostile_weights(5000, 0, torch.Generator()).to(dtype)])
+    layers = [*whole, segmented(1, dtype, SIZES), segmented(2, dtype, [70, 3, 900] * 4)]
+    there = on(device, layers)
+    here = core.Coupling(layers, [4, 0, 2], bins, False)
+    coupling = device.backend.Coupling(there, [4, 0, 2], bins, False)
+    expected = gradients_of(layers)
+    found = [device.put(gradient) for gradient in expected]
+    for step, (scale, fraction) in enumerate([(1.0, 1.0), (64.0, 0.37)]):
+        here.add_force(thetas_of(layers), expected, scale, fraction, 2**63 + 5, step)
+        coupling.add_force(thetas_of(there), found, scale, fraction, 2**63 + 5, step)
+    coupling.check()
+    for result, gradient in zip(found, expected, strict=True):
+        assert torch.equal(result.cpu(), gradient)
+    energies = coupling.energies(thetas_of(there))
+    wanted = here.energies(thetas_of(layers))
+    if device.kind.startswith("cuda"):
+        assert energies == wanted
+    assert energies == pytest.approx(wanted, rel=1e-10)
+
+
+def test_large_segments(device):
+    layers = [segmented(3, torch.float32, [70_000, 66_000, 65_535, 65_536, 5])]
+    there = on(device, layers)
+    here = core.Coupling(layers, [1], 2**12, False)
+    coupling = device.backend.Coupling(there, [1], 2**12, False)
+    expected = gradients_of(layers)
+    found = [device.put(gradient) for gradient in expected]
+    here.add_force(thetas_of(layers), expected, 1.0, 0.9, 3, 5)
+    coupling.add_force(thetas_of(there), found, 1.0, 0.9, 3, 5)
+    coupling.check()
+    assert torch.equal(found[0].cpu(), expected[0])
+    energy = coupling.energies(thetas_of(there))
+    assert energy == pytest.approx(here.energies(thetas_of(layers)), rel=1e-10)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])
+@pytest.mark.parametrize("size", [1, 200, 5000])  # by a warp, by a block
+def test_an_unfit_segment_leaves_all_gradients(device, value, size):
+    layers = [segmented(seed, torch.float32, [2, 9, 300, size]) for seed in (4, 5)]
+    place = int(layers[1].segments.begin[layers[1].segments.size == size])
+    layers[1].weights.detach()[place] = value
+    if value == 3e38 and size > 1:
+        layers[1].weights.detach()[place + 1] = -3e38
+    there = on(device, layers)
+    coupling = device.backend.Coupling(there, [0, 1], 2**10, False)
+    here = core.Coupling(layers, [0, 1], 2**10, False)
+    found = [device.put(gradient) for gradient in gradients_of(layers)]
+    expected = gradients_of(layers)
+    coupling.add_force(thetas_of(there), found, 1.0, 1.0, 0, 0)
+    if value == 3e38 and size == 1:  # a point is fine
+        here.add_force(thetas_of(layers), expected, 1.0, 1.0, 0, 0)
+        return coupling.check()
+    for result, gradient in zip(found, expected, strict=True):
+        assert torch.equal(result.cpu(), gradient)
+    messages = []
+    for call in (
+        coupling.check,
+        lambda: here.add_force(thetas_of(layers), expected, 1.0, 1.0, 0, 0),
+        lambda: coupling.energies(thetas_of(there)),
+    ):
+        with pytest.raises(ValueError, match=r"^layer 'layer 5': segment \d of 4: ") as error:
+            call()
+        messages.append(str(error.value))
+    assert len(set(messages)) == 1
+    coupling.check()
+    # The next step is as if nothing had happened.
+    thetas_of(there)[1][place : place + size] = 0.5
+    thetas_of(layers)[1][place : place + size] = 0.5
+    here.add_force(thetas_of(layers), expected, 1.0, 1.0, 0, 1)
+    coupling.add_force(thetas_of(there), found, 1.0, 1.0, 0, 1)
+    coupling.check()
+    for result, gradient in zip(found, expected, strict=True):
+        assert torch.equal(result.cpu(), gradient)
+    return None
+
+
 def test_the_device_chooses(monkeypatch):
     monkeypatch.setattr(backends, "has_cuda", lambda: False)
     assert backends.of(np.zeros(3)) is core
@@ -336,7 +474,6 @@ def test_torch_takes_the_place_of_kernels_that_cannot_be_used(with_kernels, devi
         assert not with_kernels(device_count)
     # Once.
     assert backends.on_device(torch.device("cuda")) is plain
-    assert backends.couples(torch.device("cuda"), segments=False) is plain
 
 
 def test_torch_takes_the_place_of_kernels_that_cannot_be_loaded(with_kernels, monkeypatch):

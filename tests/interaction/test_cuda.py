@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import emulated_cuda
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from torch import nn
 from pysoftq import SoftQuantizer
 from pysoftq.interaction import backends
 from pysoftq.interaction.backends import core
-from pysoftq.interaction.layers import CoupledLayer
+from pysoftq.interaction.layers import CoupledLayer, Scales
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 BINS = 2**14
@@ -67,6 +69,67 @@ def test_at_most_three_launches_and_no_allocation(emulated):
     coupling.add_force(thetas, gradients, 1.0, 1.0, 0, 0)
     assert emulated.launches() - before <= 3
     assert emulated.live_allocations() == memory
+
+
+def segmented(theta: torch.Tensor, granularity: str) -> CoupledLayer:
+    scales = Scales(h=0.7, w=0.4, alpha=0.5)
+    layer = CoupledLayer.measure(granularity, nn.Parameter(theta), scales, granularity)
+    assert layer is not None
+    return layer
+
+
+def test_at_most_two_launches_of_segments_and_four_with_layers(emulated):
+    channels = [segmented(randn(2, 40 + i, seed=i), "channel") for i in range(128)]
+    layers = [segmented(randn(30, 23), "group:7"), *layers_of([randn(5000)])]
+    memory = emulated.live_allocations()
+    for coupled, most in ((channels, 2), (layers, 4)):
+        coupling = emulated_cuda.backend().Coupling(coupled, range(len(coupled)), BINS, False)
+        thetas = [layer.weights.detach() for layer in coupled]
+        gradients = [torch.zeros_like(theta) for theta in thetas]
+        before, held = emulated.launches(), emulated.live_allocations()
+        coupling.add_force(thetas, gradients, 1.0, 0.5, 0, 0)
+        assert emulated.launches() - before == most
+        assert emulated.live_allocations() == held
+        assert all(gradient.any() for gradient in gradients)
+        del coupling
+    assert emulated.live_allocations() == memory
+
+
+@pytest.mark.parametrize("number", [2000, pytest.param(100_000, marks=pytest.mark.gpu)])
+def test_many_small_segments(number):
+    device = Device.of("cuda emulated" if number == 2000 else "cuda")
+    theta = randn(number // 4, 24)
+    layers = [segmented(theta, "group:6") for _ in range(2)]
+    expected, found = torch.zeros_like(theta), device.put(torch.zeros_like(theta))
+    core.Coupling(layers, [0, 1], BINS, False).add_force(
+        [theta, theta], [expected, None], 1.0, 0.5, 1, 2
+    )
+    weights = device.put(theta)
+    there = [replace(layer, parameter=nn.Parameter(weights)) for layer in layers]
+    coupling = device.backend.Coupling(there, [0, 1], BINS, False)
+    coupling.add_force([weights, weights], [found, None], 1.0, 0.5, 1, 2)
+    coupling.check()
+    assert torch.equal(found.cpu(), expected)
+
+
+def test_two_hundred_layers_of_segments(device):
+    thetas = [randn(1 + i % 5, 2 + 37 * i % 90, seed=i) for i in range(200)]
+    gradients = [randn(*theta.shape, seed=1) for theta in thetas]
+    layers = [
+        segmented(theta, ("channel", "layer", "group:9")[i % 3]) for i, theta in enumerate(thetas)
+    ]
+    expected = [gradient.clone() for gradient in gradients]
+    core.Coupling(layers, range(200), 2**10, False).add_force(thetas, expected, 1.0, 0.5, 3, 4)
+    weights = [device.put(theta) for theta in thetas]
+    there = [
+        replace(layer, parameter=nn.Parameter(w)) for layer, w in zip(layers, weights, strict=True)
+    ]
+    coupling = device.backend.Coupling(there, range(200), 2**10, False)
+    results = [device.put(gradient) for gradient in gradients]
+    coupling.add_force(weights, results, 1.0, 0.5, 3, 4)
+    coupling.check()
+    for i, (result, gradient) in enumerate(zip(results, expected, strict=True)):
+        assert torch.equal(result.cpu(), gradient), f"layer {i}"
 
 
 def test_two_hundred_layers(device):
@@ -196,9 +259,11 @@ def test_layers_may_be_skipped(device):
 
 
 # --------------------------------------------------------------------------- the public functions
-def test_soft_quantizer(device, monkeypatch):
+@pytest.mark.parametrize("granularity", ["layer", "group:16"])
+def test_soft_quantizer(device, granularity, monkeypatch):
     if device.name == "cpu":
         monkeypatch.setattr(backends, "on_device", lambda device: emulated_cuda.backend())
+    options = {"h": 0.1, "fraction": 0.5, "seed": 4, "granularity": granularity}
     grown = []
     for name in ("cpu", device.name):
         torch.manual_seed(0)
@@ -206,10 +271,10 @@ def test_soft_quantizer(device, monkeypatch):
         if len(grown) == 0:
             with monkeypatch.context() as patch:
                 patch.setattr(backends, "on_device", lambda device: core)
-                softq = SoftQuantizer(model, h=0.1, fraction=0.5, seed=4)
+                softq = SoftQuantizer(model, **options)
                 trained(softq, model)
         else:
-            softq = SoftQuantizer(model, h=0.1, fraction=0.5, seed=4)
+            softq = SoftQuantizer(model, **options)
             trained(softq, model)
         grown.append([p.detach().cpu() for p in model.parameters()])
     for a, b in zip(*grown, strict=True):

@@ -10,27 +10,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-LEAST = 4096  # weights of a segment
-COST = 2**14  # of a segment, in weights
+LEAST = 4096  # weights of a share
+COST = 2**14  # of a share, in weights
 MULTIPROCESSORS = 132
 
-Segment = tuple[int, int, int]  # layer, begin, end
+Share = tuple[int, int, int]  # unit, begin, end
 
 
-def partition(sizes: Sequence[int], blocks: int) -> list[Segment]:
+def partition(sizes: Sequence[int], blocks: int) -> list[Share]:
     return emulated_cuda.backend()._cuda.partition(sizes, blocks)
 
 
-def end_of(segments: Sequence[Segment], blocks: int, cost: int) -> int:
-    """When the last segment ends, in weights, if the next one begins where one has ended."""
+def end_of(shares: Sequence[Share], blocks: int, cost: int) -> int:
+    """When the last share ends, in weights, if the next one begins where one has ended."""
     ends = [0] * blocks
-    for _, begin, end in segments:
+    for _, begin, end in shares:
         heapq.heapreplace(ends, ends[0] + end - begin + cost)
     return max(ends)
 
 
 def one_wave(sizes: Sequence[int], blocks: int) -> int:
-    """The smallest length of segments of which there are at most so many, or one per layer."""
+    """The smallest length of shares of which there are at most so many, or one per layer."""
     low, high = LEAST, max(LEAST, *sizes, LEAST)
     while low < high:
         middle = (low + high) // 2
@@ -64,12 +64,12 @@ NETWORKS = {
 
 
 @given(st.lists(st.integers(0, 10**9), max_size=40), st.integers(1, 300))
-def test_every_weight_is_in_one_segment(sizes: list[int], blocks: int) -> None:
-    segments = partition(sizes, blocks)
-    place = [(layer, begin) for layer, begin, _ in segments]
+def test_every_weight_is_in_one_share(sizes: list[int], blocks: int) -> None:
+    shares = partition(sizes, blocks)
+    place = [(layer, begin) for layer, begin, _ in shares]
     assert place == sorted(place)
     for layer, size in enumerate(sizes):
-        mine = [(begin, end) for owner, begin, end in segments if owner == layer]
+        mine = [(begin, end) for owner, begin, end in shares if owner == layer]
         bounds = [0, *(end for _, end in mine)]
         assert bounds[-1] == size  # all of it,
         assert [begin for begin, _ in mine] == bounds[:-1]  # without gaps,
@@ -79,25 +79,25 @@ def test_every_weight_is_in_one_segment(sizes: list[int], blocks: int) -> None:
 
 @given(st.lists(st.integers(0, 10**7), min_size=1, max_size=40), st.integers(1, 300))
 def test_one_wave_is_as_short_as_can_be(sizes: list[int], blocks: int) -> None:
-    segments = partition(sizes, blocks)
-    longest = max((end - begin for _, begin, end in segments), default=0)
+    shares = partition(sizes, blocks)
+    longest = max((end - begin for _, begin, end in shares), default=0)
     length = one_wave(sizes, blocks)
     assert longest < length + 16
-    if len(segments) > max(blocks, len(sizes)):
+    if len(shares) > max(blocks, len(sizes)):
         # More waves than one, where they end sooner.
-        assert end_of(segments, blocks, COST) < length + COST + 16
+        assert end_of(shares, blocks, COST) < length + COST + 16
 
 
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("resident", [1, 2])  # blocks of a multiprocessor
 def test_the_blocks_end_together(network: str, resident: int) -> None:
     sizes, blocks = NETWORKS[network], resident * MULTIPROCESSORS
-    segments = partition(sizes, blocks)
-    assert len(segments) <= 4 * blocks
-    assert end_of(segments, blocks, 0) * blocks / sum(sizes) < 1.15
+    shares = partition(sizes, blocks)
+    assert len(shares) <= 4 * blocks
+    assert end_of(shares, blocks, 0) * blocks / sum(sizes) < 1.15
 
 
 def test_many_small_layers_do_not_leave_the_large_one_in_one_piece() -> None:
     sizes = [100] * MULTIPROCESSORS + [10**7]
-    segments = partition(sizes, MULTIPROCESSORS)
-    assert end_of(segments, MULTIPROCESSORS, COST) < 10**7 / 50
+    shares = partition(sizes, MULTIPROCESSORS)
+    assert end_of(shares, MULTIPROCESSORS, COST) < 10**7 / 50

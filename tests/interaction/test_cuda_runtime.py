@@ -7,11 +7,13 @@ import gc
 import math
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import emulated_cuda
+import numpy as np
 import pytest
 import torch
 from devices import Device
@@ -24,7 +26,8 @@ from pysoftq import SoftQuantizer
 from pysoftq.coupling.devices import DeviceGroup
 from pysoftq.interaction import backends
 from pysoftq.interaction.backends import core
-from pysoftq.interaction.layers import CoupledLayer
+from pysoftq.interaction.layers import CoupledLayer, Scales
+from pysoftq.interaction.pieces import Piece
 
 BINS = 2**14
 
@@ -218,6 +221,13 @@ def test_without_memory_torchs_error_is_raised_and_nothing_is_left_behind(
     assert most > 1
 
 
+def layer_on(extension: Any, size: int, place: Any) -> Any:
+    """A coupling of one layer, without the backend."""
+    rows = np.array([[0, 0, size, 0, size, 8, 0]])
+    layers, scales = [("float32", 0, 0, 2**62, 0)], np.array([[0.1, 1.0]])
+    return extension.Coupling(layers, rows, scales, False, False, place)
+
+
 def test_without_a_device_errors_name_the_call() -> None:
     extension = pytest.importorskip("pysoftq._cuda", exc_type=ModuleNotFoundError)
     if torch.cuda.is_available():
@@ -226,12 +236,13 @@ def test_without_a_device_errors_name_the_call() -> None:
         extension.device_count()
     place = extension.Place(0, 0, lambda size: 0)
     with pytest.raises(RuntimeError, match=r"^cuda\w+ failed: \w+"):
-        extension.Coupling([(3, "float32", 0.1, 1.0, 0)], 8, False, place)
+        layer_on(extension, 3, place)
 
 
 def test_nothing_is_copied_of_what_is_empty(cuda: Any, emulated: ModuleType) -> None:
     memory: list[Any] = []
-    emulated.Coupling([], 8, True, place_on(emulated, 0, memory)).check(0)
+    rows, scales = np.zeros((0, 7), dtype=np.int64), np.zeros((0, 2))
+    emulated.Coupling([], rows, scales, True, False, place_on(emulated, 0, memory)).check(0)
     nothing = torch.zeros(0)
     assert cuda.pair_energy(nothing, 0.5, direct=False) == 0
     assert cuda.pair_force(nothing, 0.5, direct=True).numel() == 0
@@ -257,9 +268,9 @@ def test_only_the_device_of_the_weights_is_used(emulated: ModuleType) -> None:
     for device in (1, 2, 0):
         emulated.set_devices(3)
         place = place_on(emulated, device, memory)
-        coupling = emulated.Coupling([(100, "float32", 0.1, 1.0, 0)], 8, False, place)
+        coupling = layer_on(emulated, 100, place)
         control = emulated.Control(1.0, 1.0, 0, 0)
-        coupling.add_force([(theta.data_ptr(), gradient.data_ptr())], control, 0)
+        coupling.add_force([(theta.data_ptr(), gradient.data_ptr(), True)], control, 0)
         coupling.check(0)
         assert emulated.contexts() == [device]
     # The one in use before is the current one again.
@@ -374,6 +385,92 @@ def test_the_device_counts_the_replays(cuda: Any, record: Any, fft: bool) -> Non
         graph.replay()
         torch.testing.assert_close(gradient, wanted, rtol=1e-5 if fft else 0, atol=1e-4 * fft)
     assert wanted.count_nonzero() > 4000
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_the_device_counts_the_replays_of_segments(
+    cuda: Any, emulated: ModuleType, record: Any, mixed: bool
+) -> None:
+    thetas = [randn(6000).view(30, 200), randn(5000)]
+    scales = Scales(h=0.7, w=0.4, alpha=0.5)
+    segments = CoupledLayer.measure("w", nn.Parameter(thetas[0]), scales, "channel")
+    assert segments is not None
+    coupled = [segments, *(layers_of(thetas[1]) if mixed else [])]
+    thetas = thetas[: len(coupled)]
+    coupling, here = (
+        backend.Coupling(coupled, range(len(coupled)), 1024, False) for backend in (cuda, core)
+    )
+    gradients, wanted = ([torch.zeros_like(theta) for theta in thetas] for _ in range(2))
+    graph = record(lambda: coupling.add_force(thetas, gradients, 9.0, 0.9, 9, 9))
+    coupling.set(scale=2.0, fraction=0.4, seed=6, step=11)
+    for number in range(11, 14):
+        here.add_force(thetas, wanted, 2.0, 0.4, 6, number)
+        graph.replay()
+        assert all(map(torch.equal, gradients, wanted))
+    # A refused replay changes nothing, and takes its number.
+    former = thetas[0][3, 4].clone()
+    thetas[0][3, 4] = torch.nan
+    graph.replay()
+    assert all(map(torch.equal, gradients, wanted))
+    thetas[0][3, 4] = former
+    graph.replay()
+    here.add_force(thetas, wanted, 2.0, 0.4, 6, 15)
+    assert all(map(torch.equal, gradients, wanted))
+    with pytest.raises(ValueError, match="segment 3 of 30: 1 of 200 weights are not finite"):
+        coupling.check()
+
+
+@pytest.mark.parametrize("value", VALUES)
+@pytest.mark.parametrize("size", [40, 700])
+def test_weights_of_segments_may_change_during_a_step(
+    cuda: Any, emulated: ModuleType, size: int, value: float
+) -> None:
+    theta = randn(5 * size).view(5, size).clamp(-1, 1)
+    scales = Scales(h=0.7, w=0.4, alpha=0.5)
+    layer = CoupledLayer.measure("w", nn.Parameter(theta), scales, "channel")
+    assert layer is not None
+    coupling = cuda.Coupling([layer], [0], 2**14, False)
+    gradient, wanted = torch.zeros_like(theta), torch.zeros_like(theta)
+    core.Coupling([layer], [0], 2**14, False).add_force([theta], [wanted], 1.0, 1.0, 0, 0)
+    emulated.write_before(2, theta[2].data_ptr() + 4 * 7, value)
+    coupling.add_force([theta], [gradient], 1.0, 1.0, 0, 0)
+    # Of another segment no weight notices, and within this one by one weight's pull at most.
+    others = [0, 1, 3, 4]
+    assert torch.equal(gradient[others], wanted[others])
+    pull = layer.segments.strength[2] if layer.segments is not None else 0
+    assert ((gradient - wanted)[2].abs() <= 2.01 * pull).sum() >= size - 1
+    assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["segments", "pieces"])
+def test_the_order_of_threads_and_blocks_changes_nothing_for(
+    cuda: Any, emulated: ModuleType, kind: str
+) -> None:
+    theta = randn(12_000).view(30, 400)
+    scales = Scales(h=0.7, w=0.4, alpha=0.5)
+    layer = CoupledLayer.measure("w", nn.Parameter(theta), scales, "channel")
+    assert layer is not None
+    ranks: Any = SimpleNamespace(maximum=lambda values: values)
+    if kind == "pieces":
+        piece = Piece(0, 30, 0, 400, 900, 27_000, False, True, ranks)
+        layer = replace(layer, piece=piece)
+    seen = []
+    for seed in range(3):
+        emulated.set_seed(seed)
+        coupling = cuda.Coupling([layer], [0], 2**14, False)
+        gradient = torch.zeros_like(theta)
+        if kind == "pieces":
+            extremes = coupling.extremes([theta], [gradient])
+            counts = coupling.counts([theta], extremes, 0.5, 3, 4)
+            coupling.add_force([theta], [gradient], 1.0, 0.5, 3, 4)
+            coupling.add_shared_force([theta], [gradient], extremes, counts, 1.0, 0.5)
+        else:
+            coupling.add_force([theta], [gradient], 1.0, 0.5, 3, 4)
+        coupling.check()
+        seen.append(gradient)
+    assert seen[0].any()
+    assert torch.equal(seen[0], seen[1])
+    assert torch.equal(seen[0], seen[2])
 
 
 REFUSED = {

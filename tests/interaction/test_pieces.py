@@ -8,16 +8,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from devices import Device
 from torch import Tensor, nn
 
-from pysoftq.interaction.backends import core, plain
+from pysoftq.interaction.backends import core
 from pysoftq.interaction.layers import CoupledLayer, Scales
 from pysoftq.interaction.pieces import Extremes, Piece
 from pysoftq.interaction.segment_table import SegmentTable
@@ -25,7 +25,8 @@ from pysoftq.interaction.segments import segment_bounds
 from pysoftq.interaction.weights import HostWeights
 
 BINS = 2**9
-BACKENDS = (core, plain)
+
+pytestmark = pytest.mark.devices("core", "plain", "cuda emulated", "plain on cuda", "cuda")
 
 
 class Meeting:
@@ -108,18 +109,20 @@ def make_weights(shape: tuple[int, int], dtype: torch.dtype, kind: str) -> Tenso
     return theta.to(dtype)
 
 
-def layer_of(theta: Tensor, granularity: str, piece: Piece | None = None) -> CoupledLayer:
+def layer_of(
+    theta: Tensor, granularity: str, piece: Piece | None = None, device: str = "cpu"
+) -> CoupledLayer:
     """The layer of the whole weights `theta`, of which this process has a piece."""
     whole = CoupledLayer.measure("w", nn.Parameter(theta), Scales(0.7, 0.4, 0.5), granularity)
     assert whole is not None
     if piece is None:
         return whole
-    return replace(whole, parameter=nn.Parameter(piece.cut(theta)), piece=piece)
+    return replace(whole, parameter=nn.Parameter(piece.cut(theta).to(device)), piece=piece)
 
 
 def step(coupling: Any, ranks: Meeting, own: tuple[Tensor, Tensor], fraction: float) -> Extremes:
     thetas, gradients = [own[0]], [own[1]]
-    none = torch.zeros(0, dtype=torch.float64)
+    none = own[0].new_zeros(0, dtype=torch.float64)
     extremes, _ = coupling.extremes(thetas, gradients).maximum(ranks, none)
     assert not coupling.refuses(extremes)
     counts = ranks.total(coupling.counts(thetas, extremes, fraction, 5, 9))
@@ -146,57 +149,68 @@ CASES = [
 
 @pytest.mark.parametrize("fraction", [1.0, 0.37])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_the_force_is_that_of_the_whole_layer(case: Any, fraction: float) -> None:
+def test_the_force_is_that_of_the_whole_layer(device: Device, case: Any, fraction: float) -> None:
     shape, rows, columns, granularity, dtype, kind = case
+    emulated = device.kind == "cuda emulated"
+    if emulated and (shape[0] * shape[1] > 200_000 or (fraction == 1 and columns > 1)):
+        pytest.skip("the emulation takes its time")
     theta = make_weights(shape, dtype, kind)
     before = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtype)
-    for fft in (False, True) if granularity == "layer" else (False,):
+    transforms = granularity == "layer" and not (emulated and shape[0] > 10)
+    for fft in (False, True) if transforms else (False,):
         whole = before.clone()
         layer = layer_of(theta, granularity)
         core.Coupling([layer], [3], BINS, fft).add_force([theta], [whole], 1.5, fraction, 5, 9)
         assert not torch.equal(whole, before)
-        # torch's FFT is not that of the core.
-        for backend in (core,) if fft else BACKENDS:
-            pieces = divide(shape, rows, columns, sum(shape))
-            meeting = pieces[0].ranks
-            assert isinstance(meeting, Meeting)
+        pieces = divide(shape, rows, columns, sum(shape))
+        meeting = pieces[0].ranks
+        assert isinstance(meeting, Meeting)
 
-            def couple(piece: Piece, backend: Any = backend, fft: bool = fft) -> Tensor:
-                own = layer_of(theta, granularity, piece)
-                gradient = piece.cut(before).clone()
-                coupling = backend.Coupling([own], [3], BINS, fft)
+        def couple(piece: Piece, fft: bool = fft) -> Tensor:
+            own = layer_of(theta, granularity, piece, device.name)
+            gradient = device.put(piece.cut(before))
+            coupling = device.backend.Coupling([own], [3], BINS, fft)
+            for _ in range(1 + (shape[0] < 20)):  # nothing is left behind of a step
+                gradient.copy_(piece.cut(before))
                 step(coupling, piece.ranks, (own.parameter.detach(), gradient), fraction)
-                return gradient
+            coupling.check()
+            return gradient.cpu()
 
-            for piece, found in zip(pieces, meeting.run(pieces, couple), strict=True):
-                assert torch.equal(found, piece.cut(whole)), (backend.__name__, fft)
+        for piece, found in zip(pieces, meeting.run(pieces, couple), strict=True):
+            if fft and device.backend is not core:  # rounded to the other side now and then
+                torch.testing.assert_close(found, piece.cut(whole), rtol=2e-2, atol=1e-2)
+            else:
+                assert torch.equal(found, piece.cut(whole)), fft
 
 
 @pytest.mark.parametrize("bins", [BINS, 2**17])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_the_energy_is_that_of_the_whole_layer(case: Any, bins: int) -> None:
+def test_the_energy_is_that_of_the_whole_layer(device: Device, case: Any, bins: int) -> None:
     shape, rows, columns, granularity, dtype, kind = case
+    large = device.kind == "cuda emulated" and shape[0] * shape[1] > 100_000
+    if (device.backend is not core and bins != BINS) or large:
+        pytest.skip("torch operations and the emulation take their time")
     theta = make_weights(shape, dtype, kind)
     whole = core.Coupling([layer_of(theta, granularity)], [0], bins, False).energies([theta])
     pieces = divide(shape, rows, columns, sum(shape))
     meeting = pieces[0].ranks
     assert isinstance(meeting, Meeting)
 
-    def measure(piece: Piece, backend: Any) -> list[float]:
-        own = layer_of(theta, granularity, piece)
+    def measure(piece: Piece) -> list[float]:
+        own = layer_of(theta, granularity, piece, device.name)
         thetas = [own.parameter.detach()]
-        coupling = backend.Coupling([own], [0], bins, False)
-        extremes, _ = coupling.extremes(thetas, thetas).maximum(meeting, torch.zeros(0).double())
+        coupling = device.backend.Coupling([own], [0], bins, False)
+        none = device.put(torch.zeros(0).double())
+        extremes, _ = coupling.extremes(thetas, thetas).maximum(meeting, none)
         counts = meeting.total(coupling.counts(thetas, extremes, 1.0, 0, 0))
         energies, shared = coupling.row_energies(thetas, extremes, counts)
         return coupling.row_sums(meeting.total(energies) + shared)
 
-    assert all(found == whole for found in meeting.run(pieces, partial(measure, backend=core)))
-    if bins == BINS:
-        # Torch operations add up in another order.
-        expected = plain.Coupling([layer_of(theta, granularity)], [0], bins, False)
-        for found in meeting.run(pieces, partial(measure, backend=plain)):
-            assert found == pytest.approx(expected.energies([theta]), rel=1e-12)
+    for found in meeting.run(pieces, measure):
+        if device.backend is core:
+            assert found == whole
+        else:  # those of many weights are added up in another order
+            assert found == pytest.approx(whole, rel=1e-10)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -248,7 +262,9 @@ def test_unfit_weights_of_one_piece_are_refused_by_all_alike() -> None:
     assert set(meeting.run(pieces, refuse)) == {str(expected.value)}
 
 
-def test_devices_that_are_not_waited_for_report_unfit_weights_later() -> None:
+def test_devices_that_are_not_waited_for_report_unfit_weights_later(device: Device) -> None:
+    if device.backend is core:
+        pytest.skip("it is waited for")
     shape = (20, 30)
     theta = make_weights(shape, torch.float32, "plain")
     broken = theta.clone()
@@ -259,14 +275,14 @@ def test_devices_that_are_not_waited_for_report_unfit_weights_later() -> None:
         assert isinstance(meeting, Meeting)
 
         def refuse(piece: Piece, granularity: str = granularity) -> None:
-            own = layer_of(theta, granularity, piece)
-            coupling = plain.Coupling([own], [0], BINS, False)
-            gradient = torch.ones(piece.rows * piece.columns)
-            step(coupling, piece.ranks, (piece.cut(broken), gradient), 0.5)
+            own = layer_of(theta, granularity, piece, device.name)
+            coupling = device.backend.Coupling([own], [0], BINS, False)
+            gradient = device.put(torch.ones(piece.rows * piece.columns))
+            step(coupling, piece.ranks, (device.put(piece.cut(broken)), gradient), 0.5)
             assert (gradient == 1).all()
             with pytest.raises(ValueError, match="weights are not finite"):
                 coupling.check()
-            step(coupling, piece.ranks, (piece.cut(theta), gradient), 0.5)
+            step(coupling, piece.ranks, (device.put(piece.cut(theta)), gradient), 0.5)
             coupling.check()
             assert not gradient.numel() or (gradient != 1).any()
 

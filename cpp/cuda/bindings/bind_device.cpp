@@ -16,11 +16,11 @@ void bind_device(py::module_& m) {
       "partition",
       [](const std::vector<std::uint64_t>& sizes, std::uint64_t blocks) {
         std::vector<std::tuple<std::uint32_t, std::uint64_t, std::uint64_t>> out;
-        for (const Segment& segment : partition(sizes, blocks))
-          out.emplace_back(segment.layer, segment.begin, segment.end);
+        for (const Share& share : partition(sizes, blocks))
+          out.emplace_back(share.unit, share.begin, share.end);
         return out;
       },
-      py::arg("sizes"), py::arg("blocks"), "[(layer, begin, end)] of the blocks' work");
+      py::arg("sizes"), py::arg("blocks"), "[(unit, begin, end)] of the blocks' work");
   m.def("rows_at_once", &rows_at_once, py::arg("rows"), py::arg("bins"),
         "how many rows method 'fft' transforms at once");
 }

@@ -63,6 +63,7 @@ T shuffle(unsigned mask, T value, unsigned from) {
 
 extern dim3 threadIdx, blockIdx, blockDim, gridDim;  // of the fiber that runs
 
+inline void __syncwarp() { softq::emulation::exchange(0xFFFFFFFF, 0); }
 inline void __syncthreads() { softq::emulation::block_barrier(); }
 int __syncthreads_or(int predicate);
 inline void __threadfence() {}

@@ -53,6 +53,12 @@ struct Block {
   std::uint64_t first = 0;          // position of the block's first weight
   std::uint64_t columns = endless;  // of the block
   std::uint64_t outer = 0;          // positions from one row to the next
+
+  // Of a weight, given its number in the block.
+  SOFTQ_HD std::uint64_t position(std::uint64_t place) const {
+    if (columns == endless) return first + place;
+    return first + place / columns * outer + place % columns;
+  }
 };
 
 // The draw for weights that are consecutive in a block; weight 0 is number `begin` of the block.
@@ -62,7 +68,7 @@ struct Draw {
   std::uint64_t begin = 0;
 
   Draw(const Sample& whole) : sample(whole) {}
-  Draw(const Sample& layer, const Block& own, std::uint64_t from)
+  SOFTQ_HD Draw(const Sample& layer, const Block& own, std::uint64_t from)
       : sample(layer), block(own), begin(from) {}
 
   // Calls body(begin, end, sample) for runs of weights whose positions are consecutive, too;
@@ -72,10 +78,9 @@ struct Draw {
     if (sample.whole()) return body(from, end, sample);
     while (from < end) {
       const std::uint64_t place = begin + from;
-      const std::uint64_t column = place % block.columns;
-      const std::uint64_t position = block.first + place / block.columns * block.outer + column;
-      const std::size_t length = std::min<std::uint64_t>(end - from, block.columns - column);
-      body(from, from + length, sample.moved(position - from));
+      const std::uint64_t rest = block.columns - place % block.columns;
+      const std::size_t length = std::min<std::uint64_t>(end - from, rest);
+      body(from, from + length, sample.moved(block.position(place) - from));
       from += length;
     }
   }

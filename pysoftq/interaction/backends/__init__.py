@@ -131,7 +131,7 @@ class Backend(Protocol):
     @property
     def Coupling(
         self,
-    ) -> Callable[[Sequence[CoupledLayer], Sequence[int], int, bool], DeviceCoupling]:
+    ) -> Callable[[Sequence[CoupledLayer], Sequence[int], int, bool], PieceCoupling]:
         """Made of layers, their positions in the model (keys of random numbers), bins and fft."""
 
     def pair_energy(self, theta: Any, width: float, direct: bool) -> float:
@@ -174,33 +174,6 @@ def on_device(device: torch.device) -> Backend:
     from pysoftq.interaction.backends import plain
 
     return plain
-
-
-def couples(device: torch.device, *, segments: bool) -> Backend:
-    """The backend that couples layers, or segments of layers, on a device.
-
-    CUDA's kernels take whole layers. Segments are served by torch operations there, all of one size
-    in a layer at once.
-    """
-    if not segments or device.type == "cpu":
-        return on_device(device)
-    from pysoftq.interaction.backends import plain
-
-    return plain
-
-
-def couples_pieces(
-    device: torch.device,
-) -> Callable[[Sequence[CoupledLayer], Sequence[int], int, bool], PieceCoupling]:
-    """What couples the pieces of layers on a device; arguments as of `Backend.Coupling`.
-
-    CUDA's kernels take whole layers; torch operations take their place.
-    """
-    if device.type == "cpu":
-        return core.Coupling
-    from pysoftq.interaction.backends import plain
-
-    return plain.Coupling
 
 
 @functools.cache

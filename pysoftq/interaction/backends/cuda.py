@@ -10,17 +10,22 @@ it, and does so after a CUDA graph has been recorded if one is being recorded.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pysoftq import _cuda
 from pysoftq.interaction.backends import plain
+from pysoftq.interaction.pieces import Extremes
+from pysoftq.interaction.segment_table import SegmentTable
 
 if TYPE_CHECKING:
     from pysoftq.interaction.layers import CoupledLayer
+
+UNDIVIDED = (0, 2**62, 0)  # the block of a layer that one process holds
 
 
 def pair_energy(theta: Tensor, width: float, direct: bool) -> float:
@@ -90,17 +95,18 @@ def force(theta: Tensor, width: float, bins: int, fft: bool) -> Tensor:
     theta = _wide(theta)
     out = torch.zeros_like(theta)
     place, stream = _place(theta), _stream(theta.device)
-    layer = (theta.numel(), _scalar(theta.dtype), width, 1.0, 0)
-    coupling = _cuda.Coupling([layer], bins, fft, place)
+    layers = [(_scalar(theta.dtype), 0, *UNDIVIDED)]
+    rows = np.array([[0, 0, theta.numel(), 0, theta.numel(), bins, 0]])
+    coupling = _cuda.Coupling(layers, rows, np.array([[width, 1.0]]), fft, False, place)
     control = _cuda.Control(1.0, 1.0, 0, 0)
-    coupling.add_force([(theta.data_ptr(), out.data_ptr())], control, stream)
+    coupling.add_force([(theta.data_ptr(), out.data_ptr(), True)], control, stream)
     for _, reason in coupling.check(stream):
         raise ValueError(reason)
     return out
 
 
 class Coupling:
-    """All coupled layers of a model that live on one device (Eq. 7).
+    """All coupled layers of a model that live on one device (Eq. 7), or their segments or pieces.
 
     A step waits for nothing and allocates nothing. While the stream is recorded into a graph, the
     step uses the fraction, seed and step that `set` (or the last step) has left on the device,
@@ -117,21 +123,24 @@ class Coupling:
     def __init__(
         self, layers: Sequence[CoupledLayer], indices: Sequence[int], bins: int, fft: bool
     ) -> None:
-        if any(layer.segments is not None for layer in layers):
-            raise ValueError("the CUDA kernels couple whole layers, not segments")
-        self._layers = tuple(layers)
-        self._bins = bins
+        self._table = table = SegmentTable.of(layers, bins)
         self._names = [layer.name for layer in layers]
         self._dtypes = [layer.parameter.dtype for layer in layers]
-        self._device = layers[0].parameter.device
+        self._device = layers[0].weights.device
+        self._phased = any(layer.piece is not None for layer in layers)
         self._memory = _Memory(self._device)
+        blocks = [UNDIVIDED if layer.piece is None else layer.piece.block for layer in layers]
+        shared = table.shared.long() + (table.shared & ~table.reported[table.layer])
+        columns = (table.layer, table.begin, table.size, table.position, table.total, table.bins)
         self._coupling = _cuda.Coupling(
             [
-                (layer.size, _scalar(layer.parameter.dtype), layer.width, layer.strength, index)
-                for layer, index in zip(layers, indices, strict=True)
+                (_scalar(dtype), index, *block)
+                for dtype, index, block in zip(self._dtypes, indices, blocks, strict=True)
             ],
-            bins,
+            torch.stack([*columns, shared], dim=1).numpy(),
+            torch.stack([table.width, table.strength], dim=1).numpy(),
             fft,
+            self._phased,
             self._memory.place(),
         )
 
@@ -161,7 +170,7 @@ class Coupling:
 
     def recorded(self) -> bool:
         """Whether a step now would be recorded into a CUDA graph, not done."""
-        return self._coupling.capturing(_stream(self._device))
+        return bool(self._coupling.capturing(_stream(self._device)))
 
     def energies(self, thetas: Sequence[Tensor]) -> list[float]:
         """Strength times energy of each layer, without self terms (Eq. 6); waits for the device.
@@ -169,18 +178,12 @@ class Coupling:
         Raises:
             ValueError: weights are not finite, naming layer and count.
         """
-        return [
-            layer.strength * self._energy(layer, theta)
-            for layer, theta in zip(self._layers, thetas, strict=True)
-        ]
-
-    def _energy(self, layer: CoupledLayer, theta: Tensor) -> float:
-        flat = _wide(theta).detach().as_strided((theta.numel(),), (1,))
-        try:
-            counts, _, _, spacing = density(flat, self._bins, 1.0, 0)
-        except ValueError as error:
-            raise ValueError(f"layer '{layer.name}': {error}") from error
-        return mean_field_energy(counts, spacing, layer.width)
+        self._memory.stream()
+        addresses = self._addresses(thetas, thetas)
+        refused, energies = self._coupling.energies(addresses, _Memory(self._device).place())
+        if refused:
+            raise ValueError(self._table.explain(refused))
+        return self._table.sums(energies)
 
     def check(self) -> None:
         """Wait for the stream and raise for the first step refused since the last call.
@@ -191,26 +194,95 @@ class Coupling:
         """
         refused = self._coupling.check(self._memory.stream())
         if refused:
-            raise ValueError(
-                "; ".join(f"layer '{self._names[layer]}': {reason}" for layer, reason in refused)
-            )
+            raise ValueError(self._table.explain(refused))
+
+    def extremes(self, thetas: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> Extremes:
+        """Of the weights in this process."""
+        shape = (len(self._table.pieces), 2)
+        layers = torch.zeros(len(thetas), 2, dtype=torch.float64, device=self._device)
+        rows = torch.empty(shape, dtype=torch.float64, device=self._device)
+        addresses, stream = self._addresses(thetas, gradients), self._memory.stream()
+        self._coupling.extremes(addresses, layers.data_ptr(), rows.data_ptr(), stream)
+        return Extremes(layers, rows)
+
+    def refuses(self, extremes: Extremes) -> bool:  # noqa: ARG002 - the device is not waited for
+        """Return False: `check` reports steps that were refused."""
+        return False
+
+    def unfit(
+        self,
+        thetas: Sequence[Tensor],  # noqa: ARG002
+        gradients: Sequence[Tensor | None],  # noqa: ARG002
+    ) -> list[tuple[int, int, str]]:
+        """Return nothing, as nothing is refused at once."""
+        return []
+
+    def explain(self, extremes: Extremes, unfit: Iterable[tuple[int, int, str]]) -> str:
+        """The layers that are refused and the reasons, given what is unfit in all processes."""
+        return self._table.explain(self._table.reasons(extremes, unfit))
+
+    def counts(
+        self, thetas: Sequence[Tensor], extremes: Extremes, fraction: float, seed: int, step: int
+    ) -> Tensor:
+        """Of the shared rows, int32, row after row; zeros where the layer has no gradient."""
+        found = torch.zeros(self._coupling.exchanged, dtype=torch.int32, device=self._device)
+        parts = [part.contiguous() for part in extremes]
+        control = _cuda.Control(1.0, fraction, seed, step)
+        addresses, stream = self._addresses(thetas, thetas), self._memory.stream()
+        maxima = parts[0].data_ptr(), parts[1].data_ptr()
+        self._coupling.counts(addresses, maxima, found.data_ptr(), control, stream)
+        return found
+
+    def add_shared_force(
+        self,
+        thetas: Sequence[Tensor],
+        gradients: Sequence[Tensor | None],
+        extremes: Extremes,  # noqa: ARG002 - the device has kept what it needs of them
+        counts: Tensor,
+        scale: float,
+        fraction: float,
+    ) -> None:
+        """From the counts of all processes."""
+        control = _cuda.Control(scale, fraction, 0, 0)
+        addresses, stream = self._addresses(thetas, gradients), self._memory.stream()
+        self._coupling.add_shared_force(addresses, counts.data_ptr(), control, stream)
+
+    def row_energies(
+        self, thetas: Sequence[Tensor], extremes: Extremes, counts: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """(R,) of the rows that this process reports, and (R,) of the shared ones; else 0."""
+        self._table.check(Extremes(extremes.layers.cpu(), extremes.rows.cpu()))
+        self._memory.stream()
+        addresses = self._addresses(thetas, thetas)
+        place = _Memory(self._device).place()
+        energies = self._coupling.piece_energies(addresses, counts.data_ptr(), place)
+        found, table = torch.from_numpy(energies), self._table
+        own = table.reported[table.layer] & ~table.shared
+        return found.where(own, 0.0), found.where(table.shared, 0.0)
+
+    def row_sums(self, energies: Tensor) -> list[float]:
+        """The energy of each layer."""
+        return self._table.sums(energies.numpy())
 
     def _addresses(
         self, thetas: Sequence[Tensor], gradients: Sequence[Tensor | None]
-    ) -> list[tuple[int, int]]:
+    ) -> list[tuple[int, int, bool]]:
+        """Of weights and gradient, and whether the layer takes part."""
         addresses = []
         rows = zip(self._names, self._dtypes, thetas, gradients, strict=True)
         for name, dtype, theta, gradient in rows:
-            if gradient is None:
-                addresses.append((0, 0))
-                continue
             for tensor in (theta, gradient):
+                if tensor is None or (gradient is None and not self._phased):
+                    continue
                 if tensor.dtype != dtype or tensor.device != self._device:
                     raise ValueError(
                         f"layer '{name}' was coupled as {dtype} on {self._device} and now has "
                         f"{tensor.dtype} on {tensor.device}"
                     )
-            addresses.append((theta.data_ptr(), gradient.data_ptr()))
+            if gradient is None:
+                addresses.append((theta.data_ptr() if self._phased else 0, 0, False))
+            else:
+                addresses.append((theta.data_ptr(), gradient.data_ptr(), True))
         return addresses
 
 
