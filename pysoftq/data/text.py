@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pysoftq.data.batching import batch_slices
+from pysoftq.data.batching import WHOLE, Share, batch_slices
 from pysoftq.data.tasks import LANGUAGE_MODELLING, Task
 from pysoftq.errors import ConfigError
 from pysoftq.paths import user_path
@@ -91,7 +91,14 @@ class TextData:
         return f"{self.name}: {digest.hexdigest()}"
 
     def batches(
-        self, seed: int, epoch: int, batch_size: int, *, start: int = 0, augment: bool = True
+        self,
+        seed: int,
+        epoch: int,
+        batch_size: int,
+        *,
+        start: int = 0,
+        augment: bool = True,
+        share: Share = WHOLE,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Shuffled windows of one epoch from batch number ``start`` on.
 
@@ -105,7 +112,7 @@ class TextData:
         starts = torch.from_numpy(first + context * order).to(ids.device)
         span = torch.arange(context + 1, device=ids.device)
         for batch in batch_slices(len(order), batch_size, start):
-            windows = ids[starts[batch, None] + span]
+            windows = ids[starts[share.part(batch).place, None] + span]
             yield windows[:, :-1], windows[:, 1:]
 
     def ordered(self, half: Tokens) -> Iterator[tuple[Tensor, Tensor]]:

@@ -103,6 +103,9 @@ class CompressConfig(ClusteringConfig):
         on_resume=True, ge=1, le=1024)
     device: str = option("Run", "auto", "Device: auto, cpu, cuda, cuda:N or mps; auto is CUDA if "
         "present, else the CPU.", on_resume=True, metavar="NAME")
+    shard: bool = option("Run", False, "Divide weights, gradients and state of the optimizer "
+        "between the processes of torchrun (FSDP2); without it each holds all of them.",
+        on_resume=True)
     strict: bool = option("Run", False, "Exit with code 3 if the finished run has warnings.",
         on_resume=True)
     checkpoint_minutes: float = option("Run", 10.0, "Largest time between checkpoints within an "

@@ -18,7 +18,7 @@ from pysoftq.run.state import RunState
 def first_metrics(run: Run) -> EpochMetrics:
     """The pretrained state, as epoch 0; only here is the training loss that of evaluation mode."""
     config, task = run.config, run.data.task
-    loss, accuracy = evaluate(run.model, run.data, run.data.train)
+    loss, accuracy = evaluate(run.model, run.data, run.data.train, run.processes)
     _refuse_nan(loss, "training")
     return EpochMetrics(
         epoch=0,
@@ -56,10 +56,10 @@ def _measured(run: Run) -> dict[str, Any]:
     found = softq.clusters(config.bits)
     refined = softq.refine(found, **config.refinement_options)
     sizes = [layer.size for layer in softq.layers]
-    loss, accuracy = evaluate(run.model, run.data, test)
+    loss, accuracy = evaluate(run.model, run.data, test, run.processes)
     _refuse_nan(loss, "test")
     with clustered(softq, refined):
-        compressed = task.merit_of(*evaluate(run.model, run.data, test))
+        compressed = task.merit_of(*evaluate(run.model, run.data, test, run.processes))
     return {
         "task": task.name,
         "coupling_energy": softq.energy().total,
