@@ -31,13 +31,15 @@ class Part:
         weight: of a mean over these examples in the mean over the batch; those of all processes
             add up to 1.
         least: how many examples the process with the fewest takes.
-        counted: whether these examples count; of a batch with fewer examples than processes, each
-            process takes all, and those of the first one count.
+        copies: how many processes take these examples: of a batch with fewer examples than
+            processes, each takes all.
+        counted: whether these examples count; of copies, those of the first process do.
     """
 
     place: slice
     weight: float
     least: int
+    copies: int
     counted: bool
 
 
@@ -52,9 +54,9 @@ class Share:
         """The part of a batch that this process takes: as many examples as others, or one more."""
         size = batch.stop - batch.start
         if size < self.of:
-            return Part(batch, 1 / self.of, size, self.rank == 0)
+            return Part(batch, 1 / self.of, size, self.of, self.rank == 0)
         begin, end = (batch.start + size * rank // self.of for rank in (self.rank, self.rank + 1))
-        return Part(slice(begin, end), (end - begin) / size, size // self.of, counted=True)
+        return Part(slice(begin, end), (end - begin) / size, size // self.of, 1, counted=True)
 
 
 WHOLE = Share()

@@ -18,7 +18,13 @@ _KINDS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 class WholeBatchNorm(_BatchNorm):
-    """Batch normalisation (B, C, …) that is trained on the batch of all processes."""
+    """Batch normalisation (B, C, …) that is trained on the batch of all processes.
+
+    Attributes:
+        copies: how many processes have the same examples.
+    """
+
+    copies = 1
 
     def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002 - torch's name
         del input  # the layer that this one has taken the place of was made for it
@@ -29,6 +35,7 @@ class WholeBatchNorm(_BatchNorm):
             return super().forward(input)
         output, mean, variance, count = _Normalised.apply(input, self.weight, self.bias, self.eps)
         if self.track_running_stats and self.running_mean is not None:
+            count = count / self.copies
             self._track(mean, variance * (count / (count - 1)))
         result: Tensor = output
         return result
@@ -64,7 +71,7 @@ class _Normalised(torch.autograd.Function):
         ctx: Any, batch: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         own = batch.numel() // batch.shape[1]
-        variance, mean = torch.var_mean(batch.float(), _others(batch), correction=0)
+        variance, mean = torch.var_mean(_exact(batch), _others(batch), correction=0)
         sums = torch.cat([mean * own, mean.new_tensor([own])])
         dist.all_reduce(sums)
         count = sums[-1]
@@ -85,8 +92,8 @@ class _Normalised(torch.autograd.Function):
         batch, weight, mean, scale, count = ctx.saved_tensors
         others = _others(batch)
         shape = [1, -1, *[1] * (batch.dim() - 2)]
-        slope = gradient.float()
-        normalised = (batch.float() - mean.view(shape)) * scale.view(shape)
+        slope = _exact(gradient)
+        normalised = (_exact(batch) - mean.view(shape)) * scale.view(shape)
         own = torch.stack([slope.sum(others), (slope * normalised).sum(others)])
         sums = own.clone()
         dist.all_reduce(sums)
@@ -97,6 +104,11 @@ class _Normalised(torch.autograd.Function):
         if weight is None:
             return found, None, None, None
         return found, own[1].to(weight.dtype), own[0].to(weight.dtype), None
+
+
+def _exact(values: Tensor) -> Tensor:
+    """In float32 at least."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _others(batch: Tensor) -> list[int]:

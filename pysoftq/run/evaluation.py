@@ -53,7 +53,9 @@ def clustered(softq: SoftQuantizer, clusters: Mapping[str, Clusters]) -> Iterato
     kept = [layer.weights.detach().clone() for layer in softq.layers]
     try:
         for layer in softq.layers:
-            layer.weights.copy_(clusters[layer.name].weights(layer.weights.shape))
+            values = clusters[layer.name].weights()
+            own = values if layer.piece is None else layer.piece.cut(values)
+            layer.weights.copy_(own.view(layer.weights.shape))
         yield
     finally:
         for layer, weights in zip(softq.layers, kept, strict=True):

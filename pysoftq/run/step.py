@@ -25,6 +25,7 @@ from pysoftq.data.batching import Part
 from pysoftq.data.predictions import cross_entropy, hits, logits_of
 from pysoftq.interaction.backends import has_cuda
 from pysoftq.interaction.pieces import is_dtensor
+from pysoftq.run.batch_norm import WholeBatchNorm
 from pysoftq.run.config import CompressConfig
 from pysoftq.run.processes import ALONE, Processes
 
@@ -54,6 +55,7 @@ class TrainingStep:
         self.processes = processes
         self._parameters = list(model.parameters())
         # Gradients of weights in pieces are means over the processes, not sums.
+        self._norms = [norm for norm in model.modules() if isinstance(norm, WholeBatchNorm)]
         self._divided = processes.size if any(map(is_dtensor, self._parameters)) else 1
         self.device = next(model.parameters()).device
         self.force_time = Stopwatch(self.device)
@@ -71,6 +73,8 @@ class TrainingStep:
         """
         self.optimizer.zero_grad(set_to_none=self._fresh_gradients)
         weight = 1.0 if part is None else part.weight * self._divided
+        for norm in self._norms:
+            norm.copies = 1 if part is None else part.copies
         results = self.backward(inputs, targets, weight)
         self.processes.sum_gradients(self._parameters)
         self.update()
