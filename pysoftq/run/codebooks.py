@@ -53,7 +53,7 @@ def train_codebooks(  # noqa: PLR0913 - who is told, who may stop it, who takes 
     if epochs < 1:
         raise ValueError(f"`codebook_epochs` must be >= 1, got {epochs}")
     model = codebooks.model
-    check_batches(model, data, config.batch_size, "batch_size")
+    check_batches(model, data, config.batch_size, "batch_size", config.accumulate)
     loop = TrainingLoop(
         "training of codebooks",
         data,

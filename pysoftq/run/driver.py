@@ -15,7 +15,7 @@ from pysoftq.run.finetune import finetune
 from pysoftq.run.folder import RunFolder, open_run
 from pysoftq.run.interrupt import stop_on_signals
 from pysoftq.run.observer import Observer
-from pysoftq.run.optimizers import make_optimizer
+from pysoftq.run.optimizers import check_optimizer, make_optimizer
 from pysoftq.run.outcome import finish
 from pysoftq.run.pretrain import load_pretrained
 from pysoftq.run.processes import ALONE, Processes
@@ -47,6 +47,7 @@ def compress(
     written.
     """
     check_processes(config, processes)
+    check_optimizer(config)
     device = processes.together(lambda: choose_device(config, processes))
     with ExitStack() as held:
         folder = RunFolder(path)

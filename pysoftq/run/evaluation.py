@@ -36,7 +36,7 @@ def evaluate(
             inputs, targets = batch[part.place], answers[part.place]
             logits = logits_of(model(inputs))
             if part.counted:
-                loss_sum += cross_entropy(logits, targets, "sum")
+                loss_sum += cross_entropy(logits.float(), targets, "sum")
                 correct += hits(logits, targets)
                 count += targets.numel()
     if not processes.several:

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from pysoftq.clusters.bit_width import mean_bit_width
 from pysoftq.errors import NonFiniteLossError
 from pysoftq.run.evaluation import clustered, evaluate
+from pysoftq.run.optimizers import present_lr
 from pysoftq.run.records import EpochMetrics
 from pysoftq.run.setup import Run
 from pysoftq.run.state import RunState
@@ -42,7 +43,7 @@ def epoch_metrics(run: Run, optimizer: Optimizer, state: RunState) -> EpochMetri
         task_loss=loss,
         train_merit=run.data.task.merit_of(loss, accuracy),
         fraction=run.quantizer.fraction,
-        learning_rate=optimizer.param_groups[0]["lr"],
+        learning_rate=present_lr(optimizer),
         seconds=state.seconds,
         samples_per_second=state.seen / state.seconds,
         coupling_share=share,

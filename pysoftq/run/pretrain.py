@@ -106,7 +106,9 @@ def pretrain_or_reuse(run: Run, learner: nn.Module, source: Data, stop: StopRequ
     if processes.lead(lambda: reuse(learner, path, message)):
         processes.copy_model(learner)
         return
-    check_batches(learner, source, config.pretrain_batch_size, "pretrain_batch_size")
+    check_batches(
+        learner, source, config.pretrain_batch_size, "pretrain_batch_size", config.accumulate
+    )
     writable = processes.lead(lambda: may_write(path.parent, message))
     name = config.pretrain_dataset or config.dataset
     message(f"pretraining {config.model} on {name}: {config.pretrain_epochs} epochs")

@@ -38,6 +38,15 @@ def cache_key(data: Data, config: CompressConfig) -> str:
         "lr": config.pretrain_lr,
         "weight_decay": config.pretrain_weight_decay,
     }
+    # Left out where they are as in earlier versions, whose networks are kept.
+    determining |= {
+        name: value
+        for name, value, usual in (
+            ("dtype", config.dtype, "float32"),
+            ("accumulate", config.accumulate, 1),
+        )
+        if value != usual
+    }
     return hashlib.sha256(json.dumps(determining, sort_keys=True).encode()).hexdigest()[:16]
 
 

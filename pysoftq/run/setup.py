@@ -12,14 +12,15 @@ from pysoftq.coupling.lifecycle import prepare
 from pysoftq.coupling.quantizer import SoftQuantizer
 from pysoftq.data.datasets import load_dataset
 from pysoftq.data.names import TEXTS
-from pysoftq.data.tasks import Data
+from pysoftq.data.tasks import LANGUAGE_MODELLING, Data
 from pysoftq.data.text import read_text
 from pysoftq.errors import ConfigError
 from pysoftq.interaction.threads import set_num_threads
 from pysoftq.models.build import build_model
 from pysoftq.models.huggingface import FolderTokenizer, is_folder_model
+from pysoftq.models.recompute import recompute_activations
 from pysoftq.run.batch_norm import normalise_together
-from pysoftq.run.batches import check_batches
+from pysoftq.run.batches import check_batches, has_batch_norm
 from pysoftq.run.config import CompressConfig
 from pysoftq.run.folder import RunFolder
 from pysoftq.run.observer import Observer, Silent
@@ -79,7 +80,12 @@ class Run:
             return data, make_model(config, data, device, processes)
 
         data, model = processes.together(build)
-        check_batches(model, data, config.batch_size, "batch_size")
+        check_batches(model, data, config.batch_size, "batch_size", config.accumulate)
+        if config.accumulate > 1 and has_batch_norm(model):
+            observer.message(
+                f"`accumulate` is {config.accumulate}: batch normalisation uses the statistics of "
+                f"each part of a batch, results are not those of the whole batch"
+            )
         if (count := len(data.train)) < config.batch_size:
             observer.message(
                 f"a batch holds all {count} training examples: `batch_size` is {config.batch_size}"
@@ -107,7 +113,16 @@ def make_model(
     config: CompressConfig, data: Data, device: torch.device, processes: Processes = ALONE
 ) -> nn.Module:
     """The untrained network for ``data``, on the device."""
+    if config.dtype != "float32" and data.task is not LANGUAGE_MODELLING:
+        raise ConfigError(
+            f"option 'dtype' is {config.dtype}, which is for language models; `amp` bf16 trains "
+            "networks for images in bfloat16 where that is safe"
+        )
     model = build_model(config.model, **data.model_shape)
+    if config.dtype == "bfloat16":
+        model.to(torch.bfloat16)
+    if config.gradient_checkpointing:
+        recompute_activations(model, config.model)
     layout = memory_format(config, device)
     model.to(device, memory_format=layout)  # type: ignore[call-overload]
     if processes.several:

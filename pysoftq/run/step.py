@@ -15,6 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +61,7 @@ class TrainingStep:
         self.device = next(model.parameters()).device
         self.force_time = Stopwatch(self.device)
         self._forward = torch.compile(model) if config.compile else model
+        self._accumulate = config.accumulate
         self._amp = config.amp == "bf16"
         self._fresh_gradients = True
 
@@ -72,20 +74,39 @@ class TrainingStep:
         loss and the number of right predictions, left on the device.
         """
         self.optimizer.zero_grad(set_to_none=self._fresh_gradients)
-        weight = 1.0 if part is None else part.weight * self._divided
         for norm in self._norms:
             norm.copies = 1 if part is None else part.copies
-        results = self.backward(inputs, targets, weight)
+        results = self.backward(inputs, targets, part)
         self.processes.sum_gradients(self._parameters)
         self.update()
         return results
 
     def backward(
-        self, inputs: Tensor, targets: Tensor, weight: float = 1.0
+        self, inputs: Tensor, targets: Tensor, part: Part | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Add ``weight`` times the gradients of the task loss; returns what a step returns."""
+        """Add the gradients of the task loss of a batch; returns what a step returns.
+
+        ``accumulate`` pieces go through the network one after the other: as many in each process.
+        """
         # A batch of another size, the last of an epoch, would have to be compiled for itself.
         forward = self._forward if len(targets) == self.batch_size else self.model
+        weight = 1.0 if part is None else part.weight * self._divided
+        count = min(self._accumulate, len(targets) if part is None else part.least)
+        if count == 1:
+            return self._add_gradients(forward, inputs, targets, weight)
+        losses, right = [], []
+        for own, expected in zip(
+            inputs.tensor_split(count), targets.tensor_split(count), strict=True
+        ):
+            share = len(expected) / len(targets)
+            loss, found = self._add_gradients(forward, own, expected, weight * share)
+            losses.append(share * loss)
+            right.append(found)
+        return torch.stack(losses).sum(), torch.stack(right).sum()
+
+    def _add_gradients(
+        self, forward: Callable[[Tensor], Any], inputs: Tensor, targets: Tensor, weight: float
+    ) -> tuple[Tensor, Tensor]:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._amp):
             logits = logits_of(forward(inputs))
         loss = cross_entropy(logits.float(), targets)
