@@ -85,6 +85,10 @@ class Dataset:
         """Channels of the images."""
         return self.train.pixels.shape[3]
 
+    def remarks(self) -> list[str]:
+        """Nothing: all images are used."""
+        return []
+
     def to(self, device: torch.device) -> Dataset:
         """The same data set with its tensors on ``device``."""
         return replace(self, train=self.train.to(device), test=self.test.to(device))

@@ -146,6 +146,9 @@ class Data(Protocol):
     def fingerprint(self) -> str:
         """A hash of everything that batches are made from."""
 
+    def remarks(self) -> list[str]:
+        """Lines on what is done with the data, for the beginning of a run."""
+
     def to(self, device: torch.device) -> Self:
         """The same data on ``device``."""
 

@@ -24,6 +24,7 @@ from pysoftq.run.batches import check_batches, has_batch_norm
 from pysoftq.run.config import CompressConfig
 from pysoftq.run.folder import RunFolder
 from pysoftq.run.observer import Observer, Silent
+from pysoftq.run.pretrain_cache import cache_folder
 from pysoftq.run.processes import ALONE, Processes
 from pysoftq.run.sharding import shard
 
@@ -80,6 +81,8 @@ class Run:
             return data, make_model(config, data, device, processes)
 
         data, model = processes.together(build)
+        for remark in data.remarks():
+            observer.message(remark)
         check_batches(model, data, config.batch_size, "batch_size", config.accumulate)
         if config.accumulate > 1 and has_batch_norm(model):
             observer.message(
@@ -204,7 +207,7 @@ def read_data(config: CompressConfig) -> Data:
     if config.dataset.partition(":")[0] in TEXTS:
         model = config.model
         tokenizer = FolderTokenizer(model) if is_folder_model(model) else None
-        return read_text(config.dataset, config.context, tokenizer)
+        return read_text(config.dataset, config.context, tokenizer, cache_folder() / "tokens")
     return load_dataset(
         config.dataset,
         seed=config.seed if config.split_seed is None else config.split_seed,
