@@ -217,20 +217,20 @@ def read_text(
         text = survey(path)
         middle = text.characters - text.characters // TEST_PART
         digest, ids = token_files(text, tokenizer, middle, cache)
-        halves = [Tokens(ids[half], context) for half in HALVES]
+        train, test = (Tokens(ids[half], context) for half in HALVES)
     else:
         whole = pydoc_text() if kind == "pydoc" else _file_text(path)
         middle = len(whole) - len(whole) // TEST_PART
         parts = (whole[:middle], whole[middle:])
-        halves = [Tokens(tokenizer.encode(part), context) for part in parts]
-    for half, tokens in zip(("training", "test"), halves, strict=True):
+        train, test = (Tokens(tokenizer.encode(part), context) for part in parts)
+    for half, tokens in (("training", train), ("test", test)):
         if len(tokens) < 1:
             raise ConfigError(
                 f"{name}: the {half} text has {tokens.ids.numel()} tokens, expected at least "
                 f"{2 * context}: two windows of option 'context'"
             )
     source = f"pydoc of Python {platform.python_version()}" if kind == "pydoc" else name
-    return TextData(source, *halves, tokenizer.name, tokenizer.vocabulary, digest)
+    return TextData(source, train, test, tokenizer.name, tokenizer.vocabulary, digest)
 
 
 def pydoc_text() -> str:

@@ -70,6 +70,6 @@ class GPT(nn.Module):
                 x = block(x)
         return F.linear(self.norm(x), self.tokens.weight)
 
-    def gradient_checkpointing_enable(self, **_: Any) -> None:
+    def activation_checkpointing_enable(self, **_: Any) -> None:
         """Compute the activations of a block again in the backward pass; as in transformers."""
         self.checkpointing = True

@@ -67,7 +67,7 @@ class _Normalised(torch.autograd.Function):
     """The normalised batch, and its mean, biased variance and number of values per channel."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, batch: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         own = batch.numel() // batch.shape[1]
@@ -86,7 +86,7 @@ class _Normalised(torch.autograd.Function):
         return output, whole_mean, whole_variance, count
 
     @staticmethod
-    def backward(  # type: ignore[override]
+    def backward(
         ctx: Any, gradient: Tensor, *_: Tensor
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         batch, weight, mean, scale, count = ctx.saved_tensors

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -109,14 +109,25 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -
                 entries[name] = torch.empty_like(parameter, requires_grad=False).copy_(value)
 
 
+class _Digested(io.RawIOBase):
+    """Passes on what is written, and keeps its SHA-256: a checkpoint is never in memory."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self.sha256 = file, hashlib.sha256()
+
+    def write(self, data: Any) -> int:
+        self.sha256.update(data)
+        return self._file.write(data)
+
+
 def write_sealed(path: Path, content: dict[str, Any]) -> None:
     """Write tensors and plain values with a digest, atomically."""
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    payload = buffer.getbuffer()
     with atomic_write(path) as temporary, temporary.open("wb") as file:
-        file.write(HEADER + hashlib.sha256(payload).digest())
-        file.write(payload)
+        file.write(HEADER + bytes(hashlib.sha256().digest_size))
+        digested = _Digested(file)
+        torch.save(content, digested)
+        file.seek(len(HEADER))
+        file.write(digested.sha256.digest())
 
 
 def read_sealed(path: Path, keys: Collection[str]) -> dict[str, Any]:
@@ -124,10 +135,10 @@ def read_sealed(path: Path, keys: Collection[str]) -> dict[str, Any]:
 
     Raises OSError where the file cannot be read, ValueError naming it where it is not whole.
     """
-    content = path.read_bytes()
-    size = len(HEADER) + hashlib.sha256().digest_size
-    payload = memoryview(content)[size:]
-    if content[:size] != HEADER + hashlib.sha256(payload).digest():
+    with path.open("rb") as file:
+        seal = file.read(len(HEADER) + hashlib.sha256().digest_size)
+        payload = file.read()
+    if seal != HEADER + hashlib.sha256(payload).digest():
         raise ValueError(f"{path} is damaged or no checkpoint of pysoftq")
     found = load_plain(io.BytesIO(payload), path)
     if not isinstance(found, dict) or found.keys() != set(keys):

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor
 
 from pysoftq.artifact import inspect_compressed, save_compressed
@@ -193,7 +193,7 @@ def float_row(run: Run, name: str, state: dict[str, Tensor]) -> NetworkRow:
     model = run.model
     model.load_state_dict(state)
     loss, accuracy = evaluate(model, run.data, run.data.test)
-    size = written_size(run.folder, lambda path: path.write_bytes(save(stored_once(model))))
+    size = written_size(run.folder, lambda path: save_file(stored_once(model), path))
     return NetworkRow(name, accuracy, None, None, None, size, loss)
 
 

@@ -11,7 +11,7 @@ import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,6 +20,9 @@ from torch import Tensor, nn
 from pysoftq.data.batching import Share
 from pysoftq.errors import PeerError
 from pysoftq.interaction.pieces import is_dtensor
+
+if TYPE_CHECKING:
+    from torch.distributed import Store
 
 Result = TypeVar("Result")
 
@@ -36,7 +39,7 @@ class Processes:
     Attributes:
         rank: the number of this process.
         size: how many there are.
-        local_rank: the number of this process on its machine.
+        local_rank, local_size: the number of this process on its machine, and of those there.
         launched: whether torchrun has started them.
         share: of each batch, what this process takes.
     """
@@ -46,16 +49,20 @@ class Processes:
         rank: int = 0,
         size: int = 1,
         local_rank: int = 0,
+        local_size: int = 1,
         *,
         launched: bool = False,
-        store: dist.Store | None = None,
+        store: Store | None = None,
     ) -> None:
-        self.rank, self.size, self.local_rank = rank, size, local_rank
+        self.rank, self.size = rank, size
+        self.local_rank, self.local_size = local_rank, local_size
         self.launched = launched
         self._store = store
         self.share = Share(rank, size)
         # Others wait for the first process in a group of their own, which has no short timeout.
-        self._patient = None if size == 1 else dist.new_group(backend="gloo", timeout=PATIENCE)
+        self._patient: Any = None
+        if size > 1:
+            self._patient = dist.new_group(backend="gloo", timeout=PATIENCE)
 
     @property
     def several(self) -> bool:
@@ -75,7 +82,8 @@ class Processes:
         if not self.several:
             return work()
         if not self.leads:
-            return self._received()
+            received: Result = self._received()
+            return received
         try:
             result = work()
         except BaseException as error:
@@ -189,7 +197,7 @@ class Processes:
             return True
         with suppress(RuntimeError):  # the first process has none, or its machine is gone
             self._store.wait([_ERROR], REPORT_PATIENCE)
-            return self._store.get(_ERROR) != text.encode()
+            return bool(self._store.get(_ERROR) != text.encode())
         return True
 
     def _send(self, outcome: Any) -> None:
@@ -216,14 +224,17 @@ ALONE = Processes()
 @contextmanager
 def joined() -> Iterator[Processes]:
     """Within the block, the processes that torchrun has started."""
-    rank, size, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    from torch.distributed.rendezvous import rendezvous
+
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    rank, size, *local = (int(os.environ[name]) for name in names)
     if size == 1:
         yield Processes(launched=True)
         return
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    store, _, _ = next(dist.rendezvous("env://"))
+    store, _, _ = next(rendezvous("env://"))
     dist.init_process_group(backend, timeout=STEP_TIMEOUT, store=store, rank=rank, world_size=size)
-    yield Processes(rank, size, local, launched=True, store=store)
+    yield Processes(rank, size, *local, launched=True, store=store)
     dist.destroy_process_group()  # not after an error: it would wait for the others
 
 

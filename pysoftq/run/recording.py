@@ -108,7 +108,7 @@ class Part:
 
     def weights(self) -> Tensor:
         """(size,) as they are now, on their device; those in several processes are gathered."""
-        weights = whole(self.parameter.detach())
+        weights: Tensor = whole(self.parameter.detach())
         return weights.flatten()[self.begin : self.begin + self.size]
 
 

@@ -23,6 +23,7 @@ from pysoftq.run.batch_norm import normalise_together
 from pysoftq.run.batches import check_batches, has_batch_norm
 from pysoftq.run.config import CompressConfig
 from pysoftq.run.folder import RunFolder
+from pysoftq.run.memory import state_memory
 from pysoftq.run.observer import Observer, Silent
 from pysoftq.run.pretrain_cache import cache_folder
 from pysoftq.run.processes import ALONE, Processes
@@ -93,6 +94,7 @@ class Run:
             observer.message(
                 f"a batch holds all {count} training examples: `batch_size` is {config.batch_size}"
             )
+        state_memory(model, data, config, processes, observer)
         return cls(config, folder, device, observer, data, model, processes)
 
     @property

@@ -118,9 +118,10 @@ def alone(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_one_process_of_torchrun_is_as_without_it(
     alone: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    names = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "TORCHELASTIC_RUN_ID": "none"}
-    for name, value in names.items():
+    sizes = {"WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", **sizes}.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     monkeypatch.setattr("pysoftq.cli.compress._draw", lambda path: [path])
     run = tmp_path / "run"
     given = ["compress", *OPTIONS, *PAPER, "--weights", str(weights), "--out", str(run)]
