@@ -22,6 +22,7 @@ from pysoftq.atomic import atomic_write
 from pysoftq.errors import ConfigError, PeerError
 from pysoftq.models.weight_files import load_plain
 from pysoftq.run.config import changed_options
+from pysoftq.run.optimizers import state_like
 from pysoftq.run.records import EpochMetrics
 from pysoftq.run.setup import Run
 from pysoftq.run.sharding import load_model, load_optimizer, whole_optimizer_state, whole_state
@@ -97,6 +98,7 @@ def _refuse_other_run(content: Mapping[str, Any], run: Run) -> None:
         )
 
 
+@torch.no_grad()
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Load an optimizer's state, its tensors laid out in memory as the parameters are now.
 
@@ -106,7 +108,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -
     for parameter, entries in optimizer.state.items():
         for name, value in entries.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
-                entries[name] = torch.empty_like(parameter, requires_grad=False).copy_(value)
+                entries[name] = state_like(optimizer, parameter, name).copy_(value)
 
 
 class _Digested(io.RawIOBase):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
+import warnings
 from importlib.util import find_spec
 
+import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
@@ -70,6 +72,15 @@ def present_lr(optimizer: Optimizer) -> float:
     return float(optimizer.param_groups[0]["lr"])
 
 
+def state_like(optimizer: Optimizer, parameter: Tensor, name: str) -> Tensor:
+    """A new tensor for an entry of an optimizer's state, of the shape of its parameter."""
+    quantized = getattr(optimizer, "_new_buffer", None)  # of torchao's
+    if quantized is None:
+        return torch.empty_like(parameter, requires_grad=False)
+    found: Tensor = quantized(parameter, name == "exp_avg")  # means of gradients have a sign
+    return found
+
+
 def _adamw8bit(model: nn.Module, lr: float, momentum: float, weight_decay: float) -> Optimizer:
     """AdamW of torchao, whose means of gradients and squares have 8 bits with a scale for 256.
 
@@ -81,6 +92,7 @@ def _adamw8bit(model: nn.Module, lr: float, momentum: float, weight_decay: float
         from torchao.optim import AdamW8bit
     finally:
         logging.disable(level)
+    warnings.filterwarnings("ignore", "OptimState8bit does not implement")  # at each compilation
     optimizer: Optimizer = AdamW8bit(
         model.parameters(),
         lr=lr,

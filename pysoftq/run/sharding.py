@@ -49,7 +49,25 @@ def whole(tensor: Any) -> Any:
     """A tensor in one piece, on the CPU if it was in several; anything else as it is."""
     if not is_dtensor(tensor):
         return tensor
-    return tensor.full_tensor().cpu()
+    return _plain(tensor).full_tensor().cpu()
+
+
+def _plain(tensor: Any) -> Any:
+    """A tensor with its values, of one of 8 bits with scales; these are of pieces."""
+    own = tensor.to_local() if is_dtensor(tensor) else tensor
+    if not hasattr(own, "scale"):
+        return tensor
+    values = own.dequantize()
+    if not is_dtensor(tensor):
+        return values
+    return type(tensor).from_local(
+        values,
+        tensor.device_mesh,
+        tensor.placements,
+        run_check=False,
+        shape=tensor.shape,
+        stride=tensor.stride(),
+    )
 
 
 def whole_state(model: nn.Module, processes: Processes) -> dict[str, Tensor]:
@@ -97,12 +115,13 @@ def load_optimizer(
 
     Tensors of the shape of their parameter are divided as it is.
     """
-    plain = processes.lead(lambda: _without_tensors(state or {}))
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    in_pieces = any(map(is_dtensor, parameters))
+    plain = processes.lead(lambda: _without_tensors(state or {}, in_pieces))
     for key, entries in plain["state"].items():
         for name, value in entries.items():
             if isinstance(value, _Absent):
-                own = None if state is None else state["state"][key][name]
+                own = None if state is None else _plain(state["state"][key][name])
                 like = torch.empty(value.shape, dtype=value.dtype)
                 found = _sent(own, like, processes)
                 parameter = parameters[key]
@@ -120,10 +139,13 @@ class _Absent:
         return parameter.dim() > 0 and self.shape == parameter.shape
 
 
-def _without_tensors(state: Mapping[str, Any]) -> dict[str, Any]:
+def _without_tensors(state: Mapping[str, Any], in_pieces: bool) -> dict[str, Any]:
+    """The state with `_Absent` in place of tensors; those of 8 bits stay, unless for pieces."""
     entries = {
         key: {
-            name: _Absent(value) if isinstance(value, Tensor) else value
+            name: _Absent(value)
+            if isinstance(value, Tensor) and (in_pieces or type(value) is Tensor)
+            else value
             for name, value in own.items()
         }
         for key, own in state["state"].items()
