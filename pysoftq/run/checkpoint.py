@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO, cast
 
 import torch
 from torch import Tensor
@@ -127,7 +127,7 @@ def write_sealed(path: Path, content: dict[str, Any]) -> None:
     with atomic_write(path) as temporary, temporary.open("wb") as file:
         file.write(HEADER + bytes(hashlib.sha256().digest_size))
         digested = _Digested(file)
-        torch.save(content, digested)
+        torch.save(content, cast(IO[bytes], digested))
         file.seek(len(HEADER))
         file.write(digested.sha256.digest())
 

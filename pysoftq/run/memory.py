@@ -191,5 +191,5 @@ def _kept_bytes(
         loss = cross_entropy(logits.float(), answers)
     del loss
     weights = {value.untyped_storage()._cdata for value in state.values()}
-    sizes = [storage.nbytes() for key, storage in kept.items() if key not in weights]
+    sizes: list[int] = [storage.nbytes() for key, storage in kept.items() if key not in weights]
     return sum(sizes) + OF_LARGEST * max(sizes, default=0)

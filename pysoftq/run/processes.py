@@ -11,7 +11,7 @@ import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,9 +20,6 @@ from torch import Tensor, nn
 from pysoftq.data.batching import Share
 from pysoftq.errors import PeerError
 from pysoftq.interaction.pieces import is_dtensor
-
-if TYPE_CHECKING:
-    from torch.distributed import Store
 
 Result = TypeVar("Result")
 
@@ -52,7 +49,7 @@ class Processes:
         local_size: int = 1,
         *,
         launched: bool = False,
-        store: Store | None = None,
+        store: Any = None,
     ) -> None:
         self.rank, self.size = rank, size
         self.local_rank, self.local_size = local_rank, local_size
