@@ -49,16 +49,19 @@ def joined_processes() -> Iterator[Processes]:
             except Exception as error:  # noqa: BLE001 - raised again in one process
                 _report_once(error, processes, lost=exchange.lost_connection(error))
     except KeyboardInterrupt:
+        if not is_quiet():
+            click.echo("interrupted", err=True)
         leave(INTERRUPTED)
 
 
 def leave(code: int) -> NoReturn:
     """Exit; torchrun ends the other processes as soon as one has a code other than 0."""
-    ignore_signals()
+    if launched():
+        _ignore_signals()
     sys.exit(code)
 
 
-def ignore_signals() -> None:
+def _ignore_signals() -> None:
     """Let this process end by itself: its exit code is to be its own."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
@@ -66,7 +69,7 @@ def ignore_signals() -> None:
 
 def _report_once(error: Exception, processes: Processes, *, lost: bool) -> NoReturn:
     """Raise the error where it is to be reported, else exit with its code."""
-    ignore_signals()
+    _ignore_signals()
     if isinstance(error, PeerError):
         leave(_exit_code(error.error))
     if lost:
