@@ -225,4 +225,6 @@ def _described(config: CompressConfig, processes: Processes) -> str:
     if processes.several:
         held = "a part of the weights" if config.shard else "all weights"
         text += f"\n{processes.size} processes, each with a part of every batch and {held}"
+    elif config.shard:
+        text += "\n`shard` has no effect in one process: start several by torchrun"
     return text

@@ -181,7 +181,7 @@ class TrainingLoop:
     def _results(self) -> list[tuple[float, int, int]]:
         """Loss, hits and size of the steps that have not been read."""
         results = self._tally.read()
-        if not self.processes.several:
+        if not self.processes.several or not results:
             return results
         own = [
             (loss * size if size else 0.0, hits if size else 0, size)

@@ -238,7 +238,7 @@ def joined() -> Iterator[Processes]:
 def lost_connection(error: BaseException) -> bool:
     """Whether an exchange has failed because another process has ended or does not answer."""
     return isinstance(error, dist.DistError) or (
-        isinstance(error, RuntimeError) and "gloo" in str(error)
+        isinstance(error, RuntimeError) and "gloo" in str(error).lower()
     )
 
 
