@@ -20,6 +20,7 @@ from pysoftq.run.observer import Observer
 from pysoftq.run.processes import Processes
 
 LARGE = 10**6  # weights of a network from which on its memory is stated
+COPIES = 3
 OF_LARGEST = 3  # the output itself, its gradient and the one before that
 TABLE_BYTES = 16  # of one bin of a layer: counts, sums and force
 _LIMITS = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
@@ -27,7 +28,7 @@ _LIMITS = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that one process needs, by what they are for.
+    """Bytes that one process needs besides program and libraries, by what they are for.
 
     Attributes:
         weights, gradients, optimizer: of the training, the state of the optimizer included.
@@ -35,7 +36,7 @@ class Memory:
             model) with its gradients; None where they are unknown.
         coupling: tables of the layers.
         clusters: copies and indices of the weights while clusters are found or trained.
-        copies: of the weights on the host, pretrained and trained.
+        copies: of the weights on the host: pretrained, trained, and one while it is written.
     """
 
     weights: int
@@ -48,9 +49,9 @@ class Memory:
 
     @property
     def peak(self) -> int:
-        """While training or at the end, whichever is more."""
-        held = self.weights + self.gradients + self.coupling + self.copies
-        return held + max(self.optimizer + (self.activations or 0), self.clusters)
+        """In a step, or while clusters are found between two, whichever is more."""
+        held = self.weights + self.gradients + self.optimizer + self.coupling + self.copies
+        return held + max(self.activations or 0, self.clusters)
 
     def __str__(self) -> str:
         """One line, in GB."""
@@ -70,17 +71,17 @@ def predict_memory(
     coupled = [parameter for parameter in parameters if parameter.dim() > 1]
     number = sum(parameter.numel() for parameter in coupled)
     weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    stored = sum(tensor.nbytes for tensor in model.state_dict().values())  # tied ones twice
     trained = sum(parameter.nbytes for parameter in parameters)
     state = sum(_state_bytes(parameter, config) for parameter in parameters)
-    copied = sum(parameter.nbytes for parameter in coupled)
     return Memory(
         weights=weights // pieces,
         gradients=trained // pieces,
         optimizer=state // pieces,
         activations=_activation_bytes(model, data, config, share),
         coupling=TABLE_BYTES * config.bins * len(coupled),
-        clusters=max(copied // pieces, _cluster_bytes(config) * number),
-        copies=2 * weights if share.rank == 0 else 0,
+        clusters=_cluster_bytes(config) * number,
+        copies=COPIES * stored if share.rank == 0 else 0,
     )
 
 
@@ -129,10 +130,8 @@ def shortage(memory: Memory, device: torch.device, processes_here: int) -> str:
 
 
 def _cluster_bytes(config: CompressConfig) -> int:
-    """Of one weight: codes, twice; to train codebooks, indices, and of weights that move more."""
-    if not config.codebook_epochs:
-        return 2
-    return 16 if config.weights_lr else 4
+    """Of one weight: codes, twice, and values; to train codebooks, what moves with each weight."""
+    return 16 if config.codebook_epochs and config.weights_lr else 6
 
 
 def _state_bytes(parameter: Tensor, config: CompressConfig) -> int:
