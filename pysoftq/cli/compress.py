@@ -95,13 +95,13 @@ def compress(
         if launched():
             with joined_processes() as processes:
                 config, path = processes.lead(choose)
-                _run(config, path, processes, resume=resume is not None)
+                _run(config, path, processes=processes, resume=resume is not None)
         else:
             config, path = choose()
             # Loaded late: torch takes seconds, and --help needs none of it.
             from pysoftq.run.processes import ALONE
 
-            _run(config, path, ALONE, resume=resume is not None)
+            _run(config, path, processes=ALONE, resume=resume is not None)
     except ConfigError as error:
         raise click.UsageError(str(error)) from error
 
@@ -147,7 +147,7 @@ def _unused(path: Path) -> bool:
     return not os.path.lexists(path)
 
 
-def _run(config: CompressConfig, path: Path, processes: Processes, *, resume: bool) -> None:
+def _run(config: CompressConfig, path: Path, *, processes: Processes, resume: bool) -> None:
     from pysoftq.cli.progress import TerminalObserver
     from pysoftq.errors import Interrupted
     from pysoftq.run.driver import compress as run
