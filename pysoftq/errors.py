@@ -24,6 +24,20 @@ class BusyError(RuntimeError):
     """Another process is working on the run."""
 
 
+class PeerError(RuntimeError):
+    """Another process of the run has failed, and reports why.
+
+    Attributes:
+        rank: the number of that process.
+        error: what it raises.
+    """
+
+    def __init__(self, rank: int, error: BaseException) -> None:
+        super().__init__(f"process {rank} of the run has failed: {error}")
+        self.rank = rank
+        self.error = error
+
+
 class QualityWarning(UserWarning):
     """A compressed network is probably much worse than the one it was made from."""
 

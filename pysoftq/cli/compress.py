@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import shlex
 import signal
-import sys
+import warnings
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,11 +21,17 @@ from pysoftq.cli.options import (
     given_options,
 )
 from pysoftq.cli.paths import UserPath
+from pysoftq.cli.processes import joined_processes, launched, leave
 from pysoftq.cli.tables import print_table
 from pysoftq.cli.terminal import draw_or_warn, warn
 from pysoftq.errors import ConfigError
 from pysoftq.options import may_change_on_resume
 from pysoftq.run.config import CompressConfig, dataset_defaults, make_config, read_config
+
+if TYPE_CHECKING:
+    from pysoftq.cli.progress import TerminalObserver
+    from pysoftq.run.processes import Processes
+    from pysoftq.run.summary import Summary
 
 EXAMPLES = """\b
 Examples:
@@ -34,6 +40,7 @@ Examples:
   pysoftq compress --dataset imagefolder:cifar --model resnet20 --weights resnet20.pt --h 0.1
   pysoftq compress --config run.yaml
   pysoftq compress --resume runs/1
+  torchrun --nproc-per-node 2 -m pysoftq compress
 """
 
 
@@ -75,13 +82,26 @@ def compress(
     layers that have become constant, and layers that have not gathered in clusters.
     """
     given = given_options(values)
-    try:
+
+    def choose() -> tuple[CompressConfig, Path]:
         if resume is None:
             config = _new(config_file, given)
         else:
             config = _resumed(resume, out, config_file, given)
         _check_n_min(config, given)
-        _run(config, resume or out or _next_run(Path("runs")), resume=resume is not None)
+        return config, resume or out or _next_run(Path("runs"))
+
+    try:
+        if launched():
+            with joined_processes() as processes:
+                config, path = processes.lead(choose)
+                _run(config, path, processes=processes, resume=resume is not None)
+        else:
+            config, path = choose()
+            # Loaded late: torch takes seconds, and --help needs none of it.
+            from pysoftq.run.processes import ALONE
+
+            _run(config, path, processes=ALONE, resume=resume is not None)
     except ConfigError as error:
         raise click.UsageError(str(error)) from error
 
@@ -127,41 +147,61 @@ def _unused(path: Path) -> bool:
     return not os.path.lexists(path)
 
 
-def _run(config: CompressConfig, path: Path, *, resume: bool) -> None:
-    # Loaded late: torch takes seconds, and --help needs none of it.
+def _run(config: CompressConfig, path: Path, *, processes: Processes, resume: bool) -> None:
     from pysoftq.cli.progress import TerminalObserver
     from pysoftq.errors import Interrupted
     from pysoftq.run.driver import compress as run
 
-    observer = TerminalObserver()
+    observer = TerminalObserver(quiet=not processes.leads)
     observer.message(f"run folder: {path}")
-    observer.message(_described(config))
+    observer.message(_described(config, processes))
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if not processes.leads:
+        warnings.simplefilter("ignore")  # the first process shows the same
     try:
-        summary = run(config, path, observer, resume=resume)
+        summary = run(config, path, observer, resume=resume, processes=processes)
     except KeyboardInterrupt as error:
-        if not (path / "config.yaml").is_file():
-            raise
-        done = "; a checkpoint is written" if isinstance(error, Interrupted) else ""
-        command = f"pysoftq compress --resume {shlex.quote(str(path))}"
-        click.echo(f"interrupted{done}; resume with: {command}", err=True)
-        sys.exit(INTERRUPTED)
+        if processes.leads and (path / "config.yaml").is_file():
+            done = "; a checkpoint is written" if isinstance(error, Interrupted) else ""
+            again = _resuming(path, processes)
+            click.echo(f"interrupted{done}; resume with: {again}", err=True)
+            leave(INTERRUPTED)
+        raise
     finally:
         observer.close()
+    processes.lead(lambda: _report(path, processes, summary, observer))
+    if config.strict and summary.warnings:
+        leave(WARNED)
+
+
+def _report(
+    path: Path,
+    processes: Processes,
+    summary: Summary,
+    observer: TerminalObserver,
+) -> None:
+    """Print the results of a run and draw its figures."""
     print_table(summary.layers.table())
     for remark in summary.remarks():
         observer.message(remark)
     print_table(summary.layers.coverage_table())
     print_table(summary.table())
     written = ["compressed.safetensors", "report.txt", "report.json"]
-    again = f"draw them again with: pysoftq compress --resume {shlex.quote(str(path))}"
+    again = f"draw them again with: {_resuming(path, processes)}"
     if draw_or_warn("figures", partial(_draw, path), again):
         written.append("figures")
     observer.message(f"written to {path}: {', '.join(written)}")
     for warning in summary.warnings:
         warn(str(warning))
-    if config.strict and summary.warnings:
-        sys.exit(WARNED)
+
+
+def _resuming(path: Path, processes: Processes) -> str:
+    """The command that resumes a run."""
+    command = f"pysoftq compress --resume {shlex.quote(str(path))}"
+    if not processes.several:
+        return command
+    here = os.environ.get("LOCAL_WORLD_SIZE", processes.size)
+    return f"torchrun --nproc-per-node {here} -m {command}"
 
 
 def _draw(path: Path) -> list[Path]:
@@ -170,7 +210,7 @@ def _draw(path: Path) -> list[Path]:
     return draw_run(path)
 
 
-def _described(config: CompressConfig) -> str:
+def _described(config: CompressConfig, processes: Processes) -> str:
     text = (
         f"{config.model} on {config.dataset}: h {config.h:g}, w {config.w:g}, "
         f"{config.epochs} epochs, batch {config.batch_size}, lr {config.lr:g}, seed {config.seed}"
@@ -182,4 +222,9 @@ def _described(config: CompressConfig) -> str:
     ]
     if departures:
         text += f"\ndefaults of the data set: {', '.join(departures)}"
+    if processes.several:
+        held = "a part of the weights" if config.shard else "all weights"
+        text += f"\n{processes.size} processes, each with a part of every batch and {held}"
+    elif config.shard:
+        text += "\n`shard` has no effect in one process: start several by torchrun"
     return text

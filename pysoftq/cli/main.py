@@ -11,6 +11,7 @@ import click
 
 from pysoftq import __version__
 from pysoftq.cli import INTERRUPTED
+from pysoftq.cli.processes import is_quiet
 from pysoftq.cli.terminal import complete_environment, one_line, robust_streams, short_warnings
 
 # command -> its line in the help; pysoftq/cli/<command>.py defines a click command of that name
@@ -114,7 +115,8 @@ def _run() -> None:
     try:
         cli.main(arguments, prog_name="pysoftq", standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        if not is_quiet():
+            error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)

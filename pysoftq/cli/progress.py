@@ -37,10 +37,14 @@ def shows_bars(console: Console) -> bool:
 
 
 class TerminalObserver:
-    """A progress bar with losses and bits, and lines for epochs and messages."""
+    """A progress bar with losses and bits, and lines for epochs and messages.
 
-    def __init__(self) -> None:
-        self.console = Console(emoji=False)
+    Args:
+        quiet: show nothing.
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.console = Console(emoji=False, quiet=quiet)
         self._bar: Progress | None = None
         self._loss = 0.0
         self._energy = 0.0

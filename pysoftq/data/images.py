@@ -2,8 +2,8 @@
 
 Pixels of 8 bits stay uint8; a batch is gathered, moved and normalised on the device. The order of
 the images and their random shifts and flips are pure functions of (seed, epoch, batch), the same on
-every device: a resumed run needs no generator state. The host draws them for a whole epoch and
-sends them in one piece, so that no batch waits for it.
+every device and in any number of processes: a resumed run needs no generator state. The host draws
+them for a whole epoch and sends them in one piece, so that no batch waits for it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pysoftq.data.batching import batch_slices
+from pysoftq.data.batching import WHOLE, Share, batch_slices
 from pysoftq.data.tasks import CLASSIFICATION, Task
 
 EVALUATION_BATCH = 500
@@ -85,6 +85,10 @@ class Dataset:
         """Channels of the images."""
         return self.train.pixels.shape[3]
 
+    def remarks(self) -> list[str]:
+        """Nothing: all images are used."""
+        return []
+
     def to(self, device: torch.device) -> Dataset:
         """The same data set with its tensors on ``device``."""
         return replace(self, train=self.train.to(device), test=self.test.to(device))
@@ -116,20 +120,28 @@ class Dataset:
         return (1 / (255 * std)).to(device), (mean / std).to(device)
 
     def batches(
-        self, seed: int, epoch: int, batch_size: int, *, start: int = 0, augment: bool = True
+        self,
+        seed: int,
+        epoch: int,
+        batch_size: int,
+        *,
+        start: int = 0,
+        augment: bool = True,
+        share: Share = WHOLE,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Shuffled training batches of one epoch from batch number ``start`` on.
 
-        Yields images (B, C, H, W) float32 and labels (B,), in `batch_slices`.
+        Yields images (B, C, H, W) float32 and labels (B,), the ``share`` of each of `batch_slices`.
         """
         count, device = len(self.train), self.train.labels.device
         order = torch.from_numpy(np.random.default_rng((seed, epoch)).permutation(count)).to(device)
         moves = self._moves(seed, epoch, batch_size).to(device) if augment else None
         for batch in batch_slices(count, batch_size, start):
-            pixels = self.train.pixels.index_select(0, order[batch])
+            place = share.part(batch).place
+            pixels = self.train.pixels.index_select(0, order[place])
             if moves is not None:
-                pixels = shift_and_flip(pixels, moves[batch], self.shift)
-            yield self.normalize(pixels), self.train.labels.index_select(0, order[batch])
+                pixels = shift_and_flip(pixels, moves[place], self.shift)
+            yield self.normalize(pixels), self.train.labels.index_select(0, order[place])
 
     def _moves(self, seed: int, epoch: int, batch_size: int) -> Tensor:
         """Random moves (N, 3) of the images of an epoch, in its order, drawn batch by batch."""

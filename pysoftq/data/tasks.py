@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from typing_extensions import Self
 
+from pysoftq.data.batching import WHOLE, Share
+
 if TYPE_CHECKING:  # the list of runs is printed without torch, which takes seconds to load
     import torch
     from torch import Tensor
@@ -144,15 +146,26 @@ class Data(Protocol):
     def fingerprint(self) -> str:
         """A hash of everything that batches are made from."""
 
+    def remarks(self) -> list[str]:
+        """Lines on what is done with the data, for the beginning of a run."""
+
     def to(self, device: torch.device) -> Self:
         """The same data on ``device``."""
 
     def batches(
-        self, seed: int, epoch: int, batch_size: int, *, start: int = 0, augment: bool = True
+        self,
+        seed: int,
+        epoch: int,
+        batch_size: int,
+        *,
+        start: int = 0,
+        augment: bool = True,
+        share: Share = WHOLE,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Inputs (B, …) and targets (B,) or (B, T) of one epoch, from batch ``start`` on.
 
-        Pure functions of (seed, epoch, batch), cut as `pysoftq.data.batching.batch_slices` says.
+        Pure functions of (seed, epoch, batch), cut as `pysoftq.data.batching.batch_slices` says;
+        ``share`` is the part of each that this process takes.
         """
 
     def ordered(self, half: Any) -> Iterator[tuple[Tensor, Tensor]]:

@@ -1,8 +1,9 @@
 """Text as a data set: tokens on the device, cut into windows that depend only on their numbers.
 
 A token is a byte, or what the tokenizer of a Hugging Face model says. The last tenth of a text is
-for the test. The embedded corpus is what Python's own ``help()`` says about the language: about 0.4
-to 0.7 million characters, which differ between versions of Python.
+for the test. Tokens of a long text are in files (`token_files`) and stay on the host. The embedded
+corpus is what Python's own ``help()`` says about the language: about 0.4 to 0.7 million characters,
+which differ between versions of Python.
 """
 
 from __future__ import annotations
@@ -18,28 +19,58 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pysoftq.data.batching import batch_slices
+from pysoftq.data.batching import WHOLE, Share, batch_slices
 from pysoftq.data.tasks import LANGUAGE_MODELLING, Task
+from pysoftq.data.token_files import HALVES, survey, token_files
 from pysoftq.errors import ConfigError
 from pysoftq.paths import user_path
 
 EVALUATION_TOKENS = 2**14  # in a batch
 TEST_PART = 10  # the last of so many parts of the text
+LONG_BYTES = 2**24  # tokens of longer texts are in files
+MEASURED_TOKENS = 2**20  # of each half of such a text
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """One half of a text (N,) int64; its length is the windows of an epoch, wherever it begins."""
+    """One half of a text (N,); its length is the windows of an epoch, wherever it begins.
+
+    Attributes:
+        ids: the tokens, int64; narrower integers are mapped from a file, int16 without sign.
+        context: tokens in a window.
+        device: where batches are made; None where the tokens are.
+    """
 
     ids: Tensor
     context: int
+    device: torch.device | None = None
 
     def __len__(self) -> int:
         return max(0, self.ids.numel() // self.context - 1)
 
+    @property
+    def is_mapped(self) -> bool:
+        """Whether the tokens are in a file."""
+        return self.ids.dtype != torch.int64
+
+    @property
+    def measured(self) -> int:
+        """How many tokens, from the first one on, losses are measured on."""
+        return min(self.ids.numel(), MEASURED_TOKENS if self.is_mapped else self.ids.numel())
+
     def to(self, device: torch.device) -> Tokens:
-        """The same tokens on ``device``."""
+        """The same tokens, for batches on ``device``."""
+        if self.is_mapped:
+            return replace(self, device=device)
         return replace(self, ids=self.ids.to(device))
+
+    def read(self, place: Any) -> Tensor:
+        """The tokens at a slice or at indices, int64, on the device of batches."""
+        found = self.ids[place]
+        tokens = found.long()
+        if found.dtype == torch.int16:
+            tokens &= 0xFFFF
+        return tokens if self.device is None else tokens.to(self.device)
 
 
 @dataclass(frozen=True)
@@ -47,7 +78,7 @@ class TextData:
     """A text to learn and a text to be tested on, as `pysoftq.data.tasks.Data`.
 
     ``tokenizer`` says how tokens are made, ``vocabulary`` how many there are, and ``context`` how
-    many of them a network sees at once.
+    many of them a network sees at once. ``digest`` stands for tokens that are in files.
     """
 
     name: str
@@ -55,6 +86,7 @@ class TextData:
     test: Tokens
     tokenizer: str
     vocabulary: int
+    digest: str = ""
 
     @property
     def context(self) -> int:
@@ -78,6 +110,17 @@ class TextData:
             "tokenizer": self.tokenizer,
         }
 
+    def remarks(self) -> list[str]:
+        """How much of a long text is used for what."""
+        if not self.train.is_mapped:
+            return []
+        numbers = (self.train.ids.numel(), self.test.ids.numel(), MEASURED_TOKENS)
+        training, test, measured = (f"{number:,}" for number in numbers)
+        return [
+            f"{training} tokens for the training, {test} for the test, mapped from files",
+            f"losses of the text are measured on the first {measured} tokens of each",
+        ]
+
     def to(self, device: torch.device) -> TextData:
         """The same text with its tokens on ``device``."""
         return replace(self, train=self.train.to(device), test=self.test.to(device))
@@ -85,13 +128,21 @@ class TextData:
     def fingerprint(self) -> str:
         """The name, and SHA-256 of all tokens, the vocabulary and the context."""
         digest = hashlib.sha256(repr((self.vocabulary, self.context)).encode())
-        for half in (self.train, self.test):
+        digest.update(self.digest.encode())
+        for half in () if self.digest else (self.train, self.test):
             digest.update(repr(half.ids.numel()).encode())
             digest.update(half.ids.cpu().numpy().data)
         return f"{self.name}: {digest.hexdigest()}"
 
     def batches(
-        self, seed: int, epoch: int, batch_size: int, *, start: int = 0, augment: bool = True
+        self,
+        seed: int,
+        epoch: int,
+        batch_size: int,
+        *,
+        start: int = 0,
+        augment: bool = True,
+        share: Share = WHOLE,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Shuffled windows of one epoch from batch number ``start`` on.
 
@@ -102,10 +153,10 @@ class TextData:
         rng = np.random.default_rng((seed, epoch))
         order = rng.permutation(len(self.train))
         first = int(rng.integers(context)) if augment else 0
-        starts = torch.from_numpy(first + context * order).to(ids.device)
-        span = torch.arange(context + 1, device=ids.device)
+        span = torch.arange(first, first + context + 1, device=ids.device)
         for batch in batch_slices(len(order), batch_size, start):
-            windows = ids[starts[batch, None] + span]
+            starts = torch.from_numpy(context * order[share.part(batch).place]).to(ids.device)
+            windows = self.train.read(starts[:, None] + span)
             yield windows[:, :-1], windows[:, 1:]
 
     def ordered(self, half: Tokens) -> Iterator[tuple[Tensor, Tensor]]:
@@ -113,13 +164,15 @@ class TextData:
 
         A token is predicted from those before it in its window. The last window may be shorter.
         """
-        ids, context = half.ids, self.context
-        whole = (ids.numel() - 1) // context * context
-        inputs, targets = ids[:whole].view(-1, context), ids[1 : whole + 1].view(-1, context)
-        rows = max(1, EVALUATION_TOKENS // context)
-        yield from zip(inputs.split(rows), targets.split(rows), strict=True)
-        if whole < ids.numel() - 1:
-            yield ids[None, whole:-1], ids[None, whole + 1 :]
+        context, last = self.context, half.measured - 1
+        whole = last // context * context
+        step = max(1, EVALUATION_TOKENS // context) * context
+        for begin in range(0, whole, step):
+            part = half.read(slice(begin, min(begin + step, whole) + 1))
+            yield part[:-1].view(-1, context), part[1:].view(-1, context)
+        if whole < last:
+            part = half.read(slice(whole, last + 1))
+            yield part[None, :-1], part[None, 1:]
 
 
 class Tokenizer(Protocol):
@@ -128,6 +181,10 @@ class Tokenizer(Protocol):
     name: str
     vocabulary: int
 
+    @property
+    def digest(self) -> str:
+        """Differs for tokenizers that make other tokens of the same text."""
+
     def encode(self, text: str) -> Tensor:
         """Tokens (N,) int64."""
 
@@ -135,7 +192,7 @@ class Tokenizer(Protocol):
 class Bytes:
     """Every byte of the text in UTF-8 is a token: nothing is unknown, nothing has to be kept."""
 
-    name = "bytes"
+    name = digest = "bytes"
     vocabulary = 256
 
     def encode(self, text: str) -> Tensor:
@@ -143,19 +200,29 @@ class Bytes:
         return torch.from_numpy(np.frombuffer(text.encode(), np.uint8).astype(np.int64))
 
 
-def read_text(name: str, context: int, tokenizer: Tokenizer | None = None) -> TextData:
+def read_text(
+    name: str, context: int, tokenizer: Tokenizer | None = None, cache: Path | None = None
+) -> TextData:
     """Load ``pydoc`` or ``text:FILE`` (UTF-8); bytes are the tokens unless a tokenizer is given.
+
+    Tokens of a file above 16 MiB are kept in files in the folder ``cache``.
 
     Raises OSError where the file cannot be read, ValueError where it is no UTF-8 or too short for
     one window of ``context`` tokens in each half.
     """
     tokenizer = Bytes() if tokenizer is None else tokenizer
     kind, _, file = name.partition(":")
-    text = pydoc_text() if kind == "pydoc" else _file_text(user_path(file))
-    middle = len(text) - len(text) // TEST_PART
-    train, test = (
-        Tokens(tokenizer.encode(part), context) for part in (text[:middle], text[middle:])
-    )
+    path, digest = user_path(file), ""
+    if kind != "pydoc" and path.is_file() and path.stat().st_size > LONG_BYTES:
+        text = survey(path)
+        middle = text.characters - text.characters // TEST_PART
+        digest, ids = token_files(text, tokenizer, middle, cache)
+        train, test = (Tokens(ids[half], context) for half in HALVES)
+    else:
+        whole = pydoc_text() if kind == "pydoc" else _file_text(path)
+        middle = len(whole) - len(whole) // TEST_PART
+        parts = (whole[:middle], whole[middle:])
+        train, test = (Tokens(tokenizer.encode(part), context) for part in parts)
     for half, tokens in (("training", train), ("test", test)):
         if len(tokens) < 1:
             raise ConfigError(
@@ -163,7 +230,7 @@ def read_text(name: str, context: int, tokenizer: Tokenizer | None = None) -> Te
                 f"{2 * context}: two windows of option 'context'"
             )
     source = f"pydoc of Python {platform.python_version()}" if kind == "pydoc" else name
-    return TextData(source, train, test, tokenizer.name, tokenizer.vocabulary)
+    return TextData(source, train, test, tokenizer.name, tokenizer.vocabulary, digest)
 
 
 def pydoc_text() -> str:

@@ -5,8 +5,11 @@ The output head is the matrix of the token embeddings: one tensor, used twice, c
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 # name -> (blocks, heads, width)
 GPTS: dict[str, tuple[int, int, int]] = {
@@ -46,6 +49,7 @@ class GPT(nn.Module):
         super().__init__()
         self.tokens = nn.Embedding(vocab_size, width)
         self.positions = nn.Embedding(context, width)
+        self.checkpointing = False
         self.blocks = nn.Sequential(*(GPTBlock(heads, width) for _ in range(blocks)))
         self.norm = nn.LayerNorm(width)
         for name, parameter in self.named_parameters():
@@ -59,4 +63,13 @@ class GPT(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits of the next token at each place."""
         x = self.tokens(tokens) + self.positions.weight[: tokens.shape[1]]
-        return F.linear(self.norm(self.blocks(x)), self.tokens.weight)
+        for block in self.blocks:
+            if self.checkpointing and self.training:
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
+        return F.linear(self.norm(x), self.tokens.weight)
+
+    def activation_checkpointing_enable(self, **_: Any) -> None:
+        """Compute the activations of a block again in the backward pass; as in transformers."""
+        self.checkpointing = True

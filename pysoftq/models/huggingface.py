@@ -5,10 +5,12 @@ transformers is imported only when asked for, and nothing is ever downloaded.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from pysoftq.models.weight_files import not_finite
 from pysoftq.paths import user_path
 
 PREFIX = "hf:"
+_TOKENIZER_SUFFIXES = (".json", ".txt", ".model")  # weights have others
 
 
 def is_folder_model(name: str) -> bool:
@@ -138,6 +141,16 @@ class FolderTokenizer:
             raise ConfigError(f"model {name!r} has no tokenizer that can be loaded: it is empty")
         self.name = name
         self.vocabulary = len(self._tokenizer)
+        self._files = folder
+
+    @property
+    def digest(self) -> str:
+        """A hash of the tokenizer's files and the versions of the libraries."""
+        found = hashlib.sha256(version("transformers").encode() + version("tokenizers").encode())
+        for file in sorted(self._files.iterdir()):
+            if file.is_file() and file.suffix in _TOKENIZER_SUFFIXES:
+                found.update(file.name.encode() + file.read_bytes())
+        return found.hexdigest()
 
     def encode(self, text: str) -> Tensor:
         """Tokens (N,) int64, without special ones."""

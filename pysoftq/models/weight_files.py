@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.serialization import safe_globals
 
@@ -212,7 +212,7 @@ def stored_once(model: nn.Module) -> dict[str, Tensor]:
 def save_state(state: dict[str, Tensor], path: Path) -> None:
     """Write a state dict as safetensors, atomically."""
     with atomic_write(path) as temporary:
-        temporary.write_bytes(save(state))
+        save_file(state, temporary)
 
 
 def _shape(tensor: Tensor) -> str:

@@ -12,10 +12,11 @@ from pysoftq.run.batches import check_batches
 from pysoftq.run.config import CompressConfig
 from pysoftq.run.interrupt import StopRequest
 from pysoftq.run.loop import TrainingLoop
+from pysoftq.run.processes import ALONE, Processes
 from pysoftq.run.step import make_step, own_stream
 
 
-def train_codebooks(
+def train_codebooks(  # noqa: PLR0913 - who is told, who may stop it, who takes part
     codebooks: Codebooks,
     data: Data,
     config: CompressConfig,
@@ -23,6 +24,7 @@ def train_codebooks(
     first_epoch: int = 0,
     message: Callable[[str], None] | None = None,
     stop: StopRequest | None = None,
+    processes: Processes = ALONE,
 ) -> dict[str, Clusters]:
     """Train codebooks, biases and normalisation for ``config.codebook_epochs`` epochs.
 
@@ -36,6 +38,7 @@ def train_codebooks(
         first_epoch: offset of the epochs that determine the order of the examples.
         message: receives a line for each epoch.
         stop: asked whether to stop after each step.
+        processes: those that train together, all with the same codebooks.
 
     Returns:
         The clusters with the trained values; the model has them too, in evaluation mode.
@@ -50,7 +53,7 @@ def train_codebooks(
     if epochs < 1:
         raise ValueError(f"`codebook_epochs` must be >= 1, got {epochs}")
     model = codebooks.model
-    check_batches(model, data, config.batch_size, "batch_size")
+    check_batches(model, data, config.batch_size, "batch_size", config.accumulate)
     loop = TrainingLoop(
         "training of codebooks",
         data,
@@ -62,6 +65,7 @@ def train_codebooks(
         + (f", or `weights_lr`, now {config.weights_lr:g}" if codebooks.weights() else ""),
         first_epoch=first_epoch,
         stop=stop or StopRequest(),
+        processes=processes,
     )
     training = CodebookTraining(
         codebooks,
@@ -70,12 +74,18 @@ def train_codebooks(
         weights_lr=config.weights_lr,
         momentum=config.momentum,
     )
-    step = make_step(model, training.optimizer, config, config.batch_size)
+    # After the sums over clusters, whose order, and so their last digits, a GPU leaves open.
+    training.optimizer.register_step_pre_hook(
+        lambda *_: processes.copy_first(
+            value.grad for value in codebooks.parameters() if value.grad is not None
+        )
+    )
+    step = make_step(model, training.optimizer, config, config.batch_size, processes=processes)
     model.train()
     with own_stream(step.device):
         for epoch in loop.epochs():
             for inputs, targets in loop.batches():
-                loop.add(*step(inputs, targets), targets)
+                loop.add(*step(inputs, targets, loop.part), targets)
                 training.advance()
             if message is not None:
                 message(f"codebooks: epoch {epoch + 1} of {epochs}, loss {loop.mean_loss:.4f}")

@@ -50,6 +50,10 @@ class CompressConfig(ClusteringConfig):
     weights: Path | None = option("Network", None, "Pretrained weights (.safetensors, .pt, "
         ".pth, .ckpt, .bin …); without them the network is pretrained first.", metavar="FILE")
 
+    dtype: Literal["float32", "bfloat16"] = option("Network", "float32", "Weights of a language "
+        "model, also in its files: float32, or bfloat16, which takes half of the memory and rounds "
+        "small steps away.")
+
     # Higher than without training afterwards, which regains most of what merging costs.
     rd_weight: float = changed_default(ClusteringConfig, "rd_weight", 0.05)
     coding: Literal["entropy", "packed"] = option("Clusters", "entropy", "Indices in the "
@@ -67,8 +71,10 @@ class CompressConfig(ClusteringConfig):
 
     epochs: int = option("Training", 30, "Epochs of soft quantization.", ge=1)
     batch_size: int = option("Training", 128, "Images or windows of text in a batch.", ge=1)
-    optimizer: Literal["sgd", "adamw"] = option("Training", "sgd", "SGD with Nesterov momentum, "
-        "or AdamW.")
+    accumulate: int = option("Training", 1, "Parts of a batch that go through the network one "
+        "after the other, which takes less memory.", on_resume=True, ge=1)
+    optimizer: Literal["sgd", "adamw", "adamw8bit"] = option("Training", "sgd", "SGD with Nesterov "
+        "momentum, AdamW, or AdamW with a state of 8 bits (torchao).")
     lr: float = option("Training", 0.001, "Learning rate.", gt=0)
     lr_schedule: Literal["constant", "cosine"] = option("Training", "constant", "Learning rate "
         "throughout (constant), or falling to 0 along a cosine.")
@@ -89,6 +95,8 @@ class CompressConfig(ClusteringConfig):
 
     amp: Literal["off", "bf16"] = option("Speed", "off", "Both trainings in float32, or in "
         "bfloat16 where that is safe (bf16).")
+    gradient_checkpointing: bool = option("Speed", False, "Compute activations of a language model "
+        "again in the backward pass: less memory, about a third more time.", on_resume=True)
     channels_last: Literal["auto", "on", "off"] = option("Speed", "auto", "Channels-last layout "
         "of the weights; auto: on a GPU.", on_resume=True)
     compile: bool = option("Speed", False, "Compile the network by torch.compile: minutes at the "
@@ -103,6 +111,9 @@ class CompressConfig(ClusteringConfig):
         on_resume=True, ge=1, le=1024)
     device: str = option("Run", "auto", "Device: auto, cpu, cuda, cuda:N or mps; auto is CUDA if "
         "present, else the CPU.", on_resume=True, metavar="NAME")
+    shard: bool = option("Run", False, "Divide weights, gradients and state of the optimizer "
+        "between the processes of torchrun (FSDP2); without it each holds all of them.",
+        on_resume=True)
     strict: bool = option("Run", False, "Exit with code 3 if the finished run has warnings.",
         on_resume=True)
     checkpoint_minutes: float = option("Run", 10.0, "Largest time between checkpoints within an "

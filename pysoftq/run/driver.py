@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -14,10 +15,11 @@ from pysoftq.run.finetune import finetune
 from pysoftq.run.folder import RunFolder, open_run
 from pysoftq.run.interrupt import stop_on_signals
 from pysoftq.run.observer import Observer
-from pysoftq.run.optimizers import make_optimizer
+from pysoftq.run.optimizers import check_optimizer, make_optimizer
 from pysoftq.run.outcome import finish
 from pysoftq.run.pretrain import load_pretrained
-from pysoftq.run.setup import Run, choose_device, set_threads
+from pysoftq.run.processes import ALONE, Processes
+from pysoftq.run.setup import Run, check_processes, choose_device, set_threads
 from pysoftq.run.state import RunState
 from pysoftq.run.step import own_stream
 from pysoftq.run.summary import Summary
@@ -30,37 +32,48 @@ def compress(
     *,
     resume: bool = False,
     data: Data | None = None,
+    processes: Processes = ALONE,
 ) -> Summary:
     """Run ``config`` in the folder ``path``, or resume the run that is there.
 
     A finished run that is resumed does its final comparison and report anew. ``data`` is what
     `read_data` gives, for a caller who has it already. Figures are drawn from the folder by
-    `pysoftq.analysis.figures.draw_run`.
+    `pysoftq.analysis.figures.draw_run`. Several ``processes`` make the same call and get the same
+    summary; the first one writes the files and reports to ``observer``.
 
     Raises ConfigError where the folder holds a run and ``resume`` is not set (or the other way
     round), or files that a run would take for its own, and where the run to resume had other
     options; Interrupted after SIGINT or SIGTERM during pretraining or training, with a checkpoint
     written.
     """
-    device = choose_device(config)
-    with open_run(path) as folder:
-        _check_folder(config, folder, resume=resume)
+    check_processes(config, processes)
+    check_optimizer(config)
+    device = processes.together(lambda: choose_device(config, processes))
+    with ExitStack() as held:
+        folder = RunFolder(path)
+
+        def begin() -> None:
+            nonlocal folder
+            folder = held.enter_context(open_run(path))
+            _check_folder(config, folder, resume=resume)
+            if not resume:
+                config.to_yaml(folder.config)  # from now on there is a run to resume
+
+        processes.lead(begin)
         set_threads(config.threads)
         torch.manual_seed(config.seed)
-        if not resume:
-            config.to_yaml(folder.config)  # from now on there is a run to resume
         try:
             with own_stream(device):
-                return complete(Run.start(config, folder, observer, data))
+                return complete(Run.start(config, folder, observer, data, processes))
         except Exception:
-            if not resume and not folder.begun:
+            if processes.leads and not resume and not folder.begun:
                 folder.clear()
             raise
 
 
 def complete(run: Run) -> Summary:
     """Do all of a run that is still to do."""
-    config, folder = run.config, run.folder
+    config, folder, processes = run.config, run.folder, run.processes
     pretrained = load_pretrained(run)
     run.couple()
     optimizer = make_optimizer(
@@ -68,13 +81,15 @@ def complete(run: Run) -> Summary:
     )
     torch.manual_seed(config.seed)  # the same whether or not pretraining drew numbers
     state = RunState()
-    if folder.checkpoint.is_file():
+    if processes.lead(folder.checkpoint.is_file):
         state = load_checkpoint(run, optimizer)
-        folder.write_metrics(state.metrics)
-    config.to_yaml(folder.config)  # of a resumed run, some options may be new
+        processes.lead(lambda: folder.write_metrics(state.metrics))
+    processes.lead(lambda: config.to_yaml(folder.config))  # some options may be new on resuming
     run.observer.on_start(config, run.data, state)
-    with stop_on_signals() as stop:
+    with stop_on_signals(launched=processes.launched) as stop:
         finetune(run, optimizer, state, stop)
+    del optimizer  # and the gradients: what follows takes memory of its own
+    run.model.zero_grad(set_to_none=True)
     run.observer.message("comparing the networks")
     return finish(run, state, pretrained)
 

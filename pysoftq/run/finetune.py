@@ -22,7 +22,7 @@ def finetune(run: Run, optimizer: Optimizer, state: RunState, stop: StopRequest)
     are read; the last checkpoint is kept.
     """
     config, softq = run.config, run.quantizer
-    step = make_step(run.model, optimizer, config, config.batch_size, softq)
+    step = make_step(run.model, optimizer, config, config.batch_size, softq, run.processes)
 
     def read() -> None:
         state.add_force_time(step.force_time.read())
@@ -41,11 +41,12 @@ def finetune(run: Run, optimizer: Optimizer, state: RunState, stop: StopRequest)
         stop=stop,
         save=lambda: save_checkpoint(run, optimizer, state),
         on_read=read,
+        processes=run.processes,
     )
     recording = Recording(softq, config.epochs, loop.batches_in_epoch)
     if not state.metrics:
         state.metrics.append(first_metrics(run))
-        run.folder.write_metrics(state.metrics)
+        run.processes.lead(lambda: run.folder.write_metrics(state.metrics))
         run.observer.on_epoch(state.metrics[0])
         save_checkpoint(run, optimizer, state)
 
@@ -55,7 +56,8 @@ def finetune(run: Run, optimizer: Optimizer, state: RunState, stop: StopRequest)
         for inputs, targets in loop.batches():
             recording.note(state)
             set_lr(optimizer, config, state.step / loop.steps_in_all)
-            loss, correct = step(inputs, targets)  # forward, backward, force, optimizer
+            # forward, backward, force, optimizer
+            loss, correct = step(inputs, targets, loop.part)
             loop.add(loss, correct, targets)
             run.observer.on_step(state)
         if epoch == 0:
@@ -63,5 +65,5 @@ def finetune(run: Run, optimizer: Optimizer, state: RunState, stop: StopRequest)
         if epoch + 1 == config.epochs:
             recording.finish(state)
         state.metrics.append(epoch_metrics(run, optimizer, state))
-        run.folder.append_metrics(state.metrics[-1])
+        run.processes.lead(lambda: run.folder.append_metrics(state.metrics[-1]))
         run.observer.on_epoch(state.metrics[-1])

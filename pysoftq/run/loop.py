@@ -8,14 +8,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
-from pysoftq.data.batching import batch_count
+from pysoftq.data.batching import WHOLE, Part, batch_count, batch_slices
 from pysoftq.data.tasks import Data
 from pysoftq.errors import Interrupted, NonFiniteLossError, abridged
 from pysoftq.models.weight_files import not_finite
 from pysoftq.run.config import CompressConfig
 from pysoftq.run.interrupt import StopRequest
+from pysoftq.run.processes import ALONE, Processes
 from pysoftq.run.step import Tally
 
 
@@ -50,11 +52,14 @@ class TrainingLoop:
 
         for _ in loop.epochs():
             for inputs, targets in loop.batches():
-                loop.add(*step(inputs, targets), targets)
+                loop.add(*step(inputs, targets, loop.part), targets)
 
     Results of steps are read after each step on a CPU, where reading costs nothing, else at the
     end of an epoch and before a checkpoint. A checkpoint is written after each epoch, after
     ``config.checkpoint_minutes`` within one, and when a stop is requested.
+
+    Several processes take a part of each batch, and stop and write checkpoints together: `save` is
+    called in all of them. Losses and hits are those of all parts.
 
     Attributes:
         name: of the training, for messages.
@@ -68,6 +73,8 @@ class TrainingLoop:
         stop: asked whether to stop after each step.
         save: writes a checkpoint; None where there are none.
         on_read: called whenever the results of steps have been read.
+        processes: those that train together.
+        part: what this process has of the present batch.
 
     Raises:
         Interrupted: a stop was requested; with `save`, a checkpoint has been written.
@@ -89,6 +96,8 @@ class TrainingLoop:
     stop: StopRequest = field(default_factory=StopRequest)
     save: Callable[[], None] | None = None
     on_read: Callable[[], None] | None = None
+    processes: Processes = ALONE
+    part: Part = field(default=WHOLE.part(slice(0, 0)), init=False)
 
     def __post_init__(self) -> None:
         self._tally = Tally()
@@ -107,24 +116,32 @@ class TrainingLoop:
             yield self.place.epoch
             self.place.next_epoch()
             self._checkpoint()
-            if self.stop.asked:
+            if self.processes.any(self.stop.asked) == [True]:
                 raise Interrupted
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield inputs and targets of the batches still to do in this epoch."""
         place, config = self.place, self.config
         clock = time.perf_counter()
-        for batch in self.data.batches(
+        slices = batch_slices(len(self.data.train), self.batch_size, place.batch)
+        batches = self.data.batches(
             config.seed,
             self.first_epoch + place.epoch,
             self.batch_size,
             start=place.batch,
             augment=config.augment,
-        ):
-            yield batch
+            share=self.processes.share,
+        )
+        for own, whole in zip(batches, slices, strict=True):
+            self.part = self.processes.share.part(whole)
+            self.processes.seed(config.seed, place.step)
+            yield own
             ended = place.batch == self.batches_in_epoch
-            asked = not ended and self.stop.asked  # read once: a signal may come at any time
-            due = time.monotonic() - self._saved > 60 * config.checkpoint_minutes
+            # Read once: a signal may come at any time.
+            asked, due = self.processes.any(
+                not ended and self.stop.asked,
+                time.monotonic() - self._saved > 60 * config.checkpoint_minutes,
+            )
             if ended or asked or due or self._device.type in self.SYNCHRONOUS:
                 self._read()
                 now = time.perf_counter()
@@ -138,7 +155,7 @@ class TrainingLoop:
 
     def add(self, loss: Tensor, correct: Tensor, targets: Tensor) -> None:
         """Count a step; what it returned stays on the device until it is read."""
-        self._tally.add(loss, correct, targets.numel())
+        self._tally.add(loss, correct, targets.numel() if self.part.counted else 0)
         self.place.step += 1
         self.place.batch += 1
 
@@ -148,7 +165,7 @@ class TrainingLoop:
         return self.place.loss_sum / self.place.seen
 
     def _read(self) -> None:
-        place, results = self.place, self._tally.read()
+        place, results = self.place, self._results()
         for step, (loss, correct, size) in enumerate(results, place.step - len(results)):
             if not math.isfinite(loss):
                 raise NonFiniteLossError(
@@ -161,8 +178,21 @@ class TrainingLoop:
         if self.on_read is not None:
             self.on_read()
 
+    def _results(self) -> list[tuple[float, int, int]]:
+        """Loss, hits and size of the steps that have not been read."""
+        results = self._tally.read()
+        if not self.processes.several or not results:
+            return results
+        own = [
+            (loss * size if size else 0.0, hits if size else 0, size)
+            for loss, hits, size in results
+        ]
+        sums = self.processes.total(torch.tensor(own, dtype=torch.float64)).tolist()
+        return [(loss / size, round(hits), round(size)) for loss, hits, size in sums]
+
     def _check_model(self) -> None:
         """A weight or a running mean may overflow before the loss of any batch does."""
+        self.processes.copy_buffers(self.model)
         if names := not_finite(self.model.state_dict()):
             raise NonFiniteLossError(
                 f"{self.name}: NaN or infinite values in {abridged(names)} after epoch "

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from pysoftq.clusters.bit_width import mean_bit_width
 from pysoftq.errors import NonFiniteLossError
 from pysoftq.run.evaluation import clustered, evaluate
+from pysoftq.run.optimizers import present_lr
 from pysoftq.run.records import EpochMetrics
 from pysoftq.run.setup import Run
 from pysoftq.run.state import RunState
@@ -18,7 +19,7 @@ from pysoftq.run.state import RunState
 def first_metrics(run: Run) -> EpochMetrics:
     """The pretrained state, as epoch 0; only here is the training loss that of evaluation mode."""
     config, task = run.config, run.data.task
-    loss, accuracy = evaluate(run.model, run.data, run.data.train)
+    loss, accuracy = evaluate(run.model, run.data, run.data.train, run.processes)
     _refuse_nan(loss, "training")
     return EpochMetrics(
         epoch=0,
@@ -42,7 +43,7 @@ def epoch_metrics(run: Run, optimizer: Optimizer, state: RunState) -> EpochMetri
         task_loss=loss,
         train_merit=run.data.task.merit_of(loss, accuracy),
         fraction=run.quantizer.fraction,
-        learning_rate=optimizer.param_groups[0]["lr"],
+        learning_rate=present_lr(optimizer),
         seconds=state.seconds,
         samples_per_second=state.seen / state.seconds,
         coupling_share=share,
@@ -56,10 +57,10 @@ def _measured(run: Run) -> dict[str, Any]:
     found = softq.clusters(config.bits)
     refined = softq.refine(found, **config.refinement_options)
     sizes = [layer.size for layer in softq.layers]
-    loss, accuracy = evaluate(run.model, run.data, test)
+    loss, accuracy = evaluate(run.model, run.data, test, run.processes)
     _refuse_nan(loss, "test")
     with clustered(softq, refined):
-        compressed = task.merit_of(*evaluate(run.model, run.data, test))
+        compressed = task.merit_of(*evaluate(run.model, run.data, test, run.processes))
     return {
         "task": task.name,
         "coupling_energy": softq.energy().total,

@@ -6,12 +6,13 @@ import io
 import json
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor
 
 from pysoftq.artifact import inspect_compressed, save_compressed
@@ -30,9 +31,11 @@ from pysoftq.run.folder import RunFolder
 from pysoftq.run.interrupt import stop_on_signals
 from pysoftq.run.networks import PAPER, PRETRAINED, REFINED, SOFT, NetworkRow, clusters_name
 from pysoftq.run.presets import RECIPES
+from pysoftq.run.processes import ALONE
 from pysoftq.run.recording import figure_part, followed_part, snapshot
 from pysoftq.run.records import WeightRecords
-from pysoftq.run.setup import Run
+from pysoftq.run.setup import Run, make_model
+from pysoftq.run.sharding import whole_state
 from pysoftq.run.state import RunState
 from pysoftq.run.summary import Summary, TrainingSpeed
 
@@ -40,56 +43,118 @@ HEQ_BITS = (5, 4, 3, 2)
 
 
 def finish(run: Run, state: RunState, pretrained: dict[str, Tensor]) -> Summary:
-    """Find the clusters, compare the networks, and write the files of a finished run."""
-    model, softq, config = run.model, run.quantizer, run.config
-    soft = cpu_state(model)
-    save_state(soft, run.folder.soft)
-    shown = figure_part(softq)
-    weights = {"weights_soft": snapshot(shown.weights())}
+    """Find the clusters, compare the networks, and write the files of a finished run.
 
-    networks = [float_row(run, PRETRAINED, pretrained), float_row(run, SOFT, soft)]
-    found = softq.clusters(config.bits)
-    networks.append(clustered_row(run, clusters_name(config.bits), found))
-    if config.refinement != "count":
-        paper = softq.clusters(RECIPES["paper"]["bits"], config.n_min)
-        networks.append(clustered_row(run, PAPER, paper))
-
-    model.load_state_dict(soft)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", QualityWarning)  # the summary repeats it
-        report = softq.finalize(**config.cluster_options)
-    if config.codebook_epochs:
-        merged = present_clusters(run)
-        networks.append(clustered_row(run, f"{REFINED}, before training", merged))
+    The first of several processes does so; all of them train the codebooks.
+    """
+    processes = run.processes
+    if run.sharded:
+        weights = whole_state(run.model, processes)
+        coupling = run.quantizer.state_dict()
+        return processes.lead(
+            lambda: finish(_in_one_process(run, pretrained, weights, coupling), state, pretrained)
+        )
+    soft = cpu_state(run.model)
+    comparison = Comparison(run, state, pretrained, soft)
+    merged = processes.lead(comparison.clustered)
+    if run.config.codebook_epochs:
         run.observer.message(
-            f"training the codebooks: {config.codebook_epochs} epochs after {config.epochs}"
+            f"training the codebooks: {run.config.codebook_epochs} epochs after {run.config.epochs}"
         )
         train_refined(run, merged, soft)
-    weights["weights_final"] = snapshot(shown.weights())
-    write_compressed(run, run.folder.compressed)
-    refined = present_clusters(run)  # those of the file
-    networks.append(clustered_row(run, REFINED, refined))
+    return processes.lead(comparison.summary)
 
+
+def _in_one_process(
+    run: Run, pretrained: dict[str, Tensor], weights: dict[str, Tensor], coupling: dict[str, Any]
+) -> Run:
+    """The same run with whole weights, coupled as they were measured when pretrained."""
+    model = make_model(run.config, run.data, run.device)
+    alone = replace(run, model=model, processes=ALONE)
     model.load_state_dict(pretrained)
-    weights["weights_pretrained"] = snapshot(shown.weights())
-    for bits in HEQ_BITS:
-        model.load_state_dict(pretrained)
-        equalized = {
-            layer.name: histogram_equalize(layer.parameter.detach(), bits) for layer in softq.layers
-        }
-        networks.append(clustered_row(run, f"HEQ-{bits}", equalized))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they have been shown when the run began
+        alone.couple()
+    alone.quantizer.load_state_dict(coupling)
+    model.load_state_dict(weights)
+    return alone
 
-    summary = Summary(
-        tuple(networks),
-        report.with_clusters(refined),
-        dict(softq.excluded),
-        TrainingSpeed.of(state.metrics),
-        run.data.task.name,
-        bytes_float32=inspect_compressed(run.folder.compressed).bytes_float32,
-    )
-    weight_records(run, state, weights).save(run.folder.records)
-    write_report(run, summary, state)
-    return summary
+
+class Comparison:
+    """The networks of a finished run, measured one after the other.
+
+    Args:
+        run: its model has the soft weights.
+        state: at the end of the training.
+        pretrained, soft: states of the model, on the CPU.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        state: RunState,
+        pretrained: dict[str, Tensor],
+        soft: dict[str, Tensor],
+    ) -> None:
+        self._run, self._state = run, state
+        self._pretrained, self._soft = pretrained, soft
+        self._shown = figure_part(run.quantizer)
+        self._weights: dict[str, Tensor] = {}
+        self._networks: list[NetworkRow] = []
+
+    def clustered(self) -> dict[str, Clusters]:
+        """Measure all networks up to the refined clusters, which are in the model then."""
+        run, soft = self._run, self._soft
+        model, softq, config = run.model, run.quantizer, run.config
+        save_state(soft, run.folder.soft)
+        self._weights["weights_soft"] = snapshot(self._shown.weights())
+        networks = self._networks
+        networks += [float_row(run, PRETRAINED, self._pretrained), float_row(run, SOFT, soft)]
+        found = softq.clusters(config.bits)
+        networks.append(clustered_row(run, clusters_name(config.bits), found))
+        if config.refinement != "count":
+            paper = softq.clusters(RECIPES["paper"]["bits"], config.n_min)
+            networks.append(clustered_row(run, PAPER, paper))
+
+        model.load_state_dict(soft)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", QualityWarning)  # the summary repeats it
+            self._report = softq.finalize(**config.cluster_options)
+        merged = present_clusters(run)
+        if config.codebook_epochs:
+            networks.append(clustered_row(run, f"{REFINED}, before training", merged))
+        return merged
+
+    def summary(self) -> Summary:
+        """Measure the compressed network and the baselines, and write all files."""
+        run, state, networks, weights = self._run, self._state, self._networks, self._weights
+        model, softq = run.model, run.quantizer
+        weights["weights_final"] = snapshot(self._shown.weights())
+        write_compressed(run, run.folder.compressed)
+        refined = present_clusters(run)  # those of the file
+        networks.append(clustered_row(run, REFINED, refined))
+
+        model.load_state_dict(self._pretrained)
+        weights["weights_pretrained"] = snapshot(self._shown.weights())
+        for bits in HEQ_BITS:
+            model.load_state_dict(self._pretrained)
+            equalized = {
+                layer.name: histogram_equalize(layer.parameter.detach(), bits)
+                for layer in softq.layers
+            }
+            networks.append(clustered_row(run, f"HEQ-{bits}", equalized))
+
+        summary = Summary(
+            tuple(networks),
+            self._report.with_clusters(refined),
+            dict(softq.excluded),
+            TrainingSpeed.of(state.metrics),
+            run.data.task.name,
+            bytes_float32=inspect_compressed(run.folder.compressed).bytes_float32,
+        )
+        weight_records(run, state, weights).save(run.folder.records)
+        write_report(run, summary, state)
+        return summary
 
 
 def present_clusters(run: Run) -> dict[str, Clusters]:
@@ -111,7 +176,7 @@ def train_refined(run: Run, clusters: Mapping[str, Clusters], soft: Mapping[str,
         {name: soft[name] for name in clusters} if config.weights_lr else None,
         run.quantizer.rd_weights(config.rd_weight if coded else 0.0),
     )
-    with stop_on_signals() as stop:
+    with stop_on_signals(launched=run.processes.launched) as stop:
         train_codebooks(
             codebooks,
             run.data,
@@ -119,6 +184,7 @@ def train_refined(run: Run, clusters: Mapping[str, Clusters], soft: Mapping[str,
             first_epoch=config.epochs,
             message=run.observer.message,
             stop=stop,
+            processes=run.processes,
         )
 
 
@@ -127,7 +193,7 @@ def float_row(run: Run, name: str, state: dict[str, Tensor]) -> NetworkRow:
     model = run.model
     model.load_state_dict(state)
     loss, accuracy = evaluate(model, run.data, run.data.test)
-    size = written_size(run.folder, lambda path: path.write_bytes(save(stored_once(model))))
+    size = written_size(run.folder, lambda path: save_file(stored_once(model), path))
     return NetworkRow(name, accuracy, None, None, None, size, loss)
 
 

@@ -23,11 +23,10 @@ from pysoftq.run.checkpoint import (
     set_random_state,
     write_sealed,
 )
-from pysoftq.run.config import CompressConfig
 from pysoftq.run.interrupt import StopRequest, stop_on_signals
 from pysoftq.run.loop import Place, TrainingLoop
 from pysoftq.run.optimizers import make_optimizer
-from pysoftq.run.pretrain_cache import cache_folder, cache_key, keep, may_write, reuse
+from pysoftq.run.pretrain_cache import cache_file, cache_key, keep, may_write, reuse
 from pysoftq.run.setup import Run, make_model, read_pretraining_data
 from pysoftq.run.step import make_step
 
@@ -36,35 +35,46 @@ def load_pretrained(run: Run) -> dict[str, Tensor]:
     """Put the weights that the run begins with into its model, and keep them in the folder.
 
     They are the run's own where it has got so far, else those given or that the model brought
-    along, else pretrained ones, on other data where ``pretrain_dataset`` says so.
+    along, else pretrained ones, on other data where ``pretrain_dataset`` says so. All processes of
+    the run call it and have the same weights then.
+
+    Returns:
+        The state dict, on the CPU, in the first process; an empty one in the others.
     """
-    config, folder = run.config, run.folder
+    config, folder, processes = run.config, run.folder, run.processes
     brought = is_folder_model(config.model)
     if config.pretrain_dataset is not None and brought:
         raise ConfigError("option 'pretrain_dataset': the network comes with its weights already")
-    given = folder.pretrained if folder.pretrained.is_file() else config.weights
+    kept = processes.lead(folder.pretrained.is_file)
+    given = folder.pretrained if kept else config.weights
     if given is not None:
-        restore(run.model, load_weights(given), given)
+        processes.lead(lambda: restore(run.model, load_weights(given), given))
     elif not brought:
-        other = read_pretraining_data(config)
+        other = processes.together(lambda: read_pretraining_data(config))
         source = run.data if other is None else other.to(run.device)
-        learner = learner_of(run.model, run.data, source, config)
-        with stop_on_signals() as stop:
+        learner = learner_of(run.model, run.data, source, run)
+        with stop_on_signals(launched=processes.launched) as stop:
             pretrain_or_reuse(run, learner, source, stop)
         if learner is not run.model:
             transfer(learner, run.model, run.observer.message)
-    state = cpu_state(run.model)
-    if given != folder.pretrained:
-        save_state(state, folder.pretrained)
-    folder.pretraining.unlink(missing_ok=True)
-    return state
+    processes.copy_model(run.model)
+
+    def keep_state() -> dict[str, Tensor]:
+        state = cpu_state(run.model)
+        if not kept:
+            save_state(state, folder.pretrained)
+        folder.pretraining.unlink(missing_ok=True)
+        return state
+
+    return processes.lead_only(keep_state) or {}
 
 
-def learner_of(model: nn.Module, data: Data, source: Data, config: CompressConfig) -> nn.Module:
+def learner_of(model: nn.Module, data: Data, source: Data, run: Run) -> nn.Module:
     """The network to pretrain on ``source``: ``model`` itself, if the classes are as many.
 
     Raises ConfigError where inputs of ``source`` do not fit a network for ``data``.
     """
+    config = run.config
     shape, expected = source.model_shape, data.model_shape
     for name in sorted(shape.keys() | expected.keys()):
         if name != "num_classes" and shape.get(name) != expected.get(name):
@@ -74,7 +84,7 @@ def learner_of(model: nn.Module, data: Data, source: Data, config: CompressConfi
             )
     if shape == expected:
         return model
-    return make_model(config, source, next(model.parameters()).device)
+    return make_model(config, source, next(model.parameters()).device, run.processes)
 
 
 def transfer(learner: nn.Module, model: nn.Module, message: Callable[[str], None]) -> None:
@@ -90,18 +100,21 @@ def pretrain_or_reuse(run: Run, learner: nn.Module, source: Data, stop: StopRequ
 
     A cache that cannot be read or written is reported and not used.
     """
-    config, message = run.config, run.observer.message
-    key = cache_key(source, config)
-    path = cache_folder() / f"{config.model}-{key}.safetensors"
-    if reuse(learner, path, message):
+    config, message, processes = run.config, run.observer.message, run.processes
+    key = processes.lead(lambda: cache_key(source, config))
+    path = cache_file(key, config, processes.size)
+    if processes.lead(lambda: reuse(learner, path, message)):
+        processes.copy_model(learner)
         return
-    check_batches(learner, source, config.pretrain_batch_size, "pretrain_batch_size")
-    writable = may_write(path.parent, message)
+    check_batches(
+        learner, source, config.pretrain_batch_size, "pretrain_batch_size", config.accumulate
+    )
+    writable = processes.lead(lambda: may_write(path.parent, message))
     name = config.pretrain_dataset or config.dataset
     message(f"pretraining {config.model} on {name}: {config.pretrain_epochs} epochs")
     pretrain(run, learner, source, key, stop)
     if writable:
-        keep(learner, path, message)
+        processes.lead(lambda: keep(learner, path, message))
 
 
 def pretrain(run: Run, learner: nn.Module, source: Data, key: str, stop: StopRequest) -> None:
@@ -113,7 +126,8 @@ def pretrain(run: Run, learner: nn.Module, source: Data, key: str, stop: StopReq
 
     Raises as `TrainingLoop` does, and ConfigError where the checkpoint is of other data or options.
     """
-    config, checkpoint = run.config, run.folder.pretraining
+    config, checkpoint, processes = run.config, run.folder.pretraining, run.processes
+    processes.copy_model(learner)
     optimizer = make_optimizer(
         learner, config.pretrain_lr, 0.9, config.pretrain_weight_decay, config.pretrain_optimizer
     )
@@ -128,6 +142,7 @@ def pretrain(run: Run, learner: nn.Module, source: Data, key: str, stop: StopReq
         f"lower `pretrain_lr`, now {config.pretrain_lr:g}",
         place=place,
         stop=stop,
+        processes=processes,
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer,
@@ -139,11 +154,13 @@ def pretrain(run: Run, learner: nn.Module, source: Data, key: str, stop: StopReq
 
     def save() -> None:
         states = {name: part.state_dict() for name, part in parts.items()}
-        write_sealed(checkpoint, {**states, **asdict(place), "key": key, **random_state()})
+        content = {**states, **asdict(place), "key": key, **random_state()}
+        processes.lead(lambda: write_sealed(checkpoint, content))
 
     loop.save = save
-    if checkpoint.is_file():
-        content = read_sealed(checkpoint, (*parts, *asdict(place), "key", "random", "random_cuda"))
+    if processes.lead(checkpoint.is_file):
+        keys = (*parts, *asdict(place), "key", "random", "random_cuda")
+        content = processes.lead(lambda: read_sealed(checkpoint, keys))
         if content["key"] != key:
             raise ConfigError("the pretraining cannot be resumed: its data or options have changed")
         with explained(checkpoint):
@@ -155,16 +172,16 @@ def pretrain(run: Run, learner: nn.Module, source: Data, key: str, stop: StopReq
             setattr(place, name, content[name])
         run.observer.message(f"pretraining resumes after {place.epoch} epochs")
 
-    step = make_step(learner, optimizer, config, config.pretrain_batch_size)
+    step = make_step(learner, optimizer, config, config.pretrain_batch_size, processes=processes)
     learner.train()
     try:
         for epoch in loop.epochs():
             for inputs, targets in loop.batches():
-                loop.add(*step(inputs, targets), targets)
+                loop.add(*step(inputs, targets, loop.part), targets)
                 schedule.step()
             report(epoch + 1, loop.mean_loss, source, run)
     except NonFiniteLossError:
-        checkpoint.unlink(missing_ok=True)
+        processes.lead(lambda: checkpoint.unlink(missing_ok=True))
         raise
 
 

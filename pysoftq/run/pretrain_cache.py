@@ -23,7 +23,7 @@ RECIPE = 2
 
 
 def cache_key(data: Data, config: CompressConfig) -> str:
-    """A hash of everything that determines the pretrained weights."""
+    """A hash of everything that determines the pretrained weights, up to rounding."""
     determining = {
         "recipe": RECIPE,
         "torch": torch.__version__,
@@ -38,7 +38,22 @@ def cache_key(data: Data, config: CompressConfig) -> str:
         "lr": config.pretrain_lr,
         "weight_decay": config.pretrain_weight_decay,
     }
+    # Left out where they are as in earlier versions, whose networks are kept.
+    determining |= {
+        name: value
+        for name, value, usual in (
+            ("dtype", config.dtype, "float32"),
+            ("accumulate", config.accumulate, 1),
+        )
+        if value != usual
+    }
     return hashlib.sha256(json.dumps(determining, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def cache_file(key: str, config: CompressConfig, processes: int) -> Path:
+    """Where the weights are kept; gradients that several processes sum differ in last digits."""
+    by = f"-{processes}-processes" if processes > 1 else ""
+    return cache_folder() / f"{config.model}-{key}{by}.safetensors"
 
 
 def cache_folder() -> Path:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pysoftq.coupling.quantizer import SoftQuantizer
 from pysoftq.interaction.layers import CoupledLayer
+from pysoftq.run.sharding import whole
 from pysoftq.run.state import RunState
 
 TRAJECTORY_ROWS = 500
@@ -33,7 +34,7 @@ class Recording:
         self._followed = followed_part(softq)
         size = self._followed.size
         picked = torch.linspace(0, size - 1, min(TRAJECTORY_WEIGHTS, size)).long()
-        self._picked = picked.to(self._followed.parameter.device)
+        self._picked = picked.to(self._followed.weights().device)
         self._batches = batches
         self._trajectory_every = max(1, epochs * batches // TRAJECTORY_ROWS)
         self._rows: list[tuple[int, Tensor]] = []
@@ -106,8 +107,9 @@ class Part:
         )
 
     def weights(self) -> Tensor:
-        """(size,) as they are now, on their device."""
-        return self.parameter.detach().flatten()[self.begin : self.begin + self.size]
+        """(size,) as they are now, on their device; those in several processes are gathered."""
+        weights: Tensor = whole(self.parameter.detach())
+        return weights.flatten()[self.begin : self.begin + self.size]
 
 
 def figure_part(softq: SoftQuantizer) -> Part:

@@ -12,16 +12,22 @@ from pysoftq.coupling.lifecycle import prepare
 from pysoftq.coupling.quantizer import SoftQuantizer
 from pysoftq.data.datasets import load_dataset
 from pysoftq.data.names import TEXTS
-from pysoftq.data.tasks import Data
+from pysoftq.data.tasks import LANGUAGE_MODELLING, Data
 from pysoftq.data.text import read_text
 from pysoftq.errors import ConfigError
 from pysoftq.interaction.threads import set_num_threads
 from pysoftq.models.build import build_model
 from pysoftq.models.huggingface import FolderTokenizer, is_folder_model
-from pysoftq.run.batches import check_batches
+from pysoftq.models.recompute import recompute_activations
+from pysoftq.run.batch_norm import normalise_together
+from pysoftq.run.batches import check_batches, has_batch_norm
 from pysoftq.run.config import CompressConfig
 from pysoftq.run.folder import RunFolder
-from pysoftq.run.observer import Observer
+from pysoftq.run.memory import state_memory
+from pysoftq.run.observer import Observer, Silent
+from pysoftq.run.pretrain_cache import cache_folder
+from pysoftq.run.processes import ALONE, Processes
+from pysoftq.run.sharding import shard
 
 
 @dataclass
@@ -35,6 +41,7 @@ class Run:
         observer: receives its progress.
         data: training and test data.
         model: the network, untrained at first.
+        processes: those that do the run together.
         quantizer: the coupling of its weights, from `couple` on.
     """
 
@@ -44,6 +51,7 @@ class Run:
     observer: Observer
     data: Data
     model: nn.Module
+    processes: Processes = ALONE
     quantizer: SoftQuantizer = field(init=False, repr=False)
 
     @classmethod
@@ -53,27 +61,51 @@ class Run:
         folder: RunFolder,
         observer: Observer,
         data: Data | None = None,
+        processes: Processes = ALONE,
     ) -> Run:
         """Read the data, unless given, and build the network.
+
+        Of several processes the first one reports to ``observer``.
 
         Raises ConfigError as `choose_device` and `check_batches` do, and whatever is wrong with
         data or network.
         """
-        device = choose_device(config)
+        device = choose_device(config, processes)
+        if not processes.leads:
+            observer = Silent()
         if data is None:
             observer.message(f"loading {config.dataset}")
-            data = read_data(config)
-        data = data.to(device)
-        model = make_model(config, data, device)
-        check_batches(model, data, config.batch_size, "batch_size")
+        given = data
+
+        def build() -> tuple[Data, nn.Module]:
+            data = (read_data(config) if given is None else given).to(device)
+            return data, make_model(config, data, device, processes)
+
+        data, model = processes.together(build)
+        for remark in data.remarks():
+            observer.message(remark)
+        check_batches(model, data, config.batch_size, "batch_size", config.accumulate)
+        if config.accumulate > 1 and has_batch_norm(model):
+            observer.message(
+                f"`accumulate` is {config.accumulate}: batch normalisation uses the statistics of "
+                f"each part of a batch, results are not those of the whole batch"
+            )
         if (count := len(data.train)) < config.batch_size:
             observer.message(
                 f"a batch holds all {count} training examples: `batch_size` is {config.batch_size}"
             )
-        return cls(config, folder, device, observer, data, model)
+        state_memory(model, data, config, processes, observer)
+        return cls(config, folder, device, observer, data, model, processes)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each process holds pieces of the weights, from `couple` on."""
+        return self.config.shard and self.processes.several
 
     def couple(self) -> None:
         """Measure the layers of the network, which holds its pretrained weights."""
+        if self.sharded:
+            shard(self.model, self.processes)
         self.quantizer = prepare(self.model, self.config)
 
     @cached_property
@@ -82,23 +114,60 @@ class Run:
         return self.data.fingerprint()
 
 
-def make_model(config: CompressConfig, data: Data, device: torch.device) -> nn.Module:
+def make_model(
+    config: CompressConfig, data: Data, device: torch.device, processes: Processes = ALONE
+) -> nn.Module:
     """The untrained network for ``data``, on the device."""
+    if config.dtype != "float32" and data.task is not LANGUAGE_MODELLING:
+        raise ConfigError(
+            f"option 'dtype' is {config.dtype}, which is for language models; `amp` bf16 trains "
+            "networks for images in bfloat16 where that is safe"
+        )
     model = build_model(config.model, **data.model_shape)
+    if config.dtype == "bfloat16":
+        model.to(torch.bfloat16)
+    if config.gradient_checkpointing:
+        recompute_activations(model, config.model)
     layout = memory_format(config, device)
     model.to(device, memory_format=layout)  # type: ignore[call-overload]
+    if processes.several:
+        normalise_together(model)
     return model
 
 
-def choose_device(config: CompressConfig) -> torch.device:
+def check_processes(config: CompressConfig, processes: Processes) -> None:
+    """Raise ConfigError for options that several processes cannot follow."""
+    if not processes.several:
+        return
+    # Codebooks of weights in pieces cannot be trained yet.
+    pieces = config.shard and config.codebook_epochs > 0
+    refusals = (
+        ("device", config.device == "mps" or ":" in config.device, "choose auto, cpu or cuda"),
+        ("graph", config.graph == "on", "CUDA graphs are for one process; leave it at auto"),
+        ("compile", config.compile, "compiled networks are for one process"),
+        ("recipe", pieces, "codebooks are not trained with `shard`; choose paper"),
+        ("channels_last", config.shard and config.channels_last == "on", "not with `shard`"),
+    )
+    for name, refused, reason in refusals:
+        if refused:
+            value = getattr(config, name)
+            raise ConfigError(
+                f"option {name!r} is {value} for {processes.size} processes: {reason}"
+            )
+
+
+def choose_device(config: CompressConfig, processes: Processes = ALONE) -> torch.device:
     """The device asked for; ``auto`` takes CUDA where it is present, else the CPU.
 
-    MPS is used only when asked for: it lacks float64, which some of PyTorch's own steps want.
+    Of several processes each takes the GPU of its number on its machine. MPS is used only when
+    asked for: it lacks float64, which some of PyTorch's own steps want.
 
     Raises ConfigError where the device asked for is missing, or cannot do what is asked of it.
     """
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     device = torch.device(("cuda" if gpus else "cpu") if config.device == "auto" else config.device)
+    if device.type == "cuda" and processes.several:
+        device = torch.device("cuda", processes.local_rank)
     if device.type == "cuda" and (device.index or 0) >= gpus:
         raise ConfigError(f"option 'device': there is no {device} here, {gpus} CUDA devices in all")
     if device.type == "mps" and not torch.backends.mps.is_available():
@@ -120,7 +189,8 @@ def memory_format(config: CompressConfig, device: torch.device) -> torch.memory_
     A GPU's tensor cores require the channels side by side. On a CPU that gains nothing: the images
     come so already, and oneDNN reorders the weights, which are few.
     """
-    on = device.type == "cuda" if config.channels_last == "auto" else config.channels_last == "on"
+    automatic = device.type == "cuda" and not config.shard  # pieces are contiguous
+    on = automatic if config.channels_last == "auto" else config.channels_last == "on"
     return torch.channels_last if on else torch.preserve_format
 
 
@@ -139,7 +209,7 @@ def read_data(config: CompressConfig) -> Data:
     if config.dataset.partition(":")[0] in TEXTS:
         model = config.model
         tokenizer = FolderTokenizer(model) if is_folder_model(model) else None
-        return read_text(config.dataset, config.context, tokenizer)
+        return read_text(config.dataset, config.context, tokenizer, cache_folder() / "tokens")
     return load_dataset(
         config.dataset,
         seed=config.seed if config.split_seed is None else config.split_seed,

@@ -15,15 +15,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pysoftq.coupling.quantizer import SoftQuantizer
+from pysoftq.data.batching import Part
 from pysoftq.data.predictions import cross_entropy, hits, logits_of
 from pysoftq.interaction.backends import has_cuda
+from pysoftq.interaction.pieces import is_dtensor
+from pysoftq.run.batch_norm import WholeBatchNorm
 from pysoftq.run.config import CompressConfig
+from pysoftq.run.processes import ALONE, Processes
 
 
 class TrainingStep:
@@ -31,7 +36,8 @@ class TrainingStep:
 
     ``config`` says whether the forward pass runs in bfloat16 where that is safe (``amp``) and
     whether batches of ``batch_size`` go through compiled code (``compile``). ``softq``, not
-    attached to the optimizer, adds its force; None trains without coupling.
+    attached to the optimizer, adds its force; None trains without coupling. Each of several
+    ``processes`` takes its part of the batch, and the gradients are those of all parts.
     """
 
     def __init__(
@@ -41,35 +47,70 @@ class TrainingStep:
         config: CompressConfig,
         batch_size: int,
         softq: SoftQuantizer | None = None,
+        processes: Processes = ALONE,
     ) -> None:
         self.model = model
         self.optimizer = optimizer
         self.batch_size = batch_size
         self.softq = softq
+        self.processes = processes
+        self._parameters = list(model.parameters())
+        # Gradients of weights in pieces are means over the processes, not sums.
+        self._norms = [norm for norm in model.modules() if isinstance(norm, WholeBatchNorm)]
+        self._divided = processes.size if any(map(is_dtensor, self._parameters)) else 1
         self.device = next(model.parameters()).device
         self.force_time = Stopwatch(self.device)
         self._forward = torch.compile(model) if config.compile else model
+        self._accumulate = config.accumulate
         self._amp = config.amp == "bf16"
         self._fresh_gradients = True
 
-    def __call__(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, inputs: Tensor, targets: Tensor, part: Part | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Train on inputs (B, …) and the class (B,) of each, or those (B, T) at its places.
 
-        Returns the task loss and the number of right predictions, left on the device.
+        ``part`` says what they are of the batch; by default they are all of it. Returns the task
+        loss and the number of right predictions, left on the device.
         """
         self.optimizer.zero_grad(set_to_none=self._fresh_gradients)
-        results = self.backward(inputs, targets)
+        for norm in self._norms:
+            norm.copies = 1 if part is None else part.copies
+        results = self.backward(inputs, targets, part)
+        self.processes.sum_gradients(self._parameters)
         self.update()
         return results
 
-    def backward(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Add the gradients of the task loss of a batch; returns what a step returns."""
+    def backward(
+        self, inputs: Tensor, targets: Tensor, part: Part | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Add the gradients of the task loss of a batch; returns what a step returns.
+
+        ``accumulate`` pieces go through the network one after the other: as many in each process.
+        """
         # A batch of another size, the last of an epoch, would have to be compiled for itself.
         forward = self._forward if len(targets) == self.batch_size else self.model
+        weight = 1.0 if part is None else part.weight * self._divided
+        count = min(self._accumulate, len(targets) if part is None else part.least)
+        if count == 1:
+            return self._add_gradients(forward, inputs, targets, weight)
+        losses, right = [], []
+        for own, expected in zip(
+            inputs.tensor_split(count), targets.tensor_split(count), strict=True
+        ):
+            share = len(expected) / len(targets)
+            loss, found = self._add_gradients(forward, own, expected, weight * share)
+            losses.append(share * loss)
+            right.append(found)
+        return torch.stack(losses).sum(), torch.stack(right).sum()
+
+    def _add_gradients(
+        self, forward: Callable[[Tensor], Any], inputs: Tensor, targets: Tensor, weight: float
+    ) -> tuple[Tensor, Tensor]:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._amp):
             logits = logits_of(forward(inputs))
         loss = cross_entropy(logits.float(), targets)
-        loss.backward()
+        (loss if weight == 1 else weight * loss).backward()
         return loss.detach(), hits(logits, targets)
 
     def update(self) -> None:
@@ -107,13 +148,15 @@ class GraphedStep(TrainingStep):
         self._whole = softq if kernels and config.lr_schedule == "constant" else None
         self._replay: Callable[[], None] | None = None
 
-    def __call__(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, inputs: Tensor, targets: Tensor, part: Part | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Train on a batch, as TrainingStep does."""
         if len(targets) != self.batch_size:
-            return super().__call__(inputs, targets)
+            return super().__call__(inputs, targets, part)
         if self._to_warm_up:
             self._to_warm_up -= 1
-            return super().__call__(inputs, targets)
+            return super().__call__(inputs, targets, part)
         if self._replay is None:
             self._replay = self._record(inputs, targets)
         self._inputs.copy_(inputs)
@@ -155,11 +198,16 @@ def make_step(
     config: CompressConfig,
     batch_size: int,
     softq: SoftQuantizer | None = None,
+    processes: Processes = ALONE,
 ) -> TrainingStep:
-    """The step for the model's device: a CUDA graph on a GPU, unless ``graph`` is off."""
+    """The step for the model's device: a CUDA graph on a GPU, unless ``graph`` is off.
+
+    Several processes exchange gradients within a step, so they run it as it is.
+    """
     device = next(model.parameters()).device
-    kind = GraphedStep if device.type == "cuda" and config.graph != "off" else TrainingStep
-    return kind(model, optimizer, config, batch_size, softq)
+    if device.type == "cuda" and config.graph != "off" and not processes.several:
+        return GraphedStep(model, optimizer, config, batch_size, softq)
+    return TrainingStep(model, optimizer, config, batch_size, softq, processes)
 
 
 def record_graph(work: Callable[[], None]) -> Callable[[], None]:
