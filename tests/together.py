@@ -113,14 +113,15 @@ def commands(folder: Path, weights: str) -> dict[str, Any]:
     given = [*OPTIONS, "--weights", weights]
     sharded = str(folder / "sharded")
     found = {
-        "refused": call("compress", *given, "--shard", "--out", str(folder / "refused")),
+        "refused": call("compress", *given, "--compile", "--out", str(folder / "refused")),
         "paper": call("compress", *given, *PAPER, "--strict", "--out", str(folder / "paper")),
     }
     stop_after(3)
     found["stopped"] = call("compress", *given, *PAPER, "--shard", "--out", sharded)
     found["resumed"] = call("compress", "--resume", sharded, "--shard")
-    best = ["--pretrain-epochs", "1", "--codebook-epochs", "1", "--out", str(folder / "best")]
-    found["best"] = call("compress", *OPTIONS, *best)
+    best = ["compress", *OPTIONS, "--pretrain-epochs", "1", "--codebook-epochs", "1"]
+    found["best"] = call(*best, "--out", str(folder / "best"))
+    found["best sharded"] = call(*best, "--shard", "--out", str(folder / "best sharded"))
     return found
 
 

@@ -48,20 +48,25 @@ def finish(run: Run, state: RunState, pretrained: dict[str, Tensor]) -> Summary:
     The first of several processes does so; all of them train the codebooks.
     """
     processes = run.processes
+    alone = run  # what is compared, in the first process
     if run.sharded:
-        weights = whole_state(run.model, processes)
+        soft = whole_state(run.model, processes)
         coupling = run.quantizer.state_dict()
-        return processes.lead(
-            lambda: finish(_in_one_process(run, pretrained, weights, coupling), state, pretrained)
-        )
-    soft = cpu_state(run.model)
-    comparison = Comparison(run, state, pretrained, soft)
+        moving = {layer.name: layer.parameter.detach().clone() for layer in run.quantizer.layers}
+        made = processes.lead_only(lambda: _in_one_process(run, pretrained, soft, coupling))
+        alone = made or run
+    else:
+        moving = soft = cpu_state(run.model)
+    comparison = Comparison(alone, state, pretrained, soft)
     merged = processes.lead(comparison.clustered)
     if run.config.codebook_epochs:
         run.observer.message(
             f"training the codebooks: {run.config.codebook_epochs} epochs after {run.config.epochs}"
         )
-        train_refined(run, merged, soft)
+        train_refined(run, merged, moving)
+        if run.sharded:
+            trained = whole_state(run.model, processes)
+            processes.lead_only(lambda: alone.model.load_state_dict(trained))
     return processes.lead(comparison.summary)
 
 

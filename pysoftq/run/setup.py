@@ -139,13 +139,10 @@ def check_processes(config: CompressConfig, processes: Processes) -> None:
     """Raise ConfigError for options that several processes cannot follow."""
     if not processes.several:
         return
-    # Codebooks of weights in pieces cannot be trained yet.
-    pieces = config.shard and config.codebook_epochs > 0
     refusals = (
         ("device", config.device == "mps" or ":" in config.device, "choose auto, cpu or cuda"),
         ("graph", config.graph == "on", "CUDA graphs are for one process; leave it at auto"),
         ("compile", config.compile, "compiled networks are for one process"),
-        ("recipe", pieces, "codebooks are not trained with `shard`; choose paper"),
         ("channels_last", config.shard and config.channels_last == "on", "not with `shard`"),
     )
     for name, refused, reason in refusals:

@@ -68,7 +68,6 @@ def test_a_launcher_passes_on_a_signal_that_has_come_already() -> None:
         ({"device": "cuda:1"}, "option 'device' is cuda:1 for 4 processes"),
         ({"graph": "on"}, "option 'graph' is on for 4 processes"),
         ({"compile": True}, "option 'compile' is True for 4 processes"),
-        ({"shard": True}, "option 'recipe' is best for 4 processes"),
         ({"shard": True, "recipe": "paper", "channels_last": "on"}, "option 'channels_last' is on"),
     ],
 )
@@ -192,7 +191,7 @@ def test_a_refusal_is_one_line_and_nothing_is_written(
 ) -> None:
     first, second = (process["refused"] for process in seen)
     assert first[0] == second[0] == 2
-    assert "Error: option 'recipe' is best for 2 processes" in first[2]
+    assert "Error: option 'compile' is True for 2 processes" in first[2]
     assert second[1:] == ("", "")
     assert not (together / "refused").exists()
 
@@ -248,11 +247,18 @@ def test_one_process_resumes_what_several_have_begun(
 
 @needs_gloo
 def test_codebooks_are_trained_together(together: Path, seen: list[dict[str, Any]]) -> None:
-    assert [process["best"][0] for process in seen] == [0, 0]
-    assert "codebooks: epoch 1 of 1" in seen[0]["best"][1]
+    for run in ("best", "best sharded"):
+        assert [process[run][0] for process in seen] == [0, 0], seen[0][run][2]
+        assert "codebooks: epoch 1 of 1" in seen[0][run][1]
     assert len(list((together / "cache").glob("*-2-processes.safetensors"))) == 1
     losses = {
         row["name"]: row["loss"]
         for row in json.loads((together / "best" / "report.json").read_text())["networks"]
     }
     assert losses["soft, refined"] < losses["soft, refined, before training"]
+    whole, sharded = (
+        load_file(together / run / "compressed.safetensors") for run in ("best", "best sharded")
+    )
+    assert whole.keys() == sharded.keys()
+    for tensor, value in whole.items():
+        assert torch.equal(sharded[tensor], value), tensor
