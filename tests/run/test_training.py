@@ -208,13 +208,14 @@ def test_work_on_the_default_stream_moves_to_another(monkeypatch: pytest.MonkeyP
     assert streams.order == ["own waits for default", "work", "default waits for own"]
 
 
-def test_a_graph_leaves_segments_to_python(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pysoftq.run.step.has_cuda", lambda: True)
+def test_a_graph_holds_the_coupling_where_it_has_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     training = tiny_training(options())
     groups = SoftQuantizer(training.model, granularity="channel")
-    step = GraphedStep(training.model, training.optimizer, options(), BATCH, groups)
-    assert step._whole is None
-    assert new_step(GraphedStep, training, options())._whole is training.softq
+    for kernels in (False, True):
+        monkeypatch.setattr("pysoftq.run.step.has_cuda", lambda kernels=kernels: kernels)
+        for softq in (training.softq, groups):
+            step = GraphedStep(training.model, training.optimizer, options(), BATCH, softq)
+            assert step._whole is (softq if kernels else None)
 
 
 def test_a_graph_leaves_a_falling_rate_to_python(monkeypatch: pytest.MonkeyPatch) -> None:
