@@ -80,7 +80,7 @@ Layers::Layers(Layout layout, Use use, const Place& place)
 
 std::vector<Group> Layers::groups(const std::vector<Addresses>& addresses) const {
   if (addresses.size() != layout_.layers) {
-    throw std::invalid_argument("want the addresses of " + std::to_string(layout_.layers) +
+    throw std::invalid_argument("expected the addresses of " + std::to_string(layout_.layers) +
                                 " layers, not of " + std::to_string(addresses.size()));
   }
   std::vector<Group> groups = layout_.groups;

@@ -40,7 +40,7 @@ std::vector<std::int64_t> sum_by_cluster(const void* gradients, Scalar scalar,
   const std::size_t share = size / (4 * static_cast<std::size_t>(num_threads()));
   parallel_chunks(size, std::max(chunk_length, share),
                   [&](std::size_t, std::size_t begin, std::size_t end) {
-                    // Segments have clusters of their own: those of a chunk are few of all.
+                    // A chunk meets few segments, hence only a range of the clusters.
                     std::int32_t first = clusters[begin];
                     std::int32_t last = first;
                     for (std::size_t i = begin; i < end; ++i) {

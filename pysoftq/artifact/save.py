@@ -183,7 +183,7 @@ class _Saving(NamedTuple):
     options: Options
 
     def add(self, name: str, tensor: Tensor) -> Record:
-        """Add a tensor; how it is stored, as the process that writes knows."""
+        """Add a tensor; returns how it is stored, which only the writing process knows."""
         raw = Record(name, tuple(tensor.shape), dtype_of(tensor))
         piece, ranks = self.sharding.piece(name, tensor), self.sharding.ranks
         if piece is None:

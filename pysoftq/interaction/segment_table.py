@@ -154,7 +154,7 @@ class SegmentTable:
     def check(self, extremes: Extremes) -> None:
         """Raise ValueError if a step is refused, given what all processes have found.
 
-        Which weights of segments in one process are unfit, that process knows.
+        Only the process that holds a segment can say which of its weights are unfit.
         """
         if not self.refuses(extremes):
             return

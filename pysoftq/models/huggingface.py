@@ -173,7 +173,7 @@ def _transformers() -> Any:
         import transformers
     except ImportError:
         raise ConfigError(
-            "models from a Hugging Face folder want transformers: "
+            "models from a Hugging Face folder require transformers: "
             "run pip install 'pysoftq[transformers]'"
         ) from None
     return transformers

@@ -16,7 +16,7 @@ from pysoftq.run.processes import ALONE, Processes
 from pysoftq.run.step import make_step, own_stream
 
 
-def train_codebooks(  # noqa: PLR0913 - who is told, who may stop it, who takes part
+def train_codebooks(  # noqa: PLR0913 - message, stop request, processes
     codebooks: Codebooks,
     data: Data,
     config: CompressConfig,

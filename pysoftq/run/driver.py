@@ -88,7 +88,7 @@ def complete(run: Run) -> Summary:
     run.observer.on_start(config, run.data, state)
     with stop_on_signals(launched=processes.launched) as stop:
         finetune(run, optimizer, state, stop)
-    del optimizer  # and the gradients: what follows takes memory of its own
+    del optimizer  # and the gradients: their memory is needed for the comparison
     run.model.zero_grad(set_to_none=True)
     run.observer.message("comparing the networks")
     return finish(run, state, pretrained)

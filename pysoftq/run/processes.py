@@ -56,7 +56,7 @@ class Processes:
         self.launched = launched
         self._store = store
         self.share = Share(rank, size)
-        # Others wait for the first process in a group of their own, which has no short timeout.
+        # A separate group with a long timeout, for waiting while the first process works alone.
         self._patient: Any = None
         if size > 1:
             self._patient = dist.new_group(backend="gloo", timeout=PATIENCE)

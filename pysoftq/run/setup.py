@@ -157,7 +157,7 @@ def choose_device(config: CompressConfig, processes: Processes = ALONE) -> torch
     """The device asked for; ``auto`` takes CUDA where it is present, else the CPU.
 
     Of several processes each takes the GPU of its number on its machine. MPS is used only when
-    asked for: it lacks float64, which some of PyTorch's own steps want.
+    asked for: it lacks float64, which some operations of PyTorch require.
 
     Raises ConfigError where the device asked for is missing, or cannot do what is asked of it.
     """
