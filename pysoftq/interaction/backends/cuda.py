@@ -10,7 +10,7 @@ it, and does so after a CUDA graph has been recorded if one is being recorded.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pysoftq import _cuda
 from pysoftq.interaction.backends import plain
+from pysoftq.interaction.backends.deferred import DeferredRefusals
 from pysoftq.interaction.pieces import Extremes
 from pysoftq.interaction.segment_table import SegmentTable
 
@@ -105,7 +106,7 @@ def force(theta: Tensor, width: float, bins: int, fft: bool) -> Tensor:
     return out
 
 
-class Coupling:
+class Coupling(DeferredRefusals):
     """All coupled layers of a model that live on one device (Eq. 7), or their segments or pieces.
 
     A step waits for nothing and allocates nothing. While the stream is recorded into a graph, the
@@ -204,22 +205,6 @@ class Coupling:
         addresses, stream = self._addresses(thetas, gradients), self._memory.stream()
         self._coupling.extremes(addresses, layers.data_ptr(), rows.data_ptr(), stream)
         return Extremes(layers, rows)
-
-    def refuses(self, extremes: Extremes) -> bool:  # noqa: ARG002 - the device is not waited for
-        """Return False: `check` reports steps that were refused."""
-        return False
-
-    def unfit(
-        self,
-        thetas: Sequence[Tensor],  # noqa: ARG002
-        gradients: Sequence[Tensor | None],  # noqa: ARG002
-    ) -> list[tuple[int, int, str]]:
-        """Return nothing, as nothing is refused at once."""
-        return []
-
-    def explain(self, extremes: Extremes, unfit: Iterable[tuple[int, int, str]]) -> str:
-        """The layers that are refused and the reasons, given what is unfit in all processes."""
-        return self._table.explain(self._table.reasons(extremes, unfit))
 
     def counts(
         self, thetas: Sequence[Tensor], extremes: Extremes, fraction: float, seed: int, step: int

@@ -12,13 +12,14 @@ side.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from pysoftq.interaction.backends.deferred import DeferredRefusals
 from pysoftq.interaction.pieces import Extremes
 from pysoftq.interaction.segment_table import SegmentTable
 
@@ -111,7 +112,7 @@ def force(theta: Tensor, width: float, bins: int, fft: bool) -> Tensor:
     return table.to(x.dtype).gather(1, index)[0]
 
 
-class Coupling:
+class Coupling(DeferredRefusals):
     """The layers of one device; the first refused step is remembered there until `check` asks."""
 
     def __init__(
@@ -209,22 +210,6 @@ class Coupling:
                 found = torch.stack([high, -low], dim=1)
                 rows[self._number[batch.rows]] = found.masked_fill(bad, torch.inf)
         return Extremes(layers, rows)
-
-    def refuses(self, extremes: Extremes) -> bool:  # noqa: ARG002 - the device is not waited for
-        """Return False: `check` reports steps that were refused."""
-        return False
-
-    def unfit(
-        self,
-        thetas: Sequence[Tensor],  # noqa: ARG002
-        gradients: Sequence[Tensor | None],  # noqa: ARG002
-    ) -> list[tuple[int, int, str]]:
-        """Return nothing, as nothing is refused at once."""
-        return []
-
-    def explain(self, extremes: Extremes, unfit: Iterable[tuple[int, int, str]]) -> str:
-        """The layers that are refused and the reasons, given what is unfit in all processes."""
-        return self._table.explain(self._table.reasons(extremes, unfit))
 
     @torch.no_grad()
     def counts(
