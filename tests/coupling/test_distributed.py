@@ -6,23 +6,19 @@ Two processes add the same two numbers in any order, so all that is compared is 
 from __future__ import annotations
 
 import copy
-import os
-import subprocess
-import sys
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-from paths import TESTS
+from launch import launch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pysoftq import SoftQuantizer
 
 WORLD, STEPS = 2, 4
-LAUNCH = ["torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
 
 
 def make_model() -> nn.Sequential:
@@ -99,20 +95,7 @@ def test_processes_stay_together_and_train_as_one(tmp_path: Path) -> None:
 def test_processes_of_a_library_train_as_a_plain_loop(library: str, tmp_path: Path) -> None:
     """With accumulated gradients, and resumed from what the first process saved."""
     pytest.importorskip(library)
-    script = TESTS / "data_parallel.py"
-    options = [f"--nproc-per-node={WORLD}", str(script), library, str(tmp_path)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "SLURM_JOB_NAME": "bash"}  # no cluster
-    if sys.platform == "linux":
-        environment["GLOO_SOCKET_IFNAME"] = "lo"  # whatever the machine calls itself
-    result = subprocess.run(
-        [sys.executable, "-m", *LAUNCH, *options],
-        check=False,
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=1800,
-    )
-    assert result.returncode == 0, result.stderr
+    launch(WORLD, "data_parallel.py", library, tmp_path, SLURM_JOB_NAME="bash")  # no cluster
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(WORLD))
     assert first["step"] == second["step"] == 12
     assert first["names"] == second["names"] == list(first["weights"]["plain"])

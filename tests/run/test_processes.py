@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-from paths import TESTS
+from launch import launch
 from safetensors.torch import load_file
 from tiny import Recorder
 from together import OPTIONS, PAPER, call, trained
@@ -29,7 +26,6 @@ from pysoftq.run.processes import ALONE, Processes
 from pysoftq.run.setup import check_processes
 
 WORLD = 2
-LAUNCH = ["torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
 
 needs_gloo = pytest.mark.skipif(
     not dist.is_available() or not dist.is_gloo_available(), reason="torch has no gloo here"
@@ -133,24 +129,7 @@ def test_one_process_of_torchrun_is_as_without_it(
 def together(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the runs in two processes."""
     folder = tmp_path_factory.mktemp("together")
-    options = [f"--nproc-per-node={WORLD}", str(TESTS / "together.py"), str(folder), str(weights)]
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PYSOFTQ_CACHE": str(folder / "cache"),
-        "PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")]),
-    }
-    if sys.platform == "linux":
-        environment["GLOO_SOCKET_IFNAME"] = "lo"  # whatever the machine calls itself
-    result = subprocess.run(
-        [sys.executable, "-m", *LAUNCH, *options],
-        check=False,
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=1800,
-    )
-    assert result.returncode == 0, result.stderr
+    launch(WORLD, "together.py", folder, weights, PYSOFTQ_CACHE=str(folder / "cache"))
     return folder
 
 
