@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 PRECISION = 24
-_WORD = 32
+WORD = 32
 
 
 def frequencies(counts: NDArray[np.int64]) -> list[int]:
@@ -46,9 +46,9 @@ class Stream:
             indices[place] = index
             frequency = left[index + 1] - left[index]
             self._state = (self._state >> PRECISION) * frequency + part - left[index]
-            if self._state < 2**_WORD and self._words:
+            if self._state < 2**WORD and self._words:
                 self._pull()
         return indices
 
     def _pull(self) -> None:
-        self._state = self._state << _WORD | self._words.pop()
+        self._state = self._state << WORD | self._words.pop()

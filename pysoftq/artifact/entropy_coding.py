@@ -57,12 +57,17 @@ def logarithms(counts: AnyIntegers) -> float:
         part = counts[begin : begin + _PIECE]
         if int(part.max()) < part.size:  # there are few different ones
             times = np.bincount(part)
-            n = np.arange(times.size, dtype=np.float64)
-            total += float((times * n) @ np.log2(np.maximum(n, 1)))
+            total += float(times @ n_log_n(np.arange(times.size)))
         else:
-            n = part.astype(np.float64)
-            total += float(n @ np.log2(n))
+            total += float(n_log_n(part).sum())
     return total
+
+
+def n_log_n(counts: AnyIntegers) -> NDArray[np.float64]:
+    """N log2 n of each of them."""
+    n = counts.astype(np.float64)
+    found: NDArray[np.float64] = n * np.log2(np.maximum(n, 1))
+    return found
 
 
 def read_counts(coded: Bytes, palettes: Palettes) -> tuple[Integers, Bytes]:

@@ -1,4 +1,4 @@
-"""What both sides of the compressed file agree upon: its description, its entries, its checksum.
+"""What both sides of the compressed file agree upon: its tensors, their entries, its checksum.
 
 Reading and inspection compute with NumPy, so that neither waits for torch to be imported.
 """
@@ -8,10 +8,10 @@ from __future__ import annotations
 import hashlib
 import math
 import mmap
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from pysoftq.artifact.packing import Integers, Palettes, packed_bytes
 from pysoftq.interaction.segments import segment_edges
 
-FORMAT_VERSION = 3
-READ_VERSIONS = (1, 2, 3)
+FORMAT_VERSION = 4
+READ_VERSIONS = (1, 2, 3, 4)
 MAX_WEIGHTS = 2**38  # in one tensor; the largest product in the coder's model is then 2**62
 MAX_INDEX_BITS = 31
 MAX_EXPANSION = 2**20  # bytes that one byte of a file may become
@@ -28,8 +28,7 @@ MAX_EXPANSION = 2**20  # bytes that one byte of a file may become
 HEADER_START = b'{"__metadata__":{"pysoftq":"{\\"sha256\\":\\"'
 DIGEST = slice(8 + len(HEADER_START), 8 + len(HEADER_START) + 64)
 NO_DIGEST = "0" * 64
-
-_ANY = -1  # a length that the description does not tell
+ENTRIES = ("raw", "codebook", "sizes", "indices", "coded")  # kinds of them: KIND/NAME
 
 
 @dataclass(frozen=True)
@@ -68,6 +67,7 @@ DTYPES = {
         Dtype("bool", "BOOL", "?"),
     )
 }
+DTYPES_BY_CODE = {dtype.code: dtype for dtype in DTYPES.values()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,35 +130,54 @@ class Record:
         """What the indices count in."""
         return Palettes(self.sizes, self.bounds)
 
-    @property
-    def entries(self) -> dict[str, tuple[Dtype, tuple[int, ...]]]:
-        """Dtype and shape of its entries in the safetensors file."""
-        if self.coding == "raw":
-            return {f"raw/{self.name}": (self.dtype, self.shape)}
-        entries: dict[str, tuple[Dtype, tuple[int, ...]]] = {}
-        entries[f"codebook/{self.name}"] = (self.dtype, (self.K,))
-        integers = DTYPES["uint8"]
+
+class Lengths(NamedTuple):
+    """How a clustered weight is stored, and how long its entries are.
+
+    coding: "packed" or "entropy". granularity: of its codebooks. K: values in all of them. sizes:
+    bytes of the numbers of clusters of its segments; 0 with one codebook. payload: bits of an index
+    where they are packed, bytes of all indices where they are coded.
+    """
+
+    coding: str
+    granularity: str
+    K: int
+    sizes: int
+    payload: int
+
+    @classmethod
+    def of(cls, record: Record, nbytes: Mapping[str, int]) -> Lengths:
+        """Of a clustered weight, from the bytes of its entries by their names."""
+        sizes = nbytes.get(f"sizes/{record.name}", 0)
+        coded = nbytes.get(f"coded/{record.name}", 0)
+        payload = coded if record.coding == "entropy" else record.container_bits
+        return cls(record.coding, record.granularity, record.K, sizes, payload)
+
+    def entries(self, raw: Record) -> dict[str, tuple[Dtype, tuple[int, ...]]]:
+        """Dtype and shape of the entries of the weight."""
+        name, integers = raw.name, DTYPES["uint8"]
+        found = {f"codebook/{name}": (raw.dtype, (self.K,))}
         if self.granularity != "layer":
-            entries[f"sizes/{self.name}"] = (integers, (_ANY,))
+            found[f"sizes/{name}"] = (integers, (self.sizes,))
         if self.coding == "entropy":
-            entries[f"coded/{self.name}"] = (integers, (_ANY,))
-        elif self.container_bits:
-            length = packed_bytes(self.size, self.container_bits)
-            entries[f"indices/{self.name}"] = (integers, (length,))
-        return entries
+            found[f"coded/{name}"] = (integers, (self.payload,))
+        elif self.payload:
+            found[f"indices/{name}"] = (integers, (packed_bytes(raw.size, self.payload),))
+        return found
 
 
-def agrees(entry: Entry | None, form: tuple[Dtype, tuple[int, ...]] | None) -> bool:
-    """Whether an entry of the file has the dtype and shape that it must have."""
-    if entry is None or form is None:
-        return False
-    dtype, shape = form
-    found = entry.values.shape
-    return (
-        entry.dtype == dtype
-        and len(found) == len(shape)
-        and all(want in (_ANY, length) for want, length in zip(shape, found, strict=True))
-    )
+class Content(NamedTuple):
+    """The content of a file.
+
+    records: of its tensors. stored: the entries, by name. ties: names of a tensor that is stored
+    under another one. model: its specification, or None.
+    """
+
+    records: list[Record]
+    stored: dict[str, Entry]
+    ties: dict[str, str]
+    model: dict[str, Any] | None
+    metadata: dict[str, Any]
 
 
 def unbelievable(records: Iterable[Record], file_size: int) -> bool:

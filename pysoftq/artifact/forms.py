@@ -20,7 +20,7 @@ from pysoftq.interaction.segments import segment_bounds
 
 Coding = Literal["packed", "entropy"]
 Options: TypeAlias = tuple[Coding, str]  # and the granularity
-Entries = dict[str, NDArray[Any]]
+Entries = dict[str, NDArray[Any]]  # by name, in the order of Lengths.entries
 Form: TypeAlias = tuple[Record, Entries]
 # The distinct values for a record; None if they are seen to take more than so many bytes.
 ValuesOf: TypeAlias = Callable[[Record, int], Distinct | None]

@@ -49,6 +49,9 @@ class ArtifactInfo:
     Attributes:
         format_version: of the file.
         bytes_on_disk: of the whole file.
+        bytes_by_kind: the same in parts: "weights" (indices with their counts, or the values of
+            weights without clusters), "codebooks", "other tensors" and "description" (names,
+            shapes, metadata, checksum, header).
         bytes_float32: of the same tensors with every floating value in four bytes.
         ratio: bytes_on_disk / bytes_float32, of a file without tensors 0.
         mean_bits: mean of `bits` over the layers, weighted by N (Eq. 8).
@@ -61,6 +64,7 @@ class ArtifactInfo:
 
     format_version: int
     bytes_on_disk: int
+    bytes_by_kind: dict[str, int]
     bytes_float32: int
     ratio: float
     mean_bits: float
@@ -98,6 +102,7 @@ def describe(file: File) -> ArtifactInfo:
     return ArtifactInfo(
         format_version=file.version,
         bytes_on_disk=file.size,
+        bytes_by_kind=_bytes_by_kind(file),
         bytes_float32=bytes_float32,
         ratio=file.size / bytes_float32 if bytes_float32 else 0.0,
         mean_bits=mean_bit_width(sizes, [layer.bits for layer in layers]),
@@ -126,8 +131,22 @@ def _layer_info(file: File, record: Record) -> LayerInfo:
         entropy,
         record.coding,
         record.granularity,
-        file.nbytes(record),
+        sum(file.nbytes(record).values()),
     )
+
+
+def _bytes_by_kind(file: File) -> dict[str, int]:
+    """Bytes of the parts of a file."""
+    parts = dict.fromkeys(("weights", "codebooks", "other tensors", "description"), 0)
+    for record in file.records:
+        for kind, nbytes in file.nbytes(record).items():
+            of_codebook = kind in ("codebook", "sizes")
+            part = (
+                "codebooks" if of_codebook else "weights" if record.is_weight else "other tensors"
+            )
+            parts[part] += nbytes
+    parts["description"] = file.size - sum(parts.values())
+    return parts
 
 
 def _mean_bits(lengths: Integers, sizes: Integers, counts: Integers) -> tuple[float, float]:

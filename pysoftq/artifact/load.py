@@ -275,7 +275,7 @@ def compressed(file: File, record: Record) -> CompressedTensor:
     return CompressedTensor(
         record.shape,
         record.granularity,
-        as_tensor(file.codebook(record), record.dtype).clone(),
+        as_tensor(file.codebook(record).copy(), record.dtype),
         torch.from_numpy(file.packed(record)),
         record.container_bits,
         torch.from_numpy(record.first),

@@ -20,10 +20,12 @@ from pysoftq.artifact.core import core
 Bytes = NDArray[np.uint8]
 Integers = NDArray[np.int64]
 Entries = tuple[NDArray[Any], NDArray[Any]]  # a (K,) table, and the (N,) entries of the weights
+Count = TypeVar("Count", int, Integers)
 Rows = TypeVar("Rows")  # an array, or a tensor on any device
 
 CHUNK = 2**18  # indices at a time, a multiple of 8: chunks begin on a byte
 _VARINT_BYTES = 9  # 63 bits
+_VARINT_LIMITS = 1 << 7 * np.arange(1, _VARINT_BYTES)  # the first numbers of more bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +74,7 @@ class LookUp:
         self.counts += np.bincount(clusters, minlength=self.counts.size)
 
 
-def packed_bytes(count: int, bits: int) -> int:
+def packed_bytes(count: Count, bits: Count) -> Count:
     """Bytes taken by `count` indices of `bits` bits."""
     return -(-count * bits // 8)
 
@@ -152,17 +154,18 @@ def pack_varints(values: NDArray[np.integer[Any]]) -> Bytes:
     return np.concatenate([np.zeros(0, dtype=np.uint8), *pieces])
 
 
+def varint_bytes(values: NDArray[np.integer[Any]]) -> Integers:
+    """(n,) bytes of each of the numbers as a varint."""
+    found: Integers = np.searchsorted(_VARINT_LIMITS, values, side="right") + 1
+    return found
+
+
 def _varints(values: NDArray[np.integer[Any]]) -> Bytes:
     if int(values.max()) < 128:
         return values.astype(np.uint8)
-    wide = values.astype(np.int64)[:, None]
-    shifts = 7 * np.arange(_VARINT_BYTES)
-    left = wide >> shifts  # what remains of a number from each of its bytes on
-    used = left > 0
-    used[:, 0] = True
-    more = np.zeros_like(used)
-    more[:, :-1] = used[:, 1:]
-    return (left & 127 | more * 128)[used].astype(np.uint8)
+    groups = values.astype(np.int64)[:, None] >> 7 * np.arange(_VARINT_BYTES) & 127
+    left = varint_bytes(values)[:, None] - np.arange(_VARINT_BYTES)  # bytes from each of them on
+    return (groups | (left > 1) * 128)[left > 0].astype(np.uint8)
 
 
 def unpack_varints(packed: Bytes, count: int) -> tuple[Integers, int]:

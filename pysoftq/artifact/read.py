@@ -3,49 +3,34 @@
 from __future__ import annotations
 
 import json
-import math
 import mmap
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, deserialize, safe_open
+from safetensors import SafetensorError
 
-from pysoftq.artifact import entropy_coding
+from pysoftq.artifact import entropy_coding, layout, old_versions
 from pysoftq.artifact.format import (
     DIGEST,
-    DTYPES,
+    ENTRIES,
+    FORMAT_VERSION,
     HEADER_START,
-    MAX_INDEX_BITS,
-    MAX_WEIGHTS,
     READ_VERSIONS,
     Entry,
     Record,
-    agrees,
     digest,
     unbelievable,
 )
-from pysoftq.artifact.packing import (
-    Bytes,
-    Integers,
-    Palettes,
-    pack,
-    packed_bytes,
-    unpack,
-    unpack_varints,
-)
+from pysoftq.artifact.packing import Bytes, Integers, Palettes, pack, packed_bytes, unpack
 from pysoftq.clusters.patterns import flip_negative
 from pysoftq.errors import ArtifactError
-from pysoftq.interaction.arrays import check_granularity
-from pysoftq.interaction.segments import segment_count
 from pysoftq.paths import user_path
 
 BLOCK = 16 * entropy_coding.CHUNK  # weights that are decoded at a time where only some are wanted
-
-_DTYPES_BY_CODE = {dtype.code: dtype for dtype in DTYPES.values()}
 
 
 @dataclass(frozen=True)
@@ -56,15 +41,16 @@ class File:
     size: int
     sha256: str
     version: int
+    records: list[Record]
+    stored: dict[str, Entry]
+    ties: dict[str, str]
     model: dict[str, Any] | None
     metadata: dict[str, Any]
-    records: list[Record]
-    ties: dict[str, str]
-    stored: dict[str, Entry]
 
-    def nbytes(self, record: Record) -> int:
-        """Bytes of the entries of one tensor."""
-        return sum(self.stored[entry].values.nbytes for entry in record.entries)
+    def nbytes(self, record: Record) -> dict[str, int]:
+        """Bytes of the entries of one tensor, by their kinds."""
+        found = {kind: self.stored.get(f"{kind}/{record.name}") for kind in ENTRIES}
+        return {kind: entry.values.nbytes for kind, entry in found.items() if entry is not None}
 
     def total_order(self, entry: str) -> Integers:
         """The floating elements of an entry, flattened, as integers in IEEE total order."""
@@ -245,125 +231,21 @@ def check(path: str, data: bytes | mmap.mmap) -> File:
 
 def _parse(path: str, data: bytes | mmap.mmap) -> File:
     length = int.from_bytes(data[:8], "little")
-    header = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["pysoftq"])
-    version = header["format_version"]
+    header = json.loads(data[8 : 8 + length])
+    about = json.loads(header.pop("__metadata__")["pysoftq"])
+    version = about["format_version"]
     if type(version) is not int or version not in READ_VERSIONS:
         expected = f"{READ_VERSIONS[0]} to {READ_VERSIONS[-1]}"
         raise ArtifactError(
             f"{path} has format version {version!r}; this pysoftq reads versions {expected}"
         )
-    stored = {name: _entry(found) for name, found in _content(path, data)}
-    granularity = {} if version == 1 else dict(header["granularity"])
-    records = _records(dict(header["weights"]), granularity, stored)
-    if version == 1 and any(record.coding == "entropy" for record in records):
-        raise ValueError("version 1 knows no entropy coding")
-    if unbelievable(records, len(data)):
+    if version < FORMAT_VERSION:
+        content = old_versions.parse(path, data, about)
+    else:
+        content = layout.parse(data, header)
+    if unbelievable(content.records, len(data)):
         raise ValueError("its tensors would take more memory than is believable of its size")
-    names = {record.name for record in records}
-    ties = dict(header["ties"])
-    if names & ties.keys() or not names.issuperset(ties.values()):
+    names = {record.name for record in content.records}
+    if names & content.ties.keys() or not names.issuperset(content.ties.values()):
         raise ValueError("its ties are inconsistent")
-    metadata = dict(header["metadata"])
-    sha256, model = data[DIGEST].decode(), header["model"]
-    return File(path, len(data), sha256, version, model, metadata, records, ties, stored)
-
-
-def _content(path: str, data: bytes | mmap.mmap) -> Iterable[tuple[str, Mapping[str, Any]]]:
-    """Dtype, shape and data of each entry, by name."""
-    if isinstance(data, bytes):
-        content: Any = deserialize  # untyped
-        found: Iterable[tuple[str, Mapping[str, Any]]] = content(data)
-        return found
-    with safe_open(user_path(path), framework="numpy"):
-        pass  # the offsets are those of entries without gaps
-    begin = 8 + int.from_bytes(data[:8], "little")
-    view, header = memoryview(data), json.loads(data[8:begin])
-    del header["__metadata__"]
-    return [
-        (name, {**entry, "data": view[begin + entry["data_offsets"][0] :]})
-        for name, entry in header.items()
-    ]
-
-
-def _entry(found: Mapping[str, Any]) -> Entry:
-    """An entry as safetensors has read it."""
-    dtype = _DTYPES_BY_CODE.get(found["dtype"])
-    if dtype is None:
-        raise ValueError(f"the dtype {found['dtype']} is unknown")
-    shape = tuple(found["shape"])
-    data = found["data"]  # that can be written to, in all versions but the first ones
-    owned = data if isinstance(data, (bytearray, memoryview)) else bytearray(data)
-    # The data are little-endian, and so are all machines that torch runs on.
-    return Entry(dtype, np.ndarray(shape, np.dtype(dtype.stored), owned))
-
-
-def _records(
-    weights: dict[str, Any], granularity: dict[str, Any], stored: Mapping[str, Entry]
-) -> list[Record]:
-    if foreign := granularity.keys() - weights.keys():
-        raise ValueError(f"{min(foreign)} has a granularity, but is not among the weights")
-    records = [
-        _weight(name, tuple(map(_length, lengths)), granularity.get(name, "layer"), stored)
-        for name, lengths in weights.items()
-    ]
-    raw = (entry.removeprefix("raw/") for entry in stored if entry.startswith("raw/"))
-    records += [_raw(name, stored[f"raw/{name}"]) for name in raw if name not in weights]
-    expected = {entry: form for record in records for entry, form in record.entries.items()}
-    for entry in sorted(expected.keys() | stored.keys()):
-        if not agrees(stored.get(entry), expected.get(entry)):
-            raise ValueError(f"{entry} is missing, unexpected or of the wrong size")
-    return records
-
-
-def _weight(
-    name: str, shape: tuple[int, ...], granularity: str, stored: Mapping[str, Entry]
-) -> Record:
-    codebook = stored.get(f"codebook/{name}")
-    if codebook is None:
-        record = _raw(name, stored[f"raw/{name}"])
-        if granularity != "layer":
-            raise ValueError(f"{name} has a granularity, but no codebook")
-    else:
-        coding = "entropy" if f"coded/{name}" in stored else "packed"
-        sizes = _sizes(name, shape, check_granularity(granularity), stored)
-        record = Record(name, shape, codebook.dtype, coding, granularity, sizes)
-    if record.shape != shape or not record.is_weight:
-        raise ValueError(f"{name} is not a weight of shape {list(shape)}")
-    if record.coding == "entropy" and not 0 < record.container_bits <= entropy_coding.MAX_BITS:
-        raise ValueError(f"{name} has {record.K} clusters, and is entropy-coded")
-    return record
-
-
-def _sizes(
-    name: str, shape: tuple[int, ...], granularity: str, stored: Mapping[str, Entry]
-) -> Integers:
-    """(G,) clusters of each segment."""
-    size, K = math.prod(shape), stored[f"codebook/{name}"].values.size
-    if not 1 <= K <= size:
-        raise ValueError(f"{size} weights of {name} cannot have {K} clusters")
-    if size > MAX_WEIGHTS:
-        raise ValueError(f"{name} has {size} weights; a tensor may have {MAX_WEIGHTS}")
-    if granularity == "layer":
-        sizes = np.array([K])
-    else:
-        packed, segments = stored[f"sizes/{name}"].values, segment_count(shape, granularity)
-        if packed.dtype != np.uint8 or packed.ndim != 1 or segments > packed.size:
-            raise ValueError(f"{name} has {segments} segments; its sizes are too few")
-        sizes, length = unpack_varints(packed, segments)
-        if length != packed.size or not 1 <= int(sizes.min()) <= int(sizes.max()) <= K:
-            raise ValueError(f"the sizes of the segments of {name} are wrong")
-    if int(sizes.sum()) != K:
-        raise ValueError(f"the segments of {name} do not have {K} clusters together")
-    if int(sizes.max()) > 2**MAX_INDEX_BITS:
-        raise ValueError(f"{K} clusters of {name} are too many")
-    return sizes
-
-
-def _raw(name: str, entry: Entry) -> Record:
-    return Record(name, entry.values.shape, entry.dtype)
-
-
-def _length(value: object) -> int:
-    if type(value) is not int or value < 0:
-        raise ValueError(f"{value!r} is not a length")
-    return value
+    return File(path, len(data), data[DIGEST].decode(), version, **content._asdict())

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from pysoftq.artifact.format import FORMAT_VERSION, NO_DIGEST, Record, unbelievable
+from pysoftq.artifact.format import Record, unbelievable
 from pysoftq.artifact.forms import Coding, Form, Options, clustered, elements
+from pysoftq.artifact.model_content import ModelContent, raw_record
 from pysoftq.artifact.shared_saving import SharedTensor
-from pysoftq.artifact.tensors import check_storable, dtype_of, identity
 from pysoftq.artifact.writing import FileWriter, file_writer
 from pysoftq.atomic import atomic_write, errors_naming
 from pysoftq.clusters.written import warn_of_lost_clusters
-from pysoftq.interaction.arrays import check_dense, check_granularity
 from pysoftq.interaction.host import on_host
 from pysoftq.interaction.pieces import Alone, own_part
-from pysoftq.interaction.ranks import digest
 from pysoftq.models.sharding import Sharding, reshard
-from pysoftq.models.wrappers import specification, unwrapped
 
 
 @on_host()
@@ -61,7 +56,7 @@ def save_compressed(
         OSError: the file cannot be written.
     """
     reshard(model)
-    content = _Content(unwrapped(model), coding, granularity, metadata or {}, specification(model))
+    content = ModelContent.of(model, coding, granularity, metadata)
     sharding = Sharding(content.model)
     ranks = sharding.ranks
     tensors, ties = ranks.attempt(content.tensors)
@@ -70,7 +65,9 @@ def save_compressed(
     with ExitStack() as files, errors_naming(path):
         writer = ranks.attempt(lambda: _opened(files, path) if ranks.first else None)
         saving = _Saving(sharding, writer, content.options)
-        records = [saving.add(name, tensor) for name, tensor in tensors.items()]
+        records = [raw_record(name, tensor) for name, tensor in tensors.items()]
+        for record, tensor in zip(records, tensors.values(), strict=True):
+            saving.add(record, tensor)
         ranks.attempt(lambda: _write(writer, records, content.description(records, ties)))
         ranks.attempt(files.close)
 
@@ -79,78 +76,7 @@ def _opened(files: ExitStack, path: str | os.PathLike[str]) -> FileWriter:
     return files.enter_context(file_writer(files.enter_context(atomic_write(path))))
 
 
-@dataclass(frozen=True)
-class _Content:
-    """What is written: a model, and how."""
-
-    model: nn.Module
-    coding: Coding
-    granularity: str
-    metadata: Mapping[str, Any]
-    specification: Any
-
-    @property
-    def options(self) -> Options:
-        return self.coding, self.granularity
-
-    def tensors(self) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """What is to be stored under which name, and the other names of the same tensors.
-
-        Raises:
-            ValueError, TypeError: as `save_compressed`.
-        """
-        if self.coding not in get_args(Coding):
-            known = ", ".join(get_args(Coding))
-            raise ValueError(f"coding must be one of {known}, got {self.coding!r}")
-        check_granularity(self.granularity)
-        self.description([], {})
-        tensors: dict[str, Tensor] = {}
-        ties: dict[str, str] = {}
-        owners: dict[object, str] = {}
-        for name, tensor in self.model.state_dict(keep_vars=True).items():
-            own = own_part(tensor)
-            check_storable(name, own)
-            check_dense(own, name)
-            owner = owners.setdefault(identity(tensor), name)
-            if owner == name:
-                tensors[name] = tensor.detach()
-            else:
-                ties[name] = owner
-        return tensors, ties
-
-    def facts(self, tensors: Mapping[str, Tensor], ties: Mapping[str, str]) -> dict[str, Any]:
-        """What has to be the same in all processes."""
-        rows = [
-            (name, tuple(x.shape), x.dtype, getattr(x, "placements", None))
-            for name, x in tensors.items()
-        ]
-        return {
-            "coding": self.coding,
-            "granularity": self.granularity,
-            "metadata": self.metadata,
-            "the model's specification": self.specification,
-            "the names, shapes or placements of the tensors": digest((rows, ties)),
-        }
-
-    def description(self, records: list[Record], ties: Mapping[str, str]) -> str:
-        """What the file says of itself, with zeros in place of the checksum."""
-        description = {
-            "sha256": NO_DIGEST,
-            "format_version": FORMAT_VERSION,
-            "model": _described(self.specification),
-            "weights": {record.name: record.shape for record in records if record.is_weight},
-            "granularity": {
-                record.name: record.granularity
-                for record in records
-                if record.granularity != "layer"
-            },
-            "ties": ties,
-            "metadata": _described(self.metadata),
-        }
-        return json.dumps(description, separators=(",", ":"))
-
-
-def _write(writer: FileWriter | None, records: list[Record], description: str) -> None:
+def _write(writer: FileWriter | None, records: list[Record], description: bytes) -> None:
     if writer is None:
         return
     size = writer.write(description)
@@ -159,14 +85,6 @@ def _write(writer: FileWriter | None, records: list[Record], description: str) -
             f"a file of {size} bytes for {sum(r.size for r in records)} weights "
             "would be refused: they are almost all the same"
         )
-
-
-def _described(value: object) -> Any:
-    """A value as JSON has it."""
-    try:
-        return json.loads(json.dumps(value, allow_nan=False))
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"metadata and model specification must be plain JSON: {error}") from error
 
 
 class _Saving(NamedTuple):
@@ -182,38 +100,33 @@ class _Saving(NamedTuple):
     writer: FileWriter | None
     options: Options
 
-    def add(self, name: str, tensor: Tensor) -> Record:
-        """Add a tensor; returns how it is stored, which only the writing process knows."""
-        raw = Record(name, tuple(tensor.shape), dtype_of(tensor))
-        piece, ranks = self.sharding.piece(name, tensor), self.sharding.ranks
+    def add(self, raw: Record, tensor: Tensor) -> None:
+        """Add a tensor in the first of its smallest forms."""
+        piece, ranks = self.sharding.piece(raw.name, tensor), self.sharding.ranks
         if piece is None:
-            return ranks.attempt(lambda: _add(self.writer, raw, tensor, self.options))
+            ranks.attempt(lambda: _add(self.writer, raw, tensor, self.options))
+            return
         assert not isinstance(ranks, Alone)
         shared = SharedTensor(own_part(tensor).reshape(-1), piece, ranks)
         found = shared.form(raw, self.options, self.writer is not None)
-        return ranks.attempt(lambda: _add_found(self.writer, raw, found))
+        ranks.attempt(lambda: _add_found(self.writer, raw, found))
 
 
-def _add(writer: FileWriter | None, raw: Record, tensor: Tensor, options: Options) -> Record:
-    """Add a tensor in the first of its smallest forms."""
+def _add(writer: FileWriter | None, raw: Record, tensor: Tensor, options: Options) -> None:
     if writer is None:
-        return raw
+        return
     found = clustered(raw, tensor.cpu().contiguous(), options) if raw.is_weight else None
-    if found is not None:
-        return _add_found(writer, raw, found)
-    writer.add_later(f"raw/{raw.name}", raw.dtype, raw.shape, lambda: elements(tensor))
-    return raw
+    if found is None:
+        writer.add_later(raw, lambda: elements(tensor))
+    else:
+        writer.add(*found)
 
 
-def _add_found(writer: FileWriter | None, raw: Record, found: Form | Tensor | None) -> Record:
+def _add_found(writer: FileWriter | None, raw: Record, found: Form | Tensor | None) -> None:
     """Add a tensor in a form that has been found, or as it is."""
     if writer is None or found is None:
-        return raw
+        return
     if isinstance(found, Tensor):
-        values = elements(found).view(raw.dtype.stored).reshape(raw.shape)
-        writer.add(f"raw/{raw.name}", raw.dtype, values)
-        return raw
-    record, entries = found
-    for entry, (dtype, _) in record.entries.items():
-        writer.add(entry, dtype, entries[entry])
-    return record
+        writer.add(raw, {f"raw/{raw.name}": elements(found).view(raw.dtype.stored)})
+    else:
+        writer.add(*found)

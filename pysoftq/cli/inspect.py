@@ -34,6 +34,7 @@ def inspect(file: Path, as_json: bool) -> None:
         click.echo(json.dumps(info.to_dict()))
         return
     print_table(layer_table(info, title=file.name))
+    click.echo(parts_line(info))
     click.echo(size_line(info))
 
 
@@ -70,6 +71,11 @@ def layer_table(info: ArtifactInfo, title: str) -> Table:
     )
     table.add_row("all", f"{weights:,}", "", *(f"{mean:.3f}" for mean in means), f"{taken:,}")
     return table
+
+
+def parts_line(info: ArtifactInfo) -> str:
+    """The bytes of the parts of the file."""
+    return "bytes: " + ", ".join(f"{kind} {size:,}" for kind, size in info.bytes_by_kind.items())
 
 
 def size_line(info: ArtifactInfo) -> str:
