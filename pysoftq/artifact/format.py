@@ -156,7 +156,8 @@ class Lengths(NamedTuple):
     def entries(self, raw: Record) -> dict[str, tuple[Dtype, tuple[int, ...]]]:
         """Dtype and shape of the entries of the weight."""
         name, integers = raw.name, DTYPES["uint8"]
-        found = {f"codebook/{name}": (raw.dtype, (self.K,))}
+        found: dict[str, tuple[Dtype, tuple[int, ...]]] = {}
+        found[f"codebook/{name}"] = (raw.dtype, (self.K,))
         if self.granularity != "layer":
             found[f"sizes/{name}"] = (integers, (self.sizes,))
         if self.coding == "entropy":

@@ -27,6 +27,7 @@ from pysoftq.artifact.format import (
 )
 from pysoftq.artifact.packing import Bytes, Integers, pack_varints, unpack_varints
 from pysoftq.artifact.records import clustered, length_of
+from pysoftq.interaction.arrays import check_granularity
 
 ALIGNMENT = 8  # of the elements
 CODINGS = ("packed", "entropy")
@@ -155,9 +156,9 @@ def parse(data: bytes | mmap.mmap, entries: Mapping[str, Any]) -> Content:
     if stop > size:
         raise ValueError("its description is cut short")
     about = json.loads(_inflated(content[start:stop]))
-    tensors = [_tensor(name, *of) for name, of in dict(about["tensors"]).items()]
+    tensors = [_tensor(name, *of) for name, of in dict(about.get("tensors", {})).items()]
     weights = [tensor for tensor in tensors if tensor.is_weight]
-    granularity = about.get("granularity", "layer")
+    granularity = check_granularity(about.get("granularity", "layer"))
     lengths, taken = _lengths(content[stop:], weights, granularity)
     stored = _elements(content, stop + taken, tensors, lengths)
     records = [_record(tensor, lengths.get(tensor.name), stored) for tensor in tensors]
@@ -169,7 +170,7 @@ def _inflated(packed: Bytes) -> bytes:
     most = _most(packed.size)
     inflater = zlib.decompressobj(wbits=_DEFLATE)
     try:
-        text = inflater.decompress(packed, most + 1)
+        text = inflater.decompress(packed.data, most + 1)
     except zlib.error as error:
         raise ValueError(f"its description is not compressed as it must be: {error}") from error
     if len(text) > most:
@@ -191,15 +192,17 @@ def _lengths(
     if (forms > 2 * len(CODINGS)).any():
         raise ValueError("a weight is stored in an unknown form")
     segmented = forms > len(CODINGS)
+    if granularity == "layer" and segmented.any():
+        raise ValueError("a weight has segments, but the file has no granularity")
     amounts = (forms > 0) * (2 + segmented)
     numbers, taken = unpack_varints(content[begin:], int(amounts.sum()))
     found, ends = {}, amounts.cumsum()
     for weight, form, end, amount in zip(weights, forms, ends, amounts, strict=True):
         if form:
-            K, *sizes, payload = numbers[end - amount : end].tolist()
+            own = numbers[end - amount : end].tolist()
             coding = CODINGS[(int(form) - 1) % len(CODINGS)]
-            part = granularity if sizes else "layer"
-            found[weight.name] = Lengths(coding, part, K, *(sizes or [0]), payload)
+            part, sizes = (granularity, own[1]) if amount > 2 else ("layer", 0)
+            found[weight.name] = Lengths(coding, part, own[0], sizes, own[-1])
     return found, begin + taken
 
 

@@ -15,6 +15,7 @@ from safetensors import deserialize, safe_open
 
 from pysoftq.artifact.format import DTYPES_BY_CODE, Content, Entry, Lengths, Record
 from pysoftq.artifact.records import clustered, length_of
+from pysoftq.interaction.arrays import check_granularity
 from pysoftq.paths import user_path
 
 
@@ -96,7 +97,7 @@ def _weight(
     if codebook is not None:
         raw = Record(name, shape, codebook.dtype)
         coding = "entropy" if f"coded/{name}" in stored else "packed"
-        return clustered(raw, coding, granularity, stored)
+        return clustered(raw, coding, check_granularity(granularity), stored)
     raw = _raw(name, stored[f"raw/{name}"])
     if granularity != "layer":
         raise ValueError(f"{name} has a granularity, but no codebook")

@@ -10,7 +10,6 @@ import numpy as np
 from pysoftq.artifact import entropy_coding
 from pysoftq.artifact.format import MAX_INDEX_BITS, MAX_WEIGHTS, Entry, Record
 from pysoftq.artifact.packing import Integers, unpack_varints
-from pysoftq.interaction.arrays import check_granularity
 from pysoftq.interaction.segments import segment_count
 
 
@@ -20,7 +19,7 @@ def clustered(raw: Record, coding: str, granularity: str, stored: Mapping[str, E
     Raises:
         ValueError: its shape, codebook and segments do not fit together.
     """
-    sizes = _sizes(raw, check_granularity(granularity), stored)
+    sizes = _sizes(raw, granularity, stored)
     record = replace(raw, coding=coding, granularity=granularity, sizes=sizes)
     if not record.is_weight:
         raise ValueError(f"{raw.name} is not a weight of shape {list(raw.shape)}")

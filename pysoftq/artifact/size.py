@@ -250,7 +250,8 @@ def _coded_bytes(weights: Integers, clusters: _Clusters) -> Integers:
     bytes_of_counts = varint_bytes(counts)
     bytes_of_counts[first + sizes - 1] = 0  # they follow from the others
     bytes_of_lengths = (streams - 1) * varint_bytes(words // streams)
-    return _each(np.add, bytes_of_counts, K) + bytes_of_lengths + words * ans.WORD // 8
+    found: Integers = _each(np.add, bytes_of_counts, K) + bytes_of_lengths + words * ans.WORD // 8
+    return found
 
 
 def _each(function: np.ufunc, values: NDArray[Any], lengths: Integers) -> NDArray[Any]:

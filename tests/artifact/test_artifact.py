@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from forged_files import ZEROS, rewrite
+from forged_files import ZEROS, Parts, deflated, rewrite
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -30,6 +30,8 @@ from pysoftq.artifact import (
 )
 from pysoftq.artifact.entropy_coding import encode
 from pysoftq.artifact.packing import Palettes
+from pysoftq.artifact.read import read
+from pysoftq.artifact.tensors import as_tensor
 from pysoftq.baselines import histogram_equalize
 from pysoftq.clusters.binning import identify
 from pysoftq.clusters.bit_width import mean_bit_width
@@ -145,12 +147,13 @@ def test_codebook_and_packed_indices(tmp_path: Path, dtype: torch.dtype, levels:
     distinct = theta.unique().numel()
     path = tmp_path / "a.safetensors"
     save_compressed(Holder(weight=theta), path, coding="packed")
-    stored = safetensors.torch.load_file(path)
-    assert stored["codebook/weight"].tolist() == theta.unique().tolist()
+    stored = read(path).stored
+    codebook = stored["codebook/weight"]
+    assert as_tensor(codebook.values.copy(), codebook.dtype).tolist() == theta.unique().tolist()
     bits = math.ceil(math.log2(distinct))
     assert ("indices/weight" in stored) == (distinct > 1)
     if distinct > 1:
-        assert stored["indices/weight"].nbytes == math.ceil(theta.numel() * bits / 8)
+        assert stored["indices/weight"].values.nbytes == math.ceil(theta.numel() * bits / 8)
     (layer,) = inspect_compressed(path).layers
     assert (layer.K, layer.container_bits) == (distinct, bits)
     assert layer.bits == math.log2(distinct)
@@ -169,7 +172,7 @@ def test_only_weights_that_become_smaller_are_clustered(tmp_path: Path) -> None:
     )
     path = tmp_path / "a.safetensors"
     save_compressed(model, path)
-    assert set(safetensors.torch.load_file(path)) == {
+    assert set(read(path).stored) == {
         *("raw/distinct", "raw/bias", "raw/count", "raw/empty", "raw/nan"),
         *("codebook/coarse", "indices/coarse"),
     }
@@ -229,7 +232,7 @@ def test_tied_weights_are_stored_once(tmp_path: Path) -> None:
     model = tied()
     path = tmp_path / "a.safetensors"
     save_compressed(model, path)
-    assert set(safetensors.torch.load_file(path)) == {"raw/0.weight"}
+    assert set(read(path).stored) == {"raw/0.weight"}
     info = inspect_compressed(path)
     assert info.bytes_float32 == 4 * 35
     assert [layer.name for layer in info.layers] == ["0.weight"]
@@ -371,7 +374,10 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
 
 
 def test_rewriting_without_change_is_accepted(saved: Path) -> None:
+    rewrite(saved)
     before = saved.read_bytes()
+    assert inspect_compressed(saved).format_version == 3
+    assert_same(load_compressed(saved, small_network()), small_network())
     rewrite(saved)
     assert saved.read_bytes() == before
 
@@ -387,9 +393,10 @@ def grain(granularity: object) -> Callable[[dict[str, Any]], object]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda header: header.update(format_version=4), "version 4; .* reads versions 1 to 3"),
-        (lambda header: header.update(format_version=True), "version True; .* versions 1 to 3"),
-        (lambda header: header.update(format_version="2"), "version '2'; .* versions 1 to 3"),
+        (lambda header: header.update(format_version=5), "version 5; .* reads versions 1 to 4"),
+        (lambda header: header.update(format_version=True), "version True; .* versions 1 to 4"),
+        (lambda header: header.update(format_version="2"), "version '2'; .* versions 1 to 4"),
+        (lambda header: header.update(format_version=4), "malformed: it must have one entry"),
         (lambda header: header.pop("format_version"), "malformed"),
         (lambda header: header.pop("weights"), "malformed"),
         (lambda header: header.pop("ties"), "malformed"),
@@ -427,10 +434,98 @@ def test_inconsistent_headers_are_refused(
     saved: Path, change: Callable[[dict[str, Any]], object], message: str
 ) -> None:
     rewrite(saved, header=change)
-    for read in (inspect_compressed, load_compressed):
+    for load in (inspect_compressed, load_compressed):
         with pytest.raises(ArtifactError, match=message) as caught:
-            read(saved)
+            load(saved)
         assert str(saved) in str(caught.value)
+
+
+def replaced(**tensors: object) -> Callable[[Parts], bytes]:
+    def change(parts: Parts) -> bytes:
+        names = {name.replace("_", "."): of for name, of in tensors.items()}
+        return parts.changed(about={**parts.about, "tensors": parts.about["tensors"] | names})
+
+    return change
+
+
+def about(**keys: object) -> Callable[[Parts], bytes]:
+    return lambda parts: parts.changed(about={**parts.about, **keys})
+
+
+def number(place: int, value: int) -> Callable[[Parts], bytes]:
+    def change(parts: Parts) -> bytes:
+        return parts.changed(table=[*parts.table[:place], value, *parts.table[place + 1 :]])
+
+    return change
+
+
+OTHER_SIZE = "its tensors have another size than described"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (about(tensors=7), "malformed"),
+        (about(tensors=None), "malformed"),
+        (about(tensors={}), OTHER_SIZE),
+        (replaced(**{"0_weight": 7}), "malformed"),
+        (replaced(**{"0_weight": []}), "malformed"),
+        (replaced(**{"0_weight": ["F8_E4M3", 4, 18]}), "malformed: 'F8_E4M3'"),
+        (replaced(**{"0_weight": ["F32", -4, -18]}), "-4 is not a length"),
+        (replaced(**{"0_weight": ["F32", 72.0, 1]}), r"72\.0 is not a length"),
+        (replaced(**{"0_weight": ["F32", True, 72]}), "True is not a length"),
+        (replaced(**{"0_weight": ["F64", 4, 2, 3, 3]}), OTHER_SIZE),
+        (replaced(**{"0_weight": ["F32", 4, 2, 3, 4]}), OTHER_SIZE),
+        (replaced(more=["F32", 1]), OTHER_SIZE),
+        (about(ties=[1]), "malformed"),
+        (about(ties={"0.weight": "0.bias"}), "inconsistent"),
+        (about(ties={"new": "nowhere"}), "inconsistent"),
+        (about(ties={"new": ["0.bias"]}), "malformed"),
+        (about(metadata=3), "malformed"),
+        (about(granularity="row"), "'layer', 'channel' or 'group:N'"),
+        (about(granularity=7), "'layer', 'channel' or 'group:N'"),
+        (about(granularity=None), "'layer', 'channel' or 'group:N'"),
+        (number(0, 5), "unknown form"),
+        (number(0, 3), "the file has no granularity"),
+        (number(0, 2), "its tensors have|cut short"),
+        (number(2, 72), OTHER_SIZE),
+        (number(2, 2**40), OTHER_SIZE),
+        (number(3, 3), OTHER_SIZE),
+        (lambda parts: parts.changed(table=[]), "malformed"),
+        (lambda parts: parts.changed(rest=parts.rest + b"\0"), OTHER_SIZE),
+        (lambda parts: parts.changed(rest=parts.rest[:-1]), OTHER_SIZE),
+        (lambda parts: parts.file(b"no deflate"), "is not compressed as it must be"),
+        (lambda parts: parts.file(deflated(b"{}")[:-1]), "is cut short"),
+        (lambda parts: parts.file(deflated(b"{}") + b"{}"), "or too long"),
+        (lambda parts: parts.file(deflated(b" " * 2**21)), "has more than 1048576 bytes"),
+    ],
+)
+def test_inconsistent_descriptions_are_refused(
+    saved: Path, change: Callable[[Parts], bytes], message: str
+) -> None:
+    saved.write_bytes(change(Parts.of(saved.read_bytes())))
+    for load in (inspect_compressed, load_state_dict):
+        with pytest.raises(ArtifactError, match=message) as caught:
+            load(saved)
+        assert str(saved) in str(caught.value)
+
+
+def test_an_index_has_as_many_bits_as_it_needs(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_compressed(Holder(weight=torch.tensor([[0.0, 1.0, 0.0]])), path, coding="packed")
+    parts = Parts.of(path.read_bytes())
+    assert parts.table == [1, 2, 1]
+    path.write_bytes(parts.changed(table=[1, 2, 2]))  # one byte, too
+    with pytest.raises(ArtifactError, match="the indices of weight have 2 bits"):
+        load_state_dict(path)
+
+
+@pytest.mark.parametrize("value", ["x" * 3_000_000, {"numbers": list(range(300_000))}])
+def test_any_metadata_can_be_read_again(tmp_path: Path, value: object) -> None:
+    path = tmp_path / "a.safetensors"
+    metadata = {"value": value}
+    save_compressed(Holder(weight=torch.ones(3, 3)), path, metadata=metadata)
+    assert inspect_compressed(path).metadata == metadata
 
 
 def test_a_header_nested_without_end_is_refused(saved: Path) -> None:
@@ -504,9 +599,9 @@ def test_a_constant_layer_of_any_claimed_size_costs_no_memory(tmp_path: Path) ->
         load_compressed(path, Holder(weight=torch.ones(3, 3)))
     for shape in ([2**19, 2**19], [10**5, 10**10], [2**62] * 9):
         rewrite(path, header=lambda header, shape=shape: header["weights"].update(weight=shape))
-        for read in (inspect_compressed, load_state_dict):
+        for load in (inspect_compressed, load_state_dict):
             with pytest.raises(ArtifactError, match=r"than is believable|a tensor may have"):
-                read(path)
+                load(path)
 
 
 def test_the_shape_of_a_raw_weight_is_checked(tmp_path: Path) -> None:

@@ -7,8 +7,9 @@ import json
 import math
 import re
 import struct
+import zlib
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,36 +55,102 @@ WIDTHS = {
 }
 
 
+FLOATS = ("F16", "BF16", "F32", "F64")
+OF_FORM = {0: "", 1: "Kb", 2: "KC", 3: "KSb", 4: "KSC"}
+
+
 def read_file(path: Path) -> dict[str, np.ndarray]:
     data = path.read_bytes()
     (length,) = struct.unpack_from("<Q", data)
     header = json.loads(data[8 : 8 + length])
-    about = json.loads(header.pop("__metadata__")["pysoftq"])
+    about = json.loads(header["__metadata__"]["pysoftq"])
     assert hashlib.sha256(data[:50] + b"0" * 64 + data[114:]).hexdigest() == about["sha256"]
     assert data[50:114].decode() == about["sha256"]
-    entries = {}
-    for name, entry in header.items():
-        begin, end = (8 + length + offset for offset in entry["data_offsets"])
-        values = np.frombuffer(data[begin:end], WIDTHS[entry["dtype"]])
-        entries[name] = values.reshape(entry["shape"])
+    content = data[8 + length :]
+    if about["format_version"] < 4:
+        about["entries"] = old_entries(header, content)
+    else:
+        assert set(about) == {"sha256", "format_version"}
+        size = len(content)
+        entry = {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}
+        assert header == {"__metadata__": header["__metadata__"], "data": entry}
+        assert length % 8 == 0
+        about |= new_entries(content)
     weights = {
         name.removeprefix("raw/"): value
-        for name, value in entries.items()
+        for name, value in about["entries"].items()
         if name.startswith("raw/")
     }
     for name, shape in about["weights"].items():
         if name not in weights:
-            granularity = about.get("granularity", {}).get(name, "layer")
-            weights[name] = read_weight(name, shape, granularity, entries, about["format_version"])
-    for name, other in about["ties"].items():
+            weights[name] = read_weight(name, shape, about)
+    for name, other in about.get("ties", {}).items():
         weights[name] = weights[other]
     return weights
 
 
-def read_weight(
-    name: str, shape: list[int], granularity: str, entries: dict[str, np.ndarray], version: int
-) -> np.ndarray:
-    chunk = 2**16 if version > 2 else math.prod(shape)
+def new_entries(content: bytes) -> dict[str, Any]:
+    """The description, the entries of version 4, shapes of weights and their granularities."""
+    numbers = varints(content)
+    size, begin = next(numbers)
+    end = begin + size
+    about = json.loads(zlib.decompress(content[begin:end], wbits=-15))
+    tensors = {name: (dtype, shape) for name, (dtype, *shape) in about["tensors"].items()}
+    weights = {
+        name: shape
+        for name, (dtype, shape) in tensors.items()
+        if dtype in FLOATS and len(shape) > 1
+    }
+    numbers, taken = varints(content[end:]), 0
+    forms = {}
+    for name in weights:
+        forms[name], taken = next(numbers)
+    entries: list[tuple[str, str, list[int]]] = []  # name, dtype, shape
+    stated = {}
+    for name in weights:
+        stated[name] = {}
+        for letter in OF_FORM[forms[name]]:
+            stated[name][letter], taken = next(numbers)
+    place = end + taken + -(end + taken) % 8
+    assert not any(content[end + taken : place])
+    for name, (dtype, shape) in tensors.items():
+        if not forms.get(name):
+            entries.append((f"raw/{name}", dtype, shape))
+            continue
+        of = stated[name]
+        entries.append((f"codebook/{name}", dtype, [of["K"]]))
+        if "S" in of:
+            entries.append((f"sizes/{name}", "U8", [of["S"]]))
+        if "C" in of:
+            entries.append((f"coded/{name}", "U8", [of["C"]]))
+        elif of["b"]:
+            entries.append((f"indices/{name}", "U8", [-(-math.prod(shape) * of["b"] // 8)]))
+    found = {}
+    for width in (8, 4, 2, 1):
+        for name, dtype, shape in entries:
+            if np.dtype(WIDTHS[dtype]).itemsize == width:
+                end = place + width * math.prod(shape)
+                values = np.frombuffer(content[place:end], WIDTHS[dtype])
+                found[name], place = values.reshape(shape), end
+    assert place == len(content)
+    granularity = {name: about["granularity"] for name in weights if forms[name] > 2}
+    return {**about, "entries": found, "weights": weights, "granularity": granularity}
+
+
+def old_entries(header: dict[str, Any], content: bytes) -> dict[str, np.ndarray]:
+    found = {}
+    for name, entry in header.items():
+        if name != "__metadata__":
+            begin, end = entry["data_offsets"]
+            values = np.frombuffer(content[begin:end], WIDTHS[entry["dtype"]])
+            found[name] = values.reshape(entry["shape"])
+    return found
+
+
+def read_weight(name: str, shape: list[int], about: dict[str, Any]) -> np.ndarray:
+    entries = about["entries"]
+    granularity = about.get("granularity", {}).get(name, "layer")
+    chunk = 2**16 if about["format_version"] > 2 else math.prod(shape)
     codebook = entries[f"codebook/{name}"]
     lengths = segment_lengths(shape, granularity)
     sizes = [codebook.size]
@@ -112,7 +179,7 @@ def segment_lengths(shape: list[int], granularity: str) -> list[int]:
     return lengths * shape[0]
 
 
-def varints(data: list[int]) -> Iterator[tuple[int, int]]:
+def varints(data: Sequence[int]) -> Iterator[tuple[int, int]]:
     value = shift = 0
     for place, byte in enumerate(data):
         value |= (byte & 127) << shift
@@ -133,7 +200,7 @@ def models(
     data: bytes, lengths: list[int], sizes: list[int], chunk: int
 ) -> tuple[list[list[int]], list[list[int]]]:
     """left_0 … left_K of each segment, and the words of each stream."""
-    numbers, end, lefts = varints(list(data)), 0, []
+    numbers, end, lefts = varints(data), 0, []
     for N, K in zip(lengths, sizes, strict=True):
         counts = []
         for _ in range(K - 1):
@@ -172,6 +239,12 @@ def entropy_coded(data: bytes, lengths: list[int], sizes: list[int], chunk: int)
         assert state == 0
         assert not words
     return indices
+
+
+def entries_of(path: Path) -> dict[str, np.ndarray]:
+    data = path.read_bytes()
+    (length,) = struct.unpack_from("<Q", data)
+    return new_entries(data[8 + length :])["entries"]
 
 
 def bits_of(tensor: Tensor) -> np.ndarray:
@@ -298,20 +371,20 @@ def test_the_coder_is_the_package_that_the_document_names(tmp_path: Path) -> Non
     path = tmp_path / "a.safetensors"
     theta = palette(50, 64, 500, skew=3)
     save_compressed(Tensors(weight=theta), path)
-    stored = load_file(path)
-    K = stored["codebook/weight"].numel()
-    coded = stored["coded/weight"].numpy().tobytes()
+    stored = entries_of(path)
+    K = stored["codebook/weight"].size
+    coded = stored["coded/weight"].tobytes()
     (left,), (words,) = models(coded, [theta.numel()], [K], 2**16)
     model = constriction.model.Categorical(np.diff(left) - 1.0, perfect=False)
     coder = constriction.stack.AnsCoder(np.array(words, dtype=np.uint32))
     indices = coder.decode(model, theta.numel())
     assert coder.is_empty()
-    assert np.array_equal(stored["codebook/weight"].numpy()[indices], theta.reshape(-1).numpy())
+    assert np.array_equal(stored["codebook/weight"].view("f4")[indices], theta.reshape(-1).numpy())
 
 
 def test_the_document_says_what_the_code_says() -> None:
     text = DOCUMENT.read_text()
-    assert re.search(r"(?m)^Version 3\.", text)
+    assert re.search(r"(?m)^Version 4\.", text)
     example = '{"__metadata__":{"pysoftq":"{\\"sha256\\":\\"'
     assert f"`{example}`: {len(example)} bytes" in text
 
@@ -332,18 +405,7 @@ def test_version_1_is_read(name: str) -> None:
     assert_reads(path, wanted)
 
 
-def test_version_1_builds_its_model() -> None:
-    model = load_compressed(FIXTURES / "version-1-network.safetensors")
-    wanted = load_file(FIXTURES / "version-1-network-weights.safetensors")
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(tensor, wanted[name]), name
-    assert model.pysoftq_spec["name"] == "digits-resnet-small"
-    info = inspect_compressed(FIXTURES / "version-1-network.safetensors")
-    assert info.metadata == {"mean": [0.3], "std": [0.2]}
-    assert {layer.coding for layer in info.layers} == {"packed"}
-
-
-VERSION_2 = {  # SHA-256 of the tensors, its first 16 digits
+DIGESTS = {  # SHA-256 of the tensors, its first 16 digits
     "bias": "8deb90668ea3a684",
     "brain_floats": "1a9c32c7550ab836",
     "by_channel": "94b573bb09f25e1f",
@@ -359,20 +421,69 @@ VERSION_2 = {  # SHA-256 of the tensors, its first 16 digits
 
 
 @pytest.mark.parametrize(
-    "name", ["packed-layer", "entropy-layer", "entropy-channel", "entropy-group-50"]
+    "name",
+    [
+        *("2-packed-layer", "2-entropy-layer", "2-entropy-channel", "2-entropy-group-50"),
+        *("3-packed-layer", "3-packed-channel", "3-packed-group-50"),
+        *("3-entropy-layer", "3-entropy-channel", "3-entropy-group-50"),
+    ],
 )
-def test_version_2_is_read(name: str) -> None:
-    path = FIXTURES / f"version-2-{name}.safetensors"
+def test_versions_2_and_3_are_read(name: str) -> None:
+    path = FIXTURES / f"version-{name}.safetensors"
+    version, coding, *_ = name.split("-")
     found = load_state_dict(path)
     digests = {
         tensor: hashlib.sha256(bits_of(value).tobytes()).hexdigest()[:16]
         for tensor, value in found.items()
     }
-    assert digests == VERSION_2
+    assert digests == DIGESTS
     assert_reads(path, found)
     info = inspect_compressed(path)
-    assert info.format_version == 2
-    assert any(layer.coding == name.split("-", maxsplit=1)[0] for layer in info.layers)
+    assert info.format_version == int(version)
+    assert any(layer.coding == coding for layer in info.layers)
+    if version == "3":
+        assert info.metadata == {"mean": [0.3], "note": 'a "quoted" é name'}
+
+
+PLAIN = {  # SHA-256 of the tensors of version-3-plain, its first 16 digits
+    "brain_floats": "0a9e408f516bc220",
+    "bytes": "08bb5e5d6eaac104",
+    "chars": "85e79f470a97a11b",
+    "doubles": "ecc13c5e96728283",
+    "empty": "e3b0c44298fc1c14",
+    "flags": "85f90dfea1d8027e",
+    "floats": "f90f997ba8e550d0",
+    "halves": "e6ce610c204cabec",
+    "ints": "cd9a54ed1f18bf97",
+    "longs": "aae89fc0f03e2959",
+    "nan": "ef99cfd192ee2fe4",
+    "shorts": "90c2698921ca9fd0",
+}
+
+
+def test_tensors_without_clusters_of_version_3_are_read() -> None:
+    path = FIXTURES / "version-3-plain.safetensors"
+    found = load_state_dict(path)
+    digests = {
+        name: hashlib.sha256(bits_of(value).tobytes()).hexdigest()[:16]
+        for name, value in found.items()
+    }
+    assert digests == PLAIN
+    assert_reads(path, found)
+    assert {layer.coding for layer in inspect_compressed(path).layers} == {"raw"}
+
+
+@pytest.mark.parametrize("version", [1, 3])
+def test_old_versions_build_their_model(version: int) -> None:
+    path = FIXTURES / f"version-{version}-network.safetensors"
+    model = load_compressed(path)
+    wanted = load_file(FIXTURES / "version-1-network-weights.safetensors")
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, wanted[name]), name
+    assert model.pysoftq_spec["name"] == "digits-resnet-small"
+    info = inspect_compressed(path)
+    assert info.metadata == {"mean": [0.3], "std": [0.2]}
+    assert info.format_version == version
 
 
 # Sizes

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from safetensors.torch import load_file
 
 from pysoftq.artifact import inspect_compressed, save_compressed
 from pysoftq.baselines import histogram_equalize
@@ -76,8 +75,15 @@ def test_codings_and_granularities_are_told(tmp_path: Path) -> None:
         f"{size:,} bytes on disk, {4 * 1709:,} in float32 (ratio {size / 4 / 1709:.3f})" in output
     )
     layers = json.loads(CliRunner().invoke(inspect, [str(path), "--json"]).output)["layers"]
-    payload = sum(tensor.nbytes for tensor in load_file(path).values())
-    assert sum(layer["bytes_on_disk"] for layer in layers) == payload - 4 * 9
+    content = json.loads(CliRunner().invoke(inspect, [str(path), "--json"]).output)
+    parts = content["bytes_by_kind"]
+    taken = sum(layer["bytes_on_disk"] for layer in layers)
+    assert parts["weights"] + parts["codebooks"] == taken
+    assert parts["codebooks"] == 4 * (8 + 3) + 4
+    assert parts["other tensors"] == 4 * 9
+    assert sum(parts.values()) == size
+    line = "bytes: " + ", ".join(f"{kind} {bytes_:,}" for kind, bytes_ in parts.items())
+    assert line in output.splitlines()
 
 
 def test_a_model_without_weights(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import random
 import sys
 import tempfile
+import zlib
 from pathlib import Path
 from types import FunctionType
 
@@ -20,13 +21,27 @@ import atheris
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import forged_files
 
-from pysoftq.artifact import ans, entropy_coding, inspect, lazy, load, packing, read
+from pysoftq.artifact import (
+    ans,
+    entropy_coding,
+    inspect,
+    layout,
+    lazy,
+    load,
+    old_versions,
+    packing,
+    read,
+    records,
+)
 from pysoftq.artifact import format as description
 from pysoftq.clusters import values
 from pysoftq.interaction import segments
 
 # Function by function, for an editable installation has an importer of its own; nothing of torch.
-for module in (read, description, inspect, load, lazy, packing, segments, entropy_coding, ans):
+for module in (
+    *(read, layout, old_versions, records, description, inspect, load, lazy, packing),
+    *(segments, entropy_coding, ans),
+):
     classes = [value for value in vars(module).values() if isinstance(value, type)]
     for holder in (module, *classes):
         for function in vars(holder).values():
@@ -43,7 +58,7 @@ def mutate(data: bytes, max_size: int, seed: int) -> bytes:
     if choose(8):
         try:
             forged = forged_files.forge(data, choose)
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError, zlib.error):
             pass  # its JSON has gone
         else:
             if len(forged) <= max_size:
