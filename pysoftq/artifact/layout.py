@@ -18,6 +18,7 @@ import numpy as np
 from pysoftq.artifact.format import (
     DTYPES_BY_CODE,
     FORMAT_VERSION,
+    HEADER_START,
     NO_DIGEST,
     Content,
     Dtype,
@@ -34,7 +35,9 @@ CODINGS = ("packed", "entropy")
 MAX_INFLATION = 64  # bytes of the description that one of its bytes in the file may become
 SMALL = 2**20  # bytes that any description may have
 
-_ENTRY = "data"
+HEADER_END = (
+    b'\\",\\"format_version\\":%d}"},"data":{"dtype":"U8","shape":[%d],"data_offsets":[0,%d]}}'
+)
 _DEFLATE = -zlib.MAX_WBITS  # without a checksum: the file has a better one
 
 Item = TypeVar("Item")
@@ -45,9 +48,7 @@ Item = TypeVar("Item")
 
 def header(size: int) -> bytes:
     """What precedes so many bytes of data, with zeros in place of the checksum."""
-    about = _json({"sha256": NO_DIGEST, "format_version": FORMAT_VERSION})
-    entry = {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}
-    text = _json({"__metadata__": {"pysoftq": about}, _ENTRY: entry}).encode()
+    text = HEADER_START + NO_DIGEST.encode() + HEADER_END % (FORMAT_VERSION, size, size)
     text += b" " * (-len(text) % ALIGNMENT)
     return len(text).to_bytes(8, "little") + text
 
@@ -148,8 +149,8 @@ def parse(data: bytes | mmap.mmap, entries: Mapping[str, Any]) -> Content:
     """
     begin = 8 + int.from_bytes(data[:8], "little")
     size = len(data) - begin
-    if entries != {_ENTRY: {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}:
-        raise ValueError(f"it must have one entry, {_ENTRY!r}, to its end")
+    if entries != {"data": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}:
+        raise ValueError("it must have one entry, 'data', to its end")
     content = np.frombuffer(data, dtype=np.uint8, offset=begin)
     (length,), start = unpack_varints(content, 1)
     stop = start + int(length)

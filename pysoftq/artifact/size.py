@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -17,21 +17,26 @@ from pysoftq.artifact.forms import Coding, Options, clustered
 from pysoftq.artifact.model_content import ModelContent, raw_record
 from pysoftq.artifact.packing import Integers, packed_bytes, varint_bytes
 from pysoftq.clusters.clusters import Palette
+from pysoftq.interaction.host import on_host
 from pysoftq.interaction.pieces import is_dtensor
 from pysoftq.interaction.segments import segment_count
 
 Numbers = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+AnyArray = TypeVar("AnyArray", Integers, Numbers)
 
 
 class FileSize:
     """The size of the file that `save_compressed` would write, from the clusters' counts.
 
     It is exact but for the rounding of coded indices to whole words: a few bytes for a layer, and
-    0.2 % of the file at most. Tensors that are not clustered are sized once, when this is made.
+    0.2 % of the file at most. All other tensors are sized once, when this is made; those that
+    several processes hold in pieces (DTensor) as if they had no clusters.
 
     Args:
         model: of which the file would be.
-        names: of the clustered tensors, in the state dict of `model` without its wrappers.
+        names: of the clustered tensors, in the state dict of `model` without its wrappers; others
+            than weights are sized as they are.
         coding: as for `save_compressed`.
         granularity: as for `save_compressed`. A tensor whose clusters have segments is sized in
             segments and as a whole, as it would be saved, any other as a whole.
@@ -42,6 +47,7 @@ class FileSize:
         TypeError: as `save_compressed`.
     """
 
+    @on_host()
     def __init__(
         self,
         model: nn.Module,
@@ -54,26 +60,18 @@ class FileSize:
         content = ModelContent.of(model, coding, granularity, metadata)
         tensors, ties = content.tensors()
         records = {name: raw_record(name, tensor) for name, tensor in tensors.items()}
-        chosen: dict[str, Record] = {}  # by the first of their names that is given
-        for name in names:
-            owner = ties.get(name, name)
-            if owner not in records:
-                raise ValueError(f"{name} is not a tensor of the model")
-            record = records[owner]
-            if record.is_weight and record.size and record not in chosen.values():
-                chosen[name] = record
-        owned = {record.name for record in chosen.values()}
-        others = [(record, tensors[name]) for name, record in records.items() if name not in owned]
-        rest = [_size_of(record, tensor, content.options) for record, tensor in others]
-        lengths = [
-            of for (record, _), (of, _) in zip(others, rest, strict=True) if record.is_weight
-        ]
-        described = content.description(records.values(), ties)
         self._options = content.options
-        self._weights = chosen
-        self._shape = _Shape.of(list(chosen.values()))
+        self._weights = _chosen(names, records, ties)
+        self._shape = _Shape.of(list(self._weights.values()))
+        self._elements = 0
+        lengths = []
+        clustered_names = {record.name for record in self._weights.values()}
+        for name in records.keys() - clustered_names:
+            of, nbytes = _size_of(records[name], tensors[name], content.options)
+            self._elements += nbytes
+            lengths += [of] if records[name].is_weight else []
+        described = content.description(records.values(), ties)
         self._front = len(described) + int(varint_bytes(layout.table(lengths)).sum())
-        self._elements = sum(nbytes for _, nbytes in rest)
 
     def bytes(self, palettes: Mapping[str, Palette]) -> int:
         """Of the whole file: header, description, checksum, codebooks, indices, other tensors.
@@ -101,34 +99,37 @@ class FileSize:
 
     def _found(self, palettes: Mapping[str, Palette]) -> _Sizes:
         """Of each clustered tensor in the smallest of its forms."""
-        shape, (coding, granularity) = self._shape, self._options
-        raw = shape.sizes * shape.itemsizes
+        shape, raw = self._shape, self._shape.sizes * self._shape.itemsizes
         best = _Sizes(raw, raw, np.ones_like(raw))
         if not self._weights:
             return best
         own = self._own(palettes)
-        counts = torch.cat([palette.counts for palette in own]).cpu().numpy().astype(np.int64)
-        codebooks = torch.cat([palette.codebook for palette in own])
-        values = codebooks.detach().double().cpu().numpy()
+        counts = _joined([palette.counts for palette in own]).long().numpy()
+        values = _joined([palette.codebook for palette in own]).double().numpy()
         K = np.array([palette.K for palette in own])
         self._check_sizes(counts, K)
-        segmented = np.array([palette.bounds is not None for palette in own])
-        some = bool(segmented.any())
         # Of equally small forms the last one is taken, but only if the tensor becomes smaller.
-        room = np.where(_each(np.logical_and, np.isfinite(values), K), raw - 1, -1)
-        whole = _Clusters.of(values, counts, K, np.ones_like(K), sort=some)
-        forms = [(whole, np.zeros_like(segmented))]
-        if some and granularity != "layer":
-            sizes = np.concatenate([palette.codebook_sizes.numpy() for palette in own])
-            segments = np.array([palette.segments for palette in own])
-            forms.insert(0, (_Clusters.of(values, counts, sizes, segments), segmented))
-        for clusters, several in forms:
-            found = _sizes(shape, clusters, several, coding)
+        finite = np.logical_and.reduceat(np.isfinite(values), _starts(K))
+        room = np.where(finite, raw - 1, -1)
+        for clusters, segmented in self._forms(own, values, counts, K):
+            found = _sizes(shape, clusters, segmented, self._options[0])
             taken = found.total <= room
             room = np.where(taken, found.total, room)
             both = zip(found, best, strict=True)
             best = _Sizes(*(np.where(taken, new, old) for new, old in both))
         return best
+
+    def _forms(
+        self, own: list[Palette], values: Numbers, counts: Integers, K: Integers
+    ) -> Iterator[tuple[_Clusters, Flags]]:
+        """The clusters of all tensors, and which tensors have several codebooks."""
+        segmented = [palette.bounds is not None for palette in own]
+        some = any(segmented)
+        if some and self._options[1] != "layer":
+            sizes = np.concatenate([palette.codebook_sizes.numpy() for palette in own])
+            segments = np.array([palette.segments for palette in own])
+            yield _Clusters.of(values, counts, sizes, segments), np.array(segmented)
+        yield _Clusters.of(values, counts, K, np.ones_like(K), sort=some), np.zeros(len(K), bool)
 
     def _own(self, palettes: Mapping[str, Palette]) -> list[Palette]:
         """The clusters of the tensors, in their order."""
@@ -150,10 +151,31 @@ class FileSize:
         return [palettes[name] for name in self._weights]
 
     def _check_sizes(self, counts: Integers, K: Integers) -> None:
-        found, sizes = _each(np.add, counts, K), self._shape.sizes
-        for place in np.flatnonzero(found != sizes)[:1].tolist():
+        found, sizes = _sums(counts, _starts(K)), self._shape.sizes
+        if not np.array_equal(found, sizes):
+            place = int((found != sizes).argmax())
             name = list(self._weights)[place]
             raise ValueError(f"{name} has {sizes[place]} weights, its clusters {found[place]}")
+
+
+def _chosen(
+    names: Iterable[str], records: Mapping[str, Record], ties: Mapping[str, str]
+) -> dict[str, Record]:
+    """The weights among the names, each under the first of its names that is given."""
+    owners: dict[str, str] = {}
+    for name in names:
+        owner = ties.get(name, name)
+        if owner not in records:
+            raise ValueError(f"{name} is not a tensor of the model")
+        if records[owner].is_weight and records[owner].size:
+            owners.setdefault(owner, name)
+    return {name: records[owner] for owner, name in owners.items()}
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """All elements, on the CPU."""
+    alike = len({part.device for part in parts}) == 1  # then they are moved together
+    return torch.cat(parts if alike else [part.cpu() for part in parts]).detach().cpu()
 
 
 class _Shape(NamedTuple):
@@ -181,13 +203,15 @@ class _Sizes(NamedTuple):
 class _Clusters(NamedTuple):
     """The clusters of all tensors, segment after segment.
 
-    counts: (K,) weights of each. sizes: (G,) clusters of each segment. segments: (W,) of each
-    tensor.
+    counts: (K,) weights of each. sizes: (G,) clusters of each segment. first: (G,) the first of
+    them. segment: (W,) the first segment of each tensor. start: (W,) its first cluster.
     """
 
     counts: Integers
     sizes: Integers
-    segments: Integers
+    first: Integers
+    segment: Integers
+    start: Integers
 
     @classmethod
     def of(
@@ -198,41 +222,49 @@ class _Clusters(NamedTuple):
         segments: Integers,
         sort: bool = False,
     ) -> _Clusters:
-        """With one cluster for each value; `sort` where the values of a segment do not ascend."""
+        """One cluster for each value.
+
+        Args:
+            values: (K,) of all codebooks.
+            counts: (K,) weights of each.
+            sizes: (G,) values of each segment.
+            segments: (W,) of each tensor.
+            sort: whether the values of a segment do not ascend.
+        """
         keys, group = values.view(np.int64), np.repeat(np.arange(sizes.size), sizes)
         if sort:
             order = np.lexsort((keys, group))
             keys, counts = keys[order], counts[order]
-        new = np.ones(keys.size, dtype=np.bool_)
-        new[1:] = (keys[1:] != keys[:-1]) | (group[1:] != group[:-1])
-        if not new.all():
-            counts = np.add.reduceat(counts, np.flatnonzero(new))
+        repeated = (keys[1:] == keys[:-1]) & (group[1:] == group[:-1])
+        if repeated.any():
+            new = np.append(True, ~repeated)
+            counts = _sums(counts, np.flatnonzero(new))
             sizes = np.bincount(group[new], minlength=sizes.size)
-        return cls(counts, sizes, segments)
+        first, segment = _starts(sizes), _starts(segments)
+        return cls(counts, sizes, first, segment, first[segment])
 
 
-def _sizes(shape: _Shape, clusters: _Clusters, segmented: NDArray[np.bool_], coding: str) -> _Sizes:
+def _sizes(shape: _Shape, clusters: _Clusters, segmented: Flags, coding: str) -> _Sizes:
     """With codebooks, and indices in the smaller of both codings."""
-    _, sizes, segments = clusters
-    bits = np.frexp(_each(np.maximum, sizes, segments) - 1.0)[1].astype(np.int64)  # of integers
+    sizes, segment = clusters.sizes, clusters.segment
+    most: Integers = np.maximum.reduceat(sizes, segment)
+    bits = np.frexp(most - 1.0)[1].astype(np.int64)  # of an integer
     payload, number = packed_bytes(shape.sizes, bits), bits
     if coding == "entropy":
         coded = _coded_bytes(shape.sizes, clusters)
         smaller = (coded < payload) & (bits > 0) & (bits <= entropy_coding.MAX_BITS)
         payload, number = np.where(smaller, coded, payload), np.where(smaller, coded, bits)
-    K = _each(np.add, sizes, segments)
-    stored = segmented * _each(np.add, varint_bytes(sizes), segments)
+    K = _sums(sizes, segment)
+    stored: Integers = segmented * _sums(varint_bytes(sizes), segment)
     table = 1 + varint_bytes(K) + segmented * varint_bytes(stored) + varint_bytes(number)
     return _Sizes(K * shape.itemsizes + stored + payload, payload, table)
 
 
 def _coded_bytes(weights: Integers, clusters: _Clusters) -> Integers:
     """(W,) bytes of the entropy-coded indices, with their counts."""
-    counts, sizes, segments = clusters
-    K = _each(np.add, sizes, segments)
-    first = sizes.cumsum() - sizes
-    lengths = _each(np.add, counts, sizes)
-    entropy = _each(np.add, n_log_n(lengths), segments) - _each(np.add, n_log_n(counts), K)
+    counts, sizes, first, segment, start = clusters
+    lengths = _sums(counts, first)
+    entropy = _sums(n_log_n(lengths), segment) - _sums(n_log_n(counts), start)
     # A stream begins with a state of 0, which the first weights do not change that have the first
     # index of their segments; the next weight sets it to left_k, instead of adding its entropy.
     before = counts.cumsum() - counts
@@ -240,23 +272,28 @@ def _coded_bytes(weights: Integers, clusters: _Clusters) -> Integers:
     share = np.maximum(left, 1) / np.repeat(lengths, sizes)
     starts = counts * (ans.PRECISION + np.log2(share))
     starts[first] = 0
-    others = np.maximum(weights - _each(np.add, counts[first], segments), 1)
-    added = (_each(np.add, starts, K) - entropy) / others
+    others = np.maximum(weights - _sums(counts[first], segment), 1)
+    added = (_sums(starts, start) - entropy) / others
     streams = -(-weights // entropy_coding.CHUNK)
     words = np.maximum(entropy + streams * added, 0) / ans.WORD
-    words = np.where(streams == 1, np.floor(words) + 1, np.rint(words + streams / 2)).astype(
-        np.int64
-    )
+    # Each stream is rounded up; where there are several, by half a word on average.
+    words = np.floor(np.where(streams == 1, words + 1, words + (streams + 1) / 2)).astype(np.int64)
     bytes_of_counts = varint_bytes(counts)
     bytes_of_counts[first + sizes - 1] = 0  # they follow from the others
     bytes_of_lengths = (streams - 1) * varint_bytes(words // streams)
-    found: Integers = _each(np.add, bytes_of_counts, K) + bytes_of_lengths + words * ans.WORD // 8
+    found: Integers = _sums(bytes_of_counts, start) + bytes_of_lengths + words * ans.WORD // 8
     return found
 
 
-def _each(function: np.ufunc, values: NDArray[Any], lengths: Integers) -> NDArray[Any]:
-    """Reduce successive parts of the values, of these lengths, which are 1 or more."""
-    found: NDArray[Any] = function.reduceat(values, lengths.cumsum() - lengths)
+def _sums(values: AnyArray, starts: Integers) -> AnyArray:
+    """Of successive parts of the values, which begin there."""
+    found: AnyArray = np.add.reduceat(values, starts)
+    return found
+
+
+def _starts(lengths: Integers) -> Integers:
+    """Where successive parts of these lengths begin."""
+    found: Integers = lengths.cumsum() - lengths
     return found
 
 
