@@ -11,7 +11,7 @@ import mmap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,8 @@ HEADER_START = b'{"__metadata__":{"pysoftq":"{\\"sha256\\":\\"'
 DIGEST = slice(8 + len(HEADER_START), 8 + len(HEADER_START) + 64)
 NO_DIGEST = "0" * 64
 ENTRIES = ("raw", "codebook", "sizes", "indices", "coded")  # kinds of them: KIND/NAME
+
+Data: TypeAlias = bytes | bytearray | mmap.mmap  # of a whole file
 
 
 @dataclass(frozen=True)
@@ -186,7 +188,7 @@ def unbelievable(records: Iterable[Record], file_size: int) -> bool:
     return sum(r.size * r.dtype.itemsize for r in records) > MAX_EXPANSION * file_size
 
 
-def digest(data: bytes | bytearray | mmap.mmap) -> str:
+def digest(data: Data) -> str:
     """SHA-256 of a file, in hexadecimal, as if the place of the digest held zeros."""
     view = memoryview(data)
     checksum = hashlib.sha256(view[: DIGEST.start])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import mmap
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -21,6 +20,7 @@ from pysoftq.artifact.format import (
     HEADER_START,
     NO_DIGEST,
     Content,
+    Data,
     Dtype,
     Entry,
     Lengths,
@@ -141,7 +141,7 @@ def in_file_order(items: Iterable[Item], itemsize: Callable[[Item], int]) -> lis
 # Reading
 
 
-def parse(data: bytes | mmap.mmap, entries: Mapping[str, Any]) -> Content:
+def parse(data: Data, entries: Mapping[str, Any]) -> Content:
     """The content of a file, of which the header describes these entries.
 
     Raises:

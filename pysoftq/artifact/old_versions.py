@@ -6,20 +6,19 @@ What they say of themselves is JSON in the header, as `docs/format.md` specifies
 from __future__ import annotations
 
 import json
-import mmap
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from safetensors import deserialize, safe_open
 
-from pysoftq.artifact.format import DTYPES_BY_CODE, Content, Entry, Lengths, Record
+from pysoftq.artifact.format import DTYPES_BY_CODE, Content, Data, Entry, Lengths, Record
 from pysoftq.artifact.records import clustered, length_of
 from pysoftq.interaction.arrays import check_granularity
 from pysoftq.paths import user_path
 
 
-def parse(path: str, data: bytes | mmap.mmap, about: Mapping[str, Any]) -> Content:
+def parse(path: str, data: Data, about: Mapping[str, Any]) -> Content:
     """The content of a file that says this of itself.
 
     Raises:
@@ -34,11 +33,11 @@ def parse(path: str, data: bytes | mmap.mmap, about: Mapping[str, Any]) -> Conte
     return Content(records, stored, ties, about["model"], metadata)
 
 
-def _entries(path: str, data: bytes | mmap.mmap) -> Iterable[tuple[str, Mapping[str, Any]]]:
+def _entries(path: str, data: Data) -> Iterable[tuple[str, Mapping[str, Any]]]:
     """Dtype, shape and data of each entry, by name."""
-    if isinstance(data, bytes):
+    if isinstance(data, (bytes, bytearray)):
         content: Any = deserialize  # untyped
-        found: Iterable[tuple[str, Mapping[str, Any]]] = content(data)
+        found: Iterable[tuple[str, Mapping[str, Any]]] = content(bytes(data))
         return found
     with safe_open(user_path(path), framework="numpy"):
         pass  # the offsets are those of entries without gaps

@@ -20,6 +20,7 @@ from pysoftq.artifact.format import (
     FORMAT_VERSION,
     HEADER_START,
     READ_VERSIONS,
+    Data,
     Entry,
     Record,
     digest,
@@ -204,14 +205,16 @@ def read(path: str | os.PathLike[str], mapped: bool = False) -> File:
     with user_path(path).open("rb") as stream:
         start = stream.read(8 + len(HEADER_START))
         stream.seek(0)
-        data: bytes | mmap.mmap = b""
-        if start[8:] == HEADER_START:
-            whole = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) if mapped else None
-            data = whole or stream.read()
+        data: Data = b""
+        if start[8:] == HEADER_START and mapped:
+            data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        elif start[8:] == HEADER_START:
+            data = bytearray(os.fstat(stream.fileno()).st_size)
+            del data[stream.readinto(data) :]
     return check(os.fspath(path), data)
 
 
-def check(path: str, data: bytes | mmap.mmap) -> File:
+def check(path: str, data: Data) -> File:
     """The same for the bytes of a file, its name being that of error messages."""
     if data[8 : DIGEST.start] != HEADER_START:
         raise ArtifactError(f"{path} is not a compressed file of pysoftq, or is cut short")
@@ -229,7 +232,7 @@ def check(path: str, data: bytes | mmap.mmap) -> File:
         raise ArtifactError(f"{path} is malformed: {error}") from error
 
 
-def _parse(path: str, data: bytes | mmap.mmap) -> File:
+def _parse(path: str, data: Data) -> File:
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
     about = json.loads(header.pop("__metadata__")["pysoftq"])

@@ -34,11 +34,13 @@ def as_tensor(values: NDArray[np.generic], dtype: Dtype) -> Tensor:
 def tensor(file: File, record: Record, place: Tensor | None = None) -> Tensor:
     """A tensor of a file as it was saved.
 
-    place: the memory for it, if it is in indices and `place` is contiguous on the CPU.
+    place: where it belongs. If it is in indices, it is written there at once where that is
+        contiguous on the CPU; if not, it may be in the memory of the file.
     """
     if record.coding == "raw":
         values = file.stored[f"raw/{record.name}"].values
-        return as_tensor(values if values.flags.writeable else values.copy(), record.dtype)
+        shares = place is not None and values.flags.writeable
+        return as_tensor(values if shares else values.copy(), record.dtype)
     if place is None or place.device.type != "cpu" or not place.is_contiguous():
         place = torch.empty(record.shape, dtype=torch_dtype(record.dtype), device="cpu")
     found = place.detach().reshape(-1)
