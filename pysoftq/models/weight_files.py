@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.serialization import safe_globals
@@ -47,8 +47,8 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it holds no state dict, or several, or would need unpickling of more than
-            tensors and plain values.
+        ValueError: it holds no state dict, or several, is a compressed file, or would need
+            unpickling of more than tensors and plain values.
     """
     path = user_path(path)
     if path.is_dir():
@@ -60,12 +60,24 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
         kind, expected = path.suffix, ", ".join(_READ)
         raise ValueError(f"{path}: unknown kind of weight file {kind!r}; expected {expected}")
     if name.endswith(".safetensors"):
-        try:
-            return without_prefixes(load_file(path))
-        except SafetensorError as error:
-            raise ValueError(f"{path} is no safetensors file: {error}") from error
+        return without_prefixes(_safetensors(path))
     with path.open("rb") as file:
         return without_prefixes(_state_dict(load_plain(file, path), path))
+
+
+def _safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            compressed = "pysoftq" in (file.metadata() or {})
+        found: dict[str, Tensor] = {} if compressed else load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no safetensors file: {error}") from error
+    if compressed:
+        raise ValueError(
+            f"{path} is a compressed file: load it with `load_compressed`, or write its weights "
+            "with `pysoftq export --state-dict`"
+        )
+    return found
 
 
 def load_plain(file: BinaryIO, path: Path) -> Any:

@@ -3,8 +3,9 @@
 Options are those of libFuzzer (``-max_total_time=300``, ``-help=1``), a folder that keeps the
 corpus among them. An input is a file, read from memory once its checksum has been put right; it
 comes from good files, of old versions as well, by changes to its description, header and data.
-A core reads 3,800 of them a second; at the lowest priority beside other work, a few. Of 260,000
-none was read that should have been refused, and none failed in another way.
+A core reads 3,800 of them a second; at the lowest priority beside other work, a few. Of 260,000 of
+versions 1 to 3 and 30,000 of version 4, none was read that should have been refused, and none
+failed in another way.
 """
 
 from __future__ import annotations

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from paths import FIXTURES
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from pysoftq import save_compressed
 from pysoftq.models.weight_files import (
     coupled_weights,
     cpu_state,
@@ -30,6 +32,18 @@ def state() -> dict[str, Tensor]:
 
 def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+@pytest.mark.parametrize("version", [1, 2, 3, 4])
+def test_compressed_files_are_no_weight_files(tmp_path: Path, version: int) -> None:
+    path = tmp_path / "a.safetensors"
+    if version == 4:
+        save_compressed(nn.Linear(3, 4), path)
+    else:
+        name = {1: "1-network", 2: "2-packed-layer", 3: "3-plain"}[version]
+        path.write_bytes((FIXTURES / f"version-{name}.safetensors").read_bytes())
+    with pytest.raises(ValueError, match="is a compressed file: load it with `load_compressed`"):
+        load_weights(path)
 
 
 KINDS = [".pt", ".pth", ".th", ".ckpt", ".bin", ".pth.tar", ".pt.tar", ".PTH"]
