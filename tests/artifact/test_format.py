@@ -32,6 +32,8 @@ from pysoftq import (
     set_num_threads,
 )
 from pysoftq.artifact import entropy_coding, packing
+from pysoftq.artifact.read import read
+from pysoftq.artifact.tensors import tensors
 from pysoftq.baselines import histogram_equalize
 from pysoftq.models.build import build_model
 
@@ -443,6 +445,23 @@ def test_versions_2_and_3_are_read(name: str) -> None:
     assert any(layer.coding == coding for layer in info.layers)
     if version == "3":
         assert info.metadata == {"mean": [0.3], "note": 'a "quoted" é name'}
+
+
+@pytest.mark.parametrize(
+    "path", sorted(path for path in FIXTURES.glob("version-*") if "weights" not in path.name)
+)
+def test_files_of_old_versions_can_be_mapped(path: Path) -> None:
+    wanted, found = load_state_dict(path), tensors(read(path, mapped=True))
+    assert wanted.keys() == found.keys()
+    for name, tensor in wanted.items():
+        assert np.array_equal(bits_of(found[name]), bits_of(tensor)), name
+
+
+def test_a_file_can_be_mapped(tmp_path: Path) -> None:
+    path, wanted = tmp_path / "a.safetensors", every_kind()
+    save_compressed(Tensors(**wanted), path, granularity="channel")
+    found = tensors(read(path, mapped=True))
+    assert all(np.array_equal(bits_of(found[name]), bits_of(x)) for name, x in wanted.items())
 
 
 PLAIN = {  # SHA-256 of the tensors of version-3-plain, its first 16 digits
