@@ -156,7 +156,7 @@ def pack_varints(values: NDArray[np.integer[Any]]) -> Bytes:
 
 def varint_bytes(values: NDArray[np.integer[Any]]) -> Integers:
     """(n,) bytes of each of the numbers as a varint."""
-    found: Integers = np.searchsorted(_VARINT_LIMITS, values, side="right") + 1
+    found: Integers = _VARINT_LIMITS.searchsorted(values, side="right") + 1
     return found
 
 
