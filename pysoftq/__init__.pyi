@@ -9,6 +9,9 @@ from .clusters import identify as identify
 from .clusters import mean_bit_width as mean_bit_width
 from .clusters import refine as refine
 from .clusters import unique as unique
+from .compressor import Compressor as Compressor
+from .compressor import Target as Target
+from .compressor import TargetReport as TargetReport
 from .coupling import ClusteringConfig as ClusteringConfig
 from .coupling import CompressionReport as CompressionReport
 from .coupling import CouplingEnergy as CouplingEnergy

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pysoftq.clusters.assignment import Assignment, Moved
-from pysoftq.clusters.clusters import Clusters, Palette
+from pysoftq.clusters.clusters import Clusters, Palette, code_dtype
 from pysoftq.clusters.gradients import Units, largest
 from pysoftq.clusters.values import join_equal
 from pysoftq.clusters.written import mark_clusters
@@ -20,7 +20,7 @@ from pysoftq.interaction.arrays import check_dense
 from pysoftq.interaction.host import on_host
 from pysoftq.interaction.pieces import Piece, Ranks, is_dtensor, own_gradient, own_part
 from pysoftq.interaction.ranks import digest
-from pysoftq.models.sharding import Sharding, reshard
+from pysoftq.models.sharding import Sharding, distributed_like, reshard
 from pysoftq.models.wrappers import torch_optimizer, unwrapped
 
 
@@ -36,16 +36,18 @@ class Codebooks:
         optimizer = torch.optim.Adam([*codebooks.parameters(), *codebooks.rest()])
         codebooks.attach(optimizer)
 
-    With ``weights``, the weights before clustering, these train too and may change clusters: the
-    gradient at a weight's value is passed to the weight (straight-through estimator: Bengio,
-    Léonard and Courville, arXiv:1308.3432). After each step a weight is assigned to the cluster of
-    the least squared error plus rate-distortion weight times the length of the code word, -log2 of
-    the cluster's share. A separate optimizer trains the weights, and steps before the values are
-    written:
+    With ``weights``, the weights before clustering, these train too and may change clusters. They
+    take the place of their values in the model for the time of a step, with the gradients at the
+    values (straight-through estimator: Bengio, Léonard and Courville, arXiv:1308.3432), so the
+    optimizer that holds the model's parameters trains them. After each step a weight is assigned to
+    the cluster of the least squared error plus rate-distortion weight times the length of the code
+    word, -log2 of the cluster's share. The values may have an optimizer of their own, which steps
+    within the step of the other:
 
         codebooks = Codebooks(model, clusters, weights, softq.rd_weights(0.1))
-        sgd = torch.optim.SGD(codebooks.weights(), lr=0.01, momentum=0.9)
-        optimizer.register_step_post_hook(lambda *_: sgd.step())
+        values = torch.optim.Adam(codebooks.parameters())
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+        optimizer.register_step_post_hook(lambda *_: values.step())
         codebooks.attach(optimizer)
 
     Copies and pickles take the model and the attached optimizers along, and are attached to those;
@@ -63,6 +65,10 @@ class Codebooks:
             cluster. Of a DTensor another one that is divided alike, or all weights.
         rd_weights: rate-distortion weights by the same names, in units of the weights squared per
             bit, 0 or more; the default 0 assigns each weight to the nearest value.
+
+    Attributes:
+        model: as given.
+        values: the codebooks (K,) as parameters, by name.
 
     Raises:
         ValueError: no clusters, a name that is not a parameter of the model, a different number of
@@ -107,8 +113,51 @@ class Codebooks:
         return list(self.values.values())
 
     def weights(self) -> list[nn.Parameter]:
-        """The weights (N,) of each tensor that may change clusters, those in this process."""
-        return [layer.moving.weights for layer in self._layers.values() if layer.moving is not None]
+        """The model's parameters whose weights may change clusters."""
+        return [layer.parameter for layer in self._layers.values() if layer.moving is not None]
+
+    def counts(self) -> dict[str, Tensor]:
+        """How many weights each value has at present, (K,) int64; 0 of a cluster that is empty."""
+        return {name: layer.counts for name, layer in self._layers.items()}
+
+    def set_rd_weights(self, rd_weights: Mapping[str, float]) -> None:
+        """Assign by other rate-distortion weights from the next step on."""
+        for name, rd_weight in rd_weights.items():
+            self._layers[name].set_rd_weight(rd_weight)
+
+    @torch.no_grad()
+    def lend(self) -> None:
+        """Let the weights that may move take the place of their values, until `write`."""
+        for layer in self._layers.values():
+            if layer.moving is not None:
+                layer.moving.lend(layer.weights)
+
+    def state_dict(self) -> dict[str, dict[str, Any]]:
+        """What `restore` continues from bit for bit, by name: plain values and tensors.
+
+        What belongs to the weights has the shape of the parameter, and is divided between the
+        processes as that is (DTensor), for torch.distributed.checkpoint.
+        """
+        return {name: layer.state(self.values[name]) for name, layer in self._layers.items()}
+
+    @classmethod
+    @torch.no_grad()
+    def restore(cls, model: nn.Module, state: Mapping[str, Mapping[str, Any]]) -> Codebooks:
+        """The codebooks of a state, whose values are written into the model; not attached.
+
+        Raises:
+            ValueError: a name is not a parameter of the model, or has another number of weights.
+        """
+        clusters = {name: _clusters_of(own) for name, own in state.items()}
+        moving = [own["weights"] is not None for own in state.values()]
+        weights = {name: own["weights"] for name, own in state.items()} if all(moving) else None
+        found = cls(
+            model, clusters, weights, {name: own["rd_weight"] for name, own in state.items()}
+        )
+        for name, own in state.items():
+            found.values[name].copy_(own["value"])
+            found._layers[name].resume(own, found.values[name])
+        return found
 
     def rest(self) -> list[nn.Parameter]:
         """The model's other parameters that are trained: biases, normalisation."""
@@ -122,7 +171,8 @@ class Codebooks:
     def attach(self, optimizer: Optimizer) -> None:
         """Sum gradients before each step of the optimizer; assign and write the weights after it.
 
-        Present gradients of the weights are discarded.
+        Weights that may move are in the model for the time of the step. Present gradients of the
+        weights are discarded.
 
         Raises:
             TypeError: it is not an optimizer of torch.optim, nor holds one.
@@ -134,8 +184,8 @@ class Codebooks:
         self._register(inner)
 
     def _register(self, optimizer: Optimizer) -> None:
-        optimizer.register_step_pre_hook(lambda *_: self.sum_gradients())
-        optimizer.register_step_post_hook(lambda *_: self.write())
+        optimizer.register_step_pre_hook(lambda *_: self.before_step())
+        optimizer.register_step_post_hook(lambda *_: self.after_step())
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Copies and pickles of an optimizer are without hooks.
@@ -150,9 +200,24 @@ class Codebooks:
         return other
 
     @torch.no_grad()
-    def sum_gradients(self) -> None:
-        """Set the gradients of the codebooks from those of the weights, and clear the latter.
+    def before_step(self) -> None:
+        """Sum the gradients, and let the weights that may move take the place of their values."""
+        self.sum_gradients()
+        self.lend()
 
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Take the weights back, assign them, and write each one's value into the model."""
+        for layer in self._layers.values():
+            if layer.moving is not None:
+                layer.moving.take(layer.weights)
+        self.write()
+
+    @torch.no_grad()
+    def sum_gradients(self) -> None:
+        """Set the gradients of the codebooks from those of the weights.
+
+        Gradients of weights that keep their clusters are cleared, and those of zeros that are kept.
         Of a layer in which one is NaN or infinite, all values get NaN.
         """
         for ranks, names in self._by_ranks().items():
@@ -166,10 +231,8 @@ class Codebooks:
                 if value.grad is not None and layer.pinned is not None:
                     value.grad.masked_fill_(layer.pinned, 0)
             for layer, gradient in zip(layers, gradients, strict=True):
-                if layer.moving is not None:
-                    layer.moving.take(gradient)
                 if gradient is not None:
-                    gradient.zero_()  # in place, since a CUDA graph writes to this memory again
+                    layer.clear(gradient)
 
     @torch.no_grad()
     def write(self) -> None:
@@ -238,22 +301,67 @@ class _Layer:
     def let_move(self, weights: Tensor, rd_weight: float) -> None:
         """Let the weights change clusters from now on."""
         self._check_size(self._palette, weights)
-        flat = weights.detach()
-        if self.piece is not None:
-            flat = own_part(flat) if is_dtensor(flat) else self.piece.cut(flat)
+        flat = self._own(weights.detach())
         if flat.numel() != self.indices.numel():
             raise ValueError(f"layer '{self.name}': `weights` are not divided as the parameter")
         if not flat.isfinite().all():
             raise ValueError(f"layer '{self.name}': weights are NaN or infinite")
+        # A copy in float32, as steps can be smaller than the precision of the model's weights.
+        flat = flat.to(self.indices.device, torch.float32, copy=True)
+        kept = (flat == 0) if self.pinned is not None else None
+        assignment = Assignment(self._palette, flat.device, self.piece)
+        self.moving = _Moving(flat, assignment, kept)
+        self.set_rd_weight(rd_weight)
+
+    def set_rd_weight(self, rd_weight: float) -> None:
+        """Assign by this rate-distortion weight, if weights may move."""
         if not (math.isfinite(rd_weight) and rd_weight >= 0):
             raise ValueError(
                 f"layer '{self.name}': `rd_weights` must be finite and >= 0, got {rd_weight}"
             )
-        # A copy in float32, as steps can be smaller than the precision of the model's weights.
-        flat = flat.reshape(-1).to(self.indices.device, torch.float32, copy=True)
-        kept = (flat == 0) if self.pinned is not None else None
-        assignment = Assignment(self._palette, flat.device, self.piece)
-        self.moving = _Moving(nn.Parameter(flat), assignment, rd_weight, kept)
+        if self.moving is not None:
+            self.moving.rd_weight = rd_weight
+
+    def clear(self, gradient: Tensor) -> None:
+        """Clear what the optimizer must not see of a gradient of the weights."""
+        if self.moving is None:
+            gradient.zero_()  # in place, since a CUDA graph writes to this memory again
+        elif self.moving.kept is not None:
+            gradient.masked_fill_(self.moving.kept.view(gradient.shape), 0)
+
+    def state(self, value: Tensor) -> dict[str, Any]:
+        """Of `Codebooks.state_dict`."""
+        first, codes = self._palette, code_dtype(self._palette.K)
+        moving = self.moving
+        return {
+            "codebook": first.codebook,
+            "counts": first.counts,
+            "bounds": first.bounds,
+            "zeros": first.zeros,
+            "value": value.detach(),
+            "present": self.counts,
+            "indices": self._like_parameter(self.indices.to(codes)),
+            "weights": None if moving is None else self._like_parameter(moving.weights),
+            "rd_weight": 0.0 if moving is None else moving.rd_weight,
+        }
+
+    def resume(self, state: Mapping[str, Any], value: Tensor) -> None:
+        """Put clusters and counts of a state in place, and write the values."""
+        self.counts.copy_(state["present"])
+        self.indices.copy_(self._own(state["indices"]))
+        weights = self.weights
+        weights.copy_(value.index_select(0, self.indices).reshape(weights.shape))
+
+    def _like_parameter(self, own: Tensor) -> Tensor:
+        """What this process has for its weights, in the shape and placement of the parameter."""
+        local = own.view(self.weights.shape)
+        return local if self.piece is None else distributed_like(self.parameter, local)
+
+    def _own(self, tensor: Tensor) -> Tensor:
+        """What this process holds of a tensor like the parameter, flat."""
+        if self.piece is None:
+            return tensor.reshape(-1)
+        return own_part(tensor).reshape(-1) if is_dtensor(tensor) else self.piece.cut(tensor)
 
     def write(self, value: Tensor) -> None:
         """Write the values of the weights; of those that may move after their assignment.
@@ -298,27 +406,32 @@ class _Layer:
 class _Moving:
     """The trained weights of one tensor in this process, and their assignment to clusters.
 
-    kept: (n,) bool, weights that are exactly 0 and stay in their cluster, that of pinned zeros.
+    weights: (n,) float32. rd_weight: may be set at any time. kept: (n,) bool, weights that are
+    exactly 0 and stay in their cluster, that of pinned zeros.
     """
 
     def __init__(
         self,
-        weights: nn.Parameter,
+        weights: Tensor,
         assignment: Assignment,
-        rd_weight: float,
         kept: Tensor | None,
     ) -> None:
         self.weights = weights
+        self.rd_weight = 0.0
+        self.kept = kept
         self._assignment = assignment
-        self._rd_weight = rd_weight
-        self._kept = kept
 
-    def take(self, gradient: Tensor | None) -> None:
-        """Copy the gradient at the weights' values to the weights."""
-        copied = None if gradient is None else gradient.reshape(-1).to(torch.float32, copy=True)
-        if copied is not None and self._kept is not None:
-            copied.masked_fill_(self._kept, 0)
-        self.weights.grad = copied
+    def lend(self, place: Tensor) -> None:
+        """Write the weights where their values are."""
+        place.copy_(self.weights.view(place.shape))
+
+    def take(self, place: Tensor) -> None:
+        """Read the weights back after a step."""
+        flat = place.reshape(-1)
+        if flat.dtype == torch.float32:
+            self.weights.copy_(flat)
+        else:  # what the step has changed, so that nothing is rounded twice
+            self.weights += flat.float() - self.weights.to(flat.dtype).float()
 
     def in_place(self, out: Tensor, values: Tensor) -> bool:
         """Whether `move` can write these values where the parameter's weights are."""
@@ -327,15 +440,20 @@ class _Moving:
 
     def move(self, values: Tensor, to: Moved) -> None:
         """Assign the present weights and write their values, in place."""
-        self._assignment.move(
-            self.weights.detach(), values.detach(), self._rd_weight, self._kept, to
-        )
+        self._assignment.move(self.weights, values.detach(), self.rd_weight, self.kept, to)
         torch.autograd.graph.increment_version(to.out)
 
     def assign(self, values: Tensor, indices: Tensor, counts: Tensor) -> Tensor:
         """The clusters (n,) of the present weights."""
-        found = self._assignment(self.weights, values.float(), counts, self._rd_weight).int()
-        return found if self._kept is None else torch.where(self._kept, indices, found)
+        found = self._assignment(self.weights, values.float(), counts, self.rd_weight).int()
+        return found if self.kept is None else torch.where(self.kept, indices, found)
+
+
+def _clusters_of(state: Mapping[str, Any]) -> Clusters:
+    """The clusters that codebooks were made from, in which all weights are in the first one."""
+    palette = Palette(state["codebook"], state["counts"], state["bounds"], state["zeros"])
+    codes = torch.zeros(palette.size, dtype=palette.code_dtype, device=palette.codebook.device)
+    return Clusters(palette.codebook, palette.counts, palette.bounds, palette.zeros, codes=codes)
 
 
 def _check_names(

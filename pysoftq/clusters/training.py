@@ -48,7 +48,7 @@ class CodebookTraining:
         self._schedules = [CosineAnnealingLR(self.optimizer, steps)]
         if moving:
             sgd = SGD(moving, lr=weights_lr, momentum=momentum, nesterov=momentum > 0)
-            self.optimizer.register_step_post_hook(lambda *_: sgd.step())
+            self.optimizer.register_step_post_hook(lambda *_: _step_and_clear(sgd))
             self._schedules.append(CosineAnnealingLR(sgd, steps))
         codebooks.attach(self.optimizer)
 
@@ -56,3 +56,8 @@ class CodebookTraining:
         """Lower the learning rates."""
         for schedule in self._schedules:
             schedule.step()
+
+
+def _step_and_clear(optimizer: Optimizer) -> None:
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=False)  # in place: CUDA graphs write to this memory again

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -40,6 +41,7 @@ from pysoftq.interaction.arrays import (
 from pysoftq.interaction.backends import DeviceCoupling
 from pysoftq.interaction.host import on_host
 from pysoftq.interaction.layers import CoupledLayer, Scales, degeneracy
+from pysoftq.interaction.pieces import Alone, Ranks
 from pysoftq.interaction.potentials import METHODS
 from pysoftq.interaction.ranks import digest
 from pysoftq.interaction.scales import Segments
@@ -60,6 +62,24 @@ class CouplingEnergy:
 
     total: float
     layers: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Balance:
+    """Root mean squares of force and loss gradient over the weights of a layer."""
+
+    force: float
+    gradient: float
+
+    @property
+    def ratio(self) -> float:
+        """Force over gradient; inf without gradient."""
+        return self.force / self.gradient if self.gradient else math.inf
+
+    @classmethod
+    def of(cls, size: int, sums: Sequence[Sequence[float]]) -> Balance:
+        """From sums of squares over the weights in each process."""
+        return cls(*(math.sqrt(math.fsum(column) / size) for column in zip(*sums, strict=True)))
 
 
 class SoftQuantizer:
@@ -200,6 +220,11 @@ class SoftQuantizer:
         self._zeros = KeptZeros.find(self.model, self.layers, sparsity)
 
     @property
+    def size(self) -> int:
+        """Number of coupled weights."""
+        return sum(layer.size for layer in self.layers)
+
+    @property
     def h(self) -> float:
         """Strength h of the interaction."""
         return self._scales.h
@@ -228,6 +253,23 @@ class SoftQuantizer:
     def granularity(self) -> str:
         """What interacts only with itself: "layer", "channel" or "group:N"."""
         return self._granularity
+
+    def set_strength(self, h: float) -> None:
+        """Set the strength of the interaction; each layer's changes in proportion.
+
+        Warns:
+            UserWarning: a CUDA graph has recorded the coupling, and goes on as before.
+
+        Raises:
+            ValueError: `h` is negative or not finite, or the present strength is 0.
+        """
+        scales = replace(self._scales, h=h)
+        if not self.h:
+            raise ValueError("`h` is 0, which no strength is in proportion to")
+        self._warn_of_graphs(group for groups in self._groups.values() for group in groups)
+        layers = [layer.scaled(scales.h / self.h) for layer in self.layers]
+        self._scales = scales
+        self._couple(layers)
 
     @property
     def fraction(self) -> float:
@@ -341,6 +383,34 @@ class SoftQuantizer:
             raise RuntimeError("attached to an optimizer, which adds the force itself")
         self._add_force(tuple(range(len(self.layers))), scale)
 
+    @torch.no_grad()
+    def balance(self) -> dict[str, Balance]:
+        """Force against gradient of each layer that has a gradient, before a step.
+
+        Gradients are left as they are; for the time of the call they take their memory twice.
+
+        Raises:
+            ValueError: as in `add_force_`.
+        """
+        layers = [layer for layer in self.layers if layer.gradient is not None]
+        gradients = [layer.gradient for layer in layers]
+        kept = [gradient.clone() for gradient in gradients if gradient is not None]
+        step = self._step
+        for gradient in gradients:
+            gradient.zero_()  # type: ignore[union-attr]
+        self._add_force(tuple(range(len(self.layers))), 1.0)
+        self.step = step
+        rows = {}
+        for layer, gradient, before in zip(layers, gradients, kept, strict=True):
+            rows[layer.name] = [_square(gradient, layer), _square(before, layer)]
+            gradient.copy_(before)  # type: ignore[union-attr]
+        parts = self._sharding.ranks.collected(rows)
+        sums = {
+            layer: [part[layer.name] for part in parts if layer.name in part]
+            for layer in self.layers
+        }
+        return {layer.name: Balance.of(layer.size, own) for layer, own in sums.items() if own}
+
     def check(self) -> None:
         """Raise if a step was refused since the last check; waits for the device.
 
@@ -407,16 +477,29 @@ class SoftQuantizer:
             ValueError: `bits` is outside 1..20, `n_min` is negative, or a parameter has been
                 replaced since it was measured.
         """
-        self._refuse_replaced()
-        found = {layer.name: self._bins_of(layer, bits) for layer in self.layers}
+        found = self.occupied_bins(bits)
         if n_min is not None:
             found = {name: refine(bins, n_min) for name, bins in found.items()}
         return {
-            layer.name: found[layer.name].clusters(self._kept(layer), whole)
-            for layer in self.layers
+            layer.name: found[layer.name].clusters(self.kept(layer), whole) for layer in self.layers
         }
 
-    def _kept(self, layer: CoupledLayer) -> Tensor:
+    @on_host()
+    def occupied_bins(self, bits: int | None = None) -> dict[str, Bins]:
+        """The clusters of `clusters` without an index for each weight, to be refined.
+
+        Raises:
+            ValueError: as there.
+        """
+        self._refuse_replaced()
+        return {layer.name: self._bins_of(layer, bits) for layer in self.layers}
+
+    @property
+    def ranks(self) -> Ranks | Alone:
+        """The processes that train the model together, in pieces or in copies."""
+        return self._sharding.ranks if self._replicas is None else self._replicas
+
+    def kept(self, layer: CoupledLayer) -> Tensor:
         """The layer's weights with the zeros to be kept at 0."""
         return self._zeros.restored(layer)
 
@@ -424,7 +507,7 @@ class SoftQuantizer:
     def _bins_of(self, layer: CoupledLayer, bits: int | None) -> Bins:
         if bits is not None and not 1 <= bits <= MAX_BITS:
             raise ValueError(f"`bits` must be from 1 to {MAX_BITS}, got {bits}")
-        theta = self._kept(layer)
+        theta = self.kept(layer)
         bounds, zeros = self.bounds(layer), layer.name in self._zeros.masks
         try:
             if bits is None:
@@ -488,8 +571,7 @@ class SoftQuantizer:
             ValueError: a value is out of range, or a layer's parameter has been replaced since
                 it was measured; nothing has changed then.
         """
-        self._refuse_replaced()
-        before = {layer.name: self._bins_of(layer, bits) for layer in self.layers}
+        before = self.occupied_bins(bits)
         after = self.refine(before, n_min, refinement, rd_weight)
         for layer in self.layers:
             if moved := self._zeros.moved(layer):
@@ -662,12 +744,12 @@ class SoftQuantizer:
             # The first of a step's arguments is the optimizer itself.
             closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
             if closure is None:
-                self._add_force(indices, _gradient_scale(optimizer))
+                self._add_force(indices, gradient_scale(optimizer))
                 return None
 
             def closure_with_force() -> Any:
                 loss = closure()
-                self._add_force(indices, _gradient_scale(optimizer))
+                self._add_force(indices, gradient_scale(optimizer))
                 return loss
 
             if "closure" in kwargs:
@@ -750,7 +832,15 @@ def _parameters_of(optimizer: Optimizer) -> set[int]:
     return {id(p) for group in optimizer.param_groups for p in group["params"]}
 
 
-def _gradient_scale(optimizer: Optimizer) -> float:
+def _square(values: Tensor | None, layer: CoupledLayer) -> float:
+    """The sum of squares over the weights that this process reports."""
+    if values is None or not (layer.piece is None or layer.piece.first):
+        return 0.0
+    return float(values.double().square().sum())
+
+
+def gradient_scale(optimizer: Optimizer) -> float:
+    """The scale that gradients still have when a step begins."""
     # Fused optimizers get the scale from the GradScaler and unscale inside their step.
     scale = getattr(optimizer, "grad_scale", None)
     return 1.0 if scale is None else float(scale)

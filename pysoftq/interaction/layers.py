@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -121,6 +121,13 @@ class CoupledLayer:
         scales = (segments.sigma, segments.width, segments.strength)
         sigma, width, strength = map(segments.mean, scales)
         return cls(name, parameter.numel(), sigma, width, strength, parameter, segments, piece)
+
+    def scaled(self, factor: float) -> CoupledLayer:
+        """The same layer with its strength times a factor."""
+        segments = self.segments
+        if segments is not None:
+            segments = replace(segments, strength=factor * segments.strength)
+        return replace(self, strength=factor * self.strength, segments=segments)
 
     def scales(self, alpha: float) -> Scales:
         """The h and w that this layer was measured with."""

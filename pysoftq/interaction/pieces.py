@@ -56,6 +56,10 @@ class Alone:
 
     first = True
 
+    def collected(self, thing: Any) -> list[Any]:
+        """What this process passes."""
+        return [thing]
+
     def attempt(self, call: Callable[[], T]) -> T:
         """What the call returns."""
         return call()

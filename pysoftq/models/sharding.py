@@ -100,6 +100,20 @@ def reshard(model: nn.Module) -> bool:
     return bool(found)
 
 
+def distributed_like(parameter: Any, own: Tensor) -> Tensor:
+    """A DTensor of what each process has for its part of another one, a copy."""
+    from torch.distributed.tensor import DTensor
+
+    return DTensor.from_local(
+        own.clone(),
+        parameter.device_mesh,
+        parameter.placements,
+        run_check=False,
+        shape=parameter.shape,
+        stride=parameter.stride(),
+    )
+
+
 def replicas_of(model: nn.Module) -> ProcessRanks | None:
     """The processes among which DistributedDataParallel replicates a model; None without it."""
     kind = getattr(sys.modules.get("torch.nn.parallel"), "DistributedDataParallel", None)

@@ -1,0 +1,431 @@
+"""From a target to a compressed network, within the steps of any training loop."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from pysoftq.artifact.forms import Coding
+from pysoftq.artifact.size import FileSize
+from pysoftq.clusters.codebooks import Codebooks
+from pysoftq.compressor.evaluation import Evaluate, measured
+from pysoftq.compressor.merging import FIRST_PRICE, merge_to
+from pysoftq.compressor.meter import Meter
+from pysoftq.compressor.network import Network, keep, put_back
+from pysoftq.compressor.report import TargetReport
+from pysoftq.compressor.rungs import Rung, chosen, next_target, rungs_of
+from pysoftq.compressor.strength import Strength, choose_strength
+from pysoftq.compressor.target import Target
+from pysoftq.compressor.training import RungTraining, lower_rates, restore_rates
+from pysoftq.coupling.lifecycle import prepare
+from pysoftq.coupling.options import ClusteringConfig
+from pysoftq.coupling.report import CompressionReport, LayerReport
+from pysoftq.errors import QualityWarning
+from pysoftq.models.sharding import initializes_state
+from pysoftq.models.wrappers import torch_optimizer
+
+COUPLED = 0.75
+LOOKS = 100  # at the size of the coupled network, in the course of the coupling
+SPARE_BITS = 1.0  # that merging and training save on top of the coupling
+VALUES_LR = 0.01
+
+
+class Compressor:
+    """Compresses a network to a target in bytes, bits or loss, within the steps of its training.
+
+        compressor = Compressor(model, Target(bytes=60_000))
+        compressor.attach(optimizer, total_steps=epochs * len(loader))
+        for _ in range(epochs):
+            for inputs, targets in loader:  # the loop as it is without
+                ...
+                optimizer.step()
+        report = compressor.finalize()
+        save_compressed(model, "compressed.safetensors")
+
+    In the first part of the steps the weights of each layer attract each other (`SoftQuantizer`),
+    until they take little more than the target. Then neighbouring clusters merge, and for the rest
+    of the steps the model computes with the clusters' values, while weights, which may change
+    clusters, values and all other parameters are trained (`Codebooks`). The optimizer trains
+    weights and other parameters, with its own learning rates and schedules, clipping, accumulation
+    and precision; Adam trains the values. In the second part learning rates are lowered to 0 along
+    a cosine, for the time of a step only.
+
+    The size is controlled in training: the rate-distortion weight is the multiplier of the
+    constraint, and follows the measured code length (dual ascent, `pysoftq.compressor.price`).
+
+    A largest drop is searched for: the second part is divided into rungs of fewer and fewer bits,
+    and from the first that loses too much on, of sizes in between. Several targets are rungs of
+    one ladder, from the first to the last; each begins with the network of the one before.
+
+    From the second part on, the model computes with what would be saved; it holds the weights only
+    within a step. A training that is resumed from checkpoints (`state_dict`, with those of model
+    and optimizer) ends with the same network bit for bit.
+
+    Args:
+        model: as for `SoftQuantizer`.
+        target: one, or several of a ladder.
+        config: of coupling and clusters; also as a mapping. The strength h is chosen from the
+            gradients of the first step if it is not set there (`pysoftq.compressor.strength`).
+        coupled: share of the steps with coupling at most, from 0 to below 1.
+        values_lr: peak learning rate of the values, in standard deviations of their layer.
+        coding: of the file, as in `save_compressed`.
+        metadata: that the file will have, which counts in its bytes.
+
+    Attributes:
+        model: as given, or what it wraps.
+        softq: the coupling.
+        targets: as given.
+        strength: as it was chosen; None where `config` gives it.
+        rungs: those begun so far.
+        on_rung: called at the end of each rung with this object, when the model is its network.
+        before_merging: called with this object when the coupling ends, before clusters merge.
+
+    Raises:
+        ValueError: as `SoftQuantizer`; `coupled` or `values_lr` is out of range; the refinement is
+            that of the paper; several targets of which one is to be searched for.
+    """
+
+    def __init__(  # noqa: PLR0913 - what to reach, and how the file is written
+        self,
+        model: nn.Module,
+        target: Target | Sequence[Target],
+        config: ClusteringConfig | Mapping[str, Any] | None = None,
+        *,
+        coupled: float = COUPLED,
+        values_lr: float = VALUES_LR,
+        coding: Coding = "entropy",
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        if not isinstance(config, ClusteringConfig):
+            config = ClusteringConfig.from_dict(config or {})
+        if config.refinement == "count":
+            raise ValueError("`refinement` must be levels or entropy, whose price leads to a size")
+        if not 0 <= coupled < 1:
+            raise ValueError(f"`coupled` must be in [0, 1), got {coupled}")
+        if not values_lr > 0:
+            raise ValueError(f"`values_lr` must be > 0, got {values_lr}")
+        self.targets = (target,) if isinstance(target, Target) else tuple(target)
+        self._rungs = rungs_of(self.targets)
+        self.config = config
+        self.softq = prepare(model, config)
+        self.model = self.softq.model
+        self.strength: Strength | None = None
+        self.rungs: list[Rung] = []
+        self.on_rung: Callable[[Compressor], object] | None = None
+        self.before_merging: Callable[[Compressor], object] | None = None
+        self._coupled, self._values_lr = coupled, values_lr
+        names = [layer.name for layer in self.softq.layers]
+        self._file_size = FileSize(
+            self.model, names, coding=coding, granularity=config.granularity, metadata=metadata
+        )
+        self._step = self._steps = self._coupling_ends = 0
+        self._training: RungTraining | None = None
+        self._ended = False
+        self._layers: CompressionReport | None = None
+        self._evaluate: Evaluate | None = None
+        self._reference: float | None = None
+        # Of a search: the weights before the first rung, and the network chosen so far.
+        self._trunk: Network | None = None
+        self._kept: Network | None = None
+        self._handles: list[Any] = []
+        self._rates: list[Any] = []
+
+    @property
+    def codebooks(self) -> Codebooks | None:
+        """The values and weights of the present rung; None while weights are coupled."""
+        return None if self._training is None else self._training.codebooks
+
+    @property
+    def phase(self) -> str:
+        """The name of the present part: coupling, training or, after all steps, done."""
+        if self._training is None:
+            return "coupling"
+        return "done" if self._ended else "training"
+
+    def attach(
+        self, optimizer: Optimizer, *, total_steps: int, evaluate: Evaluate | None = None
+    ) -> None:
+        """Take part in every step of the optimizer from now on.
+
+        Args:
+            optimizer: which holds the coupled weights.
+            total_steps: of it, in the whole training.
+            evaluate: returns a number, higher is better, for the model as it is then; required for
+                a largest drop. Called before the first step and after each rung, in evaluation
+                mode. It should not look at the test set, since networks are chosen by it.
+
+        Raises:
+            TypeError: `optimizer` is none of torch.optim, nor holds one.
+            ValueError: fewer steps than rungs, `evaluate` is missing, or as `SoftQuantizer.attach`.
+            RuntimeError: already attached.
+        """
+        if self._handles:
+            raise RuntimeError("already attached")
+        if any(target.max_drop is not None for target in self.targets) and evaluate is None:
+            raise ValueError("`max_drop` requires `evaluate`, which measures the quality")
+        if total_steps <= self._rungs:
+            raise ValueError(
+                f"`total_steps` must be > {self._rungs} for these targets, got {total_steps}"
+            )
+        if self._steps not in (0, total_steps):
+            raise ValueError(
+                f"`total_steps` must be {self._steps}, as in the state, got {total_steps}"
+            )
+        inner = torch_optimizer(optimizer)
+        before = inner.register_step_pre_hook(self._before)  # ahead of the coupling's
+        try:
+            if self.phase == "coupling":
+                self.softq.attach(inner)
+        except BaseException:
+            before.remove()
+            raise
+        self._handles = [before, inner.register_step_post_hook(self._after)]
+        self._steps, self._evaluate = total_steps, evaluate
+        if evaluate is not None and self._reference is None:
+            self._reference = measured(self.softq, evaluate)
+        if self.phase == "coupling" and not self._coupling_steps:
+            self._begin()
+
+    def finalize(self) -> TargetReport:
+        """Detach; the model is the network that was chosen.
+
+        Warns:
+            QualityWarning: steps are left, the target is not met, or a layer has become constant.
+
+        Raises:
+            RuntimeError: not attached.
+        """
+        if not self._handles:
+            raise RuntimeError("not attached to an optimizer")
+        left = self._steps - self._step
+        if self.phase == "coupling":
+            self._coupling_ends = self._step
+            self._begin()
+        if self.phase == "training":
+            self._end_rung(last=True)
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        if left:
+            warnings.warn(
+                f"finalized {left} steps before the last of {self._steps}: learning rates have "
+                "not fallen, and accuracy is lost",
+                QualityWarning,
+                stacklevel=2,
+            )
+        report = self.report()
+        for text in report.warnings:
+            warnings.warn(text, QualityWarning, stacklevel=2)
+        return report
+
+    def report(self) -> TargetReport:
+        """Where the compression stands."""
+        layers = self._layers
+        if layers is not None and self._training is not None:
+            layers = layers.with_clusters(self._training.codebooks.palettes())
+        return TargetReport(
+            targets=self.targets,
+            phase=self.phase,
+            step=self._step,
+            total_steps=self._steps,
+            rungs=tuple(self.rungs),
+            chosen=chosen(self.targets, self.rungs) if self._ended else None,
+            reference=self._reference,
+            strength=self.strength,
+            layers=layers,
+        )
+
+    # Within a step of the optimizer.
+
+    def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if initializes_state(optimizer):
+            return
+        # The first of a step's arguments is the optimizer itself.
+        if kwargs.get("closure", args[1] if len(args) > 1 else None) is not None:
+            raise ValueError("a Compressor cannot take part in a step with a closure")
+        if self._training is None:
+            self._couple(optimizer)
+        elif self._ended:
+            self._rates = lower_rates(optimizer, 0.0)
+        else:
+            self._training.before_step(optimizer)
+
+    def _after(self, optimizer: Optimizer, *_: Any) -> None:
+        if initializes_state(optimizer):
+            return
+        if self._ended:
+            restore_rates(optimizer, self._rates)
+            return
+        if self._training is not None:
+            self._training.after_step(optimizer)
+        self._step += 1
+        if self._training is not None and self._step == self._ends(len(self.rungs)):
+            self._end_rung()
+        elif self._training is None and self._gathered():
+            self._coupling_ends = self._step
+            self._begin()
+
+    def _couple(self, optimizer: Optimizer) -> None:
+        """Set strength and fraction of the force that enters next."""
+        if self.strength is None and "h" not in self.config.model_fields_set:
+            self.strength = choose_strength(self.softq, optimizer, self._coupling_steps)
+            if self.strength is not None:
+                self.softq.set_strength(self.strength.h)
+        fraction = self.config.fraction(self._step, self._coupling_steps)
+        if fraction != self.softq.fraction:  # telling a device costs a little
+            self.softq.fraction = fraction
+
+    def _gathered(self) -> bool:
+        """Whether the coupling ends with this step.
+
+        At the latest after its share of the steps; before that, once the weights have gathered so
+        far that their bins take hardly more than the first target: what gathers further takes
+        fewer bits than there are, and costs accuracy.
+        """
+        if self._step == self._coupling_steps:
+            return True
+        if self._step % max(self._coupling_steps // LOOKS, 1):
+            return False
+        target = next_target(self.targets, [])
+        if target is None or target.rd_weight is not None:
+            return False
+        meter, bins = Meter(target, self._file_size), self.softq.occupied_bins(self.config.bits)
+        return meter.size(bins) <= meter.goal + meter.of_bits(SPARE_BITS, self.softq.size)
+
+    # From one rung to the next.
+
+    @property
+    def _coupling_steps(self) -> int:
+        """The most steps with coupling."""
+        return min(round(self._coupled * self._steps), self._steps - self._rungs)
+
+    def _ends(self, number: int) -> int:
+        """The step at which so many rungs are done."""
+        begin = self._coupling_ends
+        return begin + (self._steps - begin) * number // self._rungs
+
+    def _begin(self) -> None:
+        """Merge the clusters of the weights at the price of the next target, to train them on."""
+        if self._training is not None:
+            self._training.codebooks.lend()
+        elif not self.rungs and self.before_merging is not None:
+            self.before_merging(self)
+        target = next_target(self.targets, self.rungs)
+        assert target is not None
+        meter = Meter(target, self._file_size)
+        start = self.rungs[-1].rd_weight if self.rungs else FIRST_PRICE
+        merged = merge_to(self.softq, self.config, target, meter, start)
+        if self.targets[0].searched and not self.rungs:
+            self._trunk = keep(self.softq, weights=merged.weights)
+        self._layers = merged.report
+        prices = self.softq.rd_weights(merged.price)
+        codebooks = Codebooks(self.model, merged.clusters, merged.weights, prices)
+        number = len(self.rungs)
+        steps = self._ends(number + 1) - self._ends(number)
+        self.rungs.append(Rung(target, max(steps, 1), rd_weight=merged.price))
+        self._training = RungTraining(self.softq, codebooks, self.rungs[-1], meter, self._values_lr)
+        self._training.settle()
+
+    def _end_rung(self, *, last: bool = False) -> None:
+        training = self._training
+        assert training is not None
+        training.finish()
+        if self._evaluate is not None and self._reference is not None:
+            training.rung.quality = measured(self.softq, self._evaluate)
+            training.rung.drop = self._reference - training.rung.quality
+        if self.on_rung is not None:
+            self.on_rung(self)
+        self._ended = last or len(self.rungs) == self._rungs
+        if self.targets[0].searched:
+            self._choose(training)
+        if not self._ended:
+            self._begin()
+
+    def _choose(self, training: RungTraining) -> None:
+        """Keep the network if it is the best of a search so far; else go back to where it began."""
+        best = chosen(self.targets, self.rungs)
+        if best == len(self.rungs) - 1:
+            self._kept = keep(self.softq, training.state_dict())
+        if not (self._ended or self.rungs[best].within(self.targets[0].max_drop)):
+            assert self._trunk is not None
+            self._training = None
+            put_back(self.softq, self._trunk)
+        elif best != len(self.rungs) - 1:
+            assert self._kept is not None
+            self._training = self._restored(self._kept["training"], best)
+            put_back(self.softq, self._kept)
+
+    def _restored(self, state: Mapping[str, Any], number: int) -> RungTraining:
+        """The training of a rung as it was."""
+        rung = self.rungs[number]
+        meter = Meter(rung.target, self._file_size)
+        return RungTraining.restore(self.softq, state, rung, meter, self._values_lr)
+
+    # Checkpoints.
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that is needed to continue bit for bit, with the states of model and optimizer.
+
+        Tensors of weights are divided between processes as the parameters are (DTensor).
+        """
+        rows = None if self._layers is None else [asdict(row) for row in self._layers.layers]
+        return {
+            "options": self._options,
+            "steps": self._steps,
+            "step": self._step,
+            "coupling_ends": self._coupling_ends,
+            "ended": self._ended,
+            "reference": self._reference,
+            "strength": None if self.strength is None else asdict(self.strength),
+            "rungs": [asdict(rung) for rung in self.rungs],
+            "layers": rows,
+            "softq": self.softq.state_dict(),
+            "training": None if self._training is None else self._training.state_dict(),
+            "trunk": self._trunk,
+            "kept": self._kept,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a state; to be called before `attach`, after the model has its own.
+
+        Raises:
+            ValueError: the state is of other targets or options, or does not fit the model.
+            RuntimeError: attached.
+        """
+        if self._handles:
+            raise RuntimeError("attached: load the state first")
+        if missing := sorted(set(self.state_dict()) - set(state)):
+            raise ValueError(f"the state lacks {', '.join(missing)}")
+        mine = self._options
+        if changed := [name for name, value in mine.items() if state["options"].get(name) != value]:
+            raise ValueError(f"the state is of other options: {', '.join(changed)}")
+        self.softq.load_state_dict(state["softq"])
+        self._steps, self._step, self._ended = state["steps"], state["step"], state["ended"]
+        self._coupling_ends = state["coupling_ends"]
+        self._reference = state["reference"]
+        self.strength = None if state["strength"] is None else Strength(**state["strength"])
+        self.rungs = [Rung.of(rung) for rung in state["rungs"]]
+        self._trunk, self._kept = state["trunk"], state["kept"]
+        if state["layers"] is not None:
+            rows = tuple(LayerReport(**row) for row in state["layers"])
+            self._layers = CompressionReport(rows, self.softq.tensors(), self.config.refinement)
+        if state["training"] is not None:
+            number = len(self.rungs) - 1
+            if self._ended:
+                number = chosen(self.targets, self.rungs)
+            self._training = self._restored(state["training"], number)
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        """What has to be the same when a training is resumed, as plain values."""
+        return {
+            "targets": [asdict(target) for target in self.targets],
+            "coupled": self._coupled,
+            "values_lr": self._values_lr,
+            **self.config.model_dump(mode="json"),
+        }

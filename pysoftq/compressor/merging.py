@@ -1,0 +1,87 @@
+"""Clusters at the size of a target."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from torch import Tensor
+
+from pysoftq.clusters.binning import Bins
+from pysoftq.clusters.clusters import Clusters
+from pysoftq.compressor.meter import Meter
+from pysoftq.compressor.price import LOWEST, find_price
+from pysoftq.compressor.target import Target
+from pysoftq.coupling.options import MAX_MERGED_BITS, ClusteringConfig
+from pysoftq.coupling.quantizer import SoftQuantizer
+from pysoftq.coupling.report import CompressionReport
+from pysoftq.errors import QualityWarning
+
+FIRST_PRICE = 0.05
+# Clusters are merged at a lower price than weights are assigned at, for one or two bits more: some
+# of them empty while weights move, and none ever comes back. The first price of an assignment is
+# lower still, since code words have lengths that fit no longer.
+SPARE_BITS = 2.0
+MERGING = 1 / 16
+FIRST_ASSIGNMENT = 1 / 1000
+
+
+class Merged(NamedTuple):
+    """What a rung begins with.
+
+    Attributes:
+        clusters: of each layer, with more bits than the target.
+        weights: before clustering.
+        report: of the clusters.
+        price: the rate-distortion weight to begin with.
+    """
+
+    clusters: Mapping[str, Clusters]
+    weights: Mapping[str, Tensor]
+    report: CompressionReport
+    price: float
+
+
+def merge_to(
+    softq: SoftQuantizer, config: ClusteringConfig, target: Target, meter: Meter, start: float
+) -> Merged:
+    """Merge the clusters of the present weights, and write them into the model.
+
+    Bins are so fine that the target is met by merging, where `config` does not set their number.
+    The search for the price begins at ``start``.
+    """
+    bits, bins = _bins(softq, config, target, meter)
+
+    def size_of(price: float) -> float:
+        found = softq.refine(bins, refinement=config.refinement, rd_weight=price)
+        return meter.size(found)
+
+    if target.rd_weight is None:
+        merging = max(MERGING * find_price(size_of, meter.goal, start), LOWEST)
+        price = max(FIRST_ASSIGNMENT * merging, LOWEST)
+    else:
+        price = merging = target.rd_weight
+    merged = softq.refine(bins, refinement=config.refinement, rd_weight=merging)
+    clusters = {
+        layer.name: merged[layer.name].clusters(softq.kept(layer), whole=False)
+        for layer in softq.layers
+    }
+    weights = {layer.name: layer.parameter.detach().clone() for layer in softq.layers}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", QualityWarning)  # of layers that training changes yet
+        report = softq.finalize(bits, refinement=config.refinement, rd_weight=merging)
+    return Merged(clusters, weights, report, price)
+
+
+def _bins(
+    softq: SoftQuantizer, config: ClusteringConfig, target: Target, meter: Meter
+) -> tuple[int | None, dict[str, Bins]]:
+    """The coarsest bins that are larger than the target by some bits, and their own bits."""
+    finer = () if config.bits is not None else range(8, MAX_MERGED_BITS + 1)
+    for bits in (config.bits, *finer):
+        bins = softq.occupied_bins(bits)
+        enough = meter.limit + meter.of_bits(SPARE_BITS, softq.size)
+        if target.rd_weight is not None or meter.size(bins) > enough:
+            break
+    return bits, bins

@@ -1,0 +1,96 @@
+"""What a compression has reached of its target."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pysoftq.compressor.rungs import Rung
+from pysoftq.compressor.strength import Strength
+from pysoftq.compressor.target import Target
+from pysoftq.coupling.report import CompressionReport
+
+
+@dataclass(frozen=True)
+class TargetReport:
+    """A compression at one moment of its training, or at the end.
+
+    Attributes:
+        targets: of the compression.
+        phase: coupling, training or done.
+        step: of the optimizer, so many are done.
+        total_steps: of the whole training.
+        rungs: those begun so far; sizes are predicted from the counts of the clusters.
+        chosen: the number of the rung whose network the model is in the end.
+        reference: the quality before compression, where `evaluate` was given.
+        strength: of the coupling, where it was chosen from the gradients.
+        layers: the table of coupled layers; None as long as they have no clusters.
+    """
+
+    targets: tuple[Target, ...]
+    phase: str
+    step: int
+    total_steps: int
+    rungs: tuple[Rung, ...]
+    chosen: int | None
+    reference: float | None
+    strength: Strength | None
+    layers: CompressionReport | None
+
+    @property
+    def rung(self) -> Rung | None:
+        """The one that the model is now, or the last one; None while weights are coupled."""
+        if not self.rungs:
+            return None
+        return self.rungs[-1 if self.chosen is None else self.chosen]
+
+    @property
+    def met(self) -> bool:
+        """Whether all targets are met."""
+        return not self.warnings
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Why a target is not met, each with what is possible; empty before the end."""
+        return tuple(self._shortfalls()) if self.phase == "done" else ()
+
+    def _shortfalls(self) -> Iterator[str]:
+        searched = self.targets[0].searched
+        for rung in self.rungs if not searched or self.rung is None else (self.rung,):
+            target = self.targets[0] if searched else rung.target
+            size = f"{rung.bits:.3f} bits per weight, {rung.bytes:,} bytes"
+            if target.bytes is not None and rung.bytes > target.bytes:
+                yield f"{size}, more than {target.bytes:,} bytes: no assignment takes fewer"
+            if target.bits is not None and rung.bits > target.bits:
+                yield f"{size}, more than {target.bits:g} bits: no assignment takes fewer"
+            if not rung.within(target.max_drop):
+                yield f"a drop of {rung.drop:.4g} at {size}, more than {target.max_drop:g}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return {
+            "targets": [asdict(target) for target in self.targets],
+            "phase": self.phase,
+            "step": self.step,
+            "total_steps": self.total_steps,
+            "rungs": [asdict(rung) for rung in self.rungs],
+            "chosen": self.chosen,
+            "reference": self.reference,
+            "strength": None if self.strength is None else asdict(self.strength),
+            "met": self.met,
+            "warnings": list(self.warnings),
+            "layers": None if self.layers is None else self.layers.to_dict(),
+        }
+
+    def __str__(self) -> str:
+        """One line, then the table of layers."""
+        lines = [f"{self.phase}: step {self.step:,} of {self.total_steps:,}"]
+        for number, rung in enumerate(self.rungs):
+            quality = "" if rung.drop is None else f", a drop of {rung.drop:.4g}"
+            mark = " (chosen)" if number == self.chosen and len(self.rungs) > 1 else ""
+            lines.append(f"{rung.bytes:,} bytes, {rung.bits:.3f} bits per weight{quality}{mark}")
+        lines += [f"warning: {text}" for text in self.warnings]
+        if self.layers is not None:
+            lines.append(str(self.layers))
+        return "\n".join(lines)

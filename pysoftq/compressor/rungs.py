@@ -1,0 +1,101 @@
+"""The rungs of a compression: networks of one target after the other, and which target is next."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pysoftq.compressor.target import Target
+
+SEARCHED = 6  # rungs of a search
+_FIRST = 2.0  # bits of the first one
+_FACTOR = 0.6  # from one to the next as long as all are good, or all bad
+_RANGE = (0.05, 12.0)  # bits
+
+
+@dataclass
+class Rung:
+    """A network on the way, trained for its own target.
+
+    Attributes:
+        target: in bytes, bits or as a price.
+        steps: that it is trained for.
+        bytes: of the file, as predicted from the counts.
+        bits: entropy bits of a coupled weight.
+        rd_weight: the price at its end.
+        quality: what `evaluate` returned; None without.
+        drop: by how much that is below the quality before compression.
+    """
+
+    target: Target
+    steps: int
+    bytes: int = 0
+    bits: float = math.nan
+    rd_weight: float = math.nan
+    quality: float | None = None
+    drop: float | None = None
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Rung:
+        """From plain values, as `dataclasses.asdict` gives them."""
+        return cls(**{**values, "target": Target(**values["target"])})
+
+    def within(self, max_drop: float | None) -> bool:
+        """Whether it loses no more than allowed."""
+        return max_drop is None or (self.drop is not None and self.drop <= max_drop)
+
+
+def rungs_of(targets: Sequence[Target]) -> int:
+    """How many rungs the targets take.
+
+    Raises:
+        ValueError: there is no target, or one of several is to be searched for.
+    """
+    if not targets:
+        raise ValueError("no target is given")
+    if len(targets) > 1 and any(target.searched for target in targets):
+        raise ValueError("a largest drop alone is searched for, and cannot be part of a ladder")
+    return SEARCHED if _searched(targets) else len(targets)
+
+
+def next_target(targets: Sequence[Target], done: Sequence[Rung]) -> Target | None:
+    """The target of the next rung; None after the last one.
+
+    A largest drop without a size is searched for: from rung to rung fewer bits as long as none has
+    lost too much, or more as long as each has, and from then on the middle, in the logarithm,
+    between the smallest good network and the largest smaller bad one.
+    """
+    if len(done) == rungs_of(targets):
+        return None
+    if not _searched(targets):
+        return targets[len(done)]
+    max_drop = targets[0].max_drop
+    good = [rung.bits for rung in done if rung.within(max_drop)]
+    bad = [rung.bits for rung in done if not rung.within(max_drop)]
+    low = max((bits for bits in bad if not good or bits < min(good)), default=None)
+    if good and low is not None:
+        bits = math.sqrt(min(good) * low)
+    elif good:
+        bits = min(good) * _FACTOR
+    else:
+        bits = _FIRST if low is None else max(bad) / _FACTOR
+    return Target(bits=min(max(bits, _RANGE[0]), _RANGE[1]))
+
+
+def chosen(targets: Sequence[Target], done: Sequence[Rung]) -> int:
+    """Which rung the compression ends with: the last one, but of a search the smallest good one.
+
+    If none is good, the one that has lost least.
+    """
+    if not _searched(targets):
+        return len(done) - 1
+    good = [i for i, rung in enumerate(done) if rung.within(targets[0].max_drop)]
+    if good:
+        return min(good, key=lambda i: done[i].bits)
+    return min(range(len(done)), key=lambda i: done[i].drop or 0.0)
+
+
+def _searched(targets: Sequence[Target]) -> bool:
+    return len(targets) == 1 and targets[0].searched

@@ -1,0 +1,83 @@
+"""The strength of the coupling, from the gradients and the steps to come."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch.optim import Optimizer
+
+from pysoftq.coupling.quantizer import SoftQuantizer
+
+CROSSINGS = 64  # wells that a weight could cross in the time of the coupling, by the force alone
+# The rms force in rms gradients. Below, the force cannot hold weights against the loss; above, the
+# network is lost before it adapts. Steps of Adam have the length of the learning rate whatever the
+# gradient, so a force beyond the gradient adds little but harm.
+BOUNDS = {False: (4.0, 80.0), True: (0.4, 4.0)}  # by whether the optimizer is adaptive
+DIGITS = 3  # of a strength, so that sums in another order of processes give the same
+
+
+@dataclass(frozen=True)
+class Strength:
+    """A strength h, and what it means for a network.
+
+    Attributes:
+        h: of the coupling.
+        ratio: rms force over rms gradient, of all coupled weights.
+        ratios: the same of each layer; inf where the gradient is 0.
+        steps: that a weight takes to cross a well by the rms force.
+    """
+
+    h: float
+    ratio: float
+    ratios: Mapping[str, float]
+    steps: float
+
+
+def choose_strength(softq: SoftQuantizer, optimizer: Optimizer, steps: int) -> Strength | None:
+    """The strength at which weights could cross `CROSSINGS` wells in so many steps.
+
+    Within `BOUNDS`. Called before a step of the optimizer, with the gradients of a batch, which are
+    left as they are. None where all gradients are 0, so that there is nothing to measure.
+    """
+    found = softq.balance()
+    layers = [layer for layer in softq.layers if layer.name in found]
+    sizes = [layer.size for layer in layers]
+    force = _mean(sizes, [found[layer.name].force for layer in layers])
+    gradient = _mean(sizes, [found[layer.name].gradient for layer in layers])
+    if not (force and gradient):
+        return None
+    width = _mean(sizes, [layer.width for layer in layers])
+    adaptive = is_adaptive(optimizer)
+    # How far a force as large as the gradient moves a weight in a step.
+    reach = _rate(optimizer, adaptive) * (1.0 if adaptive else gradient)
+    low, high = BOUNDS[adaptive]
+    ratio = min(max(CROSSINGS * width / max(reach * steps, math.ulp(0)), low), high)
+    h = float(f"{softq.h * ratio * gradient / force:.{DIGITS}g}")
+    factor = h / softq.h
+    return Strength(
+        h,
+        factor * force / gradient,
+        {name: factor * balance.ratio for name, balance in found.items()},
+        width / (reach * (min(ratio, 1.0) if adaptive else ratio)) if reach else math.inf,
+    )
+
+
+def is_adaptive(optimizer: Optimizer) -> bool:
+    """Whether the optimizer divides gradients by their own size, as Adam and its kin do."""
+    return any("betas" in group or "beta2_decay" in group for group in optimizer.param_groups)
+
+
+def _mean(sizes: list[int], values: list[float]) -> float:
+    """Root mean square over the weights of layers."""
+    squares = math.fsum(size * value**2 for size, value in zip(sizes, values, strict=True))
+    return math.sqrt(squares / max(sum(sizes), 1))
+
+
+def _rate(optimizer: Optimizer, adaptive: bool) -> float:
+    """How far a steady gradient of 1 moves a weight in a step; of Adam, any steady gradient."""
+    return max(
+        float(group["lr"]) / (1.0 if adaptive else 1 - group.get("momentum", 0.0))
+        for group in optimizer.param_groups
+    )

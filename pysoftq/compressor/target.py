@@ -1,0 +1,47 @@
+"""What a compression is to end at."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+
+@dataclass(frozen=True)
+class Target:
+    """A size, a number of bits, a largest drop in quality, or a price; one of these.
+
+    Attributes:
+        bytes: of the compressed file: weights, codebooks, description and all other tensors.
+        bits: entropy bits of a coupled weight, in the mean over all of them.
+        max_drop: of what `evaluate` returns, in its units; the smallest network within it is found.
+            May be given with a size or bits, which it then restricts.
+        rd_weight: rate-distortion weight, in variances of a layer per bit; the size follows from
+            it.
+
+    Raises:
+        ValueError: a value is out of range, or none or several of bytes, bits and rd_weight are
+            given.
+    """
+
+    bytes: int | None = None
+    bits: float | None = None
+    max_drop: float | None = None
+    rd_weight: float | None = None
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            least = 0 if field.name in ("max_drop", "rd_weight") else math.ulp(0)
+            if value is not None and not least <= value < math.inf:
+                bound = ">= 0" if least == 0 else "> 0"
+                raise ValueError(f"`{field.name}` must be finite and {bound}, got {value}")
+        sizes = [name for name in ("bytes", "bits", "rd_weight") if getattr(self, name) is not None]
+        if len(sizes) > 1:
+            raise ValueError(f"a target has one of {', '.join(sizes)}")
+        if not sizes and self.max_drop is None:
+            raise ValueError("a target requires `bytes`, `bits`, `max_drop` or `rd_weight`")
+
+    @property
+    def searched(self) -> bool:
+        """Whether a largest drop alone is given, for which the size has to be found."""
+        return self.bytes is None and self.bits is None and self.rd_weight is None

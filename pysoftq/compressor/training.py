@@ -1,0 +1,201 @@
+"""Training of one rung: values and weights, while the size is held at its target."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Adam, Optimizer
+
+from pysoftq.clusters.codebooks import Codebooks
+from pysoftq.compressor.meter import Meter, code_length
+from pysoftq.compressor.price import HIGHEST, LOWEST, next_price
+from pysoftq.compressor.rungs import Rung
+from pysoftq.coupling.quantizer import SoftQuantizer, gradient_scale
+
+CONTROL_STEPS = 4  # from one measurement to the next: each waits for the device
+CALIBRATED = 8  # of these, from one exact size to the next
+_SETTLE, _RAISE = 1.25, 1.02  # by which the price rises, before and after training
+
+
+class RungTraining:
+    """Trains the values and weights of a network within the steps of the user's optimizer.
+
+    The weights are in the model for the time of a step, so the user's optimizer trains them; Adam
+    trains the values. All learning rates fall to 0 along a cosine, those of the user's optimizer
+    for the time of a step only. The rate-distortion weight follows the size (`next_price`).
+
+    Args:
+        softq: with the scales of the layers.
+        codebooks: not attached.
+        rung: to be trained, with its price; updated in the course.
+        meter: of its size.
+        values_lr: peak learning rate of the values, in standard deviations of a layer.
+
+    Attributes:
+        codebooks, rung: as given.
+        done: steps so far.
+    """
+
+    def __init__(
+        self,
+        softq: SoftQuantizer,
+        codebooks: Codebooks,
+        rung: Rung,
+        meter: Meter,
+        values_lr: float,
+    ) -> None:
+        self.codebooks = codebooks
+        self.rung = rung
+        self.done = 0
+        self._softq = softq
+        self._meter = meter
+        self._peaks = [values_lr * layer.sigma for layer in softq.layers]
+        values = [codebooks.values[layer.name] for layer in softq.layers]
+        self._values = Adam([{"params": [value]} for value in values])
+        lengths = [found.bounds for found in codebooks.palettes().values()]
+        sizes = [
+            torch.tensor([layer.size]) if bounds is None else bounds.diff()
+            for layer, bounds in zip(softq.layers, lengths, strict=True)
+        ]
+        self._segments = torch.cat(sizes)
+        self._rates: list[Any] = []
+        self._calibrate()
+
+    @property
+    def anneal(self) -> float:
+        """The share of the peak learning rates, from 1 to 0."""
+        return (1 + math.cos(math.pi * min(self.done / self.rung.steps, 1.0))) / 2
+
+    @torch.no_grad()
+    def before_step(self, optimizer: Optimizer) -> None:
+        """Put the weights and their gradients in place, and lower the learning rates."""
+        self._rates = lower_rates(optimizer, self.anneal)
+        self.codebooks.before_step()
+        scale = gradient_scale(optimizer)
+        if scale != 1:
+            for value in self.codebooks.parameters():
+                if value.grad is not None:
+                    value.grad /= scale
+
+    @torch.no_grad()
+    def after_step(self, optimizer: Optimizer) -> None:
+        """Take the weights back, step the values, assign the weights, and control the size."""
+        restore_rates(optimizer, self._rates)
+        for group, peak in zip(self._values.param_groups, self._peaks, strict=True):
+            group["lr"] = self.anneal * peak
+        if not _skipped(optimizer):
+            self._values.step()
+        self.codebooks.after_step()
+        self.done += 1
+        if self.done % CONTROL_STEPS == 0:
+            self._control()
+
+    def settle(self) -> None:
+        """Raise the price step by step until the size is met, before any training.
+
+        Clusters that a high price empties at once, while code words still have the lengths of
+        merging, would be missing later.
+        """
+        if self._controlled:
+            self._raise_price(self._meter.goal, _SETTLE)
+
+    def finish(self) -> None:
+        """Measure the trained network, after assigning its weights anew if the size is missed."""
+        self._calibrate()
+        if not self._controlled:
+            return
+        while self._size < self._meter.least and self.rung.rd_weight > LOWEST:
+            self._reassign(self.rung.rd_weight / _SETTLE)
+        self._raise_price(self._meter.limit, _RAISE)
+
+    def _raise_price(self, limit: float, factor: float) -> None:
+        """Multiply the price by a factor, and assign the weights anew, until the size is met."""
+        while self._size > limit and self.rung.rd_weight < HIGHEST:
+            self._reassign(factor * self.rung.rd_weight)
+
+    def _reassign(self, price: float) -> None:
+        self._set_price(price)
+        self.codebooks.write()
+        self._calibrate()
+
+    @property
+    def _controlled(self) -> bool:
+        return self.rung.target.rd_weight is None
+
+    def _control(self) -> None:
+        if not self._controlled:
+            return
+        if self.done % (CONTROL_STEPS * CALIBRATED) == 0:
+            self._calibrate()
+        length = code_length(self.codebooks.counts().values(), self._segments)
+        size = self._meter.estimate(length, self._softq.size)
+        self._set_price(next_price(self.rung.rd_weight, size, self._meter.goal))
+
+    def _set_price(self, price: float) -> None:
+        self.rung.rd_weight = min(max(price, LOWEST), HIGHEST)
+        self.codebooks.set_rd_weights(self._softq.rd_weights(self.rung.rd_weight))
+
+    def _calibrate(self) -> None:
+        palettes = self.codebooks.palettes()
+        self._meter.calibrate(palettes)
+        self._size = self._meter.size(palettes)
+        self.rung.bytes, self.rung.bits = self._meter.sizes(palettes)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `restore` continues from bit for bit."""
+        return {
+            "codebooks": self.codebooks.state_dict(),
+            "values": self._values.state_dict(),
+            "done": self.done,
+            "overhead": self._meter.overhead,
+        }
+
+    @classmethod
+    def restore(
+        cls,
+        softq: SoftQuantizer,
+        state: Mapping[str, Any],
+        rung: Rung,
+        meter: Meter,
+        values_lr: float,
+    ) -> RungTraining:
+        """The training of a state; its values are written into the model."""
+        codebooks = Codebooks.restore(softq.model, state["codebooks"])
+        found = cls(softq, codebooks, rung, meter, values_lr)
+        found._values.load_state_dict(state["values"])
+        found.done = state["done"]
+        meter.overhead = state["overhead"]
+        return found
+
+
+def lower_rates(optimizer: Optimizer, share: float) -> list[Any]:
+    """Multiply the learning rates of an optimizer by a share; returns them as they were."""
+    rates = []
+    for group in optimizer.param_groups:
+        rate = group["lr"]
+        if isinstance(rate, Tensor):  # those of CUDA graphs stay where they are
+            rates.append(rate.clone())
+            rate.mul_(share)
+        else:
+            rates.append(rate)
+            group["lr"] = share * rate
+    return rates
+
+
+def restore_rates(optimizer: Optimizer, rates: list[Any]) -> None:
+    """Undo `lower_rates`."""
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        if isinstance(rate, Tensor):
+            group["lr"].copy_(rate)
+        else:
+            group["lr"] = rate
+
+
+def _skipped(optimizer: Optimizer) -> bool:
+    """Whether a fused optimizer leaves out this step: its GradScaler has found an overflow."""
+    found = getattr(optimizer, "found_inf", None)
+    return found is not None and bool(found)
