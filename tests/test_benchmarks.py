@@ -260,7 +260,10 @@ def test_targets_are_met_or_missed() -> None:
         "| full force step, 1e8 weights, all threads | STREAM at 20 bytes a weight | Gaussian "
         "| ≥ 70 % | **80** % | met |"
     ) in lines
-    assert sum("not measured" in line for line in lines) == len(targets.CPU) - 2
+    # Of the cases that were run; nothing is said of the others.
+    assert [line.split(" | ")[0] for line in lines if "not measured" in line] == [
+        "| exact energy of 1e8 weights"
+    ]
 
 
 def test_every_target_has_its_case() -> None:
