@@ -51,8 +51,9 @@ def photographs(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long tests first: of several processes, none is left alone with one of them at the end."""
-    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+    """Modules with long tests first: no process is left alone with one of them at the end."""
+    long = {item.path for item in items if item.get_closest_marker("long")}
+    items.sort(key=lambda item: item.path not in long)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -1,6 +1,7 @@
-"""One of several processes that train by an integration: ``torchrun data_parallel.py NAME FOLDER``.
+"""One of several processes that train by integrations: ``torchrun data_parallel.py FOLDER NAME...``.
 
-Writes what it ends with to FOLDER/RANK.pt, beside the weights of a plain loop on the same batches.
+Writes the weights that a library ends with, and those of a plain loop on the same batches, to
+FOLDER/NAME/RANK.pt.
 """
 
 from __future__ import annotations
@@ -94,14 +95,19 @@ def with_accelerate(folder: Path) -> Trained:
     return trained, resumed, softq, softq.finalize(**CONFIG.cluster_options), whole_batches()
 
 
+LIBRARIES = {
+    "lightning": with_lightning,
+    "transformers": with_transformers,
+    "accelerate": with_accelerate,
+}
+
+
 def whole_batches() -> Batches:
     return list(DataLoader(DATA, BATCH))[RANK::WORLD]
 
 
 def plain(batches: Batches) -> nn.Module:
     """Trained by a loop that knows of no other library."""
-    if not dist.is_initialized():
-        dist.init_process_group("gloo")
     model = DistributedDataParallel(pretrained())
     softq, optimizer = prepare_model(model, CONFIG), make_optimizer(model)
     softq.attach(optimizer)
@@ -118,8 +124,7 @@ def plain(batches: Batches) -> nn.Module:
     return model.module
 
 
-def main(train: Callable[[Path], Trained], folder: Path) -> None:
-    torch.set_num_threads(1)
+def results(train: Callable[[Path], Trained], folder: Path) -> dict[str, Any]:
     trained, resumed, softq, report, batches = train(folder)
     expected = plain(batches)
     torch.manual_seed(0)
@@ -130,9 +135,17 @@ def main(train: Callable[[Path], Trained], folder: Path) -> None:
         "plain, clustered": clustered(expected, Digits()).state_dict(),
     }
     names = [row.name for row in report.tensors]
-    torch.save({"weights": weights, "step": softq.step, "names": names}, folder / f"{RANK}.pt")
+    return {"weights": weights, "step": softq.step, "names": names}
+
+
+def main(folder: Path, names: Sequence[str]) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")  # every library uses the group that is there
+    for name in names:
+        (folder / name).mkdir(exist_ok=True)
+        torch.save(results(LIBRARIES[name], folder / name), folder / name / f"{RANK}.pt")
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(globals()[f"with_{sys.argv[1]}"], Path(sys.argv[2]))
+    main(Path(sys.argv[1]), sys.argv[2:])
