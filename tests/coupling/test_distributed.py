@@ -7,20 +7,17 @@ from __future__ import annotations
 
 import copy
 from datetime import timedelta
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-from launch import launch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pysoftq import SoftQuantizer
 
 WORLD, STEPS = 2, 4
-LIBRARIES = ("lightning", "transformers", "accelerate")
 
 
 def make_model() -> nn.Sequential:
@@ -89,27 +86,3 @@ def test_processes_stay_together_and_train_as_one(tmp_path: Path) -> None:
         assert torch.equal(first[name], second[name]), name
         assert torch.equal(first[name], weights), name
         assert not torch.equal(weights, untouched.state_dict()[name])
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of what each library that is installed has trained, in the same processes."""
-    folder = tmp_path_factory.mktemp("trained")
-    installed = [name for name in LIBRARIES if find_spec(name)]
-    launch(WORLD, "data_parallel.py", folder, *installed, SLURM_JOB_NAME="bash")  # no cluster
-    return folder
-
-
-@pytest.mark.long
-@pytest.mark.skipif(not dist.is_gloo_available(), reason="torch has no gloo here")
-@pytest.mark.parametrize("library", LIBRARIES)
-def test_processes_of_a_library_train_as_a_plain_loop(library: str, trained: Path) -> None:
-    """With accumulated gradients, and resumed from what the first process saved."""
-    pytest.importorskip(library)
-    first, second = (torch.load(trained / library / f"{rank}.pt") for rank in range(WORLD))
-    assert first["step"] == second["step"] == 12
-    assert first["names"] == second["names"] == list(first["weights"]["plain"])
-    for found, plain in (("trained", "plain"), ("clustered", "plain, clustered")):
-        for name, weights in first["weights"][found].items():
-            assert torch.equal(weights, second["weights"][found][name]), name
-            assert torch.equal(weights, first["weights"][plain][name]), name

@@ -541,6 +541,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.save(build_model("digits-resnet-small", 10, 1).state_dict(), weights)
     options = {"h": "0.05,0.2", "w": 0.5, "seeds": 1, "epochs": 3, "lr": 0.02, "workers": 1}
     options |= {"model": "digits-resnet-small", "weights": str(weights), "dataset": "digits"}
+    options |= {"batch_size": 128, "codebook_epochs": 1}
     file = folder.parent / "given.yaml"
     file.write_text(yaml.safe_dump(options))
     ended = threading.Event()
