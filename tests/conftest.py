@@ -51,7 +51,10 @@ def photographs(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Modules with long tests first: no process is left alone with one of them at the end."""
+    """Modules with long tests first: no process is left alone with one of them at the end.
+
+    The tests of a module stay together: its fixtures are made once.
+    """
     long = {item.path for item in items if item.get_closest_marker("long")}
     items.sort(key=lambda item: item.path not in long)
 

@@ -37,6 +37,8 @@ from benchmarks import (
 from benchmarks.harness import Comparison, Measure, Options, Spread, Timing
 from benchmarks.peers import histograms, pairs, table1
 
+pytestmark = pytest.mark.long
+
 TINY = Options(size="tiny")
 
 

@@ -54,6 +54,7 @@ from pysoftq.interaction.pieces import is_dtensor, own_part
 from pysoftq.models.gpt import GPT
 
 pytestmark = [
+    pytest.mark.long,
     pytest.mark.skipif(not dist.is_gloo_available(), reason="torch has no gloo here"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]

@@ -40,6 +40,7 @@ from pysoftq import SoftQuantizer, baselines, validate_clustering
 from pysoftq.interaction.pieces import own_part
 
 pytestmark = [
+    pytest.mark.long,
     pytest.mark.skipif(not dist.is_gloo_available(), reason="torch has no gloo here"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]

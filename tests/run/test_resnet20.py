@@ -22,6 +22,8 @@ from pysoftq.run.config import CompressConfig, make_config
 from pysoftq.run.driver import compress
 from pysoftq.run.evaluation import evaluate
 
+pytestmark = pytest.mark.long
+
 WEIGHTS = 268_336  # in the layers that are coupled
 
 
