@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from multiprocessing.context import ForkServerContext
 
-# A new Python takes seconds to import them. There is one server, so all tests name the same modules.
+# A new Python takes seconds to import them. There is one server, so all tests name the same ones.
 MODULES = [
     "pysoftq.coupling",
     "pysoftq.sweep.local",
@@ -16,6 +15,6 @@ MODULES = [
 
 def forkserver() -> ForkServerContext:
     """Starts processes that have imported the modules above."""
-    context = multiprocessing.get_context("forkserver")
+    context = ForkServerContext()
     context.set_forkserver_preload(MODULES)
     return context

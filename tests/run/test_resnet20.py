@@ -114,6 +114,7 @@ def test_accuracy_after_reload(run: Path, data: Dataset, form: str) -> None:
     assert evaluate(model, data, data.test) == (row["loss"], row["accuracy"])
 
 
+@pytest.mark.parametrize("run", ["packed"], indirect=True)  # an export reads what a load returns
 def test_accuracy_in_onnxruntime(run: Path, data: Dataset) -> None:
     path = run / "net.onnx"
     to_onnx(run / "compressed.safetensors", path)
