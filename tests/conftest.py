@@ -98,6 +98,19 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pysoftq.cli.studies._save", save)
 
 
+@pytest.fixture(scope="module")
+def light_fonts() -> Iterator[None]:
+    """PDF files hold outlines in place of fonts, whose subsets take half of the time of a figure.
+
+    `pysoftq compress` is tested without it.
+    """
+    from pysoftq.analysis.figures import style
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(style._SETTINGS, "pdf.fonttype", 3)
+        yield
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _away_from_the_sources(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Work elsewhere: a Python started in the source tree finds it before what is installed."""

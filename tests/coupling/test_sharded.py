@@ -87,7 +87,7 @@ def assert_trains_alike(shard: Callable[[nn.Module], nn.Module], **options: Any)
 
 @check
 def fsdp_trains_as_one_process() -> None:
-    assert_trains_alike(fsdp, steps=50, fraction=0.37)
+    assert_trains_alike(fsdp, steps=20, fraction=0.37)
     assert_trains_alike(fsdp, fraction=0.37, dtype=torch.bfloat16)
     assert_trains_alike(offloaded, fraction=0.37)
     assert_trains_alike(fsdp, method="fft")
