@@ -117,8 +117,8 @@ def train_as_a_plain_loop(train: Callable[[Path], Trained], folder: Path) -> Non
     torch.manual_seed(0)
     assert softq.step == 12
     assert [row.name for row in report.tensors] == list(expected.state_dict())
-    first = clustered(expected, Digits())
-    for found, loop in ((trained, expected), (resumed, first)):
+    merged = clustered(expected, Digits())
+    for found, loop in ((trained, expected), (resumed, merged)):
         for name, weights in found.state_dict().items():
             assert torch.equal(weights, loop.state_dict()[name]), name
             dist.broadcast(weights, src=0)
