@@ -539,15 +539,15 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     weights = folder.parent / "digits.pt"
     torch.save(build_model("digits-resnet-small", 10, 1).state_dict(), weights)
-    options = {"h": "0.05,0.2", "w": 0.5, "seeds": 1, "epochs": 3, "lr": 0.02, "workers": 1}
+    options = {"h": "0.05,0.2", "w": 0.5, "seeds": 1, "epochs": 2, "lr": 0.02, "workers": 1}
     options |= {"model": "digits-resnet-small", "weights": str(weights), "dataset": "digits"}
-    options |= {"batch_size": 128, "codebook_epochs": 1}
+    options |= {"batch_size": 128, "recipe": "paper"}
     file = folder.parent / "given.yaml"
     file.write_text(yaml.safe_dump(options))
     ended = threading.Event()
 
     def kill() -> None:
-        while not ended.wait(0.01):
+        while not ended.wait(0.05):
             if any(
                 len(path.read_text().splitlines()) > 1 for path in folder.rglob("metrics.jsonl")
             ):
@@ -580,7 +580,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint(trained: Path) -> None:
         assert row.result["bits"] == networks["soft, refined"]["bits"]
         metrics = (folder / "metrics.jsonl").read_text().splitlines()
         epochs = [json.loads(line)["epoch"] for line in metrics]
-        assert epochs == list(range(4))
+        assert epochs == list(range(3))
 
 
 def test_the_status_of_a_sweep(trained: Path, tmp_path: Path) -> None:
