@@ -1,13 +1,8 @@
-"""One of several processes that train by an integration: ``torchrun data_parallel.py NAME FOLDER``.
-
-Writes what it ends with to FOLDER/RANK.pt, beside the weights of a plain loop on the same batches.
-"""
+"""Training in several processes by an integration, and by a plain loop on the same batches."""
 
 from __future__ import annotations
 
 import copy
-import os
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,12 +35,11 @@ Batches = Sequence[list[torch.Tensor]]
 Trained = tuple[nn.Module, nn.Module, SoftQuantizer, CompressionReport, Batches]
 
 DATA = load_data()
-RANK, WORLD = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 
 
 def pretrained() -> Digits:
     """The weights of the first process count; the others begin with their own."""
-    torch.manual_seed(RANK)
+    torch.manual_seed(dist.get_rank())
     return Digits()
 
 
@@ -61,12 +55,12 @@ def with_lightning(folder: Path) -> Trained:
             callbacks=list(callbacks),
             enable_checkpointing=len(callbacks) > 1,
             strategy="ddp",
-            devices=WORLD,
+            devices=dist.get_world_size(),
             use_distributed_sampler=False,  # Lightning's own would shuffle
         )
         trainer.fit(lightning_module(lightning, model), loader, **options)
 
-    loader = DataLoader(DATA, BATCH, sampler=DistributedSampler(DATA, WORLD, RANK, shuffle=False))
+    loader = DataLoader(DATA, BATCH, sampler=DistributedSampler(DATA, shuffle=False))
     model, resumed = pretrained(), Digits()
     saving = lightning.callbacks.ModelCheckpoint(folder, "{epoch}", save_top_k=-1)
     train(model, SoftQuantizationCallback(CONFIG, finalize=False), saving)
@@ -95,13 +89,11 @@ def with_accelerate(folder: Path) -> Trained:
 
 
 def whole_batches() -> Batches:
-    return list(DataLoader(DATA, BATCH))[RANK::WORLD]
+    return list(DataLoader(DATA, BATCH))[dist.get_rank() :: dist.get_world_size()]
 
 
 def plain(batches: Batches) -> nn.Module:
     """Trained by a loop that knows of no other library."""
-    if not dist.is_initialized():
-        dist.init_process_group("gloo")
     model = DistributedDataParallel(pretrained())
     softq, optimizer = prepare_model(model, CONFIG), make_optimizer(model)
     softq.attach(optimizer)
@@ -118,21 +110,16 @@ def plain(batches: Batches) -> nn.Module:
     return model.module
 
 
-def main(train: Callable[[Path], Trained], folder: Path) -> None:
-    torch.set_num_threads(1)
+def train_as_a_plain_loop(train: Callable[[Path], Trained], folder: Path) -> None:
+    """The library's weights are those of the plain loop, and the same in all processes."""
     trained, resumed, softq, report, batches = train(folder)
     expected = plain(batches)
     torch.manual_seed(0)
-    weights = {
-        "trained": trained.state_dict(),
-        "plain": expected.state_dict(),
-        "clustered": resumed.state_dict(),
-        "plain, clustered": clustered(expected, Digits()).state_dict(),
-    }
-    names = [row.name for row in report.tensors]
-    torch.save({"weights": weights, "step": softq.step, "names": names}, folder / f"{RANK}.pt")
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(globals()[f"with_{sys.argv[1]}"], Path(sys.argv[2]))
+    assert softq.step == 12
+    assert [row.name for row in report.tensors] == list(expected.state_dict())
+    merged = clustered(expected, Digits())
+    for found, loop in ((trained, expected), (resumed, merged)):
+        for name, weights in found.state_dict().items():
+            assert torch.equal(weights, loop.state_dict()[name]), name
+            dist.broadcast(weights, src=0)
+            assert torch.equal(weights, loop.state_dict()[name]), (name, "of another process")

@@ -6,7 +6,6 @@ A check is a function that all processes run. What it raises is the outcome of t
 from __future__ import annotations
 
 import importlib.util
-import multiprocessing
 import os
 import sys
 import traceback
@@ -18,6 +17,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from forkserver import forkserver
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
@@ -171,11 +171,9 @@ def run(module: str, rank: int, world: int, folder: Path) -> None:
 
 def outcomes_of(module: str, world: int, folder: Path) -> Outcomes:
     """The outcomes of all checks in each process of a group."""
-    # A server that has imported what they require, which takes each of them ten seconds, is forked.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pysoftq.coupling", "torch._dynamo", "torch.distributed.fsdp"])
     processes = [
-        context.Process(target=run, args=(module, rank, world, folder)) for rank in range(world)
+        forkserver().Process(target=run, args=(module, rank, world, folder))
+        for rank in range(world)
     ]
     for process in processes:
         process.start()

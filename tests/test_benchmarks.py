@@ -12,6 +12,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
+from forkserver import forkserver
 from paths import ROOT
 
 import pysoftq
@@ -36,6 +37,8 @@ from benchmarks import (
 )
 from benchmarks.harness import Comparison, Measure, Options, Spread, Timing
 from benchmarks.peers import histograms, pairs, table1
+
+pytestmark = pytest.mark.long
 
 TINY = Options(size="tiny")
 
@@ -133,7 +136,9 @@ def test_resnet20_has_its_weights() -> None:
 
 
 @pytest.mark.parametrize("case", __main__.CASES)
-def test_every_case_runs(case: str, tmp_path: Path) -> None:
+def test_every_case_runs(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Another test measures in a new Python, which needs seconds to load torch.
+    monkeypatch.setattr(multiprocessing, "get_context", lambda _: forkserver())
     comparisons = list(__main__.CASES[case](Options(size="tiny", output=tmp_path)))
     found = report.measures(comparisons)
     assert len(found) == sum(len(one.measures()) for one in comparisons) > 0

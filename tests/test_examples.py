@@ -16,7 +16,7 @@ EXAMPLES = ROOT / "examples"
 SCRIPTS = sorted(path for path in EXAMPLES.glob("*.py") if path.name != "digits.py")
 
 # Other libraries warn of each other, and of how a small example uses them.
-pytestmark = pytest.mark.filterwarnings("ignore", "error:::pysoftq")
+pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore", "error:::pysoftq")]
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)

@@ -119,7 +119,8 @@ def commands(folder: Path, weights: str) -> dict[str, Any]:
     stop_after(3)
     found["stopped"] = call("compress", *given, *PAPER, "--shard", "--out", sharded)
     found["resumed"] = call("compress", "--resume", sharded, "--shard")
-    best = ["compress", *OPTIONS, "--pretrain-epochs", "1", "--codebook-epochs", "1"]
+    few = ["--epochs", "1", "--pretrain-epochs", "1", "--codebook-epochs", "1"]
+    best = ["compress", *OPTIONS, *few]
     found["best"] = call(*best, "--out", str(folder / "best"))
     found["best sharded"] = call(*best, "--shard", "--out", str(folder / "best sharded"))
     return found

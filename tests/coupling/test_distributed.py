@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from launch import launch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -87,19 +86,3 @@ def test_processes_stay_together_and_train_as_one(tmp_path: Path) -> None:
         assert torch.equal(first[name], second[name]), name
         assert torch.equal(first[name], weights), name
         assert not torch.equal(weights, untouched.state_dict()[name])
-
-
-@pytest.mark.long
-@pytest.mark.skipif(not dist.is_gloo_available(), reason="torch has no gloo here")
-@pytest.mark.parametrize("library", ["lightning", "transformers", "accelerate"])
-def test_processes_of_a_library_train_as_a_plain_loop(library: str, tmp_path: Path) -> None:
-    """With accumulated gradients, and resumed from what the first process saved."""
-    pytest.importorskip(library)
-    launch(WORLD, "data_parallel.py", library, tmp_path, SLURM_JOB_NAME="bash")  # no cluster
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(WORLD))
-    assert first["step"] == second["step"] == 12
-    assert first["names"] == second["names"] == list(first["weights"]["plain"])
-    for found, plain in (("trained", "plain"), ("clustered", "plain, clustered")):
-        for name, weights in first["weights"][found].items():
-            assert torch.equal(weights, second["weights"][found][name]), name
-            assert torch.equal(weights, first["weights"][plain][name]), name

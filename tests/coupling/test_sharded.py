@@ -40,6 +40,7 @@ from pysoftq import SoftQuantizer, baselines, validate_clustering
 from pysoftq.interaction.pieces import own_part
 
 pytestmark = [
+    pytest.mark.long,
     pytest.mark.skipif(not dist.is_gloo_available(), reason="torch has no gloo here"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
@@ -86,7 +87,7 @@ def assert_trains_alike(shard: Callable[[nn.Module], nn.Module], **options: Any)
 
 @check
 def fsdp_trains_as_one_process() -> None:
-    assert_trains_alike(fsdp, steps=50, fraction=0.37)
+    assert_trains_alike(fsdp, steps=20, fraction=0.37)
     assert_trains_alike(fsdp, fraction=0.37, dtype=torch.bfloat16)
     assert_trains_alike(offloaded, fraction=0.37)
     assert_trains_alike(fsdp, method="fft")

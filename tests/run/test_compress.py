@@ -7,7 +7,6 @@ import math
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -21,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from killed_run import exit_code_of_killed
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import Recorder, tiny_digits
@@ -46,6 +46,8 @@ from pysoftq.run.folder import RunFolder, open_run
 from pysoftq.run.outcome import written_size
 from pysoftq.run.records import EpochMetrics
 from pysoftq.run.state import RunState
+
+pytestmark = pytest.mark.long
 
 FILES = {
     "config.yaml",
@@ -230,20 +232,6 @@ def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pysoftq.analysis.figures.draw_run", lambda folder: None)
 
 
-KILLED = """
-import os, signal, sys
-from pysoftq.cli import main
-from pysoftq.cli.progress import TerminalObserver
-
-def kill(self, state):
-    if state.step == 17:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-TerminalObserver.on_step = kill
-main.main()
-"""
-
-
 @pytest.mark.usefixtures("no_figures")
 @pytest.mark.parametrize(
     ("minutes", "saved"),
@@ -255,8 +243,7 @@ def test_a_killed_run_goes_on_bit_for_bit(
 ) -> None:
     run = tmp_path / "run"
     arguments = ["compress", *options, "--checkpoint-minutes", minutes, "--out", str(run)]
-    process = subprocess.run([sys.executable, "-c", KILLED, *arguments], check=False)
-    assert process.returncode == -signal.SIGKILL
+    assert exit_code_of_killed(*arguments) == -signal.SIGKILL
     state = read_sealed(run / "checkpoint.pt", KEYS)["state"]
     assert (state["epoch"], state["batch"], state["step"]) == saved
     assert not (run / "soft.safetensors").exists()
@@ -272,8 +259,7 @@ def test_a_run_with_groups_goes_on_bit_for_bit(tmp_path: Path, options: list[str
     arguments = ["compress", *options, "--granularity", "group:50", "--epochs", "2", "--n-min", "1"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert call("--debug", *arguments, "--out", str(whole)) == 0
-    command = [sys.executable, "-c", KILLED, *arguments, "--out", str(killed)]
-    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    assert exit_code_of_killed(*arguments, "--out", str(killed)) == -signal.SIGKILL
     assert call("--debug", "compress", "--resume", str(killed)) == 0
     assert_same_run(killed, whole)
     told, network = report(whole), rows(whole)["soft, refined"]
@@ -590,7 +576,10 @@ def fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-PRETRAINED = ["--model", "digits-resnet-small", "--pretrain-epochs", "4", "--epochs", "1"]
+PRETRAINED = [
+    *("--model", "digits-resnet-small", "--batch-size", "128"),
+    *("--pretrain-epochs", "3", "--epochs", "1", "--codebook-epochs", "1"),
+]
 
 
 @pytest.mark.usefixtures("no_figures", "fresh_cache")

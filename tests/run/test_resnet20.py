@@ -22,6 +22,8 @@ from pysoftq.run.config import CompressConfig, make_config
 from pysoftq.run.driver import compress
 from pysoftq.run.evaluation import evaluate
 
+pytestmark = pytest.mark.long
+
 WEIGHTS = 268_336  # in the layers that are coupled
 
 
@@ -111,6 +113,7 @@ def test_accuracy_after_reload(run: Path, data: Dataset, form: str) -> None:
     assert evaluate(model, data, data.test) == (row["loss"], row["accuracy"])
 
 
+@pytest.mark.parametrize("run", ["packed"], indirect=True)  # an export reads what a load returns
 def test_accuracy_in_onnxruntime(run: Path, data: Dataset) -> None:
     path = run / "net.onnx"
     to_onnx(run / "compressed.safetensors", path)

@@ -22,6 +22,7 @@ import sweep_tasks
 import torch
 import yaml
 from click.testing import CliRunner
+from forkserver import forkserver
 from hypothesis import given
 from hypothesis import strategies as st
 from paths import DOCS, TESTS
@@ -60,6 +61,13 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'sweep.db'}"
     return str(request.getfixturevalue("server"))
+
+
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers are no new Pythons, which take longer to start than what they do in these tests."""
+    context = forkserver()
+    monkeypatch.setattr("pysoftq.sweep.local.multiprocessing.get_context", lambda _: context)
 
 
 def make_job(
@@ -204,6 +212,7 @@ def test_workers_take_all_cuda_devices_unless_told_otherwise(
     assert execute.keywords == {"workers": 4, "devices": devices}
 
 
+@pytest.mark.usefixtures("forked")
 def test_workers_share_devices_in_turn_and_keep_theirs_when_replaced(tmp_path: Path) -> None:
     storage = f"sqlite:///{tmp_path / 'sweep.db'}"
     job = make_job(tmp_path, storage, sweep_tasks.together, h="0.1,0.2,2", w="0.5", seeds=1)
@@ -435,10 +444,9 @@ def test_a_worker_elsewhere_is_given_up_without_heartbeats(
 
 def test_processes_never_claim_a_run_twice(tmp_path: Path, storage: str) -> None:
     job = make_job(tmp_path, storage, sweep_tasks.quick, seeds=3)
-    context = multiprocessing.get_context("spawn")
     files = [tmp_path / f"claimed by {number}" for number in range(3)]
     processes = [
-        context.Process(target=sweep_tasks.claim_all, args=(job, str(number), file))
+        forkserver().Process(target=sweep_tasks.claim_all, args=(job, str(number), file))
         for number, file in enumerate(files)
     ]
     for process in processes:
@@ -451,6 +459,7 @@ def test_processes_never_claim_a_run_twice(tmp_path: Path, storage: str) -> None
     assert job.ledger().status().done == 12
 
 
+@pytest.mark.usefixtures("forked")
 def test_workers_killed_at_random(tmp_path: Path, storage: str) -> None:
     job = make_job(tmp_path, storage, sweep_tasks.slow)
     chance = random.Random(3)  # noqa: S311
@@ -480,7 +489,9 @@ def test_workers_killed_at_random(tmp_path: Path, storage: str) -> None:
     assert all(row.result["degradation"] == row.run.h for row in rows)
 
 
-def test_a_killed_sweep_goes_on(tmp_path: Path, storage: str) -> None:
+def test_a_killed_sweep_goes_on(
+    tmp_path: Path, storage: str, request: pytest.FixtureRequest
+) -> None:
     job = make_job(tmp_path, storage, sweep_tasks.slow)
     context = multiprocessing.get_context("spawn")
     parent = context.Process(target=run_local, args=(job, 2, ["cpu"], print))
@@ -489,11 +500,13 @@ def test_a_killed_sweep_goes_on(tmp_path: Path, storage: str) -> None:
         time.sleep(0.05)
     parent.kill()
     parent.join()
+    request.getfixturevalue("forked")
     status = run_local(job, 2, ["cpu"], lambda _: None)
     assert (status.done, status.failed) == (8, 0)
     assert [row.run for row in job.ledger().rows()] == sorted(job.spec.runs())
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_run_that_fails_keeps_its_error(tmp_path: Path) -> None:
     storage = f"sqlite:///{tmp_path / 'sweep.db'}"
     job = make_job(tmp_path, storage, sweep_tasks.failing, h="0.1,2", w="0.5", seeds=1)
@@ -508,6 +521,7 @@ def test_a_run_that_fails_keeps_its_error(tmp_path: Path) -> None:
     assert run_local(job, 1, ["cpu"], lambda _: None).done == 2
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_run_that_kills_its_workers_is_tried_three_times(tmp_path: Path) -> None:
     storage = f"sqlite:///{tmp_path / 'sweep.db'}"
     job = make_job(tmp_path, storage, sweep_tasks.deadly, h="0.1,2", w="0.5", seeds=1)
@@ -525,14 +539,15 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     weights = folder.parent / "digits.pt"
     torch.save(build_model("digits-resnet-small", 10, 1).state_dict(), weights)
-    options = {"h": "0.05,0.2", "w": 0.5, "seeds": 1, "epochs": 3, "lr": 0.02, "workers": 1}
+    options = {"h": "0.05,0.2", "w": 0.5, "seeds": 1, "epochs": 2, "lr": 0.02, "workers": 1}
     options |= {"model": "digits-resnet-small", "weights": str(weights), "dataset": "digits"}
+    options |= {"batch_size": 128, "recipe": "paper"}
     file = folder.parent / "given.yaml"
     file.write_text(yaml.safe_dump(options))
     ended = threading.Event()
 
     def kill() -> None:
-        while not ended.wait(0.01):
+        while not ended.wait(0.05):
             if any(
                 len(path.read_text().splitlines()) > 1 for path in folder.rglob("metrics.jsonl")
             ):
@@ -565,7 +580,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint(trained: Path) -> None:
         assert row.result["bits"] == networks["soft, refined"]["bits"]
         metrics = (folder / "metrics.jsonl").read_text().splitlines()
         epochs = [json.loads(line)["epoch"] for line in metrics]
-        assert epochs == list(range(4))
+        assert epochs == list(range(3))
 
 
 def test_the_status_of_a_sweep(trained: Path, tmp_path: Path) -> None:
@@ -614,6 +629,7 @@ def test_phase_and_pick_of_a_sweep(trained: Path) -> None:
     assert CliRunner().invoke(pick, [str(trained)]).exit_code == 2
 
 
+@pytest.mark.usefixtures("light_fonts")
 def test_the_documented_chain_of_commands(trained: Path) -> None:
     document = DOCS / "paper.md"
     (block,) = re.findall(r"```bash\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL)

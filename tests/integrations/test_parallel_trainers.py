@@ -1,7 +1,8 @@
-"""Lightning, Hugging Face's Trainer and accelerate with FSDP2 end as a plain loop does.
+"""Lightning, Hugging Face's Trainer and accelerate in two processes end as a plain loop does.
 
-One group of two processes runs all checks. Both train on the same batches: the mean of their
-gradients is the gradient, bit by bit.
+One group of processes runs all checks. With FSDP2 both train on the same batches: the mean of their
+gradients is the gradient, bit by bit. With DDP they train on their own batches, with accumulated
+gradients, and resume from what the first process saved.
 """
 
 from __future__ import annotations
@@ -17,6 +18,12 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from data_parallel import (
+    train_as_a_plain_loop,
+    with_accelerate,
+    with_lightning,
+    with_transformers,
+)
 from shards import Check, Outcomes, assert_equal, assert_passed, mesh, outcomes_of, weights_of
 from torch import nn
 from torch.utils.data import DataLoader
@@ -26,6 +33,7 @@ from pysoftq import load_compressed, prepare, save_compressed, validate_clusteri
 from pysoftq.interaction.pieces import is_dtensor
 
 pytestmark = [
+    pytest.mark.long,
     pytest.mark.skipif(not dist.is_gloo_available(), reason="torch has no gloo here"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
@@ -250,6 +258,27 @@ def the_trainer_of_transformers_trains_as_one_process() -> None:
         trainer.train(resume_from_checkpoint=checkpoint)
         assert_equal(weights_of(model), first, "resumed")
     assert_trained(model, callback.report, pruned)
+
+
+# --- the same weights in both processes ---
+
+
+@check
+def lightning_trains_replicas_as_a_plain_loop() -> None:
+    with environment():
+        train_as_a_plain_loop(with_lightning, Path("lightning"))
+
+
+@check
+def accelerate_trains_replicas_as_a_plain_loop() -> None:
+    with accelerate_alone():
+        train_as_a_plain_loop(with_accelerate, Path("accelerate"))
+
+
+@check
+def the_trainer_of_transformers_trains_replicas_as_a_plain_loop() -> None:
+    with accelerate_alone():
+        train_as_a_plain_loop(with_transformers, Path("transformers"))
 
 
 def a_process_dies() -> None:
