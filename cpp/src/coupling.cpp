@@ -26,14 +26,15 @@ AnyBinning bin(const Layer& layer) {
   });
 }
 
-// The force on every bin, times strength / fraction.
+// The force on every bin, times strength.
 template <class Storage, class T>
 void force_table(const Layer& layer, const Binning<T>& binning, const CouplingStep& step,
                  T* table) {
   const auto* theta = static_cast<const Storage*>(layer.theta);
   const Sample sample(step.fraction, step.seed, step.step, layer.index, layer.first);
-  const double scale = layer.strength / step.fraction;
-  if (step.method == Method::scan && binning.spacing > 0 && layer.size < narrow_size) {
+  const Pull pull = step.pull(layer);
+  const bool linear = step.potential == Potential::linear;
+  if (step.method == Method::scan && linear && binning.spacing > 0 && layer.size < narrow_size) {
     // A small layer's time is that of its bins: 16-bit counts stay in the first-level cache.
     thread_local Scratch<std::uint16_t> scratch;
     const std::int64_t m = reach(layer.width, binning.spacing, layer.bins);
@@ -41,13 +42,13 @@ void force_table(const Layer& layer, const Binning<T>& binning, const CouplingSt
     std::uint16_t* counts = windows.zeros();
     tally(theta, 0, layer.size, binning, sample, counts);
     const auto& set = kernels().counts<std::uint16_t>();
-    return set.force<T>()(windows.prefix(counts), layer.bins, m, scale, table);
+    return set.force<T>()(windows.prefix(counts), layer.bins, m, pull.scale(), table);
   }
   thread_local Scratch<Count> scratch;
   Count* counts = scratch.reserve(static_cast<std::size_t>(layer.bins));
   histogram(theta, layer.size, binning, sample, counts);
   const auto force = step.method == Method::scan ? force_scan<T> : force_fft<T>;
-  force(counts, layer.bins, binning.spacing, layer.width, scale, table);
+  force(counts, layer.bins, binning.spacing, layer.width, pull, table);
 }
 
 template <class Storage, class T>
@@ -91,13 +92,15 @@ double small_energy(const Layer& layer, const Binning<T>& binning) {
 
 // strength times the energy, from a histogram of all weights
 template <class Storage, class T>
-double energy(const Layer& layer, const Binning<T>& binning) {
-  if (layer.size < narrow_size) return layer.strength * small_energy<Storage, T>(layer, binning);
+double energy(const Layer& layer, const Binning<T>& binning, Potential potential) {
+  if (layer.size < narrow_size && potential == Potential::linear)
+    return layer.strength * small_energy<Storage, T>(layer, binning);
   const auto* theta = static_cast<const Storage*>(layer.theta);
   thread_local Scratch<Count> scratch;
   Count* counts = scratch.reserve(static_cast<std::size_t>(layer.bins));
   histogram(theta, layer.size, binning, Sample(), counts);
-  return layer.strength * mean_field_energy(counts, layer.bins, binning.spacing, layer.width);
+  return layer.strength *
+         mean_field_energy(counts, layer.bins, binning.spacing, layer.width, potential);
 }
 
 Schedule schedule_of(const std::vector<Layer>& layers) {
@@ -146,7 +149,8 @@ std::vector<Refusal> add_force(const std::vector<Layer>& layers, const CouplingS
   return {};
 }
 
-std::vector<Refusal> energies(const std::vector<Layer>& layers, double* energies) {
+std::vector<Refusal> energies(const std::vector<Layer>& layers, Potential potential,
+                              double* energies) {
   const Schedule schedule = schedule_of(layers);
   std::vector<AnyBinning> binnings;
   std::vector<Refusal> refusals = bin_all(layers, schedule, binnings);
@@ -154,7 +158,7 @@ std::vector<Refusal> energies(const std::vector<Layer>& layers, double* energies
 
   schedule.run([&](std::size_t l) {
     energies[l] = with_storage(layers[l].scalar, [&]<class Storage, class T>(Storage, T) {
-      return energy<Storage, T>(layers[l], std::get<Binning<T>>(binnings[l]));
+      return energy<Storage, T>(layers[l], std::get<Binning<T>>(binnings[l]), potential);
     });
   });
   return {};

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "softq/binning.h"
+#include "softq/pull.h"
 #include "softq/sampling.h"
 
 namespace softq {
@@ -78,6 +79,20 @@ struct MomentKernels {
   // potential[k] = spacing * moment[k] - width * (C[k + reach + 1] - C[k - reach])
   void (*potential)(const std::uint32_t* prefix, const M* moment, std::int64_t bins,
                     std::int64_t reach, double spacing, double width, double* potential);
+  // force[k] = pull.scale * F / occupancy of bin k, F as in CountKernels
+  void (*log_force32)(const std::uint32_t* prefix, const M* moment, std::int64_t bins,
+                      std::int64_t reach, const LogPull& pull, float* force);
+  void (*log_force64)(const std::uint32_t* prefix, const M* moment, std::int64_t bins,
+                      std::int64_t reach, const LogPull& pull, double* force);
+
+  template <class T>
+  auto log_force() const {
+    if constexpr (sizeof(T) == sizeof(float)) {
+      return log_force32;
+    } else {
+      return log_force64;
+    }
+  }
 };
 
 inline constexpr std::size_t rank_block = 16;
@@ -99,6 +114,9 @@ struct Kernels {
   // force[i] += sum over columns j of U'_w(rows[i] - columns[j])
   void (*pair_force)(const double* rows, std::size_t height, const double* columns,
                      std::size_t width_of_tile, double width, std::int64_t* force);
+  // depth[i] -= sum over columns j of scale * U_w(rows[i] - columns[j])
+  void (*pair_depth)(const double* rows, std::size_t height, const double* columns,
+                     std::size_t width_of_tile, double width, double scale, double* depth);
 
   template <class T>
   const WeightKernels<T>& weights() const {
