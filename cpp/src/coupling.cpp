@@ -26,7 +26,36 @@ AnyBinning bin(const Layer& layer) {
   });
 }
 
-// The force on every bin, times strength.
+// So many bins may the log potential of a small layer have: distances take 31 bits.
+constexpr std::int64_t narrow_log_bins = std::int64_t{1} << 15;
+
+// The force of the log potential on the bins of a small layer that have weights.
+template <class Storage, class T>
+void narrow_log_table(const Layer& layer, const Binning<T>& binning, const Pull& pull,
+                      const std::uint16_t* prefix, T* table) {
+  const std::int64_t bins = layer.bins;
+  const std::int64_t m = reach(layer.width, binning.spacing, bins);
+  const LogPull log(pull, layer.width, binning.spacing, m);
+  const auto& set = kernels().counts<std::uint16_t>();
+  thread_local Scratch<std::uint32_t> scratch;
+  std::uint32_t* zeros = scratch.reserve(static_cast<std::size_t>(bins + 2 * m + 2));
+  std::fill_n(zeros, m + 1, std::uint32_t{0});
+  std::uint32_t* second = zeros + m + 1;
+  set.second_sum(prefix, static_cast<std::size_t>(bins + m + 1), second);
+  // Where most bins are empty, the weights are fewer than the bins.
+  constexpr std::int64_t bins_of_weight = 3;  // in the time of one weight
+  if (bins < bins_of_weight * static_cast<std::int64_t>(layer.size))
+    return set.log_force<T>()(prefix, second, bins, m, log, table);
+  const auto* theta = static_cast<const Storage*>(layer.theta);
+  for_slots<T>(theta, 0, layer.size, binning,
+               [&](const T*, const std::int32_t* slot, std::size_t size, std::size_t) {
+                 for (std::size_t i = 0; i < size; ++i)
+                   table[slot[i]] =
+                       static_cast<T>(narrow_log_force(prefix, second, slot[i], m, log));
+               });
+}
+
+// The force on every bin that has weights, times strength.
 template <class Storage, class T>
 void force_table(const Layer& layer, const Binning<T>& binning, const CouplingStep& step,
                  T* table) {
@@ -34,13 +63,16 @@ void force_table(const Layer& layer, const Binning<T>& binning, const CouplingSt
   const Sample sample(step.fraction, step.seed, step.step, layer.index, layer.first);
   const Pull pull = step.pull(layer);
   const bool linear = step.potential == Potential::linear;
-  if (step.method == Method::scan && linear && binning.spacing > 0 && layer.size < narrow_size) {
+  const bool narrow = layer.size < narrow_size && (linear || layer.bins <= narrow_log_bins);
+  if (step.method == Method::scan && binning.spacing > 0 && narrow) {
     // A small layer's time is that of its bins: 16-bit counts stay in the first-level cache.
     thread_local Scratch<std::uint16_t> scratch;
     const std::int64_t m = reach(layer.width, binning.spacing, layer.bins);
     Windows<std::uint16_t> windows(scratch, layer.bins, m);
     std::uint16_t* counts = windows.zeros();
     tally(theta, 0, layer.size, binning, sample, counts);
+    if (!linear)
+      return narrow_log_table<Storage, T>(layer, binning, pull, windows.prefix(counts), table);
     const auto& set = kernels().counts<std::uint16_t>();
     return set.force<T>()(windows.prefix(counts), layer.bins, m, pull.scale(), table);
   }

@@ -258,6 +258,26 @@ void force(const C* prefix, std::int64_t bins, std::int64_t reach, double scale,
   }
 }
 
+template <class C>
+void second_sum(const C* prefix, std::size_t size, std::uint32_t* second) {
+  std::uint32_t total = 0;
+#pragma omp simd reduction(inscan, + : total)
+  for (std::size_t k = 0; k < size; ++k) {
+    total += prefix[k];
+#pragma omp scan inclusive(total)
+    second[k] = total;
+  }
+}
+
+template <class C, class T>
+void narrow_log_forces(const C* prefix, const std::uint32_t* second, std::int64_t bins,
+                       std::int64_t reach, const LogPull& pull, T* out) {
+  const LogPull local = pull;
+#pragma omp simd
+  for (std::int64_t k = 0; k < bins; ++k)
+    out[k] = static_cast<T>(narrow_log_force(prefix, second, k, reach, local));
+}
+
 // From one bin to the next, the distances to all weights on the left grow by one and those to the
 // right shrink; weights enter and leave at the distance `reach`.
 template <class M>
@@ -319,7 +339,13 @@ constexpr MomentKernels<M> moment_kernels = {moments<M>, potential<M>, log_force
                                              log_force<M, double>};
 
 template <class C>
-constexpr CountKernels<C> count_kernels = {add<C>, sum<C>, force<C, float>, force<C, double>};
+constexpr CountKernels<C> count_kernels = {add<C>,
+                                           sum<C>,
+                                           force<C, float>,
+                                           force<C, double>,
+                                           second_sum<C>,
+                                           narrow_log_forces<C, float>,
+                                           narrow_log_forces<C, double>};
 
 }  // namespace
 

@@ -47,6 +47,25 @@ struct WeightKernels {
                      T* gradient);
 };
 
+// The force of the log potential on bin k of few weights, where the reach times their number is
+// below 2^31. second: sums of the prefix counts, readable from -reach - 1 to bins + reach. Their
+// second difference is the sum of how far the window's weights are from the first bins beyond it.
+template <class C>
+[[gnu::always_inline]] inline double narrow_log_force(const C* prefix, const std::uint32_t* second,
+                                                      std::int64_t k, std::int64_t reach,
+                                                      const LogPull& pull) {
+  const std::int64_t beyond = reach + 1;
+  const std::int32_t below = static_cast<C>(prefix[k] - prefix[k - reach]);
+  const std::int32_t above = static_cast<C>(prefix[k + beyond] - prefix[k + 1]);
+  const std::uint32_t all = static_cast<C>(prefix[k + beyond] - prefix[k - reach]);
+  const std::uint32_t depths = second[k + beyond] - 2 * second[k] + second[k - beyond];
+  const auto distance =
+      static_cast<std::int32_t>(static_cast<std::uint32_t>(beyond) * all - depths);
+  const double occupancy = pull.occupancy(static_cast<double>(static_cast<std::int32_t>(all)),
+                                          static_cast<double>(distance));
+  return pull.force(static_cast<double>(below - above), occupancy);
+}
+
 // C is the type of the counts, std::uint16_t or std::uint32_t.
 template <class C>
 struct CountKernels {
@@ -60,6 +79,22 @@ struct CountKernels {
                   float* force);
   void (*force64)(const C* prefix, std::int64_t bins, std::int64_t reach, double scale,
                   double* force);
+  // second[k] = prefix[0] + … + prefix[k], modulo 2^32
+  void (*second_sum)(const C* prefix, std::size_t size, std::uint32_t* second);
+  // force[k] = narrow_log_force() of bin k
+  void (*log_force32)(const C* prefix, const std::uint32_t* second, std::int64_t bins,
+                      std::int64_t reach, const LogPull& pull, float* force);
+  void (*log_force64)(const C* prefix, const std::uint32_t* second, std::int64_t bins,
+                      std::int64_t reach, const LogPull& pull, double* force);
+
+  template <class T>
+  auto log_force() const {
+    if constexpr (sizeof(T) == sizeof(float)) {
+      return log_force32;
+    } else {
+      return log_force64;
+    }
+  }
 
   template <class T>
   auto force() const {
