@@ -50,7 +50,6 @@ def draw_potentials(name: str, theta: Tensor, width: float) -> Figure:
         values = values / np.sqrt(np.square(values).mean())
         axis.axhline(0, color=GREY, linewidth=0.5)
         axis.plot(positions, values, ".", color=colour, markersize=1.5, rasterized=True)
-        axis.set_yscale("symlog", linthresh=0.5)
         axis.set_ylabel("force / rms")
         axis.text(
             *(0.02, 0.95, potential),

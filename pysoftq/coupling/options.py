@@ -30,8 +30,9 @@ class ClusteringConfig(Options):
     potential: Literal["linear", "log"] = option("Soft quantization", "linear", "Loss of a layer: "
         "the energy of its weights (linear, the paper's), or the length of their code (log), whose "
         "force is as large in the tails of a layer as in its centre.")
-    h: float = option("Soft quantization", 0.01, "Strength of the coupling: h_l = h N_l^-alpha, "
-        "or h over the number of all coupled weights (log).", ge=0)
+    h: float = option("Soft quantization", 0.01, "Strength of the coupling: h_l = h N_l^-alpha; "
+        "of potential log, h over the number of all coupled weights (about 100 for ResNet-20).",
+        ge=0)
     w: float = option("Soft quantization", 0.5, "Width of the coupling in standard deviations of "
         "a layer's pretrained weights.", gt=0)
     alpha: float = option("Soft quantization", 0.66, "Exponent of the strength (linear).", ge=-10,
