@@ -334,3 +334,15 @@ def test_the_energy_is_that_of_the_core(device: Device, state: np.ndarray) -> No
         expected = core.mean_field_energy(counts, spacing, width, True)
         found = device.backend.mean_field_energy(device.put(counts), spacing, width, True)
         assert found == pytest.approx(expected, rel=1e-12, abs=1e-10)
+
+
+@pytest.mark.devices("core", "plain", "cuda emulated", "plain on cuda", "cuda")
+def test_wells_far_narrower_than_a_bin(device: Device) -> None:
+    """The distance between bins over the width overflows, and no bin is within reach."""
+    theta = np.array([-1e307, 0.0, 0.0, 1e307])
+    there = theta if device.backend is core else device.put(theta)
+    assert not device.backend.force(there, 1e-5, 4, False, True).any()
+    counts, _, _, spacing = core.density(theta, 4, 1.0, 0)
+    counts = counts if device.backend is core else device.put(counts)
+    found = device.backend.mean_field_energy(counts, spacing, 1e-5, True)
+    assert found == pytest.approx(2 * math.log(4) + 2 * math.log(2))
