@@ -258,9 +258,10 @@ void force(const C* prefix, std::int64_t bins, std::int64_t reach, double scale,
   }
 }
 
-template <class C>
-void second_sum(const C* prefix, std::size_t size, std::uint32_t* second) {
-  std::uint32_t total = 0;
+// S is a parameter for clang, whose scans require a sum of a type that is not known.
+template <class C, class S>
+void second_sum(const C* prefix, std::size_t size, S* second) {
+  S total = 0;
 #pragma omp simd reduction(inscan, + : total)
   for (std::size_t k = 0; k < size; ++k) {
     total += prefix[k];
@@ -343,7 +344,7 @@ constexpr CountKernels<C> count_kernels = {add<C>,
                                            sum<C>,
                                            force<C, float>,
                                            force<C, double>,
-                                           second_sum<C>,
+                                           second_sum<C, std::uint32_t>,
                                            narrow_log_forces<C, float>,
                                            narrow_log_forces<C, double>};
 

@@ -55,15 +55,15 @@ template <class C>
                                                       std::int64_t k, std::int64_t reach,
                                                       const LogPull& pull) {
   const std::int64_t beyond = reach + 1;
-  const std::int32_t below = static_cast<C>(prefix[k] - prefix[k - reach]);
-  const std::int32_t above = static_cast<C>(prefix[k + beyond] - prefix[k + 1]);
-  const std::uint32_t all = static_cast<C>(prefix[k + beyond] - prefix[k - reach]);
+  const auto below = static_cast<C>(prefix[k] - prefix[k - reach]);
+  const auto above = static_cast<C>(prefix[k + beyond] - prefix[k + 1]);
+  const auto all = static_cast<C>(prefix[k + beyond] - prefix[k - reach]);
+  const auto slope = static_cast<std::int32_t>(std::uint32_t{below} - std::uint32_t{above});
   const std::uint32_t depths = second[k + beyond] - 2 * second[k] + second[k - beyond];
-  const auto distance =
-      static_cast<std::int32_t>(static_cast<std::uint32_t>(beyond) * all - depths);
+  const std::uint32_t distance = static_cast<std::uint32_t>(beyond) * all - depths;
   const double occupancy = pull.occupancy(static_cast<double>(static_cast<std::int32_t>(all)),
-                                          static_cast<double>(distance));
-  return pull.force(static_cast<double>(below - above), occupancy);
+                                          static_cast<double>(static_cast<std::int32_t>(distance)));
+  return pull.force(static_cast<double>(slope), occupancy);
 }
 
 // C is the type of the counts, std::uint16_t or std::uint32_t.
