@@ -2,7 +2,8 @@
 
 Errors are relative to the exact values (Eqs. 2 and 7, `pair_energy` and `pair_force`). The force
 has no self term, since U'(0) = 0; the energy is compared with it (sum_i V(theta_i), Eq. 6) and
-without it (N w added).
+without it (N w added). Of the log potential, whose V has the self term in any case, both are the
+length of the code.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from pysoftq.analysis.options import MeanFieldOptions
 from pysoftq.analysis.results import Floats, Integers
 from pysoftq.analysis.scaling import standard_deviation
+from pysoftq.coupling.options import DEFAULTS
 from pysoftq.coupling.quantizer import SoftQuantizer
 from pysoftq.interaction.densities import density
 from pysoftq.interaction.forces import force
@@ -116,6 +118,7 @@ class MeanFieldStudy:
     widths: WidthsScan
     sampling: SamplingScan
     exact_seconds: Floats
+    potential: str = "linear"
 
     def bins_for(self, tolerance: float, method: str = "scan") -> int | None:
         """The smallest N_b at which the force of every layer is within ``tolerance`` (L2).
@@ -153,7 +156,7 @@ def study_mean_field(
             progress(number, len(weights))
         theta = weight if weight.dtype == torch.float64 else weight.float()
         sigma = standard_deviation(layer_name, theta)
-        exact = _Exact.of(theta, options.width * sigma) if sigma > 0 else None
+        exact = _Exact.of(theta, options.width * sigma, options.potential) if sigma > 0 else None
         if exact is None or not exact.usable:
             left_out.append(layer_name)
             continue
@@ -184,6 +187,7 @@ def study_mean_field(
             spread=_errors([[spread for _, spread in row] for row in fractions]),
         ),
         exact_seconds=np.array([layer.exact_seconds for layer in measured]),
+        potential=options.potential,
     )
 
 
@@ -241,48 +245,73 @@ class _Exact:
 
     theta: Tensor
     width: float
+    potential: str
     energy: float
     force: Tensor
 
     @classmethod
-    def of(cls, theta: Tensor, width: float) -> _Exact:
-        return cls(theta, width, pair_energy(theta, width), pair_force(theta, width).double())
+    def of(cls, theta: Tensor, width: float, potential: str) -> _Exact:
+        energy = pair_energy(theta, width, potential=potential)
+        force = pair_force(theta, width, potential=potential).double()
+        return cls(theta, width, potential, energy, force)
 
     @property
     def usable(self) -> bool:
-        return self.energy < 0 and bool(self.force.any())
+        return self.energy != 0 and bool(self.force.any())
 
     def force_again(self) -> None:
-        pair_force(self.theta, self.width)
+        pair_force(self.theta, self.width, potential=self.potential)
 
     def binned(self, bins: int, method: str, repeats: int) -> _Point:
         """All weights in the histogram."""
         rho = density(self.theta, bins)
-        with_self = float(rho.counts @ potential(rho, self.width, method))
-        found = force(self.theta, self.width, bins, method)
-        seconds = _shortest(lambda: force(self.theta, self.width, bins, method), repeats)
-        return self._point(with_self, found, seconds)
+        energies = self._energies(rho.counts, potential(rho, self.width, method))
+
+        def binned_force() -> Tensor:
+            values: Tensor = force(self.theta, self.width, bins, method, self.potential)
+            return values
+
+        return self._point(energies, binned_force(), _shortest(binned_force, repeats))
 
     def sampled(self, fraction: float, bins: int, draws: int, seed: int) -> tuple[_Point, _Point]:
         """Mean and standard deviation over samples, drawn as in training."""
         layer = nn.ParameterDict({"weight": nn.Parameter(self.theta.clone())})
         parameter = layer["weight"]
         w = self.width / standard_deviation("weight", self.theta)
-        softq = SoftQuantizer(layer, h=1, w=w, alpha=0, bins=bins, fraction=fraction, seed=seed)
+        log = self.potential == "log"
+        softq = SoftQuantizer(
+            layer,
+            h=self.theta.numel() if log else 1,  # of strength 1
+            w=w,
+            alpha=DEFAULTS.alpha if log else 0,
+            bins=bins,
+            potential=self.potential,
+            fraction=fraction,
+            seed=seed,
+        )
         counts = density(self.theta, bins).counts
         rows = []
         for draw in range(draws):
             parameter.grad = torch.zeros_like(parameter)
-            softq.add_force_()  # with strength 1 · N^0; each call is a step with its own sample
+            softq.add_force_()  # each call is a step with its own sample
             rho = density(self.theta, bins, fraction, seed + draw)
-            with_self = float(counts @ potential(rho, self.width))
-            point = self._point(with_self, parameter.grad, 0.0)
+            energies = self._energies(counts, potential(rho, self.width))
+            point = self._point(energies, parameter.grad, 0.0)
             rows.append((point.energy, point.energy_self, point.force_l2, point.force_max))
         values = np.array(rows)
         return _Point(*values.mean(axis=0)), _Point(*values.std(axis=0, ddof=1))
 
-    def _point(self, with_self: float, found: Tensor, seconds: float) -> _Point:
-        without = with_self + self.theta.numel() * self.width
+    def _energies(self, counts: NDArray[np.int64], v: NDArray[np.float64]) -> tuple[float, float]:
+        """Without and with the self term, of all weights in the potential V of their bins."""
+        size = self.theta.numel()
+        if self.potential == "log":
+            shares = np.maximum(-v / self.width, 1) / size
+            return (-float(counts @ np.log(shares)),) * 2
+        with_self = float(counts @ v)
+        return with_self + size * self.width, with_self
+
+    def _point(self, energies: tuple[float, float], found: Tensor, seconds: float) -> _Point:
+        without, with_self = energies
         error = found.double() - self.force
         return _Point(
             energy=without / self.energy - 1,
@@ -313,7 +342,7 @@ class _Measured:
                 for method in METHODS
             },
             [
-                _Exact.of(exact.theta, w * layer.sigma).binned(bins, "scan", 1)
+                _Exact.of(exact.theta, w * layer.sigma, exact.potential).binned(bins, "scan", 1)
                 for w in options.widths
             ],
             [

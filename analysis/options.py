@@ -12,6 +12,7 @@ from typing import Literal, TypeAlias, get_args
 import numpy as np
 
 from pysoftq.errors import ConfigError
+from pysoftq.interaction.arrays import check_potential
 from pysoftq.interaction.densities import DEFAULT_BINS
 
 Normalization = Literal["keep", "reestimate"]
@@ -55,6 +56,7 @@ class MeanFieldOptions:
         default_bins: bins for the scans of width and fraction.
         repeats: of each timing, of which the shortest counts.
         seed: of the samples.
+        potential: "linear" or "log".
 
     Raises:
         ValueError: a value is out of range.
@@ -68,8 +70,10 @@ class MeanFieldOptions:
     default_bins: int = DEFAULT_BINS
     repeats: int = 3
     seed: int = 0
+    potential: str = "linear"
 
     def __post_init__(self) -> None:
+        check_potential(self.potential)
         if not (math.isfinite(self.width) and self.width > 0):
             raise ValueError(
                 f"width: got {self.width}, expected a positive finite multiple of sigma"

@@ -12,17 +12,25 @@ apart once more, into what He's initialisation gives for the layer's fan-in and 
 of it; S is compared with that of Gaussian weights (`gaussian_overlap`), which is the same for all
 layers and so has no slope. alpha = 1 (Eq. 10) is what remains if neither sigma nor the shape
 depend on N.
+
+The energy of the log potential is the length of the code of the weights,
+
+    E = N · H,
+
+where H is the mean length in nats, -log(|V| / (N w)). It has no scale, so sigma drops out: H
+depends on w and on the shape only, and on N as far as a weight is its own neighbour. H is compared
+with that of Gaussian weights (`gaussian_code_length`) for the same N and for infinitely many.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import erf, stdtr
+from scipy.special import erf, ndtr, stdtr
 from scipy.stats import linregress
 from torch import Tensor
 
@@ -33,7 +41,7 @@ from pysoftq.interaction.pairs import pair_energy
 
 BOOTSTRAP_DRAWS = 10_000
 WIDTHS = tuple(np.geomspace(0.05, 5, 13).tolist())
-NAIVE_SLOPE = 2.0  # alpha = 1
+NAIVE_SLOPES = {"linear": 2.0, "log": 1.0}  # if neither sigma nor the shape depend on N
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,8 +49,9 @@ class LayerEnergies:
     """Exact energy of every layer at one width, in the order of the weights.
 
     ``width`` is in units of each layer's own standard deviation; ``sigmas`` and ``energies``
-    (Eq. 2 with h = 1, ordered pairs, so never positive) are in units of the weights. ``fan_ins``
-    are the weights of each output, ``kinds`` are read from the shapes: "conv 3×3", "linear" …
+    (Eq. 2 with h = 1, ordered pairs, so never positive) are in units of the weights; energies of
+    the log ``potential`` are in nats and never negative. ``fan_ins`` are the weights of each
+    output, ``kinds`` are read from the shapes: "conv 3×3", "linear" …
     """
 
     width: float
@@ -52,17 +61,18 @@ class LayerEnergies:
     fan_ins: Integers
     sigmas: Floats
     energies: Floats
+    potential: str = "linear"
 
     @property
     def usable(self) -> NDArray[np.bool_]:
-        """Layers with a logarithm to fit: those with at least one pair inside the well."""
-        return self.energies < 0
+        """Layers with a logarithm to fit; of the linear potential, those with a pair in a well."""
+        return np.not_equal(self.energies, 0)
 
     def only_usable(self) -> LayerEnergies:
         """The usable layers."""
         kept = np.flatnonzero(self.usable)
-        return LayerEnergies(
-            width=self.width,
+        return replace(
+            self,
             names=tuple(self.names[i] for i in kept),
             kinds=tuple(self.kinds[i] for i in kept),
             sizes=self.sizes[kept],
@@ -120,20 +130,32 @@ class Terms:
 
 
 @dataclass(frozen=True)
+class LogTerms:
+    """Slopes against log N of the factors of the log potential's energy; they add up as `Terms`."""
+
+    weights: Estimate
+    """N: 1 by definition."""
+    finite_size: Estimate
+    """The mean code length of N Gaussian weights over that of infinitely many."""
+    shape: Estimate
+    """The mean code length over that of as many Gaussian weights."""
+
+
+@dataclass(frozen=True)
 class PowerLaw:
     """The fit of one network, or of several together, with what it is made of.
 
     ``ci95`` of the slope is from a bootstrap over layers (for several networks over networks, then
-    over the layers of each). ``t`` and ``p`` test the naive alpha = 1 by Student's t with
-    layers - 2 degrees of freedom, two-sided, as if layers were independent; ``t`` is None where
-    all layers lie on the line.
+    over the layers of each). ``t`` and ``p`` test the naive slope (`NAIVE_SLOPES`; 2 is alpha = 1)
+    by Student's t with layers - 2 degrees of freedom, two-sided, as if layers were independent;
+    ``t`` is None where all layers lie on the line.
     """
 
     fit: ScalingFit
     ci95: tuple[float, float]
     t: float | None
     p: float
-    terms: Terms
+    terms: Terms | LogTerms
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,6 +216,7 @@ class ScalingStudy:
     depth: DepthTrend
     kinds: tuple[KindResidual, ...]
     scans: tuple[WidthScan, ...]
+    potential: str = "linear"
 
 
 def study_scaling(
@@ -202,6 +225,7 @@ def study_scaling(
     widths: Sequence[float] = WIDTHS,
     draws: int = BOOTSTRAP_DRAWS,
     seed: int = 0,
+    potential: str = "linear",
 ) -> ScalingStudy:
     """Fit log |E| against log N over the layers of each network and over all of them together.
 
@@ -211,6 +235,7 @@ def study_scaling(
         widths: of the scan of the slope against w; may be empty.
         draws: of the bootstrap.
         seed: of the bootstrap.
+        potential: "linear" or "log".
 
     Raises:
         ValueError: no network, a width that is not positive, weights that are not finite, or a
@@ -218,19 +243,20 @@ def study_scaling(
     """
     if not networks:
         raise ValueError("got no network, expected at least one")
-    measured = [measure_energies(network.weights, width) for network in networks]
+    measured = [measure_energies(network.weights, width, potential) for network in networks]
     studied = []
     for network, energies in zip(networks, measured, strict=True):
         layers = energies.only_usable()
         law = _named(network.name, [layers], draws, seed)
-        residuals = np.log(-layers.energies) - np.log(law.fit.energy(layers.sizes))
+        residuals = np.log(np.abs(layers.energies)) - np.log(law.fit.energy(layers.sizes))
         left_out = tuple(
             name for name, used in zip(energies.names, energies.usable, strict=True) if not used
         )
         studied.append(NetworkScaling(network.name, layers, left_out, law, residuals))
 
     at_widths = [
-        [measure_energies(network.weights, w).only_usable() for network in networks] for w in widths
+        [measure_energies(network.weights, w, potential).only_usable() for network in networks]
+        for w in widths
     ]
     scans = [
         _scan(network.name, [[layers[i]] for layers in at_widths], draws, seed)
@@ -245,6 +271,7 @@ def study_scaling(
         depth=_depth_trend(studied),
         kinds=_kind_residuals(studied),
         scans=tuple(scans),
+        potential=potential,
     )
 
 
@@ -259,7 +286,9 @@ def standard_deviation(name: str, theta: Tensor) -> float:
     return float(theta.double().std(correction=0)) if theta.numel() else 0.0
 
 
-def measure_energies(weights: Mapping[str, Tensor], width: float) -> LayerEnergies:
+def measure_energies(
+    weights: Mapping[str, Tensor], width: float, potential: str = "linear"
+) -> LayerEnergies:
     """Exact energies (Eq. 2) of ``weights`` at ``width`` times each layer's standard deviation.
 
     A degenerate layer (constant, or fewer than two weights) has no scale: its energy is 0.
@@ -269,7 +298,7 @@ def measure_energies(weights: Mapping[str, Tensor], width: float) -> LayerEnergi
         raise ValueError(f"width: got {width}, expected a positive finite multiple of sigma")
     sigmas = [standard_deviation(name, theta) for name, theta in weights.items()]
     energies = [
-        pair_energy(theta, width * sigma) if sigma > 0 else 0.0
+        pair_energy(theta, width * sigma, potential=potential) if sigma > 0 else 0.0
         for theta, sigma in zip(weights.values(), sigmas, strict=True)
     ]
     shapes = [tuple(theta.shape) for theta in weights.values()]
@@ -281,6 +310,7 @@ def measure_energies(weights: Mapping[str, Tensor], width: float) -> LayerEnergi
         fan_ins=np.array([math.prod(shape[1:]) for shape in shapes], dtype=np.int64),
         sigmas=np.array(sigmas, dtype=np.float64),
         energies=np.array(energies, dtype=np.float64),
+        potential=potential,
     )
 
 
@@ -302,6 +332,28 @@ def gaussian_overlap(width: ArrayLike) -> NDArray[np.float64]:
     """
     w = np.asarray(width, dtype=np.float64)
     return np.asarray(erf(w / 2) + 2 / (math.sqrt(math.pi) * w) * np.expm1(-w * w / 4))
+
+
+def gaussian_code_length(width: float, sizes: ArrayLike) -> NDArray[np.float64]:
+    """H of Gaussian weights, the null model of the log potential, for each number of weights N.
+
+    -log(1/N + (1 - 1/N) rho_w(x)) in the mean over x, with rho_w the Gaussian density smoothed by
+    the well, times w: a weight is its own neighbour. ``width`` is w in sigmas; N may be inf.
+    """
+    x = np.linspace(-12, 12, 4801)
+    density = np.exp(-x * x / 2) / math.sqrt(2 * math.pi)
+
+    def integral(y: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The integral of the normal distribution function up to -|y|."""
+        z = -np.abs(y)
+        return np.asarray(z * ndtr(z) + np.exp(-z * z / 2) / math.sqrt(2 * math.pi))
+
+    # The second difference of the integral up to y, which is that up to -|y| plus max(y, 0).
+    triangle = np.maximum(width - np.abs(x), 0)
+    smoothed = integral(x + width) - 2 * integral(x) + integral(x - width) + triangle
+    share = 1 / np.atleast_1d(np.asarray(sizes, dtype=np.float64))[:, None]
+    lengths = -np.log(share + (1 - share) * np.maximum(smoothed / width, 1e-300))
+    return np.asarray((lengths * density).sum(axis=1) * (x[1] - x[0]))
 
 
 def fit_scaling(sizes: ArrayLike, energies: ArrayLike) -> ScalingFit:
@@ -348,19 +400,10 @@ def power_law(
     """
     size = np.concatenate([layers.sizes for layers in networks]).astype(np.float64)
     energy = np.concatenate([layers.energies for layers in networks])
-    sigma = np.concatenate([layers.sigmas for layers in networks])
-    he = np.sqrt(2 / np.concatenate([layers.fan_ins for layers in networks]))
     fit = fit_scaling(size, energy)
 
-    width = networks[0].width
-    overlap = -energy / (size * (size - 1) * width * sigma)
-    factors = {
-        "pairs": size**2,
-        "finite_size": 1 - 1 / size,
-        "initialization": he,
-        "training": sigma / he,
-        "shape": overlap / gaussian_overlap(width),
-    }
+    log = networks[0].potential == "log"
+    factors = (_log_factors if log else _factors)(networks)
     logs = np.log([np.abs(energy), *factors.values()])
     counts = resample([len(layers.names) for layers in networks], draws, seed)
     intervals = intervals95(bootstrap_slopes(np.log(size), logs, counts))
@@ -369,15 +412,46 @@ def power_law(
         Estimate(part.slope, part.stderr, interval)
         for part, interval in zip(fits, intervals[1:], strict=True)
     ]
-    t, p = _against_naive(fit)
-    return PowerLaw(fit, intervals[0], t, p, Terms(**dict(zip(factors, estimates, strict=True))))
+    t, p = _against(fit, NAIVE_SLOPES[networks[0].potential])
+    terms = (LogTerms if log else Terms)(**dict(zip(factors, estimates, strict=True)))
+    return PowerLaw(fit, intervals[0], t, p, terms)
 
 
-def _against_naive(fit: ScalingFit) -> tuple[float | None, float]:
-    """Student's t and two-sided p of the slope against 2."""
+def _factors(networks: Sequence[LayerEnergies]) -> dict[str, NDArray[np.float64]]:
+    """The factors of |E| of the linear potential, by the names of `Terms`."""
+    size = np.concatenate([layers.sizes for layers in networks]).astype(np.float64)
+    energy = np.concatenate([layers.energies for layers in networks])
+    sigma = np.concatenate([layers.sigmas for layers in networks])
+    he = np.sqrt(2 / np.concatenate([layers.fan_ins for layers in networks]))
+    width = networks[0].width
+    overlap = -energy / (size * (size - 1) * width * sigma)
+    return {
+        "pairs": size**2,
+        "finite_size": 1 - 1 / size,
+        "initialization": he,
+        "training": sigma / he,
+        "shape": overlap / gaussian_overlap(width),
+    }
+
+
+def _log_factors(networks: Sequence[LayerEnergies]) -> dict[str, NDArray[np.float64]]:
+    """The factors of the log potential's energy, by the names of `LogTerms`."""
+    size = np.concatenate([layers.sizes for layers in networks]).astype(np.float64)
+    energy = np.concatenate([layers.energies for layers in networks])
+    width = networks[0].width
+    gaussian = gaussian_code_length(width, size)
+    return {
+        "weights": size,
+        "finite_size": gaussian / gaussian_code_length(width, np.inf),
+        "shape": energy / size / gaussian,
+    }
+
+
+def _against(fit: ScalingFit, naive: float) -> tuple[float | None, float]:
+    """Student's t and two-sided p of the slope against the naive one."""
     if fit.stderr == 0:
-        return None, float(fit.slope == NAIVE_SLOPE)
-    t = (fit.slope - NAIVE_SLOPE) / fit.stderr
+        return None, float(fit.slope == naive)
+    t = (fit.slope - naive) / fit.stderr
     return t, float(2 * stdtr(fit.layers - 2, -abs(t)))
 
 

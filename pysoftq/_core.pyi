@@ -25,6 +25,7 @@ class Coupling:
         widths: list[float],
         strengths: list[float],
         fft: bool,
+        log: bool = False,
     ) -> None: ...
     def add_force(
         self,
@@ -49,6 +50,7 @@ class Pieces:
         rows: npt.NDArray[np.int64],
         scales: npt.NDArray[np.float64],
         fft: bool,
+        log: bool = False,
     ) -> None: ...
     def ranges(
         self, thetas: list[int]
@@ -144,15 +146,20 @@ def pair_energy(theta: npt.NDArray[np.floating], width: float, direct: bool) -> 
 def pair_force(
     theta: npt.NDArray[np.floating], width: float, direct: bool
 ) -> npt.NDArray[np.int64]: ...
+def pair_occupancy(
+    theta: npt.NDArray[np.floating], width: float, direct: bool
+) -> npt.NDArray[np.float64]: ...
 def density(
     theta: npt.NDArray[np.floating], bins: int, fraction: float, seed: int
 ) -> tuple[npt.NDArray[np.int64], float, float, float]: ...
 def potential(
     counts: npt.NDArray[np.int64], spacing: float, width: float, fft: bool
 ) -> npt.NDArray[np.float64]: ...
-def mean_field_energy(counts: npt.NDArray[np.int64], spacing: float, width: float) -> float: ...
+def mean_field_energy(
+    counts: npt.NDArray[np.int64], spacing: float, width: float, log: bool = False
+) -> float: ...
 def force(
-    theta: npt.NDArray[np.floating], width: float, bins: int, fft: bool
+    theta: npt.NDArray[np.floating], width: float, bins: int, fft: bool, log: bool = False
 ) -> npt.NDArray[np.floating]: ...
 def force_table(
     counts: npt.NDArray[np.int64], spacing: float, width: float, fft: bool

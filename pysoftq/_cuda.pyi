@@ -27,7 +27,7 @@ class Coupling:
         layers: Sequence[tuple[str, int, int, int, int]],
         rows: NDArray[np.int64],
         scales: NDArray[np.float64],
-        fft: bool,
+        how: tuple[bool, bool],
         phased: bool,
         place: Place,
     ) -> None:
@@ -39,7 +39,7 @@ class Coupling:
             rows: (R, 7) layer, begin, size, position, total, bins, and 0, 1 for a segment that
                 other processes hold more of, or 2 if another one counts the same weights.
             scales: (R, 2) width, strength.
-            fft: the potential by cuFFT, of whole layers.
+            how: whether the potential is by cuFFT, of whole layers, and whether it is the log one.
             phased: whether steps take the phases of pieces.
             place: for this object's memory.
         """

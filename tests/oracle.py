@@ -64,3 +64,43 @@ def splitmix64(key: int, n: int) -> int:
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
     return z ^ (z >> 31)
+
+
+def pair_occupancy(theta: npt.ArrayLike, width: float) -> npt.NDArray[np.float64]:
+    """|V| / w at each weight, self term included."""
+    distance = np.abs(differences(theta))
+    depths = np.where(distance < width, (width - distance) / width, 0.0)
+    return depths.sum(axis=1).reshape(np.shape(theta))
+
+
+def log_energy(theta: npt.ArrayLike, width: float) -> float:
+    occupancy = pair_occupancy(theta, width)
+    return float(np.log(occupancy.size / occupancy).sum())
+
+
+def log_force(theta: npt.ArrayLike, width: float) -> npt.NDArray[np.float64]:
+    return pair_force(theta, width) / pair_occupancy(theta, width) / width
+
+
+def log_gradient(theta: npt.ArrayLike, width: float) -> npt.NDArray[np.float64]:
+    """The gradient of `log_energy`: each weight is in the densities of its neighbours, too."""
+    d = differences(theta)
+    slope = np.where(np.abs(d) < width, np.sign(d), 0.0)
+    over = 1 / (width * pair_occupancy(theta, width).reshape(-1))
+    return (slope.sum(axis=1) * over + slope @ over).reshape(np.shape(theta))
+
+
+def bin_occupancy(
+    counts: npt.NDArray[np.int64], spacing: float, width: float
+) -> npt.NDArray[np.float64]:
+    k = np.arange(len(counts))
+    distance = np.abs(k[:, None] - k[None, :]) * spacing
+    return np.where(distance < width, (width - distance) / width, 0.0) @ counts
+
+
+def log_force_table(
+    counts: npt.NDArray[np.int64], spacing: float, width: float, fraction: float = 1.0
+) -> npt.NDArray[np.float64]:
+    """Of counts of a fraction of the weights; that at hand is in its own bin, drawn or not."""
+    occupancy = np.maximum(bin_occupancy(counts, spacing, width) / fraction, 1)
+    return force_table(counts, spacing, width) / fraction / occupancy / width

@@ -52,6 +52,8 @@ def draw_mean_field(study: MeanFieldStudy, tolerance: float = 0.01) -> Figure:
         axis.legend(fontsize=SMALL - 1, frameon=False, labelspacing=0.25, handlelength=1.6)
     axes[0, 0].legend_.set_loc("upper right")
     title = f"{plain(study.name)}: {len(study.layers)} layers, $w$ = {study.width:g}"
+    if _is_log(study):
+        title += ", log potential"
     figure.suptitle(title, fontsize=TEXT, color=GREY)
     return figure
 
@@ -122,10 +124,12 @@ def _draw_force(axis: Axes, study: MeanFieldStudy, tolerance: float) -> None:
 def _draw_energy(axis: Axes, study: MeanFieldStudy) -> None:
     for scan in study.bins:
         x = scan.bins.astype(np.float64)
-        _band(axis, x, scan.errors.energy, _METHODS[scan.method], f"{scan.method}, without self")
+        label = scan.method if _is_log(study) else f"{scan.method}, without self"
+        _band(axis, x, scan.errors.energy, _METHODS[scan.method], label)
     scan = study.bins[0]
     x = scan.bins.astype(np.float64)
-    _band(axis, x, scan.errors.energy_self, (GREEN, "^", "-"), "with self term")
+    if not _is_log(study):
+        _band(axis, x, scan.errors.energy_self, (GREEN, "^", "-"), "with self term")
     axis.set_ylabel("relative error of the energy")
     _bins_axis(axis, scan.bins)
 
@@ -195,8 +199,12 @@ def _draw_sampling(axis: Axes, study: MeanFieldStudy) -> None:
 def _draw_widths(axis: Axes, study: MeanFieldStudy) -> None:
     scan = study.widths
     _band(axis, scan.widths, scan.errors.force_l2, (BLUE, "o", "-"), "force, $L_2$")
-    _band(axis, scan.widths, scan.errors.energy, (ORANGE, "D", "-"), "energy, without self")
-    _band(axis, scan.widths, scan.errors.energy_self, (GREEN, "^", "-"), "energy, with self")
+    look = (ORANGE, "D", "-")
+    if _is_log(study):
+        _band(axis, scan.widths, scan.errors.energy, look, "energy")
+    else:
+        _band(axis, scan.widths, scan.errors.energy, look, "energy, without self")
+        _band(axis, scan.widths, scan.errors.energy_self, (GREEN, "^", "-"), "energy, with self")
     axis.axvline(study.width, color=GREY, linewidth=0.6)
     axis.set_xlabel(r"width $w$ / $\sigma_l$")
     axis.set_ylabel(_at_default(study))
@@ -206,11 +214,13 @@ def _draw_sizes(axis: Axes, study: MeanFieldStudy) -> None:
     scan = study.bins[0]
     column = _default_column(study)
     sizes = [layer.size for layer in study.layers]
-    for errors, colour, marker, label in (
+    without = "energy" if _is_log(study) else "energy, without self"
+    shown = [
         (scan.errors.force_l2, BLUE, "o", "force, $L_2$"),
-        (scan.errors.energy, ORANGE, "D", "energy, without self"),
+        (scan.errors.energy, ORANGE, "D", without),
         (scan.errors.energy_self, GREEN, "^", "energy, with self"),
-    ):
+    ]
+    for errors, colour, marker, label in shown[: 2 if _is_log(study) else 3]:
         axis.plot(
             *(sizes, np.abs(errors[:, column]), marker),
             color=colour,
@@ -220,6 +230,10 @@ def _draw_sizes(axis: Axes, study: MeanFieldStudy) -> None:
         )
     axis.set_xlabel(r"layer size $N_l$")
     axis.set_ylabel(_at_default(study))
+
+
+def _is_log(study: MeanFieldStudy) -> bool:
+    return study.potential == "log"
 
 
 def _default_column(study: MeanFieldStudy) -> int:

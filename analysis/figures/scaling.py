@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from pysoftq.analysis.scaling import PowerLaw, ScalingStudy, Terms
+from pysoftq.analysis.scaling import NAIVE_SLOPES, PowerLaw, ScalingStudy
 
 from .style import (
     BLACK,
@@ -35,6 +35,11 @@ _TERM_LABELS = {
     "training": r"training, $\sigma / \sigma_\mathrm{He}$",
     "shape": r"shape, $S / S_\mathrm{Gauss}$",
 }
+_LOG_TERM_LABELS = {
+    "weights": "weights, $N$",
+    "finite_size": "own neighbours",
+    "shape": r"shape, $H / H_\mathrm{Gauss}$",
+}
 
 
 @isolated
@@ -46,7 +51,7 @@ def draw_scaling(study: ScalingStudy) -> Figure:
         style(axis)
     letter(axes.flat)
     _draw_law(axes[0, 0], study)
-    _draw_terms(axes[0, 1], study.pooled)
+    _draw_terms(axes[0, 1], study)
     _draw_widths(axes[1, 0], study)
     _draw_residuals(axes[1, 1], study)
     return figure
@@ -61,7 +66,7 @@ def _draw_law(axis: Axes, study: ScalingStudy) -> None:
     for number, network in enumerate(study.networks):
         axis.plot(
             network.energies.sizes,
-            -network.energies.energies,
+            np.abs(network.energies.energies),
             MARKERS[number % len(MARKERS)],
             color=CYCLE[number % len(CYCLE)],
             markersize=3.5,
@@ -70,12 +75,13 @@ def _draw_law(axis: Axes, study: ScalingStudy) -> None:
             label=plain(network.name),
         )
     axis.plot(ends, fit.energy(ends), color=BLACK, linewidth=1, label=f"slope {_law(study.pooled)}")
-    naive = fit.energy(middle) * (ends / middle) ** 2
-    axis.plot(
-        ends, naive, color=GREY, linewidth=0.8, linestyle=":", label=r"slope 2 ($\alpha = 1$)"
-    )
+    slope = NAIVE_SLOPES[study.potential]
+    naive = fit.energy(middle) * (ends / middle) ** slope
+    label = "slope 1" if _is_log(study) else r"slope 2 ($\alpha = 1$)"
+    axis.plot(ends, naive, color=GREY, linewidth=0.8, linestyle=":", label=label)
     axis.set(xscale="log", yscale="log", xlabel=r"layer size $N_l$")
-    axis.set_ylabel(r"$|\sum_{i \neq j} U_{w_l}(\theta_i - \theta_j)|$")
+    energy = r"$|\sum_{i \neq j} U_{w_l}(\theta_i - \theta_j)|$"
+    axis.set_ylabel("length of the code / nats" if _is_log(study) else energy)
     axis.set_title(f"$w$ = {study.width:g}", fontsize=TEXT, color=GREY)
     axis.legend(fontsize=SMALL - 1, frameon=False, loc="upper left", labelspacing=0.3)
 
@@ -84,12 +90,20 @@ def _law(law: PowerLaw) -> str:
     return rf"{law.fit.slope:.2f} [{law.ci95[0]:.2f}, {law.ci95[1]:.2f}]"
 
 
-def _draw_terms(axis: Axes, law: PowerLaw) -> None:
-    """A waterfall from 2 down to the slope."""
-    names = [field.name for field in fields(Terms) if field.name != "finite_size"]
-    labels = [_TERM_LABELS[name] for name in names]
+def _is_log(study: ScalingStudy) -> bool:
+    return study.potential == "log"
+
+
+def _draw_terms(axis: Axes, study: ScalingStudy) -> None:
+    """A waterfall from the naive slope to the slope."""
+    law, naive = study.pooled, NAIVE_SLOPES[study.potential]
+    titles = _LOG_TERM_LABELS if _is_log(study) else _TERM_LABELS
     # Of N weights with N in the hundreds, 1 - 1/N amounts to a thousandth: drawn with the pairs.
-    level = law.terms.finite_size.value
+    hidden = () if _is_log(study) else ("finite_size",)
+    names = [field.name for field in fields(law.terms) if field.name not in hidden]
+    labels = [titles[name] for name in names]
+    level = sum(getattr(law.terms, name).value for name in hidden)
+    right = naive + 0.015
     for row, name in enumerate(names):
         term = getattr(law.terms, name)
         start, level = level, level + term.value
@@ -99,19 +113,21 @@ def _draw_terms(axis: Axes, law: PowerLaw) -> None:
             axis.errorbar(level, row, xerr=error, color=BLACK, linewidth=0.8, capsize=2)
         axis.plot([level, level], [row, row + 1], color=GREY, linewidth=0.6, linestyle=":")
         axis.text(
-            *(2.015, row, f"{term.value:+.3f}".replace("-", "−") if row else "2"),
+            *(right, row, f"{term.value:+.3f}".replace("-", "−") if row else f"{naive:g}"),
             fontsize=SMALL,
             va="center",
         )
     row = len(names)
     axis.barh(row, law.fit.slope, height=0.55, color=BLACK)
-    axis.text(2.015, row, f"{law.fit.slope:.3f}", fontsize=SMALL, va="center", fontweight="bold")
-    axis.axvline(PAPER_SLOPE, color=CYCLE[1], linewidth=0.8, linestyle="--")
-    axis.text(PAPER_SLOPE, -0.55, "paper", color=CYCLE[1], fontsize=SMALL, ha="center")
+    axis.text(right, row, f"{law.fit.slope:.3f}", fontsize=SMALL, va="center", fontweight="bold")
+    ends = [law.fit.slope, *law.ci95]
+    if not _is_log(study):
+        axis.axvline(PAPER_SLOPE, color=CYCLE[1], linewidth=0.8, linestyle="--")
+        axis.text(PAPER_SLOPE, -0.55, "paper", color=CYCLE[1], fontsize=SMALL, ha="center")
+        ends.append(PAPER_SLOPE)
     axis.set_yticks(range(row + 1), [*labels, "slope"], fontsize=SMALL)
     axis.invert_yaxis()
-    left = min(law.fit.slope, law.ci95[0], PAPER_SLOPE)
-    axis.set_xlim(left - 0.15, 2.12)
+    axis.set_xlim(min(ends) - 0.15, max(naive, *ends) + 0.12)
     axis.set_xlabel(r"$d \log |E| \,/\, d \log N$")
 
 
@@ -131,7 +147,8 @@ def _draw_widths(axis: Axes, study: ScalingStudy) -> None:
     axis.fill_between(last.widths, last.low, last.high, color=GREY, alpha=0.15, linewidth=0)
     gaussian = study.pooled.fit.slope - study.pooled.terms.shape.value
     axis.axhline(gaussian, color=GREY, linewidth=0.8, linestyle=":", label="Gaussian layers")
-    axis.axhline(PAPER_SLOPE, color=CYCLE[1], linewidth=0.8, linestyle="--", label="paper")
+    if not _is_log(study):
+        axis.axhline(PAPER_SLOPE, color=CYCLE[1], linewidth=0.8, linestyle="--", label="paper")
     axis.set_xscale("log")
     axis.xaxis.set_major_locator(FixedLocator([0.05, 0.1, 0.2, 0.5, 1, 2, 5]))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "softq/density.h"
+#include "softq/pull.h"
 
 namespace softq::bindings {
 
@@ -32,6 +33,8 @@ auto with_weights(const py::array& theta, const Body& body) {
   throw py::type_error("weights must be float32 or float64, got " +
                        py::str(theta.dtype()).cast<std::string>());
 }
+
+inline Potential potential_of(bool log) { return log ? Potential::log : Potential::linear; }
 
 using Counts = py::array_t<std::int64_t, py::array::c_style>;
 

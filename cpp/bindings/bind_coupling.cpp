@@ -25,8 +25,10 @@ class Coupling {
            const std::vector<std::size_t>& layers, const std::vector<std::size_t>& begins,
            const std::vector<std::uint64_t>& positions, const std::vector<std::size_t>& sizes,
            const std::vector<std::int32_t>& bins, const std::vector<double>& widths,
-           const std::vector<double>& strengths, bool fft)
-      : method_(fft ? Method::fft : Method::scan), layers_(scalars.size()) {
+           const std::vector<double>& strengths, bool fft, bool log)
+      : method_(fft ? Method::fft : Method::scan),
+        potential_(potential_of(log)),
+        layers_(scalars.size()) {
     if (indices.size() != scalars.size()) throw py::value_error("the lists differ in length");
     for (const auto length : {begins.size(), positions.size(), sizes.size(), bins.size(),
                               widths.size(), strengths.size()}) {
@@ -51,8 +53,8 @@ class Coupling {
               double scale, double fraction, std::uint64_t seed, std::uint64_t step) const {
     std::vector<std::size_t> places;
     const std::vector<Layer> active = active_segments(thetas, gradients, scale, places);
-    return named(released([&] { return add_force(active, {method_, fraction, seed, step}); }),
-                 places);
+    const CouplingStep how{method_, fraction, seed, step, potential_};
+    return named(released([&] { return add_force(active, how); }), places);
   }
 
   Refused check(const std::vector<std::uint64_t>& thetas,
@@ -68,7 +70,8 @@ class Coupling {
     layers.reserve(segments_.size());
     for (std::size_t s = 0; s < segments_.size(); ++s) layers.push_back(at(s, thetas));
     std::vector<double> found(segments_.size());
-    const auto refusals = released([&] { return softq::energies(layers, found.data()); });
+    const auto refusals =
+        released([&] { return softq::energies(layers, potential_, found.data()); });
     py::array_t<double> ordered(static_cast<py::ssize_t>(found.size()));
     double* out = ordered.mutable_data();
     for (std::size_t s = 0; s < found.size(); ++s) out[order_[s]] = found[s];
@@ -114,6 +117,7 @@ class Coupling {
   }
 
   Method method_;
+  Potential potential_;
   std::size_t layers_;
   // Of segments_: the given number, the layer, bytes from its address
   std::vector<std::size_t> order_, owners_, offsets_;
@@ -133,10 +137,10 @@ void bind_coupling(py::module_& m) {
                     const std::vector<std::size_t>&, const std::vector<std::size_t>&,
                     const std::vector<std::uint64_t>&, const std::vector<std::size_t>&,
                     const std::vector<std::int32_t>&, const std::vector<double>&,
-                    const std::vector<double>&, bool>(),
+                    const std::vector<double>&, bool, bool>(),
            py::arg("scalars"), py::arg("indices"), py::arg("layers"), py::arg("begins"),
            py::arg("positions"), py::arg("sizes"), py::arg("bins"), py::arg("widths"),
-           py::arg("strengths"), py::arg("fft"),
+           py::arg("strengths"), py::arg("fft"), py::arg("log") = false,
            "Scalar type and index of each layer; of each segment its layer, where it begins in its "
            "memory, the position of its first weight, and its size, bins, width and strength")
       .def("add_force", &Coupling::add, py::arg("thetas"), py::arg("gradients"), py::arg("scale"),

@@ -7,16 +7,16 @@ namespace softq::bindings {
 void bind_force(py::module_& m) {
   m.def(
       "force",
-      [](const py::array& theta, double width, std::int32_t bins, bool fft) {
+      [](const py::array& theta, double width, std::int32_t bins, bool fft, bool log) {
         return with_weights(theta, [&]<class T>(const T* weights, std::size_t size) -> py::array {
           py::array_t<T> values(static_cast<py::ssize_t>(size));
           T* out = values.mutable_data();
-          released(
-              [&] { force(weights, size, width, bins, fft ? Method::fft : Method::scan, out); });
+          const Method method = fft ? Method::fft : Method::scan;
+          released([&] { force(weights, size, width, bins, method, potential_of(log), out); });
           return values;
         });
       },
-      py::arg("theta"), py::arg("width"), py::arg("bins"), py::arg("fft"));
+      py::arg("theta"), py::arg("width"), py::arg("bins"), py::arg("fft"), py::arg("log") = false);
   m.def(
       "force_table",
       [](const Counts& counts, double spacing, double width, bool fft) {
@@ -25,7 +25,7 @@ void bind_force(py::module_& m) {
         py::array_t<double> table(bins);
         double* out = table.mutable_data();
         const auto force = fft ? force_fft<double> : force_scan<double>;
-        released([&] { force(in.data(), bins, spacing, width, 1.0, out); });
+        released([&] { force(in.data(), bins, spacing, width, Pull{}, out); });
         return table;
       },
       py::arg("counts"), py::arg("spacing"), py::arg("width"), py::arg("fft"));

@@ -30,6 +30,20 @@ void bind_pairs(py::module_& m) {
         });
       },
       py::arg("theta"), py::arg("width"), py::arg("direct"));
+  m.def(
+      "pair_occupancy",
+      [](const py::array& theta, double width, bool direct) {
+        return with_weights(theta, [&](const auto* weights, std::size_t size) {
+          py::array_t<double> occupancy(static_cast<py::ssize_t>(size));
+          double* out = occupancy.mutable_data();
+          released([&] {
+            direct ? pair_occupancy_direct(weights, size, width, out)
+                   : pair_occupancy_sort(weights, size, width, out);
+          });
+          return occupancy;
+        });
+      },
+      py::arg("theta"), py::arg("width"), py::arg("direct"), "|V| / w of each weight");
 }
 
 }  // namespace softq::bindings

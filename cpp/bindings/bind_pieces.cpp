@@ -34,8 +34,10 @@ class Pieces {
  public:
   Pieces(const std::vector<Scalar>& scalars, const std::vector<std::uint64_t>& indices,
          const Table<std::int64_t>& blocks, const Table<std::int64_t>& rows,
-         const Table<double>& scales, bool fft)
-      : method_(fft ? Method::fft : Method::scan), layers_(scalars.size()) {
+         const Table<double>& scales, bool fft, bool log)
+      : method_(fft ? Method::fft : Method::scan),
+        potential_(potential_of(log)),
+        layers_(scalars.size()) {
     const auto count = static_cast<std::size_t>(rows.ndim() == 2 ? rows.shape(0) : 0);
     if (indices.size() != layers_) throw py::value_error("the lists differ in length");
     check_shape(blocks, layers_, 3);
@@ -106,7 +108,7 @@ class Pieces {
     }
     const std::vector<Range> over = ranges_of(ranges);
     const Count* from = counts_of(counts);
-    released([&] { add_piece_force(pieces, over, {method_, fraction, 0, 0}, from); });
+    released([&] { add_piece_force(pieces, over, {method_, fraction, 0, 0, potential_}, from); });
   }
 
   Table<double> energies(const Table<double>& ranges, const Table<std::int32_t>& counts) const {
@@ -114,7 +116,7 @@ class Pieces {
     const Count* from = counts_of(counts);
     Table<double> found(static_cast<py::ssize_t>(pieces_.size()));
     double* to = found.mutable_data();
-    released([&] { piece_energies(pieces_, over, from, to); });
+    released([&] { piece_energies(pieces_, over, from, potential_, to); });
     return found;
   }
 
@@ -146,6 +148,7 @@ class Pieces {
   }
 
   Method method_;
+  Potential potential_;
   std::size_t layers_;
   std::size_t slots_ = 0;  // of all counts
   std::vector<std::size_t> owners_;
@@ -158,9 +161,9 @@ void bind_pieces(py::module_& m) {
   py::class_<Pieces>(m, "Pieces")
       .def(py::init<const std::vector<Scalar>&, const std::vector<std::uint64_t>&,
                     const Table<std::int64_t>&, const Table<std::int64_t>&, const Table<double>&,
-                    bool>(),
+                    bool, bool>(),
            py::arg("scalars"), py::arg("indices"), py::arg("blocks"), py::arg("rows"),
-           py::arg("scales"), py::arg("fft"),
+           py::arg("scales"), py::arg("fft"), py::arg("log") = false,
            "Scalar type and index of each layer, first position, columns and outer columns of its "
            "block; of each piece its layer, begin, size, total and bins, its width and strength")
       .def("ranges", &Pieces::ranges, py::arg("thetas"),

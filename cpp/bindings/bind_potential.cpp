@@ -21,13 +21,15 @@ void bind_potential(py::module_& m) {
       py::arg("counts"), py::arg("spacing"), py::arg("width"), py::arg("fft"));
   m.def(
       "mean_field_energy",
-      [](const Counts& counts, double spacing, double width) {
+      [](const Counts& counts, double spacing, double width, bool log) {
         const std::vector<Count> in = narrow(counts);
         return released([&] {
-          return mean_field_energy(in.data(), static_cast<std::int64_t>(in.size()), spacing, width);
+          return mean_field_energy(in.data(), static_cast<std::int64_t>(in.size()), spacing, width,
+                                   potential_of(log));
         });
       },
-      py::arg("counts"), py::arg("spacing"), py::arg("width"), "without the self term");
+      py::arg("counts"), py::arg("spacing"), py::arg("width"), py::arg("log") = false,
+      "without the self term, or the length of the code in nats");
 }
 
 }  // namespace softq::bindings

@@ -9,11 +9,11 @@
 namespace softq::cuda {
 namespace {
 
-Layout layout_of(const std::vector<Unit>& units, std::uint32_t layers, Method method,
+Layout layout_of(const std::vector<Unit>& units, std::uint32_t layers, const How& how,
                  cudaStream_t stream) {
   refuse_capture(stream, "the first step of a coupling");
   for (const Unit& unit : units) check_size(unit.total);
-  return {units, layers, method == Method::fft};
+  return {units, layers, how.method == Method::fft, how.potential};
 }
 
 // Of counts that processes exchange.
@@ -24,13 +24,13 @@ Model with_counts(Model model, unsigned* counts) {
 
 }  // namespace
 
-Coupling::Coupling(const std::vector<Unit>& units, std::uint32_t layers, Method method, bool phased,
-                   const Place& place)
+Coupling::Coupling(const std::vector<Unit>& units, std::uint32_t layers, const How& how,
+                   bool phased, const Place& place)
     : phased_(phased),
-      layers_(layout_of(units, layers, method, place.stream),
+      layers_(layout_of(units, layers, how, place.stream),
               phased ? Layers::Use::phases : Layers::Use::steps, place) {
   const cudaStream_t stream = place.stream;
-  if (method == Method::fft && !units.empty()) {
+  if (how.method == Method::fft && !units.empty()) {
     const std::int32_t bins = layers_.layout().bins;
     const Model& model = layers_.model();
     rows_at_once_ = static_cast<std::uint32_t>(cuda::rows_at_once(units.size(), bins));

@@ -10,6 +10,11 @@
 
 namespace softq::cuda {
 
+struct How {
+  Method method;
+  Potential potential;
+};
+
 // Everything is allocated here; a step only launches kernels on the caller's stream and can be
 // recorded in a graph. For up to 128 layers, these are two for narrow units and, with Method::scan,
 // three for the others, one of which serves both.
@@ -20,7 +25,7 @@ namespace softq::cuda {
 class Coupling {
  public:
   // phased: whether steps take the phases, which they must where units are shared.
-  Coupling(const std::vector<Unit>& units, std::uint32_t layers, Method method, bool phased,
+  Coupling(const std::vector<Unit>& units, std::uint32_t layers, const How& how, bool phased,
            const Place& place);
   Coupling(const Coupling&) = delete;
   Coupling& operator=(const Coupling&) = delete;

@@ -20,7 +20,7 @@ constexpr int most_shared_bytes = shared_bins * static_cast<int>(sizeof(unsigned
 
 std::size_t shared_bytes(std::int32_t bins) {
   const auto table = static_cast<std::size_t>(std::min(bins, shared_bins));
-  return std::max<std::size_t>(table, warps) * sizeof(unsigned);
+  return std::max(table * sizeof(unsigned), table_shared_bytes);
 }
 
 struct NewControl {

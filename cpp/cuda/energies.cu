@@ -1,22 +1,26 @@
 // Energies of wide units, from their counts.
+#include <cmath>
+
 #include "tables.h"
 
 namespace softq::cuda {
 namespace {
 
-// Sums of bins times counts, in the order of the bins, by one block.
-__device__ void sum_moments(const unsigned* prefix, std::int64_t bins, std::int64_t* moments,
-                            std::int64_t* shared) {
-  std::int64_t carry = 0;
-  for (std::int64_t first = 0; first < bins; first += block_threads) {
-    const std::int64_t k = first + threadIdx.x;
-    const unsigned count = k < bins ? prefix[k] - (k > 0 ? prefix[k - 1] : 0) : 0;
-    std::int64_t total;
-    const std::int64_t sum = carry + scan(k * static_cast<std::int64_t>(count), shared, total);
-    if (k < bins) moments[k] = sum;
-    carry += total;
-    __syncthreads();
+// Of the log potential: the length of the code in nats, the part of this thread.
+__device__ double code_length(const Unit& unit, const unsigned* prefix, const std::int64_t* moments,
+                              double spacing) {
+  const std::int64_t bins = unit.bins;
+  const std::int64_t m = reach(unit.width, spacing, bins);
+  const LogPull pull({Potential::log}, unit.width, spacing, m);
+  const auto size = static_cast<double>(prefix[bins - 1]);
+  double nats = 0;
+  for (std::int64_t k = threadIdx.x; k < bins; k += block_threads) {
+    const unsigned count = prefix[k] - (k > 0 ? prefix[k - 1] : 0);
+    if (count == 0) continue;
+    const double occupancy = window(prefix, moments, bins, m, k).occupancy(pull);
+    nats += static_cast<double>(count) * std::log(size / occupancy);
   }
+  return nats;
 }
 
 // The tables of forces, which the next step makes anew, hold the moments.
@@ -34,6 +38,11 @@ __global__ void __launch_bounds__(block_threads)
   sum_moments(prefix, bins, moments, shared);
 
   const double spacing = model.states[number].spacing;
+  if (model.potential == Potential::log) {
+    const double nats = reduce(code_length(unit, prefix, moments, spacing), sums[0], Sum<double>{});
+    if (threadIdx.x == 0) energies[number] = unit.strength * nats;
+    return;
+  }
   const std::int64_t m = reach(unit.width, spacing, bins);
   EnergyPart sum{0, 0};
   for (std::int64_t k = threadIdx.x; k < bins; k += block_threads) {

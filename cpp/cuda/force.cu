@@ -52,10 +52,15 @@ template <class T>
 __device__ void force_on_bin(const Model& model, const Unit& unit, double spacing,
                              const double* potential, std::int64_t length, std::int64_t k) {
   const double below = potential[k > 0 ? k - 1 : length - 1];
-  const double scale = scale_of(model, unit);
+  const Pull pull = pull_of(model, unit);
+  const LogPull log(pull, unit.width, spacing, 0);
+  const bool linear = pull.potential == Potential::linear;
+  const double rise = potential[k + 1] - below;
+  const double force =
+      linear ? pull.scale() * rise / (2 * spacing)
+             : log.force(rise / (2 * spacing), log.at_least(-potential[k] / unit.width));
   auto* table = reinterpret_cast<T*>(model.tables + unit.table);
-  table[k] =
-      spacing == 0 ? T{0} : static_cast<T>(scale * (potential[k + 1] - below) / (2 * spacing));
+  table[k] = spacing == 0 ? T{0} : static_cast<T>(force);
 }
 
 // The central difference of the potential, evaluated one bin beyond both ends.
@@ -77,7 +82,7 @@ __global__ void __launch_bounds__(block_threads)
 
 void make_tables(const Model& model, const Group& group, cudaStream_t stream) {
   launch("launch of table_kernel", table_kernel, group.wide.count, block_threads,
-         warps * sizeof(unsigned), stream, model, group.wide);
+         table_shared_bytes, stream, model, group.wide);
 }
 
 void force_from_potential(const Model& model, const Interval& units, std::int32_t bins,

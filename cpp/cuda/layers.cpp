@@ -53,19 +53,12 @@ Layers::Layers(Layout layout, Use use, const Place& place)
       counts_(layout_.slots, place),
       prefix_(use == Use::counts ? 0 : layout_.slots, place),
       tables_(use == Use::counts ? 0 : layout_.slots, place),
-      model_{units_.data(),
-             shares_.data(),
-             narrow_.data(),
-             wide_.data(),
-             ranges_.data(),
-             states_.data(),
-             control_.data(),
-             progress_.data(),
-             counts_.data(),
-             nullptr,
-             prefix_.data(),
-             tables_.data(),
-             use == Use::steps ? layout_.blocks() : 0} {
+      moments_(layout_.potential == Potential::log ? layout_.slots : 0, place),
+      model_{units_.data(),   shares_.data(),    narrow_.data(),
+             wide_.data(),    ranges_.data(),    states_.data(),
+             control_.data(), progress_.data(),  counts_.data(),
+             nullptr,         prefix_.data(),    tables_.data(),
+             moments_.data(), layout_.potential, use == Use::steps ? layout_.blocks() : 0} {
   const cudaStream_t stream = place.stream;
   units_.upload(layout_.units, stream);
   shares_.upload(layout_.shares, stream);

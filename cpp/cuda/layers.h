@@ -51,6 +51,7 @@ class Layers {
   Array<Progress> progress_;
   Array<unsigned> counts_, prefix_;
   Array<double> tables_;
+  Array<std::int64_t> moments_;
   Model model_;
 };
 

@@ -8,10 +8,12 @@ namespace {
 
 std::uint64_t stride(std::int32_t bins) { return (static_cast<std::uint64_t>(bins) + 3) / 4 * 4; }
 
-// Of shared memory for narrow counts.
-std::uint32_t words_of(const Unit& unit) {
+// Of shared memory for narrow counts, and a word for each pack with the log potential.
+std::uint32_t words_of(const Unit& unit, Potential potential) {
   const auto bins = static_cast<std::uint32_t>(unit.bins);
-  return (bins + bins_in_pack - 1) / bins_in_pack * (bins_in_pack / 2);
+  const std::uint32_t packs = (bins + bins_in_pack - 1) / bins_in_pack;
+  const std::uint32_t more = potential == Potential::log ? (packs + 3) / 4 * 4 : 0;
+  return packs * (bins_in_pack / 2) + more;
 }
 
 bool is_long(const Unit& unit) { return unit.total > warp_weights; }
@@ -30,8 +32,8 @@ std::uint32_t end_of(const Interval& interval) { return interval.first + interva
 
 }  // namespace
 
-Layout::Layout(std::vector<Unit> all, std::uint32_t layers_, bool all_wide)
-    : units(std::move(all)), layers(layers_) {
+Layout::Layout(std::vector<Unit> all, std::uint32_t layers_, bool all_wide, Potential potential_)
+    : units(std::move(all)), layers(layers_), potential(potential_) {
   choose(all_wide);
   place();
   share_out();
@@ -123,7 +125,7 @@ void Layout::order(Group& group) {
   at = 0;
   for (auto u = begin; u != end; ++u) {
     auto& words = at++ < group.broad_ones ? group.narrow_words : group.warp_words;
-    words = std::max(words, words_of(units[*u]));
+    words = std::max(words, words_of(units[*u], potential));
   }
   group.narrow_words = std::max(group.narrow_words, segment_warps * group.warp_words);
 }

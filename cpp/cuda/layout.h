@@ -11,7 +11,8 @@ namespace softq::cuda {
 struct Layout {
   // Units of so many layers, layer by layer. Those of layers with several units are narrow where
   // they fit into shared memory, unless all are to be wide.
-  Layout(std::vector<Unit> all, std::uint32_t layers, bool all_wide);
+  Layout(std::vector<Unit> all, std::uint32_t layers, bool all_wide,
+         Potential potential = Potential::linear);
 
   // Of one array of weights.
   static Layout single(std::uint64_t size, Scalar scalar, std::int32_t bins);
@@ -21,6 +22,7 @@ struct Layout {
 
   std::vector<Unit> units;
   std::uint32_t layers;
+  Potential potential;
   std::vector<std::uint32_t> narrow, wide;
   std::vector<Share> shares;    // of the wide ones
   std::vector<Group> groups;    // without addresses

@@ -8,6 +8,7 @@
 
 #include "device.h"
 #include "softq/coupling.h"
+#include "softq/pull.h"
 #include "softq/sampling.h"
 #include "softq/well.h"
 
@@ -137,7 +138,9 @@ struct Model {
   unsigned* shared_counts;  // those that processes exchange
   unsigned* prefix;         // inclusive sums of the counts
   double* tables;           // the force on each bin, of float weights as floats
-  unsigned blocks;          // that have to end for a step to end; 0: it is ended otherwise
+  std::int64_t* moments;    // inclusive sums of bins times counts, for the log potential
+  Potential potential;
+  unsigned blocks;  // that have to end for a step to end; 0: it is ended otherwise
 
   SOFTQ_HD unsigned* counts_of(const Unit& unit) const {
     return unit.shared ? shared_counts + unit.slot : counts + unit.table;

@@ -1,5 +1,7 @@
 // Narrow units, each coupled by a warp or a block: counts and their sums stay in shared memory,
 // and no force is computed but at weights.
+#include <cmath>
+
 #include "model.h"
 #include "packs.h"
 #include "softq/binning.h"
@@ -77,6 +79,63 @@ __device__ void sum_up(const NarrowCounts& counts, std::int32_t bins) {
   }
 }
 
+// Sums over the sums of counts, S[0] + … + S[j - 1] of any j: their second difference is the sum of
+// the window's weights, each times its distance from the first bins beyond the window.
+struct SecondSums {
+  NarrowCounts sums;
+  const unsigned* before;  // of the first bin of each pack
+  std::int64_t bins;
+
+  __device__ unsigned operator()(std::int64_t j) const {
+    if (j <= 0) return 0;
+    const std::int64_t behind = j > bins ? j - bins : 0;
+    const auto end = static_cast<unsigned>(j - behind);
+    const unsigned pack = (end - 1) / bins_in_pack;
+    const unsigned taken = end - pack * bins_in_pack;
+    const uint4 pairs = reinterpret_cast<const uint4*>(sums.words)[pack];
+    const unsigned words[] = {pairs.x, pairs.y, pairs.z, pairs.w};
+    unsigned sum = before[pack];
+#pragma unroll
+    for (unsigned i = 0; i < bins_in_pack / 2; ++i) {
+      sum += 2 * i < taken ? words[i] & 0xFFFFU : 0U;
+      sum += 2 * i + 1 < taken ? words[i] >> 16 : 0U;
+    }
+    return sum + static_cast<unsigned>(behind) * sums[bins - 1];
+  }
+
+  // The sum of the distances from bin k of the weights within m bins, `all` of them.
+  __device__ Window window(std::int64_t m, std::int64_t k, unsigned all) const {
+    const SecondSums& at = *this;
+    const unsigned depths = at(k + m + 1) - 2 * at(k) + at(k - m - 1);
+    return {all, static_cast<unsigned>(m + 1) * all - depths};
+  }
+};
+
+// Behind the counts is a word for each pack. Below 2^16 weights and up to 2^14 bins, 32 bits are
+// enough.
+template <class Team>
+__device__ SecondSums sum_up_sums(const NarrowCounts& sums, std::int32_t bins) {
+  __shared__ unsigned shared[Team::warps];
+  const auto* packs = reinterpret_cast<const uint4*>(sums.words);
+  const unsigned size = packs_of(bins);
+  unsigned* before = sums.words + size * (bins_in_pack / 2);
+  unsigned carry = 0;
+  for (unsigned first = 0; first < size; first += Team::threads) {
+    const unsigned at = first + Team::rank();
+    const uint4 pairs = at < size ? packs[at] : uint4{};
+    const unsigned words[] = {pairs.x, pairs.y, pairs.z, pairs.w};
+    unsigned own = 0;
+#pragma unroll
+    for (unsigned i = 0; i < bins_in_pack / 2; ++i) own += (words[i] & 0xFFFFU) + (words[i] >> 16);
+    unsigned total;
+    const unsigned sum = carry + scan<Team>(own, shared, total);
+    if (at < size) before[at] = sum - own;
+    carry += total;
+    Team::sync();
+  }
+  return {sums, before, bins};
+}
+
 enum class Use { force, counts, energies };
 
 struct Task {
@@ -131,15 +190,60 @@ __device__ double energy(const NarrowCounts& sums, const Unit& unit, double spac
          (spacing * static_cast<double>(2 * distance) - unit.width * static_cast<double>(pairs));
 }
 
-// One unit by a team. Branches are those of the whole team.
+// The length of the code in nats, from the sums, times strength.
 template <class Team>
+__device__ double log_energy(const NarrowCounts& sums, const Unit& unit, double spacing) {
+  __shared__ double shared[Team::warps];
+  const SecondSums second = sum_up_sums<Team>(sums, unit.bins);
+  const std::int64_t bins = unit.bins;
+  const std::int64_t m = reach(unit.width, spacing, bins);
+  const LogPull pull({Potential::log}, unit.width, spacing, m);
+  const auto size = static_cast<double>(sums[bins - 1]);
+  double nats = 0;
+  for (std::int64_t k = Team::rank(); k < bins; k += Team::threads) {
+    const unsigned count = sums[k] - (k > 0 ? sums[k - 1] : 0);
+    if (count == 0) continue;
+    const Window near = second.window(m, k, sides_of(sums, bins, m, k).all);
+    nats += static_cast<double>(count) * std::log(size / near.occupancy(pull));
+  }
+  return unit.strength * reduce<Team>(nats, shared, Sum<double>{});
+}
+
+// Adds the force to the gradients of a unit, from the sums.
+template <Potential potential, class Team, class Storage, class T>
+__device__ __forceinline__ void add_force(const Model& model, const Unit& unit,
+                                          const NarrowCounts& sums, const Storage* theta,
+                                          Storage* gradient, const Binning<T>& binning) {
+  const std::int64_t bins = unit.bins;
+  const double spacing = binning.spacing;
+  const std::int64_t m = reach_of(unit, spacing);
+  const Pull how = pull_of(model, unit);
+  if constexpr (potential == Potential::linear) {
+    const double scale = how.scale();
+    add_to_gradient<Team, 2, Walk::singles>(theta, gradient, 0, unit.size, [&](T x) {
+      const std::int32_t force = sides_of(sums, bins, m, binning.index(x)).force();
+      return static_cast<T>(scale * static_cast<double>(force));
+    });
+  } else {
+    const SecondSums second = sum_up_sums<Team>(sums, unit.bins);
+    const LogPull pull(how, unit.width, spacing, m);
+    add_to_gradient<Team, 2, Walk::singles>(theta, gradient, 0, unit.size, [&](T x) {
+      const std::int32_t k = binning.index(x);
+      const Sides sides = sides_of(sums, bins, m, k);
+      const double occupancy = second.window(m, k, sides.all).occupancy(pull);
+      return static_cast<T>(pull.force(static_cast<double>(sides.force()), occupancy));
+    });
+  }
+}
+
+// One unit by a team. Branches are those of the whole team.
+template <Potential potential, class Team>
 __device__ __forceinline__ void do_unit(const Model& model, const Group& group,
                                         std::uint32_t number, const NarrowCounts& counts,
                                         const Task& task) {
   const Unit& unit = model.units[number];
   const Addresses& layer = group.addresses[unit.layer - group.first_layer];
   if (skips(model, unit, layer, task)) return;
-  const std::int64_t bins = unit.bins;
   const DecodedRange range(model.ranges[number]);
   double spacing = 0;
   with_binning(unit, layer, range,
@@ -161,39 +265,39 @@ __device__ __forceinline__ void do_unit(const Model& model, const Group& group,
 
   sum_up<Team>(counts, unit.bins);
   if (task.use == Use::energies) {
-    const double found = energy<Team>(counts, unit, spacing);
+    const double found = potential == Potential::log ? log_energy<Team>(counts, unit, spacing)
+                                                     : energy<Team>(counts, unit, spacing);
     if (Team::rank() == 0) task.energies[number] = found;
     return;
   }
-  const double scale = scale_of(model, unit);
-  const std::int64_t m = reach_of(unit, spacing);
   with_binning(unit, layer, range, [&](const auto* theta, auto* gradient, const auto& binning) {
-    add_to_gradient<Team, 2, Walk::singles>(theta, gradient, 0, unit.size, [&](auto x) {
-      const std::int32_t force = sides_of(counts, bins, m, binning.index(x)).force();
-      return static_cast<decltype(x)>(scale * static_cast<double>(force));
-    });
+    add_force<potential, Team>(model, unit, counts, theta, gradient, binning);
   });
 }
 
 // A broad unit to a block, or a unit to a warp.
+template <Potential potential>
 __global__ void __launch_bounds__(segment_threads, blocks_together)
     segment_kernel(const Model model, const __grid_constant__ Group group, const Task task) {
   const std::uint32_t* narrow = model.narrow + group.narrow.first;
   auto* words = dynamic_shared<unsigned>();
   if (blockIdx.x < group.broad_ones) {
-    do_unit<SegmentTeam>(model, group, narrow[blockIdx.x], NarrowCounts{words}, task);
+    do_unit<potential, SegmentTeam>(model, group, narrow[blockIdx.x], NarrowCounts{words}, task);
   } else {
     const unsigned warp = threadIdx.x / warp_threads;
     const std::uint32_t at =
         group.broad_ones + (blockIdx.x - group.broad_ones) * SegmentTeam::warps + warp;
     const NarrowCounts counts{words + warp * group.warp_words};
-    if (at < group.narrow.count) do_unit<WarpTeam>(model, group, narrow[at], counts, task);
+    if (at < group.narrow.count)
+      do_unit<potential, WarpTeam>(model, group, narrow[at], counts, task);
   }
   if (task.use == Use::force) end_step(model);
 }
 
 void launch_task(const Model& model, const Group& group, const Task& task, cudaStream_t stream) {
-  launch("launch of segment_kernel", segment_kernel, group.narrow_blocks(), segment_threads,
+  const auto kernel = model.potential == Potential::log ? segment_kernel<Potential::log>
+                                                        : segment_kernel<Potential::linear>;
+  launch("launch of segment_kernel", kernel, group.narrow_blocks(), segment_threads,
          group.narrow_words * sizeof(unsigned), stream, model, group, task);
 }
 

@@ -22,9 +22,8 @@ __device__ inline Draw draw_of(const Model& model, const Unit& unit, bool everyt
   return {Sample(fraction, control.seed, control.step, unit.index), unit.block, unit.place};
 }
 
-// Of a weight, in units of the integer force.
-__device__ inline double scale_of(const Model& model, const Unit& unit) {
-  return unit.strength * model.control->scale / model.control->fraction;
+__device__ inline Pull pull_of(const Model& model, const Unit& unit) {
+  return {model.potential, unit.strength * model.control->scale, model.control->fraction};
 }
 
 // How far the well reaches, in bins; 0 where all weights are at one point.
@@ -61,13 +60,49 @@ __device__ inline void sum_up(const Model& model, const Unit& unit, unsigned* sh
   }
 }
 
-// By one block, whose dynamic shared memory has `warps` values or more.
+// Inclusive sums of bins times counts, in the order of the bins, by one block; shared has a value
+// for each warp.
+__device__ inline void sum_moments(const unsigned* prefix, std::int64_t bins, std::int64_t* moments,
+                                   std::int64_t* shared) {
+  std::int64_t carry = 0;
+  for (std::int64_t first = 0; first < bins; first += block_threads) {
+    const std::int64_t k = first + threadIdx.x;
+    const unsigned count = k < bins ? prefix[k] - (k > 0 ? prefix[k - 1] : 0) : 0;
+    std::int64_t total;
+    const std::int64_t sum = carry + scan(k * static_cast<std::int64_t>(count), shared, total);
+    if (k < bins) moments[k] = sum;
+    carry += total;
+    __syncthreads();
+  }
+}
+
+// The table of the log potential, from the sums of the counts, by one block.
+template <class T>
+__device__ void log_force_table(const Model& model, const Unit& unit, double spacing, T* table) {
+  const unsigned* prefix = model.prefix + unit.table;
+  std::int64_t* moments = model.moments + unit.table;
+  const std::int64_t bins = unit.bins;
+  sum_moments(prefix, bins, moments, dynamic_shared<std::int64_t>());
+  const std::int64_t m = reach_of(unit, spacing);
+  const LogPull pull(pull_of(model, unit), unit.width, spacing, m);
+  for (std::int64_t k = threadIdx.x; k < bins; k += block_threads) {
+    const std::int32_t slope = sides_of(prefix, bins, m, k).force();
+    const double occupancy = window(prefix, moments, bins, m, k).occupancy(pull);
+    table[k] = static_cast<T>(pull.force(static_cast<double>(slope), occupancy));
+  }
+}
+
+// What force_table() requires of the block's dynamic shared memory.
+inline constexpr std::size_t table_shared_bytes = warps * sizeof(std::int64_t);
+
+// By one block.
 template <class T>
 __device__ void force_table(const Model& model, const Unit& unit, double spacing) {
   sum_up(model, unit, dynamic_shared<unsigned>());
   const unsigned* prefix = model.prefix + unit.table;
   auto* table = reinterpret_cast<T*>(model.tables + unit.table);
-  const double scale = scale_of(model, unit);
+  if (model.potential == Potential::log) return log_force_table(model, unit, spacing, table);
+  const double scale = pull_of(model, unit).scale();
   const std::int64_t bins = unit.bins;
   const std::int64_t m = reach_of(unit, spacing);
   for (std::int64_t k = threadIdx.x; k < bins; k += block_threads)

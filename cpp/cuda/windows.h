@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "softq/potential.h"
+#include "softq/pull.h"
 
 namespace softq::cuda {
 
@@ -30,6 +31,10 @@ SOFTQ_HD Sides sides_of(const Prefix& prefix, std::int64_t bins, std::int64_t m,
 // Population of the window |j - k| <= m around bin k and the sum of its distances from k, in bins.
 struct Window {
   std::int64_t population, distance;
+
+  SOFTQ_HD double occupancy(const LogPull& pull) const {
+    return pull.occupancy(static_cast<double>(population), static_cast<double>(distance));
+  }
 };
 
 // population and moment are inclusive sums of the counts and of bins times counts.

@@ -26,28 +26,61 @@ AnyBinning bin(const Layer& layer) {
   });
 }
 
-// The force on every bin, times strength / fraction.
+// So many bins may the log potential of a small layer have: distances take 31 bits.
+constexpr std::int64_t narrow_log_bins = std::int64_t{1} << 15;
+
+// The force of the log potential on the bins of a small layer that have weights.
+template <class Storage, class T>
+void narrow_log_table(const Layer& layer, const Binning<T>& binning, const Pull& pull,
+                      const std::uint16_t* prefix, T* table) {
+  const std::int64_t bins = layer.bins;
+  const std::int64_t m = reach(layer.width, binning.spacing, bins);
+  const LogPull log(pull, layer.width, binning.spacing, m);
+  const auto& set = kernels().counts<std::uint16_t>();
+  thread_local Scratch<std::uint32_t> scratch;
+  std::uint32_t* zeros = scratch.reserve(static_cast<std::size_t>(bins + 2 * m + 2));
+  std::fill_n(zeros, m + 1, std::uint32_t{0});
+  std::uint32_t* second = zeros + m + 1;
+  set.second_sum(prefix, static_cast<std::size_t>(bins + m + 1), second);
+  // Where most bins are empty, the weights are fewer than the bins.
+  constexpr std::int64_t bins_of_weight = 3;  // in the time of one weight
+  if (bins < bins_of_weight * static_cast<std::int64_t>(layer.size))
+    return set.log_force<T>()(prefix, second, bins, m, log, table);
+  const auto* theta = static_cast<const Storage*>(layer.theta);
+  for_slots<T>(theta, 0, layer.size, binning,
+               [&](const T*, const std::int32_t* slot, std::size_t size, std::size_t) {
+                 for (std::size_t i = 0; i < size; ++i)
+                   table[slot[i]] =
+                       static_cast<T>(narrow_log_force(prefix, second, slot[i], m, log));
+               });
+}
+
+// The force on every bin that has weights, times strength.
 template <class Storage, class T>
 void force_table(const Layer& layer, const Binning<T>& binning, const CouplingStep& step,
                  T* table) {
   const auto* theta = static_cast<const Storage*>(layer.theta);
   const Sample sample(step.fraction, step.seed, step.step, layer.index, layer.first);
-  const double scale = layer.strength / step.fraction;
-  if (step.method == Method::scan && binning.spacing > 0 && layer.size < narrow_size) {
+  const Pull pull = step.pull(layer);
+  const bool linear = step.potential == Potential::linear;
+  const bool narrow = layer.size < narrow_size && (linear || layer.bins <= narrow_log_bins);
+  if (step.method == Method::scan && binning.spacing > 0 && narrow) {
     // A small layer's time is that of its bins: 16-bit counts stay in the first-level cache.
     thread_local Scratch<std::uint16_t> scratch;
     const std::int64_t m = reach(layer.width, binning.spacing, layer.bins);
     Windows<std::uint16_t> windows(scratch, layer.bins, m);
     std::uint16_t* counts = windows.zeros();
     tally(theta, 0, layer.size, binning, sample, counts);
+    if (!linear)
+      return narrow_log_table<Storage, T>(layer, binning, pull, windows.prefix(counts), table);
     const auto& set = kernels().counts<std::uint16_t>();
-    return set.force<T>()(windows.prefix(counts), layer.bins, m, scale, table);
+    return set.force<T>()(windows.prefix(counts), layer.bins, m, pull.scale(), table);
   }
   thread_local Scratch<Count> scratch;
   Count* counts = scratch.reserve(static_cast<std::size_t>(layer.bins));
   histogram(theta, layer.size, binning, sample, counts);
   const auto force = step.method == Method::scan ? force_scan<T> : force_fft<T>;
-  force(counts, layer.bins, binning.spacing, layer.width, scale, table);
+  force(counts, layer.bins, binning.spacing, layer.width, pull, table);
 }
 
 template <class Storage, class T>
@@ -91,13 +124,15 @@ double small_energy(const Layer& layer, const Binning<T>& binning) {
 
 // strength times the energy, from a histogram of all weights
 template <class Storage, class T>
-double energy(const Layer& layer, const Binning<T>& binning) {
-  if (layer.size < narrow_size) return layer.strength * small_energy<Storage, T>(layer, binning);
+double energy(const Layer& layer, const Binning<T>& binning, Potential potential) {
+  if (layer.size < narrow_size && potential == Potential::linear)
+    return layer.strength * small_energy<Storage, T>(layer, binning);
   const auto* theta = static_cast<const Storage*>(layer.theta);
   thread_local Scratch<Count> scratch;
   Count* counts = scratch.reserve(static_cast<std::size_t>(layer.bins));
   histogram(theta, layer.size, binning, Sample(), counts);
-  return layer.strength * mean_field_energy(counts, layer.bins, binning.spacing, layer.width);
+  return layer.strength *
+         mean_field_energy(counts, layer.bins, binning.spacing, layer.width, potential);
 }
 
 Schedule schedule_of(const std::vector<Layer>& layers) {
@@ -146,7 +181,8 @@ std::vector<Refusal> add_force(const std::vector<Layer>& layers, const CouplingS
   return {};
 }
 
-std::vector<Refusal> energies(const std::vector<Layer>& layers, double* energies) {
+std::vector<Refusal> energies(const std::vector<Layer>& layers, Potential potential,
+                              double* energies) {
   const Schedule schedule = schedule_of(layers);
   std::vector<AnyBinning> binnings;
   std::vector<Refusal> refusals = bin_all(layers, schedule, binnings);
@@ -154,7 +190,7 @@ std::vector<Refusal> energies(const std::vector<Layer>& layers, double* energies
 
   schedule.run([&](std::size_t l) {
     energies[l] = with_storage(layers[l].scalar, [&]<class Storage, class T>(Storage, T) {
-      return energy<Storage, T>(layers[l], std::get<Binning<T>>(binnings[l]));
+      return energy<Storage, T>(layers[l], std::get<Binning<T>>(binnings[l]), potential);
     });
   });
   return {};

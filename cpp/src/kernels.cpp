@@ -210,6 +210,24 @@ void pair_force(const double* rows, std::size_t height, const double* columns, s
   }
 }
 
+void pair_depth(const double* rows, std::size_t height, const double* columns, std::size_t count,
+                double width, double scale, double* depth) {
+  const Well well{width};
+  std::size_t i = 0;
+  for (; i + lanes <= height; i += lanes) {
+    double sum[lanes] = {};
+    for (std::size_t j = 0; j < count; ++j) {
+#pragma omp simd
+      for (std::size_t lane = 0; lane < lanes; ++lane)
+        sum[lane] -= scale * well.energy(rows[i + lane] - columns[j]);
+    }
+    for (std::size_t lane = 0; lane < lanes; ++lane) depth[i + lane] += sum[lane];
+  }
+  for (; i < height; ++i) {
+    for (std::size_t j = 0; j < count; ++j) depth[i] -= scale * well.energy(rows[i] - columns[j]);
+  }
+}
+
 template <class C>
 void add(const C* table, std::size_t bins, std::uint32_t* counts) {
 #pragma omp simd
@@ -238,6 +256,27 @@ void force(const C* prefix, std::int64_t bins, std::int64_t reach, double scale,
     const auto difference = static_cast<std::int32_t>(std::uint32_t{below} - std::uint32_t{above});
     out[k] = static_cast<T>(scale * static_cast<double>(difference));
   }
+}
+
+// S is a parameter for clang, whose scans require a sum of a type that is not known.
+template <class C, class S>
+void second_sum(const C* prefix, std::size_t size, S* second) {
+  S total = 0;
+#pragma omp simd reduction(inscan, + : total)
+  for (std::size_t k = 0; k < size; ++k) {
+    total += prefix[k];
+#pragma omp scan inclusive(total)
+    second[k] = total;
+  }
+}
+
+template <class C, class T>
+void narrow_log_forces(const C* prefix, const std::uint32_t* second, std::int64_t bins,
+                       std::int64_t reach, const LogPull& pull, T* out) {
+  const LogPull local = pull;
+#pragma omp simd
+  for (std::int64_t k = 0; k < bins; ++k)
+    out[k] = static_cast<T>(narrow_log_force(prefix, second, k, reach, local));
 }
 
 // From one bin to the next, the distances to all weights on the left grow by one and those to the
@@ -274,16 +313,40 @@ void potential(const std::uint32_t* prefix, const M* moment, std::int64_t bins, 
   }
 }
 
+template <class M, class T>
+void log_force(const std::uint32_t* prefix, const M* moment, std::int64_t bins, std::int64_t reach,
+               const LogPull& pull, T* out) {
+  const LogPull local = pull;
+#pragma omp simd
+  for (std::int64_t k = 0; k < bins; ++k) {
+    const std::uint32_t below = prefix[k] - prefix[k - reach];
+    const std::uint32_t above = prefix[k + reach + 1] - prefix[k + 1];
+    const auto slope = static_cast<std::int32_t>(below - above);
+    const auto population = static_cast<std::int32_t>(prefix[k + reach + 1] - prefix[k - reach]);
+    const auto distance = static_cast<std::make_signed_t<M>>(moment[k]);
+    const double occupancy =
+        local.occupancy(static_cast<double>(population), static_cast<double>(distance));
+    out[k] = static_cast<T>(local.force(static_cast<double>(slope), occupancy));
+  }
+}
+
 template <class T>
 constexpr WeightKernels<T> weight_kernels = {
     extent<T>, power_sums<T>, slots<T>, fixed<T>, windows<T>, ranks<T>, gather_add<T>,
 };
 
 template <class M>
-constexpr MomentKernels<M> moment_kernels = {moments<M>, potential<M>};
+constexpr MomentKernels<M> moment_kernels = {moments<M>, potential<M>, log_force<M, float>,
+                                             log_force<M, double>};
 
 template <class C>
-constexpr CountKernels<C> count_kernels = {add<C>, sum<C>, force<C, float>, force<C, double>};
+constexpr CountKernels<C> count_kernels = {add<C>,
+                                           sum<C>,
+                                           force<C, float>,
+                                           force<C, double>,
+                                           second_sum<C, std::uint32_t>,
+                                           narrow_log_forces<C, float>,
+                                           narrow_log_forces<C, double>};
 
 }  // namespace
 
@@ -299,6 +362,7 @@ const Kernels kernels = {
     moment_kernels<std::uint64_t>,
     pair_energy,
     pair_force,
+    pair_depth,
 };
 }  // namespace SOFTQ_SIMD
 

@@ -108,6 +108,87 @@ class Neighbours {
   double width_;
 };
 
+// A power of two, so that no product is rounded: how deep weights are in the wells of others is
+// added up in units in which a well is about as deep as 1.
+double depth_unit(double width) {
+  return std::ldexp(1.0, std::clamp(-std::ilogb(width), -1022, 1023));
+}
+
+// Sorted weights in blocks of 2, 4, 8, …, with the sum of the distances of a block's weights from
+// its first one, and from its last one.
+template <class Item>
+class Depths {
+ public:
+  Depths(const Item* items, std::size_t size, double width)
+      : items_(items), unit_(depth_unit(width)), width_(width * unit_) {
+    for (std::size_t count = size / 2; count > 0; count /= 2) levels_.push_back(above(count));
+  }
+
+  // |V| / w of weight i, whose neighbours are [low, high). The depths of a block's weights add up
+  // to the number of weights times the depth of the farthest one, and their distances from that:
+  // nothing cancels.
+  double occupancy(std::size_t i, std::size_t low, std::size_t high) const {
+    double sum = 0;
+    for_blocks(low, i + 1, [&](std::size_t level, std::size_t block, double weights) {
+      sum += weights * (width_ - distance(i, block << level)) + from_first(level, block);
+    });
+    for_blocks(i + 1, high, [&](std::size_t level, std::size_t block, double weights) {
+      const std::size_t last = ((block + 1) << level) - 1;
+      sum += weights * (width_ - distance(last, i)) + from_last(level, block);
+    });
+    return std::max(sum / width_, 1.0);
+  }
+
+ private:
+  struct Level {
+    std::vector<double> from_first, from_last;
+  };
+
+  // The largest blocks that make up [begin, end).
+  template <class Body>
+  static void for_blocks(std::size_t begin, std::size_t end, const Body& body) {
+    double weights = 1;
+    for (std::size_t level = 0; begin < end; ++level, begin /= 2, end /= 2, weights *= 2) {
+      if (begin % 2 != 0) body(level, begin++, weights);
+      if (end % 2 != 0) body(level, --end, weights);
+    }
+  }
+
+  // The next level, of so many blocks.
+  Level above(std::size_t count) const {
+    const std::size_t half = levels_.size();
+    const auto weights = static_cast<double>(std::size_t{1} << half);
+    Level next{std::vector<double>(count), std::vector<double>(count)};
+    parallel_chunks(count, chunk_length, [&](std::size_t, std::size_t begin, std::size_t end) {
+      for (std::size_t b = begin; b < end; ++b) {
+        const std::size_t first = 2 * b << half;
+        const std::size_t middle = first + (std::size_t{1} << half);
+        const std::size_t last = middle + (std::size_t{1} << half) - 1;
+        next.from_first[b] = from_first(half, 2 * b) + from_first(half, 2 * b + 1) +
+                             weights * distance(middle, first);
+        next.from_last[b] = from_last(half, 2 * b) + from_last(half, 2 * b + 1) +
+                            weights * distance(last, middle - 1);
+      }
+    });
+    return next;
+  }
+
+  double distance(std::size_t upper, std::size_t lower) const {
+    return unit_ *
+           (static_cast<double>(items_[upper].value) - static_cast<double>(items_[lower].value));
+  }
+  double from_first(std::size_t level, std::size_t block) const {
+    return level == 0 ? 0 : levels_[level - 1].from_first[block];
+  }
+  double from_last(std::size_t level, std::size_t block) const {
+    return level == 0 ? 0 : levels_[level - 1].from_last[block];
+  }
+
+  const Item* items_;
+  double unit_, width_;
+  std::vector<Level> levels_;
+};
+
 }  // namespace
 
 template <class T>
@@ -225,11 +306,46 @@ void pair_force_direct(const T* theta, std::size_t size, double width, std::int6
   });
 }
 
-#define SOFTQ_INSTANTIATE(T)                                                      \
-  template double pair_energy_sort<T>(const T*, std::size_t, double);             \
-  template void pair_force_sort<T>(const T*, std::size_t, double, std::int64_t*); \
-  template double pair_energy_direct<T>(const T*, std::size_t, double);           \
-  template void pair_force_direct<T>(const T*, std::size_t, double, std::int64_t*);
+template <class T>
+void pair_occupancy_sort(const T* theta, std::size_t size, double width, double* occupancy) {
+  const Extent<T> range = checked_extent(theta, size);
+  if (size == 0) return;
+  const Sorted<Indexed<T>> sorted(theta, size, range);
+  const Neighbours<Indexed<T>> near(sorted, size, width);
+  const Indexed<T>* items = sorted.items();
+  const Depths<Indexed<T>> depths(items, size, width);
+  parallel_chunks(size, chunk_length, [&](std::size_t, std::size_t begin, std::size_t end) {
+    const auto [low, high] = ranks<2>();
+    near.find(begin, end, low, high);
+    for (std::size_t i = begin; i < end; ++i)
+      occupancy[items[i].index] = depths.occupancy(i, low[i - begin], high[i - begin]);
+  });
+}
+
+template <class T>
+void pair_occupancy_direct(const T* theta, std::size_t size, double width, double* occupancy) {
+  checked_extent(theta, size);
+  const std::vector<double> x(theta, theta + size);
+  const auto& set = kernels();
+  const double unit = depth_unit(width);
+  parallel_chunks(size, tile_length, [&](std::size_t, std::size_t begin, std::size_t end) {
+    std::fill(occupancy + begin, occupancy + end, 0);
+    for (std::size_t j = 0; j < size; j += tile_length) {
+      check_interruption();
+      set.pair_depth(&x[begin], end - begin, &x[j], std::min(tile_length, size - j), width, unit,
+                     occupancy + begin);
+    }
+    for (std::size_t i = begin; i < end; ++i) occupancy[i] /= width * unit;
+  });
+}
+
+#define SOFTQ_INSTANTIATE(T)                                                        \
+  template double pair_energy_sort<T>(const T*, std::size_t, double);               \
+  template void pair_force_sort<T>(const T*, std::size_t, double, std::int64_t*);   \
+  template double pair_energy_direct<T>(const T*, std::size_t, double);             \
+  template void pair_force_direct<T>(const T*, std::size_t, double, std::int64_t*); \
+  template void pair_occupancy_sort<T>(const T*, std::size_t, double, double*);     \
+  template void pair_occupancy_direct<T>(const T*, std::size_t, double, double*);
 SOFTQ_INSTANTIATE(float)
 SOFTQ_INSTANTIATE(double)
 

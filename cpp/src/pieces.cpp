@@ -66,7 +66,7 @@ void add_force_to(const Piece& piece, const Binning<T>& binning, const CouplingS
   thread_local Scratch<T> scratch;
   T* table = scratch.reserve(static_cast<std::size_t>(own.bins));
   const auto force = step.method == Method::scan ? force_scan<T> : force_fft<T>;
-  force(counts, own.bins, binning.spacing, own.width, own.strength / step.fraction, table);
+  force(counts, own.bins, binning.spacing, own.width, step.pull(own), table);
   gather_force<T>(static_cast<const Storage*>(own.theta), own.size, binning,
                   static_cast<const T*>(table), static_cast<Storage*>(own.gradient));
 }
@@ -120,14 +120,17 @@ void add_piece_force(const std::vector<Piece>& pieces, const std::vector<Range>&
 }
 
 void piece_energies(const std::vector<Piece>& pieces, const std::vector<Range>& ranges,
-                    const Count* counts, double* energies) {
+                    const Count* counts, Potential potential, double* energies) {
   const std::vector<std::size_t> places = places_of(pieces);
   schedule_of(pieces).run([&](std::size_t p) {
     const Layer& own = pieces[p].own;
     with_storage(own.scalar, [&]<class Storage, class T>(Storage, T) {
       const double spacing = binning_of<T>(pieces[p], ranges[p]).spacing;
-      const auto energy = pieces[p].total < narrow_size ? small_energy : mean_field_energy;
-      energies[p] = own.strength * energy(counts + places[p], own.bins, spacing, own.width);
+      const Count* of = counts + places[p];
+      const bool small = pieces[p].total < narrow_size && potential == Potential::linear;
+      const double energy = small ? small_energy(of, own.bins, spacing, own.width)
+                                  : mean_field_energy(of, own.bins, spacing, own.width, potential);
+      energies[p] = own.strength * energy;
     });
   });
 }

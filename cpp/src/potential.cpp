@@ -1,38 +1,14 @@
 #include "softq/potential.h"
 
 #include <algorithm>
+#include <cmath>
 #include <type_traits>
 #include <vector>
 
+#include "moments.h"
 #include "softq/fft.h"
-#include "windows.h"
 
 namespace softq {
-namespace {
-
-// Calls body(prefix, moments) for the windows of all weights closer than the reach.
-template <class Body>
-void with_moments(const Count* counts, std::int64_t bins, std::int64_t reach, const Body& body) {
-  thread_local Scratch<Count> scratch;
-  Windows<Count> windows(scratch, bins, reach);
-  const Count* prefix = windows.prefix(counts);
-  const auto call = [&]<class M>(M) {
-    thread_local Scratch<M> room;
-    M* moments = room.reserve(static_cast<std::size_t>(bins));
-    kernels().moments<M>().moments(prefix, bins, reach, moments);
-    body(prefix, static_cast<const M*>(moments));
-  };
-  // No moment is larger than that of all weights at the edge of the window.
-  if (static_cast<std::uint64_t>(prefix[bins]) * static_cast<std::uint64_t>(reach) <
-      std::uint64_t{1} << 31) {
-    call(std::uint32_t{});
-  } else {
-    call(std::uint64_t{});
-  }
-}
-
-}  // namespace
-
 void potential_scan(const Count* counts, std::int64_t bins, double spacing, double width,
                     double* potential) {
   const std::int64_t m = reach(width, spacing, bins);
@@ -47,7 +23,30 @@ void potential_fft(const Count* counts, std::int64_t bins, double spacing, doubl
   std::copy_n(padded.begin() + 1, bins, potential);
 }
 
-double mean_field_energy(const Count* counts, std::int64_t bins, double spacing, double width) {
+namespace {
+
+// The length of the code, in nats.
+double code_length(const Count* counts, std::int64_t bins, double spacing, double width) {
+  const std::int64_t m = reach(width, spacing, bins);
+  const LogPull pull({Potential::log}, width, spacing, m);
+  double nats = 0;
+  with_moments(counts, bins, m, [&]<class M>(const Count* prefix, const M* moments) {
+    const auto size = static_cast<double>(prefix[bins]);
+    for (std::int64_t k = 0; k < bins; ++k) {
+      if (counts[k] == 0) continue;
+      const auto population = static_cast<double>(prefix[k + m + 1] - prefix[k - m]);
+      const double occupancy = pull.occupancy(population, static_cast<double>(moments[k]));
+      nats += static_cast<double>(counts[k]) * std::log(size / occupancy);
+    }
+  });
+  return nats;
+}
+
+}  // namespace
+
+double mean_field_energy(const Count* counts, std::int64_t bins, double spacing, double width,
+                         Potential potential) {
+  if (potential == Potential::log) return code_length(counts, bins, spacing, width);
   const std::int64_t m = reach(width, spacing, bins);
   std::uint64_t pairs = 0;  // ordered pairs of different weights inside the well: below 2^62
   double distance = 0;      // the sum of their distances, in bins

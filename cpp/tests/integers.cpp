@@ -77,15 +77,20 @@ void print(const std::vector<double>& values, Scalar scalar, const char* name) {
     std::vector<Count> counts(bins);
     histogram(theta.data(), size, binning, Sample(fraction, 1, 2, 3), counts.data());
     std::vector<double> force(bins);
-    force_scan(counts.data(), bins, binning.spacing, 0.3, 1.0, force.data());
+    force_scan(counts.data(), bins, binning.spacing, 0.3, Pull{}, force.data());
+    std::vector<double> log_force(bins);
+    force_scan(counts.data(), bins, binning.spacing, 0.3, {Potential::log, 1, fraction},
+               log_force.data());
     std::vector<Storage> gradient(size, stored<Storage, T>(0.5));
     const Layer layer{theta.data(), gradient.data(), size, scalar, 0.3, 1e-3, 3, bins};
     add_force({layer}, {Method::scan, fraction, 1, 2});
+    add_force({layer}, {Method::scan, fraction, 1, 2, Potential::log});
     std::vector<double> potential(bins);
     potential_scan(counts.data(), bins, binning.spacing, 0.3, potential.data());
     std::printf("  %-8s %.1f counts %016" PRIx64 " V %016" PRIx64 " force %016" PRIx64
-                " gradient %016" PRIx64 "\n",
-                name, fraction, hash(counts), hash(potential), hash(force), hash(gradient));
+                " log force %016" PRIx64 " gradient %016" PRIx64 "\n",
+                name, fraction, hash(counts), hash(potential), hash(force), hash(log_force),
+                hash(gradient));
   }
   if constexpr (std::is_same_v<Storage, T>) {
     std::vector<std::int64_t> sorted(size), direct(size);

@@ -13,7 +13,7 @@ from rich import box
 from rich.table import Table
 
 from pysoftq.analysis.options import MeanFieldOptions
-from pysoftq.cli.studies import out_option, positive, tell_study
+from pysoftq.cli.studies import out_option, positive, potential_option, tell_study
 from pysoftq.cli.tables import print_table
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ Examples:
     show_default=True,
     help="Width w of the well in standard deviations of each layer.",
 )
+@potential_option
 @click.option(
     "--tolerance",
     type=float,
@@ -72,6 +73,7 @@ Examples:
 def meanfield(
     source: str,
     width: float,
+    potential: str,
     tolerance: float,
     max_bins: int,
     draws: int,
@@ -93,7 +95,7 @@ def meanfield(
 
     network = read_network(source)
     bins = [2**k for k in range(6, max_bins.bit_length())]
-    options = MeanFieldOptions(width, bins=bins, draws=draws, seed=seed)
+    options = MeanFieldOptions(width, bins=bins, draws=draws, seed=seed, potential=potential)
     with StudyProgress.shown("layers measured") as progress:
         study = study_mean_field(network.name, network.weights, options, progress.update)
     drawn, show = partial(drawings, study, tolerance), partial(print_summary, study, tolerance)
@@ -114,6 +116,7 @@ def summary(study: MeanFieldStudy, tolerance: float) -> dict[str, Any]:
         "name": study.name,
         "layers": len(study.layers),
         "width": study.width,
+        "potential": study.potential,
         "tolerance": tolerance,
         "bins": study.bins_for(tolerance),
         "scans": [row for scan in study.bins for row in _rows(scan)],
@@ -137,8 +140,9 @@ def _rows(scan: BinsScan) -> list[dict[str, Any]]:
 def print_summary(study: MeanFieldStudy, tolerance: float) -> None:
     """The table of bins, the orders of convergence, the samples, and the advice."""
     print_table(bins_table(study))
+    energy = "energy" if study.potential == "log" else "energy without self"
     for scan in study.bins:
-        orders = (("force", scan.force_order), ("energy without self", scan.energy_order))
+        orders = (("force", scan.force_order), (energy, scan.energy_order))
         text = ", ".join(
             f"{what} {order.order:.2f} ± {order.stderr:.2f}" for what, order in orders if order
         )
@@ -165,17 +169,21 @@ def print_summary(study: MeanFieldStudy, tolerance: float) -> None:
 
 def bins_table(study: MeanFieldStudy) -> Table:
     """One row for each number of bins."""
+    log = study.potential == "log"
     title = f"{study.name}: {len(study.layers)} layers, w = {study.width:g}, relative errors"
+    if log:
+        title += ", log potential"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     headings = ["bins"]
     for scan in study.bins:
         headings += [f"force {scan.method}", "worst layer", "ms"]
-    for heading in (*headings, "energy", "with self"):
+    for heading in (*headings, "energy", *(() if log else ("with self",))):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in zip(*map(_rows, study.bins), strict=True):
         cells = [f"{row[0]['bins']:,}"]
         for cell in row:
             cells += [f"{cell['force']:.1e}", f"{cell['force_worst']:.1e}"]
             cells.append(f"{1e3 * cell['seconds']:.3g}")
-        table.add_row(*cells, f"{row[0]['energy']:.1e}", f"{row[0]['energy_self']:.1e}")
+        energies = [row[0]["energy"]] if log else [row[0]["energy"], row[0]["energy_self"]]
+        table.add_row(*cells, *(f"{error:.1e}" for error in energies))
     return table

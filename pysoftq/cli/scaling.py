@@ -13,7 +13,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from pysoftq.cli.studies import out_option, positive, tell_study
+from pysoftq.cli.studies import out_option, positive, potential_option, tell_study
 from pysoftq.cli.tables import print_table
 
 if TYPE_CHECKING:
@@ -35,6 +35,11 @@ _TERMS = {
     "training": "training, σ / σ_He",
     "shape": "shape, S / S_Gauss",
 }
+_LOG_TERMS = {
+    "weights": "N weights",
+    "finite_size": "own neighbours, H_Gauss(N) / H_Gauss(∞)",
+    "shape": "shape, H / H_Gauss(N)",
+}
 
 
 @click.command("scaling", epilog=EXAMPLES)
@@ -47,13 +52,19 @@ _TERMS = {
     show_default=True,
     help="Width w of the well in standard deviations of each layer.",
 )
+@potential_option
 @click.option(
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the bootstrap."
 )
 @out_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the tables.")
 def scaling(
-    sources: tuple[str, ...], width: float, seed: int, out: Path | None, as_json: bool
+    sources: tuple[str, ...],
+    width: float,
+    potential: str,
+    seed: int,
+    out: Path | None,
+    as_json: bool,
 ) -> None:
     """Fit log E (exact, Eq. 11) against log N over the layers of each of WEIGHTS (Fig. 4).
 
@@ -62,12 +73,15 @@ def scaling(
     h_l = h N_l^-alpha: alpha = slope - 1, in the paper 0.66. Intervals are from a bootstrap over
     layers, clustered by network; p tests the naive alpha = 1 of Eq. 10. The second table lists the
     slopes of the factors of E, which add up to the slope exactly.
+
+    With --potential log, E is the length of the code in nats, whose strength has no exponent; p
+    tests the slope 1 of layers of one shape.
     """
     # Loaded late: torch takes seconds, and --help needs none of it.
     from pysoftq.analysis.scaling import study_scaling
     from pysoftq.analysis.sources import read_networks
 
-    study = study_scaling(read_networks(sources), width, seed=seed)
+    study = study_scaling(read_networks(sources), width, seed=seed, potential=potential)
     show = partial(print_tables, study)
     json_summary = summary(study) if as_json else None
     tell_study("scaling", study, partial(drawings, study), out, json_summary, show)
@@ -83,7 +97,7 @@ def drawings(study: ScalingStudy) -> dict[str, Callable[[], Figure]]:
 def summary(study: ScalingStudy) -> dict[str, Any]:
     """What ``--json`` prints."""
     networks = [{"name": network.name, **_law(network.law)} for network in study.networks]
-    return {"networks": networks, "pooled": _law(study.pooled)}
+    return {"potential": study.potential, "networks": networks, "pooled": _law(study.pooled)}
 
 
 def _law(law: PowerLaw) -> dict[str, Any]:
@@ -102,8 +116,10 @@ def print_tables(study: ScalingStudy) -> None:
     laws = [(network.name, network.law) for network in study.networks]
     if len(laws) > 1:
         laws.append(("pooled", study.pooled))
-    print_table(law_table(laws, f"log |E| against log N, w = {study.width:g}"))
-    print_table(term_table(laws))
+    log = study.potential == "log"
+    title = f"log {'E' if log else '|E|'} against log N, w = {study.width:g}"
+    print_table(law_table(laws, f"{title}, log potential" if log else title, log))
+    print_table(term_table(laws, log))
     for network in study.networks:
         if network.left_out:
             click.echo(f"{network.name}: no pair within the well: {', '.join(network.left_out)}")
@@ -120,11 +136,12 @@ def print_tables(study: ScalingStudy) -> None:
     )
 
 
-def law_table(laws: list[tuple[str, PowerLaw]], title: str) -> Table:
+def law_table(laws: list[tuple[str, PowerLaw]], title: str, log: bool) -> Table:
     """One row for each fit."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("network", no_wrap=True)
-    for heading in ("layers", "slope", "95 % interval", "alpha", "mse", "R²", "p (alpha = 1)"):
+    alpha, test = ((), "p (slope = 1)") if log else (("alpha",), "p (alpha = 1)")
+    for heading in ("layers", "slope", "95 % interval", *alpha, "mse", "R²", test):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, law in laws:
         fit = law.fit
@@ -133,7 +150,7 @@ def law_table(laws: list[tuple[str, PowerLaw]], title: str) -> Table:
             str(fit.layers),
             f"{fit.slope:.3f} ± {fit.stderr:.3f}",
             _interval(law.ci95),
-            f"{fit.alpha:.3f}",
+            *(f"{fit.alpha:.3f}" for _ in alpha),
             f"{fit.residual:.3f}",
             f"{fit.r2:.3f}",
             f"{law.p:.1e}",
@@ -141,16 +158,17 @@ def law_table(laws: list[tuple[str, PowerLaw]], title: str) -> Table:
     return table
 
 
-def term_table(laws: list[tuple[str, PowerLaw]]) -> Table:
+def term_table(laws: list[tuple[str, PowerLaw]], log: bool) -> Table:
     """One row for each factor of E, one column for each fit."""
-    title = "Where the slope comes from: slopes of the factors of |E| = N² (1 − 1/N) w σ S"
+    product = "E = N H" if log else "|E| = N² (1 − 1/N) w σ S"
+    title = f"Where the slope comes from: slopes of the factors of {product}"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("factor", no_wrap=True)
     for name, _ in laws:
         table.add_column(Text(name), justify="right", no_wrap=True)
     for field in fields(laws[0][1].terms):
         terms = [getattr(law.terms, field.name) for _, law in laws]
-        table.add_row(_TERMS[field.name], *map(_estimate, terms))
+        table.add_row((_LOG_TERMS if log else _TERMS)[field.name], *map(_estimate, terms))
     table.add_section()
     table.add_row("sum", *(f"{law.fit.slope:.3f} {_interval(law.ci95)}" for _, law in laws))
     return table

@@ -13,6 +13,7 @@ import click
 
 from pysoftq.cli.paths import UserPath
 from pysoftq.cli.terminal import draw_or_warn
+from pysoftq.interaction.arrays import POTENTIALS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,6 +30,14 @@ def positive(ctx: click.Context, parameter: click.Parameter, value: float) -> fl
         raise click.BadParameter(f"{value} is not a positive number", ctx, parameter)
     return value
 
+
+potential_option = click.option(
+    "--potential",
+    type=click.Choice(POTENTIALS),
+    default=POTENTIALS[0],
+    show_default=True,
+    help="The paper's energy (linear), or the length of the code in nats (log).",
+)
 
 out_option = click.option(
     "--out",

@@ -114,7 +114,12 @@ class DeviceGroup:
     """Layers on one device and the backend's object that adds their forces."""
 
     def __init__(
-        self, layers: Sequence[CoupledLayer], indices: Sequence[int], bins: int, fft: bool
+        self,
+        layers: Sequence[CoupledLayer],
+        indices: Sequence[int],
+        bins: int,
+        fft: bool,
+        log: bool,
     ) -> None:
         for layer in layers:
             if layer.parameter.dtype not in DTYPES:
@@ -124,7 +129,7 @@ class DeviceGroup:
                 )
         first = layers[0].weights
         ranks = next((layer.piece.ranks for layer in layers if layer.piece is not None), None)
-        self.coupling = backends.on_device(first.device).Coupling(layers, indices, bins, fft)
+        self.coupling = backends.on_device(first.device).Coupling(layers, indices, bins, fft, log)
         self._shared = None if ranks is None else SharedCoupling(self.coupling, ranks)
         self._thetas = [layer.parameter for layer in layers]
         self._layers = tuple(layers)
@@ -248,7 +253,7 @@ class DeviceGroup:
 
 
 def group_by_device(
-    layers: Sequence[CoupledLayer], indices: Sequence[int], bins: int, fft: bool
+    layers: Sequence[CoupledLayer], indices: Sequence[int], bins: int, fft: bool, log: bool
 ) -> list[DeviceGroup]:
     """Groups of layers, the CPU's first: it refuses weights at once, before others have changed.
 
@@ -259,7 +264,7 @@ def group_by_device(
     for index in indices:
         devices.setdefault(layers[index].weights.device, []).append(index)
     return [
-        DeviceGroup([layers[index] for index in members], members, bins, fft)
+        DeviceGroup([layers[index] for index in members], members, bins, fft, log)
         for _, own in sorted(devices.items(), key=lambda item: item[0].type != "cpu")
         for members in _by_ranks(layers, own)
     ]

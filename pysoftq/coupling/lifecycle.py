@@ -30,6 +30,7 @@ def prepare(model: nn.Module, config: ClusteringConfig) -> SoftQuantizer:
         alpha=config.alpha,
         bins=config.bins,
         method=config.method,
+        potential=config.potential,
         seed=config.seed,
         granularity=config.granularity,
         include=config.include or None,

@@ -27,11 +27,15 @@ class ClusteringConfig(Options):
     """
 
     # fmt: off
-    h: float = option("Soft quantization", 0.01, "Strength of the coupling, h_l = h N_l^-alpha.",
+    potential: Literal["linear", "log"] = option("Soft quantization", "linear", "Loss of a layer: "
+        "the energy of its weights (linear, the paper's), or the length of their code (log), whose "
+        "force is as large in the tails of a layer as in its centre.")
+    h: float = option("Soft quantization", 0.01, "Strength of the coupling: h_l = h N_l^-alpha; "
+        "of potential log, h over the number of all coupled weights (about 100 for ResNet-20).",
         ge=0)
     w: float = option("Soft quantization", 0.5, "Width of the coupling in standard deviations of "
         "a layer's pretrained weights.", gt=0)
-    alpha: float = option("Soft quantization", 0.66, "Exponent of the strength.", ge=-10,
+    alpha: float = option("Soft quantization", 0.66, "Exponent of the strength (linear).", ge=-10,
         le=10)
     bins: int = option("Soft quantization", DEFAULT_BINS, "Bins of the histogram of a layer.", ge=1,
         le=2**24)
@@ -93,6 +97,13 @@ class ClusteringConfig(Options):
         if done >= ramp:
             return 1.0
         return self.fraction_start + (1 - self.fraction_start) * done / ramp
+
+    @field_validator("alpha")
+    @classmethod
+    def _linear_alpha(cls, alpha: float, info: ValidationInfo) -> float:
+        if info.data.get("potential") == "log" and alpha != cls.model_fields["alpha"].default:
+            raise ValueError("the strength has no exponent with potential log")
+        return alpha
 
     @field_validator("granularity")
     @classmethod

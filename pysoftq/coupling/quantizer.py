@@ -31,10 +31,12 @@ from pysoftq.coupling.selection import (
 from pysoftq.coupling.zeros import KeptZeros
 from pysoftq.errors import QualityWarning
 from pysoftq.interaction.arrays import (
+    POTENTIALS,
     check_bins,
     check_fraction,
     check_granularity,
     check_method,
+    check_potential,
     check_seed,
     finite_energy,
 )
@@ -58,7 +60,10 @@ from pysoftq.models.wrappers import innermost, owner, torch_optimizer, unwrapped
 
 @dataclass(frozen=True)
 class CouplingEnergy:
-    """Compression loss L_C (Eq. 6, without self terms): in total and of each layer, times h_l."""
+    """Compression loss L_C (Eq. 6, without self terms): in total and of each layer, times h_l.
+
+    With the log potential, h_l times the nats of the code of each layer.
+    """
 
     total: float
     layers: dict[str, float]
@@ -91,12 +96,17 @@ class SoftQuantizer:
     the paper's convention; the true gradient of Eq. 2 is twice as large, since ordered pairs
     count twice. The model and the optimizer stay yours and unchanged.
 
+    With `potential="log"` the loss of a layer is the length of the code of its weights in nats,
+    under their density smoothed by the well (docs/physics.md). The force is h_l · dV/dtheta over
+    |V|: of the same order in the tails of a layer as in its centre. All layers have the strength
+    h_l = h / N_total, of all coupled weights: h is what a nat per weight of the network costs.
+
     Weights with two or more dimensions are coupled; biases and normalisation never. Tied weights
     count once; frozen parameters are left out, and a parameter without a gradient is skipped for
     the step. Constant layers and single weights cannot be coupled: a warning names them.
 
     With `granularity`, channels or groups of weights take the place of layers: each segment s has
-    its own sigma_s, width w · sigma_s, strength h · N_s^(-alpha) and histogram, whose bins are
+    its own sigma_s, width w · sigma_s, strength (with N_s for N_l) and histogram, whose bins are
     in proportion to its weights, and interacts only with itself.
 
     The force is computed where the weights are, and a model may move between devices at any time.
@@ -119,9 +129,10 @@ class SoftQuantizer:
             (DTensor), results are those of one process; FSDP1 is refused.
         h: strength of the interaction, 0 or more; 0 leaves training as it is, bit for bit.
         w: range of the interaction, in standard deviations of each layer.
-        alpha: exponent of h_l = h · N_l^(-alpha).
+        alpha: exponent of h_l = h · N_l^(-alpha); for the linear potential only.
         bins: number of bins N_b of each layer's histogram.
         method: "scan", exact window sums, or "fft", the convolution of the paper.
+        potential: "linear" (the paper's) or "log".
         fraction: share of the weights drawn into the histogram, in (0, 1]; may be set at any time.
         seed: of these draws; they depend only on (seed, step, layer, position in memory).
         granularity: what interacts only with itself: "layer", "channel" (each slice of a weight
@@ -155,6 +166,7 @@ class SoftQuantizer:
         alpha: float = DEFAULTS.alpha,
         bins: int = DEFAULTS.bins,
         method: str = DEFAULTS.method,
+        potential: str = DEFAULTS.potential,
         fraction: float = 1.0,
         seed: int = DEFAULTS.seed,
         granularity: str = DEFAULTS.granularity,
@@ -176,6 +188,7 @@ class SoftQuantizer:
                 "alpha": alpha,
                 "bins": bins,
                 "method": method,
+                "potential": potential,
                 "fraction": fraction,
                 "seed": seed,
                 "granularity": granularity,
@@ -186,7 +199,8 @@ class SoftQuantizer:
                 "the names, shapes or placements of the parameters": parameters_of(self.model),
             }
         )
-        self._scales = Scales(h, w, alpha)
+        self._log = check_potential(potential)
+        self._scales = Scales(h, w, _alpha(alpha, self._log))
         self.override = check_override(override)
         self._bins = check_bins(bins)
         self._fft = check_method(method, METHODS)
@@ -214,9 +228,9 @@ class SoftQuantizer:
             layers.append(layer)
             if uncoupled := layer.uncoupled_segments:
                 warnings.warn(f"layer '{name}': {uncoupled}", stacklevel=2)
-        self._couple(layers)
-        if not self.layers:
+        if not layers:
             raise ValueError(f"the model has no weight to couple; left out: {self.excluded}")
+        self._couple(_log_layers(layers) if self._log else layers)
         self._zeros = KeptZeros.find(self.model, self.layers, sparsity)
 
     @property
@@ -236,7 +250,7 @@ class SoftQuantizer:
 
     @property
     def alpha(self) -> float:
-        """Exponent of h_l = h · N_l^(-alpha)."""
+        """Exponent of h_l = h · N_l^(-alpha); 0 with the log potential, of h_l = h / N_total."""
         return self._scales.alpha
 
     @property
@@ -248,6 +262,11 @@ class SoftQuantizer:
     def method(self) -> str:
         """How the potential is computed, "scan" or "fft"."""
         return METHODS[self._fft]
+
+    @property
+    def potential(self) -> str:
+        """Of which the force is, "linear" or "log"."""
+        return POTENTIALS[self._log]
 
     @property
     def granularity(self) -> str:
@@ -349,6 +368,7 @@ class SoftQuantizer:
             "alpha": self.alpha,
             "bins": self.bins,
             "method": self.method,
+            "potential": self.potential,
             "fraction": self.fraction,
             "seed": self.seed,
             "step": self.step,
@@ -426,6 +446,9 @@ class SoftQuantizer:
 
     def energy(self) -> CouplingEnergy:
         """Compression loss L_C = sum_l h_l sum_i V(theta_i), self terms left out (Eq. 6).
+
+        With the log potential, L_C = -sum_l h_l sum_i log(|V(theta_i)| / (N_l w_l)): h times the
+        mean length of the code of a weight, in nats. Then V has its self term.
 
         Raises:
             ValueError: weights are not finite, naming layer and count, the energy overflows
@@ -602,8 +625,9 @@ class SoftQuantizer:
     def tensors(self) -> tuple[TensorReport, ...]:
         """Every parameter and buffer of the model: coupled, excluded or degenerate, and why."""
         rules = {}
+        total = _total(self.layers) if self._log else 1
         for layer in self.layers:
-            scales = layer.scales(self.alpha)
+            scales = layer.scales(self.alpha, total)
             pattern = first_match(self.override, layer.name)
             by = "" if pattern is None else f"override {pattern!r}: "
             kept = self._zeros.note(layer.name)
@@ -619,6 +643,7 @@ class SoftQuantizer:
             "alpha": self.alpha,
             "bins": self.bins,
             "method": self.method,
+            "potential": self.potential,
             "fraction": self.fraction,
             "seed": self.seed,
             "step": self.step,
@@ -642,10 +667,11 @@ class SoftQuantizer:
                 it in another size, or a layer belongs to none of the attached optimizers; nothing
                 has changed then.
         """
-        state = {"granularity": "layer", "override": [], "zeros": {}, **state}  # not in older ones
+        older = {"granularity": "layer", "potential": "linear", "override": [], "zeros": {}}
+        state = {**older, **state}
         if missing := sorted(set(self.state_dict()) - set(state)):
             raise ValueError(f"the state lacks {', '.join(missing)}")
-        fft = check_method(state["method"], METHODS)
+        fft, log = check_method(state["method"], METHODS), check_potential(state["potential"])
         granularity = _granularity(state["granularity"], fft)
         fields = {*CoupledLayer.FIELDS, *(() if granularity == "layer" else Segments.FIELDS)}
         parameters = dict(unwrapped(self.model).named_parameters())
@@ -674,6 +700,7 @@ class SoftQuantizer:
         self._warn_of_graphs(group for groups in self._groups.values() for group in groups)
         self._fraction = fraction
         self._fft, self._bins, self.seed, self._step = fft, bins, seed, step
+        self._log = log
         self._granularity = granularity
         self._scales, self.override = scales, override
         self.excluded = dict(state["excluded"])
@@ -808,7 +835,9 @@ class SoftQuantizer:
             group.coupling.check()
         self._warn_of_graphs(former)
         strong = [index for index in indices if self.layers[index].strength > 0]
-        self._groups[indices] = group_by_device(self.layers, strong, self.bins, self._fft)
+        self._groups[indices] = group_by_device(
+            self.layers, strong, self.bins, self._fft, self._log
+        )
         return self._groups[indices]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -844,6 +873,37 @@ def gradient_scale(optimizer: Optimizer) -> float:
     # Fused optimizers get the scale from the GradScaler and unscale inside their step.
     scale = getattr(optimizer, "grad_scale", None)
     return 1.0 if scale is None else float(scale)
+
+
+def _alpha(alpha: float, log: bool) -> float:
+    """The exponent of the strengths before they are divided by N_total: 0 if they are."""
+    if log and alpha != DEFAULTS.alpha:
+        raise ValueError(f"`alpha` is for potential 'linear', got {alpha} for 'log'")
+    return 0.0 if log else alpha
+
+
+def _total(layers: Iterable[CoupledLayer]) -> int:
+    return sum(layer.coupled_size for layer in layers)
+
+
+@on_host()
+def _log_layers(layers: Sequence[CoupledLayer]) -> list[CoupledLayer]:
+    """The layers with strengths of the log potential, h / N_total.
+
+    Raises:
+        ValueError: a layer is so narrow that its dtype cannot hold h / (N_total w_l), the force
+            between two weights; the layer is named.
+    """
+    shared = [layer.scaled(1 / _total(layers)) for layer in layers]
+    for layer in shared:
+        scales = layer if layer.segments is None else layer.segments
+        force = float((torch.as_tensor(scales.strength) / torch.as_tensor(scales.width)).max())
+        if not force <= torch.finfo(layer.parameter.dtype).max:
+            raise ValueError(
+                f"layer '{layer.name}': its width {layer.width:g} is so small that the log "
+                f"potential's force overflows {layer.parameter.dtype}; leave it out with exclude="
+            )
+    return shared
 
 
 def _granularity(text: str, fft: bool) -> str:

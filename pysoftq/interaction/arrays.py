@@ -20,6 +20,7 @@ FlatWeights: TypeAlias = "npt.NDArray[np.float32] | npt.NDArray[np.float64] | to
 MAX_BINS = 2**24  # beyond that float32 cannot tell the bins apart
 MAX_COUNT = 2**31
 GRANULARITY = re.compile(r"layer|channel|group:[1-9][0-9]{0,17}")
+POTENTIALS = ("linear", "log")
 HOST_MEMORY = (1, 3, 11)  # DLPack's numbers for the CPU, and for what CUDA and ROCm pin there
 
 
@@ -222,6 +223,21 @@ def check_method(method: str, choices: tuple[str, str]) -> bool:
     if method not in choices:
         raise ValueError(f"method must be '{choices[0]}' or '{choices[1]}', got {method!r}")
     return method == choices[1]
+
+
+def check_potential(potential: str) -> bool:
+    """Tell whether the potential is "log"; raise ValueError if it is neither that nor "linear"."""
+    if potential not in POTENTIALS:
+        raise ValueError(f"potential must be 'linear' or 'log', got {potential!r}")
+    return potential == "log"
+
+
+def check_log_width(width: float) -> float:
+    """Return the width as `check_width`, or raise ValueError where 1 / width overflows float64."""
+    value = check_width(width)
+    if not math.isfinite(1 / value):
+        raise ValueError(f"width {width} is too small: the log potential's force overflows float64")
+    return value
 
 
 def check_granularity(text: str) -> str:

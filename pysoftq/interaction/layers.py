@@ -26,7 +26,7 @@ class CoupledLayer:
         size: number of weights N_l.
         sigma: population standard deviation of the weights when measured.
         width: range w_l = w · sigma_l, in units of the weights.
-        strength: h_l = h · N_l^(-alpha).
+        strength: h_l = h · N_l^(-alpha), or h / N_total with the log potential.
         parameter: the weights themselves.
         segments: those that each interact only with themselves, None if the layer is one; with
             them, sigma, width and strength are their means, weighted with their sizes.
@@ -122,6 +122,11 @@ class CoupledLayer:
         sigma, width, strength = map(segments.mean, scales)
         return cls(name, parameter.numel(), sigma, width, strength, parameter, segments, piece)
 
+    @property
+    def coupled_size(self) -> int:
+        """Number of weights N_l, less those of segments that are not coupled."""
+        return self.size if self.segments is None else int(self.segments.size.sum())
+
     def scaled(self, factor: float) -> CoupledLayer:
         """The same layer with its strength times a factor."""
         segments = self.segments
@@ -129,12 +134,13 @@ class CoupledLayer:
             segments = replace(segments, strength=factor * segments.strength)
         return replace(self, strength=factor * self.strength, segments=segments)
 
-    def scales(self, alpha: float) -> Scales:
-        """The h and w that this layer was measured with."""
+    def scales(self, alpha: float, total: int = 1) -> Scales:
+        """The h and w of h_l = h · N_l^(-alpha) / total that this layer was measured with."""
         w, segments = self.width / self.sigma, self.segments
         if segments is None:
-            return Scales(self.strength * self.size**alpha, w, alpha)
-        return Scales(float(segments.strength[0]) * int(segments.size[0]) ** alpha, w, alpha)
+            return Scales(self.strength * self.size**alpha * total, w, alpha)
+        strength, size = float(segments.strength[0]), int(segments.size[0])
+        return Scales(strength * size**alpha * total, w, alpha)
 
     @property
     def widths(self) -> Tensor:

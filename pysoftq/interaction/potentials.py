@@ -8,6 +8,7 @@ from pysoftq.interaction import backends
 from pysoftq.interaction.arrays import (
     Weights,
     check_method,
+    check_potential,
     check_width,
     finite_energy,
     flatten_counts,
@@ -41,9 +42,15 @@ def potential(density: Density, width: float, method: str = "scan") -> Any:
 
 
 def mean_field_energy(
-    theta: Weights, width: float, bins: int = DEFAULT_BINS, self_energy: bool = False
+    theta: Weights,
+    width: float,
+    bins: int = DEFAULT_BINS,
+    self_energy: bool = False,
+    potential: str = "linear",
 ) -> float:
     """Mean-field energy sum_i V(theta_i) of one layer (Eq. 6, without h), in units of theta.
+
+    Of the log potential, the length of the code, -sum_i log(|V(theta_i)| / (N w)), in nats.
 
     Every weight counts at the midpoint of its bin. V contains the interaction of a weight with
     itself; without it (the default) the sum converges to `pair_energy` as the bins get finer,
@@ -53,14 +60,15 @@ def mean_field_energy(
         theta: weights of one layer, any shape and floating dtype.
         width: range w of the well, in units of theta.
         bins: number of bins, 1 … 2**24.
-        self_energy: keep the self term.
+        self_energy: keep the self term. In the log potential, V has it in any case.
+        potential: "linear" or "log".
 
     Raises:
         TypeError: theta is not a floating array.
-        ValueError: as `density` and `potential`.
+        ValueError: as `density` and `potential`, or the potential is unknown.
     """
-    w = check_width(width)
+    w, log = check_width(width), check_potential(potential)
     rho = density(theta, bins)
     counts = flatten_counts(rho.counts)
-    energy = backends.of(counts).mean_field_energy(counts, rho.spacing, w)
-    return finite_energy(energy - rho.size * w if self_energy else energy)
+    energy = backends.of(counts).mean_field_energy(counts, rho.spacing, w, log)
+    return finite_energy(energy - rho.size * w if self_energy and not log else energy)

@@ -26,7 +26,7 @@ class Segments:
         size: (S,) int64, its number of weights N_s.
         sigma: (S,) float64, population standard deviation of its weights when measured.
         width: (S,) float64, w · sigma_s.
-        strength: (S,) float64, h · N_s^(-alpha).
+        strength: (S,) float64, h · N_s^(-alpha), or h / N_total.
     """
 
     total: int

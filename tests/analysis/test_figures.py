@@ -8,6 +8,7 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 import pytest
+import torch
 from matplotlib import cbook
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
@@ -16,10 +17,20 @@ from run_folders import metrics, records, write_run
 
 from pysoftq.analysis import figures
 from pysoftq.analysis.dynamics import LossCurves, WeightRecords, read_losses, read_run
+from pysoftq.analysis.figures.potentials import draw_potentials
 from pysoftq.analysis.figures.run import merged_clusters
 from pysoftq.analysis.figures.style import BLACK, BLUE, VERMILLION, plain
 
-MODULES = ("comparison", "dynamics", "flatness", "meanfield", "phase", "run", "scaling")
+MODULES = (
+    "comparison",
+    "dynamics",
+    "flatness",
+    "meanfield",
+    "phase",
+    "potentials",
+    "run",
+    "scaling",
+)
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +67,12 @@ def test_draw_run_writes_png_and_pdf(folder: Path, drawn: dict[Path, bytes]) -> 
         border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
         assert border.min() == 255
         assert pixels.min() < 100
+
+
+def test_the_forces_of_both_potentials(tmp_path: Path) -> None:
+    theta = torch.randn(30, 40, generator=torch.Generator().manual_seed(0)) ** 3
+    for path in figures.save_figure(draw_potentials("conv$1", theta, 0.5), tmp_path / "potentials"):
+        assert path.stat().st_size > 10_000
 
 
 def test_drawing_twice_gives_the_same_bytes(folder: Path, drawn: dict[Path, bytes]) -> None:

@@ -8,6 +8,7 @@ import oracle
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from matplotlib.figure import Figure
 
 from pysoftq.analysis.figures import save_figure
 from pysoftq.analysis.figures.meanfield import draw_mean_field
@@ -169,6 +170,44 @@ def test_order_and_its_error_against_lstsq() -> None:
     assert order.stderr == pytest.approx(stderr, rel=1e-9)
 
 
+def test_the_log_potential_against_brute_force(weights: dict[str, torch.Tensor]) -> None:
+    options = MeanFieldOptions(
+        0.5,
+        bins=BINS,
+        fractions=(0.3, 1.0),
+        widths=(0.5,),
+        draws=3,
+        default_bins=1024,
+        repeats=1,
+        potential="log",
+    )
+    study = study_mean_field("net", weights, options)
+    assert study.potential == "log"
+    assert study.left_out == ("constant", "apart")  # two weights, isolated: no force
+    theta = weights["conv"].numpy()
+    width = 0.5 * theta.astype(np.float64).std()
+    energy, force = oracle.log_energy(theta, width), oracle.log_force(theta, width).ravel()
+    found = study.bins[0].errors
+    for column, bins in enumerate(BINS):
+        index, spacing = oracle.bin_index(theta, bins), float(np.ptp(theta)) / bins
+        counts = np.bincount(index, minlength=bins)
+        shares = oracle.bin_occupancy(counts, spacing, width)[index] / theta.size
+        assert found.energy[0, column] == pytest.approx(
+            -np.log(shares).sum() / energy - 1, abs=3e-7
+        )
+        error = oracle.log_force_table(counts, spacing, width)[index] - force
+        l2 = np.linalg.norm(error) / np.linalg.norm(force)
+        assert found.force_l2[0, column] == pytest.approx(l2, rel=1e-3)
+    np.testing.assert_array_equal(found.energy, found.energy_self)
+    # All weights, with strength 1: the force of a training step.
+    column = BINS.index(1024)
+    np.testing.assert_allclose(
+        study.sampling.mean.force_l2[:, 1], found.force_l2[:, column], rtol=1e-4
+    )
+    assert (study.sampling.mean.force_l2[:, 0] > found.force_l2[:, column]).all()
+    assert isinstance(draw_mean_field(study), Figure)
+
+
 def test_advice(study: MeanFieldStudy) -> None:
     worst = study.bins[0].errors.force_l2.max(axis=0)
     assert study.bins_for(worst[1]) == 256
@@ -197,6 +236,7 @@ def test_saved_and_drawn(study: MeanFieldStudy, tmp_path: Path) -> None:
         ({"width": 0.0}, "width: got 0.0"),
         ({"width": float("nan")}, "width: got nan"),
         ({"width": 0.5, "draws": 1}, "draws: got 1, expected at least 2"),
+        ({"width": 0.5, "potential": "cubic"}, "potential must be 'linear' or 'log', got 'cubic'"),
         ({"width": 1e-9}, "net: no layer has a pair of weights in a well of 1e-09 sigma"),
     ],
 )
@@ -226,6 +266,14 @@ def test_command(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
     assert [row["bins"] for row in content["scans"]] == [64, 128, 256, 512, 1024] * 2
     assert content["scans"][2]["force_worst"] == study.bins[0].errors.force_l2[:, 2].max()
     assert not Path("studies").exists()
+
+    result = invoke(*arguments, "--out", tmp_path / "log", "--potential", "log")
+    assert result.exit_code == 0, result.output
+    assert "log potential" in result.output
+    assert "with self" not in result.output
+    assert (
+        json.loads(invoke(*arguments, "--potential", "log", "--json").stdout)["potential"] == "log"
+    )
 
 
 def test_wrong_usage() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from scipy.integrate import quad
-from scipy.stats import linregress
+from scipy.stats import linregress, norm
 from scipy.stats import t as student
 
 from pysoftq.analysis.bootstrap import bootstrap_slopes, intervals95, resample
@@ -18,8 +18,10 @@ from pysoftq.analysis.figures import save_figure
 from pysoftq.analysis.figures.scaling import draw_scaling
 from pysoftq.analysis.results import load_result, save_result
 from pysoftq.analysis.scaling import (
+    LogTerms,
     ScalingStudy,
     fit_scaling,
+    gaussian_code_length,
     gaussian_overlap,
     layer_kind,
     measure_energies,
@@ -153,6 +155,26 @@ def test_energy_of_gaussian_weights_is_the_null_model() -> None:
     assert -measured.energies[0] == pytest.approx(null, rel=5e-3)
 
 
+def test_code_length_of_gaussian_weights_against_quadrature() -> None:
+    for width in (0.05, 0.5, 3.0):
+        y = np.linspace(-width, width, 2001)
+        for size in (100, np.inf):
+
+            def length(x: float, y: np.ndarray = y, share: float = 1 / size) -> float:
+                density = np.trapezoid(norm.pdf(x + y) * (1 - np.abs(y) / y[-1]), y)
+                return -norm.pdf(x) * np.log(share + (1 - share) * density)
+
+            expected, _ = quad(length, -8, 8, limit=200)
+            assert gaussian_code_length(width, size)[0] == pytest.approx(expected, rel=1e-4)
+
+
+def test_code_length_of_gaussian_weights_is_the_null_model() -> None:
+    theta = torch.randn(200_000, 1, generator=torch.Generator().manual_seed(2)) * 0.03
+    measured = measure_energies({"layer": theta}, 0.5, "log")
+    null = 200_000 * gaussian_code_length(0.5, 200_000)[0]
+    assert measured.energies[0] == pytest.approx(null, rel=2e-3)
+
+
 def random_network(seed: int, power: float, layers: int = 12) -> Network:
     """Gaussian layers (C, C) with a spread that falls as N^power."""
     generator = torch.Generator().manual_seed(seed)
@@ -172,6 +194,33 @@ def test_terms_of_gaussian_layers_are_those_they_were_made_of() -> None:
     assert terms.training.value == pytest.approx(-0.15, abs=0.01)
     assert terms.shape.value == pytest.approx(0, abs=0.02)
     assert law.fit.slope == pytest.approx(1.6, abs=0.02)
+
+
+def test_the_log_potential_has_exponent_one_whatever_sigma() -> None:
+    networks = [random_network(0, power) for power in (-0.4, 0.0)]
+    laws = [
+        study_scaling([network], 0.5, widths=(), draws=10, potential="log").pooled
+        for network in networks
+    ]
+    assert laws[0].fit.slope == pytest.approx(laws[1].fit.slope, abs=1e-6)
+    for law in laws:
+        assert isinstance(law.terms, LogTerms)
+        terms = [getattr(law.terms, field.name).value for field in fields(law.terms)]
+        assert sum(terms) == pytest.approx(law.fit.slope, abs=1e-12)
+        assert law.terms.weights.value == pytest.approx(1, abs=1e-12)
+        assert abs(law.terms.finite_size.value) < 0.02
+        assert abs(law.terms.shape.value) < 0.02
+        assert law.fit.slope == pytest.approx(1, abs=0.02)
+        assert law.p > 1e-4 or abs(law.fit.slope - 1) < 0.02
+
+
+def test_constant_layers_have_no_code_to_fit() -> None:
+    generator = torch.Generator().manual_seed(1)
+    weights = {f"layer{n}": torch.randn(n, 5, generator=generator) for n in (10, 40, 160)}
+    others = {"constant": torch.ones(4, 4), "empty": torch.ones(0, 3)}
+    study = study_scaling([Network("a", {**weights, **others})], 0.5, (), 10, potential="log")
+    assert study.networks[0].left_out == tuple(others)
+    assert study.networks[0].energies.potential == "log"
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -358,7 +407,7 @@ def test_command(tmp_path: Path) -> None:
     study = load_result(ScalingStudy, tmp_path / "out" / "scaling.json")
 
     content = json.loads(invoke(*files, "--width", 0.4, "--json").output)
-    assert list(content) == ["networks", "pooled"]
+    assert list(content) == ["potential", "networks", "pooled"]
     keys = ["layers", "slope", "stderr", "ci95", "mse", "r2"]
     assert [list(row) for row in content["networks"]] == [["name", *keys]] * 2
     assert [row["name"] for row in content["networks"]] == ["network9", "network10"]
@@ -366,6 +415,14 @@ def test_command(tmp_path: Path) -> None:
     assert content["pooled"]["slope"] == study.pooled.fit.slope
     assert content["pooled"]["ci95"] == list(study.pooled.ci95)
     assert not Path("studies").exists()
+
+    result = invoke(*files, "--potential", "log", "--out", tmp_path / "log")
+    assert result.exit_code == 0, result.output
+    assert "p (slope = 1)" in result.output
+    assert "alpha" not in result.output
+    study = load_result(ScalingStudy, tmp_path / "log" / "scaling.json")
+    assert study.potential == "log"
+    assert isinstance(study.pooled.terms, LogTerms)
 
 
 @pytest.mark.parametrize("arguments", [(), ("w.pt", "--width", "0"), ("w.pt", "--width", "nan")])

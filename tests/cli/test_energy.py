@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import oracle
 import pytest
 import torch
 from click.testing import CliRunner, Result
@@ -92,6 +93,26 @@ def test_slope_of_resnet20(shared_data: Path) -> None:
     assert scaling["layers"] == 20
     table = invoke(path, "--width", 1.0).output
     assert re.search(r"20 of 20 layers: slope 1\.619 ± 0\.039", table)
+
+
+def test_the_log_potential(weights: Path) -> None:
+    result = invoke(weights, "--width", 0.7, "--potential", "log", "--json")
+    content = json.loads(result.output)
+    rows = {row["name"]: row for row in content["layers"]}
+    theta = torch.load(weights)["fc.weight"].numpy()
+    row = rows["fc.weight"]
+    expected = oracle.log_energy(theta, 0.7 * theta.astype(np.float64).std())
+    assert row["exact"] == pytest.approx(expected, rel=1e-6)
+    assert row["mean_field"] == pytest.approx(expected, rel=1e-3)
+    assert row["mean_field_self"] is None
+    assert rows["constant.weight"]["exact"] is None
+    table = invoke(weights, "--width", 0.7, "--potential", "log")
+    assert "log potential: nats" in table.output
+    assert "with self" not in table.output
+    assert "alpha" not in table.output
+    line = next(line for line in table.output.splitlines() if "fc2.weight" in line)
+    assert len(line.split()) == 9
+    assert invoke(weights, "--width", 1, "--potential", "cubic").exit_code == 2
 
 
 def test_table_is_complete_on_a_narrow_terminal(weights: Path) -> None:

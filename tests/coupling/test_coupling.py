@@ -704,7 +704,7 @@ def test_layers_on_the_cpu_come_first(monkeypatch):
     monkeypatch.setattr(devices, "DeviceGroup", lambda layers, *_: layers[0].weights.device.type)
     weights = [torch.empty(2, device=name) for name in ("meta", "cpu")]
     layers = [SimpleNamespace(weights=own, piece=None) for own in weights]
-    assert devices.group_by_device(layers, [0, 1], bins=8, fft=False) == ["cpu", "meta"]
+    assert devices.group_by_device(layers, [0, 1], bins=8, fft=False, log=False) == ["cpu", "meta"]
 
 
 def test_a_name_with_brackets_stands_for_itself() -> None:

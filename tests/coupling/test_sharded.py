@@ -93,6 +93,8 @@ def fsdp_trains_as_one_process() -> None:
     assert_trains_alike(fsdp, method="fft")
     assert_trains_alike(fsdp, granularity="channel", fraction=0.37)
     assert_trains_alike(fsdp, granularity="group:7")
+    for options in ({"fraction": 0.37}, {"method": "fft"}, {"granularity": "group:7"}):
+        assert_trains_alike(fsdp, potential="log", **options)
 
 
 @check
@@ -101,6 +103,7 @@ def tensor_parallel_trains_as_one_process() -> None:
     assert_trains_alike(columns, dtype=torch.bfloat16, fraction=0.37)
     assert_trains_alike(columns, granularity="channel", fraction=0.37)
     assert_trains_alike(columns, granularity="group:8")
+    assert_trains_alike(columns, granularity="channel", potential="log", fraction=0.37)
 
 
 @check
@@ -177,6 +180,8 @@ def zeros_are_kept_as_by_one_process() -> None:
 def processes_that_differ_are_refused() -> None:
     rank = dist.get_rank()
     model = fsdp(make_model())
+    message = refused(lambda: SoftQuantizer(model, potential=("log", "linear")[rank % 2]))
+    assert "differ in potential: 'log' on rank 0, 'linear' on rank 1" in message
     message = refused(lambda: SoftQuantizer(model, seed=rank))
     assert message == "the processes differ in seed: 0 on rank 0, 1 on rank 1"
     assert "differ in h: -1" in refused(lambda: SoftQuantizer(model, h=rank - 1))

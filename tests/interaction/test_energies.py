@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -31,11 +32,11 @@ def layer(theta: Tensor, granularity: str, width: float = 0.5) -> CoupledLayer:
     return CoupledLayer("layer", theta.numel(), 1.0, width, 0.7, nn.Parameter(theta), segments)
 
 
-def one_by_one(coupled: CoupledLayer) -> float:
+def one_by_one(coupled: CoupledLayer, potential: str = "linear") -> float:
     """By the functions for the weights of one layer."""
     segments, flat = coupled.segments, coupled.parameter.detach().reshape(-1)
     if segments is None:
-        return coupled.strength * mean_field_energy(flat, coupled.width, BINS)
+        return coupled.strength * mean_field_energy(flat, coupled.width, BINS, potential=potential)
     rows = zip(
         segments.begin.tolist(),
         segments.size.tolist(),
@@ -45,7 +46,7 @@ def one_by_one(coupled: CoupledLayer) -> float:
         strict=True,
     )
     return math.fsum(
-        strength * mean_field_energy(flat[begin : begin + size], width, bins)
+        strength * mean_field_energy(flat[begin : begin + size], width, bins, potential=potential)
         for begin, size, width, strength, bins in rows
     )
 
@@ -69,26 +70,30 @@ def test_energies_are_those_of_each_segment_alone(
     coupled = [one for one in coupled if one.segments is not None and len(one.segments.number)]
     coupled.append(CoupledLayer("whole", count, 1.0, width, 0.7, nn.Parameter(theta)))
     thetas = [one.parameter.detach() for one in coupled]
-    expected = [one_by_one(one) for one in coupled]
-    for backend in (core, plain):
-        found = backend.Coupling(coupled, range(len(coupled)), BINS, False).energies(thetas)
-        assert found == pytest.approx(expected, rel=1e-12)
+    for backend, log in itertools.product((core, plain), (False, True)):
+        coupling = backend.Coupling(coupled, range(len(coupled)), BINS, False, log)
+        expected = [one_by_one(one, "log" if log else "linear") for one in coupled]
+        assert coupling.energies(thetas) == pytest.approx(expected, rel=1e-12, abs=1e-12)
 
 
 @pytest.mark.devices("core", "plain", "plain on cuda")
 @pytest.mark.parametrize("granularity", ["channel", "group:7", "group:64"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_random_weights(device: Any, granularity: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("potential", ["linear", "log"])
+def test_random_weights(device: Any, granularity: str, dtype: torch.dtype, potential: str) -> None:
     scale = torch.linspace(0.5, 2, 6)[:, None]
     theta = (scale * torch.randn(6, 500, generator=torch.Generator().manual_seed(0))).to(dtype)
     coupled = layer(theta.to(device.name), granularity)
-    found = device.backend.Coupling([coupled], [0], BINS, False).energies([coupled.parameter.data])
-    assert found == pytest.approx([one_by_one(layer(theta, granularity))], rel=1e-12)
-    assert found[0] < 0
+    log = potential == "log"
+    coupling = device.backend.Coupling([coupled], [0], BINS, False, log)
+    found = coupling.energies([coupled.parameter.data])
+    assert found == pytest.approx([one_by_one(layer(theta, granularity), potential)], rel=1e-12)
+    assert (found[0] > 0) == log
 
 
 @pytest.mark.devices("core", "plain", "cuda emulated", "cuda", "plain on cuda")
-def test_whole_layers_large_and_small(device: Any) -> None:
+@pytest.mark.parametrize("potential", ["linear", "log"])
+def test_whole_layers_large_and_small(device: Any, potential: str) -> None:
     generator = torch.Generator().manual_seed(1)
     thetas = [torch.randn(size, generator=generator) for size in (1, 300, 70_000, 300_000)]
     coupled = [
@@ -96,9 +101,11 @@ def test_whole_layers_large_and_small(device: Any) -> None:
         for i, x in enumerate(thetas)
     ]
     there = [one.parameter.detach() for one in coupled]
-    found = device.backend.Coupling(coupled, range(4), BINS, False).energies(there)
-    expected = [0.1 * i * mean_field_energy(x, 0.4, BINS) for i, x in enumerate(thetas)]
-    assert found == pytest.approx(expected, rel=1e-12)
+    coupling = device.backend.Coupling(coupled, range(4), BINS, False, potential == "log")
+    expected = [
+        0.1 * i * mean_field_energy(x, 0.4, BINS, potential=potential) for i, x in enumerate(thetas)
+    ]
+    assert coupling.energies(there) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("size", [2, 3, 128, 2**16 - 1, 2**16])

@@ -157,19 +157,22 @@ def test_the_force_is_that_of_the_whole_layer(device: Device, case: Any, fractio
     theta = make_weights(shape, dtype, kind)
     before = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtype)
     transforms = granularity == "layer" and not (emulated and shape[0] > 10)
-    for fft in (False, True) if transforms else (False,):
+    methods = [(False, False), (True, False)] if transforms else [(False, False)]
+    # Of the log potential, half of the cases.
+    for fft, log in methods + [(fft, True) for fft, _ in methods if fraction < 1]:
         whole = before.clone()
         layer = layer_of(theta, granularity)
-        core.Coupling([layer], [3], BINS, fft).add_force([theta], [whole], 1.5, fraction, 5, 9)
+        alone = core.Coupling([layer], [3], BINS, fft, log)
+        alone.add_force([theta], [whole], 1.5, fraction, 5, 9)
         assert not torch.equal(whole, before)
         pieces = divide(shape, rows, columns, sum(shape))
         meeting = pieces[0].ranks
         assert isinstance(meeting, Meeting)
 
-        def couple(piece: Piece, fft: bool = fft) -> Tensor:
+        def couple(piece: Piece, fft: bool = fft, log: bool = log) -> Tensor:
             own = layer_of(theta, granularity, piece, device.name)
             gradient = device.put(piece.cut(before))
-            coupling = device.backend.Coupling([own], [3], BINS, fft)
+            coupling = device.backend.Coupling([own], [3], BINS, fft, log)
             for _ in range(1 + (shape[0] < 20)):  # nothing is left behind of a step
                 gradient.copy_(piece.cut(before))
                 step(coupling, piece.ranks, (own.parameter.detach(), gradient), fraction)
@@ -180,18 +183,21 @@ def test_the_force_is_that_of_the_whole_layer(device: Device, case: Any, fractio
             if fft and device.backend is not core:  # rounded to the other side now and then
                 torch.testing.assert_close(found, piece.cut(whole), rtol=2e-2, atol=1e-2)
             else:
-                assert torch.equal(found, piece.cut(whole)), fft
+                assert torch.equal(found, piece.cut(whole)), (fft, log)
 
 
 @pytest.mark.parametrize("bins", [BINS, 2**17])
+@pytest.mark.parametrize("log", [False, True], ids=["linear", "log"])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_the_energy_is_that_of_the_whole_layer(device: Device, case: Any, bins: int) -> None:
+def test_the_energy_is_that_of_the_whole_layer(
+    device: Device, case: Any, log: bool, bins: int
+) -> None:
     shape, rows, columns, granularity, dtype, kind = case
     large = device.kind == "cuda emulated" and shape[0] * shape[1] > 100_000
     if (device.backend is not core and bins != BINS) or large:
         pytest.skip("torch operations and the emulation take their time")
     theta = make_weights(shape, dtype, kind)
-    whole = core.Coupling([layer_of(theta, granularity)], [0], bins, False).energies([theta])
+    whole = core.Coupling([layer_of(theta, granularity)], [0], bins, False, log).energies([theta])
     pieces = divide(shape, rows, columns, sum(shape))
     meeting = pieces[0].ranks
     assert isinstance(meeting, Meeting)
@@ -199,7 +205,7 @@ def test_the_energy_is_that_of_the_whole_layer(device: Device, case: Any, bins: 
     def measure(piece: Piece) -> list[float]:
         own = layer_of(theta, granularity, piece, device.name)
         thetas = [own.parameter.detach()]
-        coupling = device.backend.Coupling([own], [0], bins, False)
+        coupling = device.backend.Coupling([own], [0], bins, False, log)
         none = device.put(torch.zeros(0).double())
         extremes, _ = coupling.extremes(thetas, thetas).maximum(meeting, none)
         counts = meeting.total(coupling.counts(thetas, extremes, 1.0, 0, 0))

@@ -77,6 +77,7 @@ def test_a_data_set_given_later_brings_its_own_defaults() -> None:
         ("seed", -1),
         ("alpha", 10.5),
         ("alpha", -11),
+        ("potential", "cubic"),
         ("threads", 1025),
         ("device", "tpu"),
         ("bits", 0),

@@ -89,13 +89,15 @@ py::array_t<double> array_of(const std::vector<double>& values) {
 class CouplingOnDevice {
  public:
   CouplingOnDevice(const LayerRows& layers, const Table<std::int64_t>& rows,
-                   const Table<double>& scales, bool fft, bool phased, const Place& place)
+                   const Table<double>& scales, std::pair<bool, bool> how, bool phased,
+                   const Place& place)
       : device_(place.device) {
     const std::vector<Unit> units = units_of(layers, rows, scales);
     const auto count = static_cast<std::uint32_t>(layers.size());
-    on(device_, [&] {
-      coupling_ = std::make_unique<Coupling>(units, count, method_of(fft), phased, place);
-    });
+    const auto [fft, log] = how;
+    const How chosen{method_of(fft), log ? Potential::log : Potential::linear};
+    on(device_,
+       [&] { coupling_ = std::make_unique<Coupling>(units, count, chosen, phased, place); });
   }
 
   void set(const Control& control, Address stream) const {
@@ -173,12 +175,12 @@ void bind_coupling(py::module_& m) {
            py::arg("scale"), py::arg("fraction"), py::arg("seed"), py::arg("step"));
   using Self = CouplingOnDevice;
   py::class_<Self>(m, "Coupling", py::module_local())
-      .def(py::init<const LayerRows&, const Table<std::int64_t>&, const Table<double>&, bool, bool,
-                    const Place&>(),
-           py::arg("layers"), py::arg("rows"), py::arg("scales"), py::arg("fft"), py::arg("phased"),
+      .def(py::init<const LayerRows&, const Table<std::int64_t>&, const Table<double>&,
+                    std::pair<bool, bool>, bool, const Place&>(),
+           py::arg("layers"), py::arg("rows"), py::arg("scales"), py::arg("how"), py::arg("phased"),
            py::arg("place"),
            "layers: (scalar, index, first, columns, outer); rows: (layer, begin, size, position, "
-           "total, bins, shared); scales: (width, strength)")
+           "total, bins, shared); scales: (width, strength); how: (fft, log)")
       .def("set", &Self::set, py::arg("control"), py::arg("stream"))
       .def("add_force", &Self::add_force, py::arg("addresses"), py::arg("control"),
            py::arg("stream"), "addresses: (weights, gradient, whether it takes part) of each layer")

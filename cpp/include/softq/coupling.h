@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "softq/pull.h"
 #include "softq/scalar.h"
 
 namespace softq {
@@ -33,6 +34,10 @@ struct CouplingStep {
   double fraction;  // share of the weights in the histogram, in (0, 1]
   std::uint64_t seed;
   std::uint64_t step;
+  Potential potential = Potential::linear;
+
+  // Of a layer, or segment.
+  Pull pull(const Layer& layer) const { return {potential, layer.strength, fraction}; }
 };
 
 struct Refusal {
@@ -44,14 +49,15 @@ struct Refusal {
 std::vector<Refusal> check(const std::vector<Layer>& layers);
 
 // gradient += strength * dV/dtheta at each weight's bin midpoint, V from a histogram of the sample
-// scaled by 1 / fraction. When a layer is refused (weights that are not finite), no gradient of any
-// layer has been touched; the list, in no order, is empty when all is well. Nor can the step be
-// interrupted once it writes gradients. Layers are best given largest first: then the threads
-// finish together.
+// scaled by 1 / fraction; over |V| of the log potential (pull.h). When a layer is refused (weights
+// that are not finite), no gradient of any layer has been touched; the list, in no order, is empty
+// when all is well. Nor can the step be interrupted once it writes gradients. Layers are best given
+// largest first: then the threads finish together.
 std::vector<Refusal> add_force(const std::vector<Layer>& layers, const CouplingStep& step);
 
-// energies[l] = strength times the mean-field energy of layer l, without self terms (Eq. 6); its
-// gradient is not used. When a layer is refused, no energy is written.
-std::vector<Refusal> energies(const std::vector<Layer>& layers, double* energies);
+// energies[l] = strength times mean_field_energy() of layer l (Eq. 6); its gradient is not used.
+// When a layer is refused, no energy is written.
+std::vector<Refusal> energies(const std::vector<Layer>& layers, Potential potential,
+                              double* energies);
 
 }  // namespace softq

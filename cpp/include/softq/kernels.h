@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "softq/binning.h"
+#include "softq/pull.h"
 #include "softq/sampling.h"
 
 namespace softq {
@@ -46,6 +47,25 @@ struct WeightKernels {
                      T* gradient);
 };
 
+// The force of the log potential on bin k of few weights, where the reach times their number is
+// below 2^31. second: sums of the prefix counts, readable from -reach - 1 to bins + reach. Their
+// second difference is the sum of how far the window's weights are from the first bins beyond it.
+template <class C>
+[[gnu::always_inline]] inline double narrow_log_force(const C* prefix, const std::uint32_t* second,
+                                                      std::int64_t k, std::int64_t reach,
+                                                      const LogPull& pull) {
+  const std::int64_t beyond = reach + 1;
+  const auto below = static_cast<C>(prefix[k] - prefix[k - reach]);
+  const auto above = static_cast<C>(prefix[k + beyond] - prefix[k + 1]);
+  const auto all = static_cast<C>(prefix[k + beyond] - prefix[k - reach]);
+  const auto slope = static_cast<std::int32_t>(std::uint32_t{below} - std::uint32_t{above});
+  const std::uint32_t depths = second[k + beyond] - 2 * second[k] + second[k - beyond];
+  const std::uint32_t distance = static_cast<std::uint32_t>(beyond) * all - depths;
+  const double occupancy = pull.occupancy(static_cast<double>(static_cast<std::int32_t>(all)),
+                                          static_cast<double>(static_cast<std::int32_t>(distance)));
+  return pull.force(static_cast<double>(slope), occupancy);
+}
+
 // C is the type of the counts, std::uint16_t or std::uint32_t.
 template <class C>
 struct CountKernels {
@@ -59,6 +79,22 @@ struct CountKernels {
                   float* force);
   void (*force64)(const C* prefix, std::int64_t bins, std::int64_t reach, double scale,
                   double* force);
+  // second[k] = prefix[0] + … + prefix[k], modulo 2^32
+  void (*second_sum)(const C* prefix, std::size_t size, std::uint32_t* second);
+  // force[k] = narrow_log_force() of bin k
+  void (*log_force32)(const C* prefix, const std::uint32_t* second, std::int64_t bins,
+                      std::int64_t reach, const LogPull& pull, float* force);
+  void (*log_force64)(const C* prefix, const std::uint32_t* second, std::int64_t bins,
+                      std::int64_t reach, const LogPull& pull, double* force);
+
+  template <class T>
+  auto log_force() const {
+    if constexpr (sizeof(T) == sizeof(float)) {
+      return log_force32;
+    } else {
+      return log_force64;
+    }
+  }
 
   template <class T>
   auto force() const {
@@ -78,6 +114,20 @@ struct MomentKernels {
   // potential[k] = spacing * moment[k] - width * (C[k + reach + 1] - C[k - reach])
   void (*potential)(const std::uint32_t* prefix, const M* moment, std::int64_t bins,
                     std::int64_t reach, double spacing, double width, double* potential);
+  // force[k] = pull.scale * F / occupancy of bin k, F as in CountKernels
+  void (*log_force32)(const std::uint32_t* prefix, const M* moment, std::int64_t bins,
+                      std::int64_t reach, const LogPull& pull, float* force);
+  void (*log_force64)(const std::uint32_t* prefix, const M* moment, std::int64_t bins,
+                      std::int64_t reach, const LogPull& pull, double* force);
+
+  template <class T>
+  auto log_force() const {
+    if constexpr (sizeof(T) == sizeof(float)) {
+      return log_force32;
+    } else {
+      return log_force64;
+    }
+  }
 };
 
 inline constexpr std::size_t rank_block = 16;
@@ -99,6 +149,9 @@ struct Kernels {
   // force[i] += sum over columns j of U'_w(rows[i] - columns[j])
   void (*pair_force)(const double* rows, std::size_t height, const double* columns,
                      std::size_t width_of_tile, double width, std::int64_t* force);
+  // depth[i] -= sum over columns j of scale * U_w(rows[i] - columns[j])
+  void (*pair_depth)(const double* rows, std::size_t height, const double* columns,
+                     std::size_t width_of_tile, double width, double scale, double* depth);
 
   template <class T>
   const WeightKernels<T>& weights() const {

@@ -24,4 +24,13 @@ double pair_energy_direct(const T* theta, std::size_t size, double width);
 template <class T>
 void pair_force_direct(const T* theta, std::size_t size, double width, std::int64_t* force);
 
+// occupancy[i] = |V(theta_i)| / w = sum_j (1 - |theta_i - theta_j| / w) over the weights closer
+// than w, itself included: 1 or more. O(N log N): sums over blocks of sorted weights, all terms of
+// which are positive.
+template <class T>
+void pair_occupancy_sort(const T* theta, std::size_t size, double width, double* occupancy);
+// The same by the O(N^2) sum over tiles.
+template <class T>
+void pair_occupancy_direct(const T* theta, std::size_t size, double width, double* occupancy);
+
 }  // namespace softq

@@ -44,6 +44,6 @@ void add_piece_force(const std::vector<Piece>& pieces, const std::vector<Range>&
 
 // As energies(), from the counts of all pieces.
 void piece_energies(const std::vector<Piece>& pieces, const std::vector<Range>& ranges,
-                    const Count* counts, double* energies);
+                    const Count* counts, Potential potential, double* energies);
 
 }  // namespace softq

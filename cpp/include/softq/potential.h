@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "softq/density.h"
+#include "softq/pull.h"
 #include "softq/well.h"
 
 namespace softq {
@@ -28,8 +29,10 @@ void potential_scan(const Count* counts, std::int64_t bins, double spacing, doub
 void potential_fft(const Count* counts, std::int64_t bins, double spacing, double width,
                    double* potential);
 
-// sum_i V(theta_i) without the self term -w of each weight; with it, the sum is lower by size *
-// width.
-double mean_field_energy(const Count* counts, std::int64_t bins, double spacing, double width);
+// Of the linear potential, sum_i V(theta_i) without the self term -w of each weight; with it, the
+// sum is lower by size * width. Of the log potential, the length of the code in nats,
+// -sum_i log(|V(theta_i)| / (N w)), in which V has its self term.
+double mean_field_energy(const Count* counts, std::int64_t bins, double spacing, double width,
+                         Potential potential = Potential::linear);
 
 }  // namespace softq

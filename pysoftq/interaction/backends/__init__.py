@@ -40,7 +40,7 @@ class DeviceCoupling(Protocol):
         seed: int,
         step: int,
     ) -> None:
-        """Gradient += scale · h_l · dV/dtheta for each layer that has a gradient.
+        """Gradient += scale · h_l · dV/dtheta for each layer that has a gradient; log: over |V|.
 
         Weights and gradient of a layer are on the device, of one dtype and side by side: dense, in
         the same order of memory, which need not be the order of their indices. If weights of any
@@ -48,7 +48,7 @@ class DeviceCoupling(Protocol):
         """
 
     def energies(self, thetas: Sequence[Tensor]) -> list[float]:
-        """Strength times mean-field energy of each layer, without self terms (Eq. 6).
+        """Strength times mean-field energy of each layer, without self terms (Eq. 6); log: nats.
 
         The weights of a layer are as for `add_force`. Waits for the device. ValueError names
         layers and reasons.
@@ -131,14 +131,17 @@ class Backend(Protocol):
     @property
     def Coupling(
         self,
-    ) -> Callable[[Sequence[CoupledLayer], Sequence[int], int, bool], PieceCoupling]:
-        """Made of layers, their positions in the model (keys of random numbers), bins and fft."""
+    ) -> Callable[[Sequence[CoupledLayer], Sequence[int], int, bool, bool], PieceCoupling]:
+        """Made of layers, their positions in the model (keys of random numbers), bins, fft, log."""
 
     def pair_energy(self, theta: Any, width: float, direct: bool) -> float:
         """Energy of all pairs (Eq. 2)."""
 
     def pair_force(self, theta: Any, width: float, direct: bool) -> Any:
         """Exact force, int64 (N,)."""
+
+    def pair_occupancy(self, theta: Any, width: float, direct: bool) -> Any:
+        """|V| / width at each weight, self term included, float64 (N,)."""
 
     def density(
         self, theta: Any, bins: int, fraction: float, seed: int
@@ -148,14 +151,17 @@ class Backend(Protocol):
     def potential(self, counts: Any, spacing: float, width: float, fft: bool) -> Any:
         """V at the midpoints, float64 (bins,) (Eq. 5)."""
 
-    def mean_field_energy(self, counts: Any, spacing: float, width: float) -> float:
-        """Energy of the binned weights without their self terms (Eq. 6)."""
+    def mean_field_energy(self, counts: Any, spacing: float, width: float, log: bool) -> float:
+        """Energy of the binned weights without their self terms (Eq. 6); with `log`, nats."""
 
     def force_table(self, counts: Any, spacing: float, width: float, fft: bool) -> Any:
         """dV/dtheta at the midpoints, float64 (bins,)."""
 
-    def force(self, theta: Any, width: float, bins: int, fft: bool) -> Any:
-        """dV/dtheta of each weight, (N,): float64 for float64 weights, else float32 (Eq. 7)."""
+    def force(self, theta: Any, width: float, bins: int, fft: bool, log: bool) -> Any:
+        """dV/dtheta of each weight, (N,): float64 for float64 weights, else float32 (Eq. 7).
+
+        With `log`, over |V|.
+        """
 
 
 def of(array: Any) -> Backend:

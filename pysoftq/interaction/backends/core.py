@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 pair_energy = _core.pair_energy
 pair_force = _core.pair_force
+pair_occupancy = _core.pair_occupancy
 density = _core.density
 potential = _core.potential
 mean_field_energy = _core.mean_field_energy
@@ -30,7 +31,12 @@ class Coupling:
     """The layers on the CPU; each step hands over nothing but addresses."""
 
     def __init__(
-        self, layers: Sequence[CoupledLayer], indices: Sequence[int], bins: int, fft: bool
+        self,
+        layers: Sequence[CoupledLayer],
+        indices: Sequence[int],
+        bins: int,
+        fft: bool,
+        log: bool = False,
     ) -> None:
         from pysoftq.interaction.segment_table import SegmentTable
         from pysoftq.interaction.weights import scalar_of
@@ -49,9 +55,10 @@ class Coupling:
             table.width[whole].tolist(),
             table.strength[whole].tolist(),
             fft,
+            log,
         )
         self._shared = table.pieces
-        self._pieces = _pieces(table, (scalars, list(indices)), fft)
+        self._pieces = _pieces(table, (scalars, list(indices)), fft, log)
 
     def add_force(
         self,
@@ -177,7 +184,7 @@ class Coupling:
 
 
 def _pieces(
-    table: SegmentTable, keys: tuple[list[_core.Scalar], list[int]], fft: bool
+    table: SegmentTable, keys: tuple[list[_core.Scalar], list[int]], fft: bool, log: bool
 ) -> _core.Pieces:
     """The shared rows of a table, for the core."""
     shared = table.pieces
@@ -186,7 +193,7 @@ def _pieces(
     scales = np.stack([table.width[shared].numpy(), table.strength[shared].numpy()], axis=1)
     whole = (0, 2**62, 0)
     blocks = [whole if layer.piece is None else layer.piece.block for layer in table.layers]
-    return _core.Pieces(*keys, np.array(blocks, dtype=np.int64), rows, scales, fft)
+    return _core.Pieces(*keys, np.array(blocks, dtype=np.int64), rows, scales, fft, log)
 
 
 def _addresses(tensors: Sequence[Tensor | None]) -> list[int]:

@@ -51,6 +51,11 @@ def pair_force(theta: Tensor, width: float, direct: bool) -> Tensor:
     return force
 
 
+def pair_occupancy(theta: Tensor, width: float, direct: bool) -> Tensor:
+    """|V| / width at each weight, float64 (N,): torch does it, since no training step needs it."""
+    return plain.pair_occupancy(theta, width, direct)
+
+
 def density(
     theta: Tensor, bins: int, fraction: float, seed: int
 ) -> tuple[Tensor, float, float, float]:
@@ -75,8 +80,13 @@ def potential(counts: Tensor, spacing: float, width: float, fft: bool) -> Tensor
     return out
 
 
-def mean_field_energy(counts: Tensor, spacing: float, width: float) -> float:
-    """Sum of the potential over the weights, without self terms (Eq. 6); waits for the device."""
+def mean_field_energy(counts: Tensor, spacing: float, width: float, log: bool = False) -> float:
+    """Sum of the potential over the weights, without self terms (Eq. 6); waits for the device.
+
+    With `log`, the length of the code in nats.
+    """
+    if log:
+        return plain.mean_field_energy(counts, spacing, width, log)
     return _cuda.mean_field_energy(
         counts.data_ptr(), counts.numel(), spacing, width, _place(counts)
     )
@@ -87,8 +97,10 @@ def force_table(counts: Tensor, spacing: float, width: float, fft: bool) -> Tens
     return plain.force_table(counts, spacing, width, fft)
 
 
-def force(theta: Tensor, width: float, bins: int, fft: bool) -> Tensor:
+def force(theta: Tensor, width: float, bins: int, fft: bool, log: bool = False) -> Tensor:
     """Force on each weight (Eq. 7, without h): float64 (N,) for float64 weights, else float32.
+
+    With `log`, over |V|.
 
     Raises:
         ValueError: weights are not finite, or their range overflows their dtype.
@@ -98,7 +110,7 @@ def force(theta: Tensor, width: float, bins: int, fft: bool) -> Tensor:
     place, stream = _place(theta), _stream(theta.device)
     layers = [(_scalar(theta.dtype), 0, *UNDIVIDED)]
     rows = np.array([[0, 0, theta.numel(), 0, theta.numel(), bins, 0]])
-    coupling = _cuda.Coupling(layers, rows, np.array([[width, 1.0]]), fft, False, place)
+    coupling = _cuda.Coupling(layers, rows, np.array([[width, 1.0]]), (fft, log), False, place)
     control = _cuda.Control(1.0, 1.0, 0, 0)
     coupling.add_force([(theta.data_ptr(), out.data_ptr(), True)], control, stream)
     for _, reason in coupling.check(stream):
@@ -119,10 +131,16 @@ class Coupling(DeferredRefusals):
         indices: their positions in the model, the keys of their random numbers.
         bins: of each histogram.
         fft: the potential by the convolution of the paper instead of window sums.
+        log: the log potential.
     """
 
     def __init__(
-        self, layers: Sequence[CoupledLayer], indices: Sequence[int], bins: int, fft: bool
+        self,
+        layers: Sequence[CoupledLayer],
+        indices: Sequence[int],
+        bins: int,
+        fft: bool,
+        log: bool = False,
     ) -> None:
         self._table = table = SegmentTable.of(layers, bins)
         self._names = [layer.name for layer in layers]
@@ -140,7 +158,7 @@ class Coupling(DeferredRefusals):
             ],
             torch.stack([*columns, shared], dim=1).numpy(),
             torch.stack([table.width, table.strength], dim=1).numpy(),
-            fft,
+            (fft, log),
             self._phased,
             self._memory.place(),
         )

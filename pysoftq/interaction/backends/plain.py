@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -70,6 +70,27 @@ def pair_force(theta: Tensor, width: float, direct: bool) -> Tensor:
     return force
 
 
+def pair_occupancy(theta: Tensor, width: float, direct: bool) -> Tensor:
+    """|V| / width at each weight: the depths of all weights in its well, added up."""
+    x = _finite(theta)
+    # A power of two, which changes no rounding: a well is about as deep as 1.
+    unit = math.ldexp(1.0, min(max(1 - math.frexp(width)[1], -1022), 1023))
+    if direct:
+        depth = torch.zeros_like(x)
+        for rows, out in zip(x.split(TILE), depth.split(TILE), strict=True):
+            for columns in x.split(TILE):
+                out.add_((unit * (width - (rows[:, None] - columns).abs()).clamp(min=0)).sum(1))
+        return depth / (unit * width)
+    x, order = x.sort()
+    low, high = _neighbours(x, width)
+    place, size = torch.arange(x.numel(), device=x.device), x.numel()
+    below = _depths(x, low, place + 1, width, unit)
+    above = _depths(-x.flip(0), (size - high).flip(0), place, width, unit)
+    occupancy = torch.empty_like(x)
+    occupancy[order] = ((below + above.flip(0)) / (unit * width)).clamp(min=1)
+    return occupancy
+
+
 def density(
     theta: Tensor, bins: int, fraction: float, seed: int
 ) -> tuple[Tensor, float, float, float]:
@@ -92,23 +113,24 @@ def potential(counts: Tensor, spacing: float, width: float, fft: bool) -> Tensor
     return (spacing * moment.to(wide) - width * population.to(wide))[0]
 
 
-def mean_field_energy(counts: Tensor, spacing: float, width: float) -> float:
-    """Energy of the binned weights, without the self terms (Eq. 6)."""
+def mean_field_energy(counts: Tensor, spacing: float, width: float, log: bool = False) -> float:
+    """Energy of the binned weights, without the self terms (Eq. 6); with `log`, nats."""
     step = torch.tensor([[spacing]], dtype=_wide(counts.device), device=counts.device)
-    return float(_energies(counts[None], step, width))
+    return float(_energies(counts[None], step, width, log))
 
 
 def force_table(counts: Tensor, spacing: float, width: float, fft: bool) -> Tensor:
     """dV/dtheta at the midpoints of the bins."""
     step = torch.tensor([[spacing]], dtype=_wide(counts.device), device=counts.device)
-    return _force_table(counts[None], step, width, 1.0, fft)[0]
+    return _force_table(counts[None], step, width, _Pull(), fft)[0]
 
 
-def force(theta: Tensor, width: float, bins: int, fft: bool) -> Tensor:
-    """dV/dtheta of each weight (Eq. 7, without h)."""
+def force(theta: Tensor, width: float, bins: int, fft: bool, log: bool = False) -> Tensor:
+    """dV/dtheta of each weight (Eq. 7, without h); with `log`, over |V|."""
     x, binning = _binned(theta, bins)
     index = binning.index(x)
-    table = _force_table(_counts(index, bins, None), binning.spacing, width, 1.0, fft)
+    pull = _Pull(log=log)
+    table = _force_table(_counts(index, bins, None), binning.spacing, width, pull, fft)
     return table.to(x.dtype).gather(1, index)[0]
 
 
@@ -116,11 +138,16 @@ class Coupling(DeferredRefusals):
     """The layers of one device; the first refused step is remembered there until `check` asks."""
 
     def __init__(
-        self, layers: Sequence[CoupledLayer], indices: Sequence[int], bins: int, fft: bool
+        self,
+        layers: Sequence[CoupledLayer],
+        indices: Sequence[int],
+        bins: int,
+        fft: bool,
+        log: bool = False,
     ) -> None:
         self._table = SegmentTable.of(layers, bins)
         self._indices = tuple(indices)
-        self._fft = fft
+        self._fft, self._log = fft, log
         device = layers[0].parameter.device
         self._device = device
         whole, shared = self._table.whole, self._table.pieces
@@ -166,8 +193,8 @@ class Coupling(DeferredRefusals):
             index = binning.index(weights)
             keep = _sample(batch.position, fraction, seed, step, layer)
             counts = _counts(index, batch.bins, keep)
-            strength = batch.strength * scale / fraction
-            table = _force_table(counts, binning.spacing, batch.width, strength, self._fft)
+            pull = _Pull(batch.strength * scale, fraction, self._log)
+            table = _force_table(counts, binning.spacing, batch.width, pull, self._fft)
             before = batch.of(gradient)
             total = before.to(weights.dtype) + table.to(weights.dtype).gather(1, index)
             batch.put(gradient, torch.where(fine, total.to(gradient.dtype), before))
@@ -184,7 +211,7 @@ class Coupling(DeferredRefusals):
                 binning = _Binning.of(weights, batch.bins)
                 faults[batch.rows] = binning.fault().to(faults.dtype)
                 counts = _counts(binning.index(weights), batch.bins, None)
-                found = _energies(counts, binning.spacing, batch.width)
+                found = _energies(counts, binning.spacing, batch.width, self._log)
                 energies[batch.rows] = (batch.strength * found)[:, 0]
         self._refuse(faults.cpu())
         return self._table.sums(energies.cpu().double())
@@ -251,9 +278,9 @@ class Coupling(DeferredRefusals):
             for batch in self._pieces[place]:
                 weights = batch.of(x)
                 binning = self._binning(batch, extremes, x.dtype)
-                strength = batch.strength * scale / fraction
+                pull = _Pull(batch.strength * scale, fraction, self._log)
                 own = counts[self._slots_of(batch)].long()
-                table = _force_table(own, binning.spacing, batch.width, strength, self._fft)
+                table = _force_table(own, binning.spacing, batch.width, pull, self._fft)
                 before = batch.of(g)
                 force = table.to(weights.dtype).gather(1, binning.index(weights))
                 total = (before.to(weights.dtype) + force).to(g.dtype)
@@ -274,13 +301,12 @@ class Coupling(DeferredRefusals):
                 weights = batch.of(x)
                 binning = _Binning.of(weights, batch.bins)
                 inside = _counts(binning.index(weights), batch.bins, None)
-                found = _energies(inside, binning.spacing, batch.width)
+                found = _energies(inside, binning.spacing, batch.width, self._log)
                 own[batch.rows] = (batch.strength * found)[:, 0]
             for batch in self._pieces[place]:
                 binning = self._binning(batch, extremes, x.dtype)
-                found = _energies(
-                    counts[self._slots_of(batch)].long(), binning.spacing, batch.width
-                )
+                all_counts = counts[self._slots_of(batch)].long()
+                found = _energies(all_counts, binning.spacing, batch.width, self._log)
                 shared[batch.rows] = (batch.strength * found)[:, 0]
         return own.cpu().double(), shared.cpu().double()
 
@@ -510,10 +536,13 @@ def _counts(index: Tensor, bins: int, keep: Tensor | None) -> Tensor:
     return ones.new_zeros(len(index), bins).scatter_add_(1, index, ones)
 
 
-def _energies(counts: Tensor, spacing: Tensor, width: float | Tensor) -> Tensor:
-    """Energy of each row without self terms (B, 1)."""
-    population, moment = _windows(counts, spacing, width)
+def _energies(counts: Tensor, spacing: Tensor, width: float | Tensor, log: bool) -> Tensor:
+    """Energy of each row without self terms (B, 1); with `log`, the length of its code in nats."""
     weights = counts.to(_wide(counts.device))
+    if log:
+        shares = weights.sum(1, keepdim=True) / _occupancy(counts, spacing, width, 1.0)
+        return torch.where(counts > 0, weights * shares.log(), 0).sum(1, keepdim=True)
+    population, moment = _windows(counts, spacing, width)
     distance = (weights * moment).sum(1, keepdim=True)
     pairs = (weights * (population - 1)).sum(1, keepdim=True)
     return spacing * distance - width * pairs
@@ -574,21 +603,52 @@ def _windows(counts: Tensor, spacing: Tensor, width: float | Tensor) -> tuple[Te
     return inside, left + right
 
 
+def _occupancy(counts: Tensor, spacing: Tensor, width: float | Tensor, fraction: float) -> Tensor:
+    """|V| / width on the midpoints of the bins, of counts of a fraction (cpp: pull.h)."""
+    wide, reach = _wide(counts.device), _reach(width, spacing, counts.shape[1])
+    population, moment = _windows(counts, spacing, width)
+    ratio = torch.where(reach > 0, spacing / width, 0)
+    return (population.to(wide) - ratio * moment.to(wide)).clamp(min=fraction)
+
+
+class _Pull(NamedTuple):
+    """Strength of a force, linear or log; the counts are those of a fraction of the weights."""
+
+    strength: float | Tensor = 1.0
+    fraction: float = 1.0
+    log: bool = False
+
+    def scale(self, width: float | Tensor) -> float | Tensor:
+        """Of the integer force."""
+        return self.strength / width if self.log else self.strength / self.fraction
+
+
 def _force_table(
-    counts: Tensor, spacing: Tensor, width: float | Tensor, scale: float | Tensor, fft: bool
+    counts: Tensor, spacing: Tensor, width: float | Tensor, pull: _Pull, fft: bool
 ) -> Tensor:
-    """Scale · dV/dtheta on the midpoints of the bins; 0 if all weights are at one point."""
-    bins, wide = counts.shape[1], _wide(counts.device)
+    """Strength · dV/dtheta on the midpoints of the bins; 0 if all weights are at one point.
+
+    With the log potential, over |V|.
+    """
+    bins, wide, scale = counts.shape[1], _wide(counts.device), pull.scale(width)
     if fft:
         v = _convolve(counts, spacing, width)
-        table = scale * (v[:, 2:] - v[:, :-2]) / (2 * spacing)
+        rise = v[:, 2:] - v[:, :-2]
+        if pull.log:
+            occupancy = (-v[:, 1:-1] / width).clamp(min=pull.fraction)
+            table = scale * (rise / (2 * spacing) / occupancy)
+        else:
+            table = scale * rise / (2 * spacing)
     else:
         k = torch.arange(bins, device=counts.device).expand_as(counts)
         m = _reach(width, spacing, bins)
         prefix = _prefix(counts)
         below = prefix[:, :-1] - prefix.gather(1, (k - m).clamp(min=0))
         above = prefix.gather(1, (k + m + 1).clamp(max=bins)) - prefix[:, 1:]
-        table = scale * (below - above).to(wide)
+        slope = (below - above).to(wide)
+        if pull.log:
+            slope = slope / _occupancy(counts, spacing, width, pull.fraction)
+        table = scale * slope
     return torch.where(spacing > 0, table, 0)
 
 
@@ -613,6 +673,35 @@ def _neighbours(x: Tensor, width: float) -> tuple[Tensor, Tensor]:
     low = _first(lambda j: x - x[j] < width, torch.zeros_like(place), place)
     high = _first(lambda j: x[j] - x >= width, place + 1, torch.full_like(place, x.numel()))
     return low, high
+
+
+def _depths(x: Tensor, begin: Tensor, end: Tensor, width: float, unit: float) -> Tensor:
+    """How deep the weights [begin, end) are in the well of each, added up, times `unit`.
+
+    The weights ascend, and those in each range are not above its own one. A range is made of the
+    largest blocks of 2, 4, 8, … weights. Depths in a block are that of its first weight and the
+    distances from that: all terms are positive.
+    """
+    total, first, spread, count = torch.zeros_like(x), x, torch.zeros_like(x), 1.0
+
+    def add(block: Tensor, chosen: Tensor) -> None:
+        at = block.clamp(max=len(first) - 1)
+        depth = count * (unit * (width - (x - first[at]))) + spread[at]
+        total.add_(torch.where(chosen, depth, 0))
+
+    while len(first):
+        odd = (begin < end) & (begin % 2 == 1)
+        add(begin, odd)
+        begin = begin + odd
+        odd = (begin < end) & (end % 2 == 1)
+        end = end - odd.long()
+        add(end, odd)
+        begin, end = begin // 2, end // 2
+        pairs = len(first) // 2 * 2
+        left, right = first[:pairs:2], first[1:pairs:2]
+        spread = spread[:pairs:2] + spread[1:pairs:2] + count * (unit * (right - left))
+        first, count = left, 2 * count
+    return total
 
 
 def _first(holds: Callable[[Tensor], Tensor], begin: Tensor, end: Tensor) -> Tensor:
