@@ -144,14 +144,16 @@ def segments(kernels: Kernels) -> Iterator[Check]:
         thetas = [gaussian(a * b).view(a, b).to(dtype) for a, b in shapes]
         here = [segmented(t, kind) for t, kind in zip(thetas, kinds, strict=True)]
         there = [segmented(t, kind, kernels.device) for t, kind in zip(thetas, kinds, strict=True)]
-        yield from _steps(kernels, here, there)
+        for log in (False, True):
+            yield from _steps(kernels, here, there, log=log)
 
 
 def _steps(
-    kernels: Kernels, here: list[CoupledLayer], there: list[CoupledLayer]
+    kernels: Kernels, here: list[CoupledLayer], there: list[CoupledLayer], *, log: bool
 ) -> Iterator[Check]:
-    ours = core.Coupling(here, range(len(here)), BINS, False)
-    theirs = kernels.backend.Coupling(there, range(len(there)), BINS, False)
+    ours = core.Coupling(here, range(len(here)), BINS, False, log)
+    theirs = kernels.backend.Coupling(there, range(len(there)), BINS, False, log)
+    potential = "log" if log else "linear"
     thetas, weights = ([layer.weights.detach() for layer in layers] for layers in (here, there))
     expected, found = ([torch.ones_like(theta) for theta in part] for part in (thetas, weights))
     for number, fraction in ((1, 1.0), (2, 0.3)):
@@ -159,9 +161,10 @@ def _steps(
         theirs.add_force(weights, found, 1.0, fraction, 3, number)
     theirs.check()
     for layer, gradient, reference in zip(here, found, expected, strict=True):
-        yield Check(f"two steps by {layer.name}, {reference.dtype}", gradient, reference)
+        what = f"two {potential} steps by {layer.name}, {reference.dtype}"
+        yield Check(what, gradient, reference)
     energies = np.array(theirs.energies(weights))
-    yield Check("energies", energies, np.array(ours.energies(thetas)), 1e-10)
+    yield Check(f"{potential} energies", energies, np.array(ours.energies(thetas)), 1e-10)
 
 
 class OneProcess:

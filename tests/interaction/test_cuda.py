@@ -60,10 +60,11 @@ def assert_force_as_on_the_cpu(
         assert torch.equal(results[i].cpu(), expected[i]), f"layer {i}"
 
 
-def test_at_most_three_launches_and_no_allocation(emulated):
+@pytest.mark.parametrize("log", [False, True], ids=["linear", "log"])
+def test_at_most_three_launches_and_no_allocation(emulated, log):
     thetas = [randn(size, seed=size) for size in (432, 2304, 9216, 36864, 640)]
     gradients = [torch.zeros_like(theta) for theta in thetas]
-    coupling = emulated_cuda.backend().Coupling(layers_of(thetas), range(5), BINS, False)
+    coupling = emulated_cuda.backend().Coupling(layers_of(thetas), range(5), BINS, False, log)
     memory = emulated.live_allocations()
     before = emulated.launches()
     coupling.add_force(thetas, gradients, 1.0, 1.0, 0, 0)
@@ -78,12 +79,13 @@ def segmented(theta: torch.Tensor, granularity: str) -> CoupledLayer:
     return layer
 
 
-def test_at_most_two_launches_of_segments_and_four_with_layers(emulated):
+@pytest.mark.parametrize("log", [False, True], ids=["linear", "log"])
+def test_at_most_two_launches_of_segments_and_four_with_layers(emulated, log):
     channels = [segmented(randn(2, 40 + i, seed=i), "channel") for i in range(128)]
     layers = [segmented(randn(30, 23), "group:7"), *layers_of([randn(5000)])]
     memory = emulated.live_allocations()
     for coupled, most in ((channels, 2), (layers, 4)):
-        coupling = emulated_cuda.backend().Coupling(coupled, range(len(coupled)), BINS, False)
+        coupling = emulated_cuda.backend().Coupling(coupled, range(len(coupled)), BINS, False, log)
         thetas = [layer.weights.detach() for layer in coupled]
         gradients = [torch.zeros_like(theta) for theta in thetas]
         before, held = emulated.launches(), emulated.live_allocations()
@@ -292,15 +294,16 @@ def trained(softq: SoftQuantizer, model: nn.Module) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("log", [False, True], ids=["linear", "log"])
 @pytest.mark.parametrize("fft", [False, True], ids=["scan", "fft"])
-def test_replays_of_a_graph_are_steps(fft):
+def test_replays_of_a_graph_are_steps(fft, log):
     if not backends.has_cuda():
         pytest.skip("built without CUDA")
     from pysoftq.interaction.backends import cuda
 
     thetas = [randn(size, seed=size).cuda() for size in (432, 36864, 300_000)]
     gradients, expected = ([torch.zeros_like(t) for t in thetas] for _ in range(2))
-    coupling = cuda.Coupling(layers_of(thetas), range(3), BINS, fft)
+    coupling = cuda.Coupling(layers_of(thetas), range(3), BINS, fft, log)
     graph = torch.cuda.CUDAGraph()
     coupling.add_force(thetas, gradients, 1.0, 0.5, 3, 0)  # loads the kernels
     with torch.cuda.graph(graph):
@@ -310,7 +313,7 @@ def test_replays_of_a_graph_are_steps(fft):
     coupling.set(1.0, 0.5, 3, 20)
     for _ in range(20, 25):
         graph.replay()
-    other = cuda.Coupling(layers_of(thetas), range(3), BINS, fft)
+    other = cuda.Coupling(layers_of(thetas), range(3), BINS, fft, log)
     for step in range(20, 25):
         other.add_force(thetas, expected, 1.0, 0.5, 3, step)
     coupling.check()

@@ -51,8 +51,10 @@ def layers_of(*thetas: Tensor) -> list[CoupledLayer]:
     ]
 
 
-def coupling_of(cuda: Any, *thetas: Tensor, bins: int = BINS, fft: bool = False) -> Any:
-    return cuda.Coupling(layers_of(*thetas), range(len(thetas)), bins, fft)
+def coupling_of(
+    cuda: Any, *thetas: Tensor, bins: int = BINS, fft: bool = False, log: bool = False
+) -> Any:
+    return cuda.Coupling(layers_of(*thetas), range(len(thetas)), bins, fft, log)
 
 
 def step(coupling: Any, theta: Tensor, number: int = 0) -> Tensor:
@@ -133,13 +135,16 @@ def test_any_weight_has_a_bin(
 
 
 # --------------------------------------------------------------------------------------- errors
-def test_the_order_of_threads_and_blocks_changes_nothing(cuda: Any, emulated: ModuleType) -> None:
+@pytest.mark.parametrize("log", [False, True], ids=["linear", "log"])
+def test_the_order_of_threads_and_blocks_changes_nothing(
+    cuda: Any, emulated: ModuleType, log: bool
+) -> None:
     theta, gradient = randn(30_000), randn(30_000, seed=1)
     seen = []
     for seed in range(4):
         emulated.set_seed(seed)
         result = gradient.clone()
-        coupling_of(cuda, theta).add_force([theta], [result], 1.0, 0.7, 1, 2)
+        coupling_of(cuda, theta, log=log).add_force([theta], [result], 1.0, 0.7, 1, 2)
         numbers = [cuda.pair_energy(theta[:6000], 0.2, direct) for direct in (False, True)]
         seen.append((result, torch.tensor(numbers, dtype=torch.float64)))
     for other in seen[1:]:
@@ -225,7 +230,7 @@ def layer_on(extension: Any, size: int, place: Any) -> Any:
     """A coupling of one layer, without the backend."""
     rows = np.array([[0, 0, size, 0, size, 8, 0]])
     layers, scales = [("float32", 0, 0, 2**62, 0)], np.array([[0.1, 1.0]])
-    return extension.Coupling(layers, rows, scales, False, False, place)
+    return extension.Coupling(layers, rows, scales, (False, False), False, place)
 
 
 def test_without_a_device_errors_name_the_call() -> None:
@@ -242,7 +247,9 @@ def test_without_a_device_errors_name_the_call() -> None:
 def test_nothing_is_copied_of_what_is_empty(cuda: Any, emulated: ModuleType) -> None:
     memory: list[Any] = []
     rows, scales = np.zeros((0, 7), dtype=np.int64), np.zeros((0, 2))
-    emulated.Coupling([], rows, scales, True, False, place_on(emulated, 0, memory)).check(0)
+    emulated.Coupling([], rows, scales, (True, False), False, place_on(emulated, 0, memory)).check(
+        0
+    )
     nothing = torch.zeros(0)
     assert cuda.pair_energy(nothing, 0.5, direct=False) == 0
     assert cuda.pair_force(nothing, 0.5, direct=True).numel() == 0
@@ -442,9 +449,10 @@ def test_weights_of_segments_may_change_during_a_step(
     assert gradient.isfinite().all()
 
 
+@pytest.mark.parametrize("log", [False, True], ids=["linear", "log"])
 @pytest.mark.parametrize("kind", ["segments", "pieces"])
 def test_the_order_of_threads_and_blocks_changes_nothing_for(
-    cuda: Any, emulated: ModuleType, kind: str
+    cuda: Any, emulated: ModuleType, kind: str, log: bool
 ) -> None:
     theta = randn(12_000).view(30, 400)
     scales = Scales(h=0.7, w=0.4, alpha=0.5)
@@ -457,7 +465,7 @@ def test_the_order_of_threads_and_blocks_changes_nothing_for(
     seen = []
     for seed in range(3):
         emulated.set_seed(seed)
-        coupling = cuda.Coupling([layer], [0], 2**14, False)
+        coupling = cuda.Coupling([layer], [0], 2**14, False, log)
         gradient = torch.zeros_like(theta)
         if kind == "pieces":
             extremes = coupling.extremes([theta], [gradient])
@@ -592,9 +600,9 @@ def test_layers_on_another_device_are_not_left_out_of_a_graph(
     net: Net, record: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     softq = SoftQuantizer(net, h=0.1)
-    groups = [DeviceGroup([softq.layers[0]], [0], softq.bins, False)]
+    groups = [DeviceGroup([softq.layers[0]], [0], softq.bins, False, False)]
     monkeypatch.setattr(backends, "on_device", lambda device: core)
-    groups.append(DeviceGroup([softq.layers[1]], [1], softq.bins, False))
+    groups.append(DeviceGroup([softq.layers[1]], [1], softq.bins, False, False))
     softq._groups[0, 1] = groups
     with pytest.raises(RuntimeError, match="records the coupling of layers on one device only"):
         record(softq.add_force_)
