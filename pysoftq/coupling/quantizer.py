@@ -431,7 +431,7 @@ class SoftQuantizer:
             ValueError: weights are not finite, naming layer and count, the energy overflows
                 float64, or a layer's parameter has been replaced since it was measured.
         """
-        self._refuse_replaced()
+        self.refuse_replaced()
         every = tuple(range(len(self.layers)))
         groups = self._groups.get(every) or self._regroup(every)
         try:
@@ -491,7 +491,7 @@ class SoftQuantizer:
         Raises:
             ValueError: as there.
         """
-        self._refuse_replaced()
+        self.refuse_replaced()
         return {layer.name: self._bins_of(layer, bits) for layer in self.layers}
 
     @property
@@ -709,8 +709,8 @@ class SoftQuantizer:
         self._places = [owner(self.model, layer.name) for layer in layers]
         self._groups: dict[tuple[int, ...], list[DeviceGroup]] = {}
 
-    def _refuse_replaced(self) -> None:
-        """Raise if a layer's parameter is no longer the model's, as forces would be lost."""
+    def refuse_replaced(self) -> None:
+        """Raise ValueError if a layer's parameter is no longer the model's, as forces are lost."""
         replaced = self._replaced()
         if replaced is not None and self._sharding and reshard(self.model):
             replaced = self._replaced()
@@ -759,7 +759,7 @@ class SoftQuantizer:
         return before_step
 
     def _add_force(self, indices: tuple[int, ...], scale: float) -> None:
-        self._refuse_replaced()
+        self.refuse_replaced()
         step = self._step
         groups = self._groups.get(indices) or self._regroup(indices)
         try:
