@@ -26,7 +26,7 @@ from pysoftq.compressor.target import Target, targets_of
 from pysoftq.compressor.training import RungTraining
 from pysoftq.coupling.lifecycle import prepare
 from pysoftq.coupling.options import ClusteringConfig
-from pysoftq.coupling.quantizer import gradient_scale
+from pysoftq.coupling.quantizer import before_update, gradient_scale
 from pysoftq.coupling.report import CompressionReport, LayerReport
 from pysoftq.errors import QualityWarning, abridged
 from pysoftq.models.sharding import initializes_state
@@ -88,6 +88,7 @@ class Compressor:
         model: as given, or what it wraps.
         softq: the coupling.
         targets: as given.
+        optimizer: attached to; None if none is.
         strength: as it was chosen; None where `config` gives it.
         rungs: those begun so far.
         on_rung: called at the end of each rung with this object, when the model is its network.
@@ -122,6 +123,7 @@ class Compressor:
         self.config = config
         self.softq = prepare(model, config)
         self.model = self.softq.model
+        self.optimizer: Optimizer | None = None
         self.strength: Strength | None = None
         self.rungs: list[Rung] = []
         self.on_rung: Callable[[Compressor], object] | None = None
@@ -133,14 +135,13 @@ class Compressor:
         )
         self._step = self._steps = self._coupling_ends = 0
         self._training: RungTraining | None = None
-        self._ended = False
+        self._ended = self._prepared = False
         self._layers: CompressionReport | None = None
         self._evaluate: Evaluate | None = None
         self._reference: float | None = None
         # Of a search: the weights before the first rung, and the network chosen so far.
         self._trunk: Network | None = None
         self._kept: Network | None = None
-        self._optimizer: Optimizer | None = None
         self._handles: list[Any] = []
         self._idle: list[tuple[nn.Parameter, Tensor]] = []  # gradients of a step that is left out
 
@@ -174,7 +175,7 @@ class Compressor:
                 `SoftQuantizer.attach`.
             RuntimeError: already attached.
         """
-        if self._optimizer is not None:
+        if self.optimizer is not None:
             raise RuntimeError("already attached")
         if any(target.max_drop is not None for target in self.targets) and evaluate is None:
             raise ValueError("`max_drop` requires `evaluate`, which measures the quality")
@@ -199,7 +200,7 @@ class Compressor:
         self._steps, self._evaluate = total_steps, evaluate
         if self.phase == "coupling" and not self._coupling_steps:
             self._begin()
-        self._optimizer = inner
+        self.optimizer = inner
         self._register()
 
     def finalize(self) -> TargetReport:
@@ -211,7 +212,7 @@ class Compressor:
         Raises:
             RuntimeError: not attached.
         """
-        if self._optimizer is None:
+        if self.optimizer is None:
             raise RuntimeError("not attached to an optimizer")
         notes = list(self._unfinished())
         if self.phase == "coupling":
@@ -234,7 +235,7 @@ class Compressor:
         """Take no part in further steps; `attach` continues."""
         for handle in self._handles:
             handle.remove()
-        self._handles, self._optimizer = [], None
+        self._handles, self.optimizer = [], None
 
     def _unfinished(self) -> Iterator[str]:
         """What a training that is finalized now has missed."""
@@ -268,18 +269,26 @@ class Compressor:
     # Within a step of the optimizer.
 
     def _register(self) -> None:
-        if self._optimizer is not None:
+        if self.optimizer is not None:
             self._handles = [
-                self._optimizer.register_step_pre_hook(self._before),
-                self._optimizer.register_step_post_hook(self._after),
+                self.optimizer.register_step_pre_hook(self._before),
+                self.optimizer.register_step_post_hook(self._after),
             ]
 
-    def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if initializes_state(optimizer):
-            return
-        # The first of a step's arguments is the optimizer itself.
-        if kwargs.get("closure", args[1] if len(args) > 1 else None) is not None:
-            raise ValueError("a Compressor cannot take part in a step with a closure")
+            return None
+        self._prepared = False
+        return before_update(args, kwargs, lambda: self._prepare(optimizer))
+
+    def _prepare(self, optimizer: Optimizer) -> None:
+        """When the gradients are there, before the optimizer takes them."""
+        if self._prepared:
+            raise ValueError(
+                "the optimizer evaluates its closure several times in a step, which a Compressor "
+                "cannot take part in"
+            )
+        self._prepared = True
         if self._ended:
             self._leave_out(optimizer)
             return
@@ -310,7 +319,7 @@ class Compressor:
     def _leave_out(self, optimizer: Optimizer) -> None:
         """Take the gradients away for the time of a step, so that it changes nothing."""
         every = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        self._idle = [(parameter, parameter.grad) for parameter in every if parameter.grad is not None]
+        self._idle = [(one, one.grad) for one in every if one.grad is not None]
         for parameter, _ in self._idle:
             parameter.grad = None
 
@@ -453,7 +462,7 @@ class Compressor:
             ValueError: the state is of other targets or options, or does not fit the model.
             RuntimeError: attached.
         """
-        if self._optimizer is not None:
+        if self.optimizer is not None:
             raise RuntimeError("attached: load the state first")
         if missing := sorted(set(self.state_dict()) - set(state)):
             raise ValueError(f"the state lacks {', '.join(missing)}")
@@ -467,6 +476,7 @@ class Compressor:
         self.strength = None if state["strength"] is None else Strength(**state["strength"])
         self.rungs = [Rung.of(rung) for rung in state["rungs"]]
         self._trunk, self._kept = state["trunk"], state["kept"]
+        self._layers = self._training = None
         if state["layers"] is not None:
             rows = tuple(LayerReport(**row) for row in state["layers"])
             self._layers = CompressionReport(rows, self.softq.tensors(), self.config.refinement)
@@ -487,7 +497,7 @@ class Compressor:
     def __copy__(self) -> Compressor:
         # Attached to the same optimizer, it would step the values a second time.
         other = object.__new__(type(self))
-        other.__dict__.update(self.__getstate__(), _optimizer=None)
+        other.__dict__.update(self.__getstate__(), optimizer=None)
         return other
 
     @property

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -51,13 +52,15 @@ class Target:
         return self.bytes is None and self.bits is None and self.rd_weight is None
 
 
-def targets_of(target: Target | Sequence[Target]) -> tuple[Target, ...]:
-    """One or several targets as a tuple.
+def targets_of(target: Target | Mapping[str, Any] | Sequence[Any]) -> tuple[Target, ...]:
+    """One or several targets as a tuple; each also as a mapping.
 
     Raises:
         TypeError: something else.
+        ValueError: as `Target`.
     """
-    found = (target,) if isinstance(target, Target) else target
-    if isinstance(found, Sequence) and all(isinstance(one, Target) for one in found):
-        return tuple(found)
-    raise TypeError(f"`target` must be a Target or a list of them, got {target!r}")
+    given = target if isinstance(target, (list, tuple)) else [target]
+    found = tuple(Target(**one) if isinstance(one, Mapping) else one for one in given)
+    if not all(isinstance(one, Target) for one in found):
+        raise TypeError(f"`target` must be a Target or a list of them, got {target!r}")
+    return found

@@ -741,20 +741,8 @@ class SoftQuantizer:
         ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
             if initializes_state(optimizer):
                 return None
-            # The first of a step's arguments is the optimizer itself.
-            closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-            if closure is None:
-                self._add_force(indices, gradient_scale(optimizer))
-                return None
-
-            def closure_with_force() -> Any:
-                loss = closure()
-                self._add_force(indices, gradient_scale(optimizer))
-                return loss
-
-            if "closure" in kwargs:
-                return args, {**kwargs, "closure": closure_with_force}
-            return (args[0], closure_with_force, *args[2:]), kwargs
+            force = lambda: self._add_force(indices, gradient_scale(optimizer))  # noqa: E731
+            return before_update(args, kwargs, force)
 
         return before_step
 
@@ -837,6 +825,29 @@ def _square(values: Tensor | None, layer: CoupledLayer) -> float:
     if values is None or not (layer.piece is None or layer.piece.first):
         return 0.0
     return float(values.double().square().sum())
+
+
+def before_update(
+    args: tuple[Any, ...], kwargs: dict[str, Any], work: Callable[[], None]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Do some work in a step, when the gradients are there: now, or after each of its closures.
+
+    Returns the arguments of the step, as a hook before it does; None if they stay.
+    """
+    # The first of a step's arguments is the optimizer itself.
+    closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+    if closure is None:
+        work()
+        return None
+
+    def closure_with_work() -> Any:
+        loss = closure()
+        work()
+        return loss
+
+    if "closure" in kwargs:
+        return args, {**kwargs, "closure": closure_with_work}
+    return (args[0], closure_with_work, *args[2:]), kwargs
 
 
 def gradient_scale(optimizer: Optimizer) -> float:

@@ -88,9 +88,10 @@ def test_micro_batches_and_clipping() -> None:
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_grad_scaler_with_an_overflow(fused: bool) -> None:
-    model, optimizer, compressor = attached(fused=fused)
+    # torch's fused SGD with momentum reads memory that is not initialized after such a first step.
+    make, options = (adamw, {"fused": True}) if fused else (sgd, {})
+    model, optimizer, compressor = attached(make=make, **options)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
-    strength = None
     for number in range(24):
         model.train()
         optimizer.zero_grad()
@@ -102,20 +103,49 @@ def test_grad_scaler_with_an_overflow(fused: bool) -> None:
         scaler.step(optimizer)
         scaler.update()
         if bad:
-            assert all(map(torch.equal, before, parameters(model))) or fused
-        strength = strength or compressor.strength
+            assert number or all(map(torch.equal, before, parameters(model)))
     report = compressor.finalize()
     assert report.met
     assert all(value.isfinite().all() for value in model.state_dict().values())
-    plain, optimizer, other = attached()
+    plain, optimizer, other = attached(make=make)
     steps(plain, optimizer, 1, 2)
     assert report.strength.h == pytest.approx(other.strength.h, rel=0.2)
 
 
-def test_a_closure_is_refused() -> None:
-    model, optimizer, _ = attached()
-    with pytest.raises(ValueError, match="cannot take part in a step with a closure"):
-        optimizer.step(lambda: loss_of(model, 0))
+def test_a_closure_is_the_same_loop() -> None:
+    found = []
+    for closed in (False, True):
+        model, optimizer, compressor = attached(make=adamw)
+        model.train()
+        for number in range(22):
+
+            def closure(number: int = number, model: nn.Module = model) -> torch.Tensor:
+                model.zero_grad()
+                loss = loss_of(model, number)
+                loss.backward()
+                return loss
+
+            if closed:
+                optimizer.step(closure)
+            else:
+                closure()
+                optimizer.step()
+        found.append((compressor.finalize().to_dict(), parameters(model)))
+    assert found[0][0] == found[1][0]
+    assert all(map(torch.equal, found[0][1], found[1][1]))
+
+
+def test_several_closures_in_a_step_are_refused() -> None:
+    model, optimizer, _ = attached(make=lambda model: torch.optim.LBFGS(model.parameters()))
+
+    def closure() -> torch.Tensor:
+        model.zero_grad()
+        loss = loss_of(model, 0)
+        loss.backward()
+        return loss
+
+    with pytest.raises(ValueError, match="the optimizer evaluates its closure several times"):
+        optimizer.step(closure)
 
 
 def test_steps_after_the_last_one_change_nothing() -> None:
@@ -161,8 +191,9 @@ def test_finalized_early(done: int) -> None:
 def test_a_ladder_that_ends_early_misses_targets() -> None:
     model, optimizer, compressor = attached([Target(bits=3.0), BITS], total=40)
     steps(model, optimizer, 0, 20)
-    with pytest.warns(QualityWarning, match="the last 1 of 2 targets have not been begun"):
+    with pytest.warns(QualityWarning) as caught:
         report = compressor.finalize()
+    assert any("the last 1 of 2 targets have not been" in str(one.message) for one in caught)
     assert not report.met
 
 
@@ -270,6 +301,8 @@ def test_a_strength_that_was_never_chosen_is_reported() -> None:
         optimizer.zero_grad()
         (0 * loss_of(model, 0)).backward()
         optimizer.step()
+    optimizer.zero_grad()
+    (0 * loss_of(model, 0)).backward()
     with pytest.warns(QualityWarning, match="no step had gradients to choose `h` from"):
         optimizer.step()
 
