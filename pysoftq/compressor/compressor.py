@@ -19,6 +19,7 @@ from pysoftq.compressor.evaluation import Evaluate, measured
 from pysoftq.compressor.merging import FIRST_PRICE, merge_to
 from pysoftq.compressor.meter import Meter
 from pysoftq.compressor.network import Network, keep, put_back
+from pysoftq.compressor.price import HIGHEST
 from pysoftq.compressor.report import TargetReport
 from pysoftq.compressor.rungs import Rung, chosen, next_target, rungs_of
 from pysoftq.compressor.strength import Strength, choose_strength
@@ -169,6 +170,9 @@ class Compressor:
                 a largest drop. Called before the first step and after each rung, in evaluation
                 mode. It should not look at the test set, since networks are chosen by it.
 
+        Warns:
+            QualityWarning: the smallest file is larger than a target.
+
         Raises:
             TypeError: `optimizer` is none of torch.optim, nor holds one, or has no learning rate.
             ValueError: fewer steps than rungs, `evaluate` is missing or returns no number, or as
@@ -197,6 +201,8 @@ class Compressor:
             self._reference = measured(self.softq, evaluate)
             if not math.isfinite(self._reference):
                 raise ValueError(f"`evaluate` must return a finite number, got {self._reference}")
+        if not self._step:
+            self._warn_of_size()
         self._steps, self._evaluate = total_steps, evaluate
         if self.phase == "coupling" and not self._coupling_steps:
             self._begin()
@@ -386,6 +392,20 @@ class Compressor:
         self.rungs.append(Rung(target, max(steps, 1), rd_weight=merged.price))
         self._training = RungTraining(self.softq, codebooks, self.rungs[-1], meter, self._values_lr)
         self._training.settle()
+
+    def _warn_of_size(self) -> None:
+        wanted = [target.bytes for target in self.targets if target.bytes is not None]
+        if not wanted:
+            return
+        bins = self.softq.occupied_bins(self.config.bits)
+        one = self.softq.refine(bins, refinement=self.config.refinement, rd_weight=HIGHEST)
+        if (least := self._file_size.bytes(one)) > min(wanted):
+            warnings.warn(
+                f"a target of {min(wanted):,} bytes cannot be met: with one value per layer, or "
+                f"segment, the file has {least:,} bytes",
+                QualityWarning,
+                stacklevel=3,
+            )
 
     def _warn_of_strength(self) -> None:
         if self._step and self.strength is None and "h" not in self.config.model_fields_set:

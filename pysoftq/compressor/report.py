@@ -114,7 +114,7 @@ def _undershoot(rung: Rung) -> str:
         most = getattr(target, name)
         if most is not None and size < LEAST * most:
             return (
-                f"{size:,.5g} {name}, less than the {most:,.5g} of the target: accuracy may be lost; "
-                "more steps, a smaller learning rate or another target help"
+                f"{size:,.5g} {name}, less than the {most:,.5g} of the target: accuracy may be "
+                "lost; more steps, a smaller learning rate or another target help"
             )
     return ""

@@ -60,7 +60,7 @@ def targets_of(target: Target | Mapping[str, Any] | Sequence[Any]) -> tuple[Targ
         ValueError: as `Target`.
     """
     given = target if isinstance(target, (list, tuple)) else [target]
-    found = tuple(Target(**one) if isinstance(one, Mapping) else one for one in given)
+    found: list[Any] = [Target(**one) if isinstance(one, Mapping) else one for one in given]
     if not all(isinstance(one, Target) for one in found):
         raise TypeError(f"`target` must be a Target or a list of them, got {target!r}")
-    return found
+    return tuple(found)

@@ -199,7 +199,9 @@ def test_a_ladder_that_ends_early_misses_targets() -> None:
 
 @pytest.mark.parametrize("size", [10, 1200])
 def test_a_target_that_nothing_meets(size: int) -> None:
-    model, optimizer, compressor = attached(Target(bytes=size))
+    early = rf"a target of {size:,} bytes cannot be met: .* 1,\d+ "
+    with pytest.warns(QualityWarning, match=early):
+        model, optimizer, compressor = attached(Target(bytes=size))
     steps(model, optimizer, 0, 20)
     with pytest.warns(QualityWarning, match=f"more than {size:,} bytes: no assignment takes fewer"):
         report = compressor.finalize()
@@ -327,11 +329,15 @@ def test_a_loss_of_nan_is_reported(begin: int) -> None:
     model, optimizer, _ = attached()
     steps(model, optimizer, 0, begin)
     error = ValueError if begin == 0 else NonFiniteLossError
-    with pytest.raises(error, match=r"0\.weight.*NaN or infinite|0\.weight.*not finite"):
+
+    def lost_steps() -> None:
         for number in range(6):
             optimizer.zero_grad()
             (torch.nan * loss_of(model, number)).backward()
             optimizer.step()
+
+    with pytest.raises(error, match=r"0\.weight.*NaN or infinite|0\.weight.*not finite"):
+        lost_steps()
 
 
 @pytest.mark.parametrize("done", [3, 12])
