@@ -14,13 +14,15 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from pysoftq import ClusteringConfig, SoftQuantizer, prepare
+from pysoftq import ClusteringConfig, Compressor, SoftQuantizer, Target, prepare
 
 BATCH, ACCUMULATE, CLIP, EPOCHS = 32, 2, 0.5, 3
 
 CONFIG = ClusteringConfig(
     h=0.3, w=0.5, fraction_start=0.3, override={"net.2*": {"w": 0.3}, "net*": {"h": 0.2}}, n_min=2
 )
+
+QUICK = ClusteringConfig(bits=6)  # few bins, which merge at once
 
 
 class Digits(nn.Module):
@@ -171,3 +173,37 @@ def accelerate_train(
     accelerator.save_state(str(folder / "state"))
     accelerator.wait_for_everyone()
     return accelerator.unwrap_model(wrapped), softq
+
+
+def accelerate_compress(
+    model: Digits, data: TensorDataset, folder: Path, start: int, stop: int, target: Target
+) -> tuple[nn.Module, Compressor]:
+    """As `accelerate_train`, to a target."""
+    from accelerate import Accelerator
+
+    from pysoftq.integrations.accelerate import prepare_compressor
+
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=ACCUMULATE)
+    wrapped, optimizer, loader = accelerator.prepare(
+        model, make_optimizer(model), DataLoader(data, BATCH)
+    )
+    compressor = prepare_compressor(
+        accelerator,
+        wrapped,
+        target,
+        optimizer,
+        total_steps=EPOCHS * len(loader) // ACCUMULATE,
+        config=QUICK,
+    )
+    if start:
+        accelerator.load_state(str(folder / "state"))
+    for _ in range(start, stop):
+        for images, labels in loader:
+            with accelerator.accumulate(wrapped):
+                accelerator.backward(wrapped(images, labels)["loss"])
+                if accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(wrapped.parameters(), CLIP)
+                optimizer.step()
+                optimizer.zero_grad()
+    accelerator.save_state(str(folder / "state"))
+    return accelerator.unwrap_model(wrapped), compressor

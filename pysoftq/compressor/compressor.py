@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pysoftq.artifact.forms import Coding
 from pysoftq.artifact.size import FileSize
 from pysoftq.clusters.codebooks import Codebooks
+from pysoftq.clusters.written import lost_clusters
 from pysoftq.compressor.evaluation import Evaluate, measured
 from pysoftq.compressor.merging import FIRST_PRICE, merge_to
 from pysoftq.compressor.meter import Meter
 from pysoftq.compressor.network import Network, keep, put_back
+from pysoftq.compressor.price import HIGHEST
 from pysoftq.compressor.report import TargetReport
 from pysoftq.compressor.rungs import Rung, chosen, next_target, rungs_of
 from pysoftq.compressor.strength import Strength, choose_strength
-from pysoftq.compressor.target import Target
-from pysoftq.compressor.training import RungTraining, lower_rates, restore_rates
+from pysoftq.compressor.target import Target, targets_of
+from pysoftq.compressor.training import RungTraining
 from pysoftq.coupling.lifecycle import prepare
 from pysoftq.coupling.options import ClusteringConfig
+from pysoftq.coupling.quantizer import before_update, gradient_scale
 from pysoftq.coupling.report import CompressionReport, LayerReport
-from pysoftq.errors import QualityWarning
+from pysoftq.errors import QualityWarning, abridged
 from pysoftq.models.sharding import initializes_state
 from pysoftq.models.wrappers import torch_optimizer
 
@@ -33,6 +37,7 @@ COUPLED = 0.75
 LOOKS = 100  # at the size of the coupled network, in the course of the coupling
 SPARE_BITS = 1.0  # that merging and training save on top of the coupling
 VALUES_LR = 0.01
+NEARLY = 0.01  # share of the peak learning rates at which a training is as good as done
 
 
 class Compressor:
@@ -64,7 +69,11 @@ class Compressor:
 
     From the second part on, the model computes with what would be saved; it holds the weights only
     within a step. A training that is resumed from checkpoints (`state_dict`, with those of model
-    and optimizer) ends with the same network bit for bit.
+    and optimizer) ends with the same network bit for bit. Copies and pickles take the model and the
+    attached optimizer along, and `evaluate` as it is; a shallow copy is not attached.
+
+    Where several processes train the model (DistributedDataParallel, FSDP2, tensor parallelism),
+    all of them make the same calls.
 
     Args:
         model: as for `SoftQuantizer`.
@@ -80,6 +89,7 @@ class Compressor:
         model: as given, or what it wraps.
         softq: the coupling.
         targets: as given.
+        optimizer: attached to; None if none is.
         strength: as it was chosen; None where `config` gives it.
         rungs: those begun so far.
         on_rung: called at the end of each rung with this object, when the model is its network.
@@ -109,11 +119,12 @@ class Compressor:
             raise ValueError(f"`coupled` must be in [0, 1), got {coupled}")
         if not values_lr > 0:
             raise ValueError(f"`values_lr` must be > 0, got {values_lr}")
-        self.targets = (target,) if isinstance(target, Target) else tuple(target)
+        self.targets = targets_of(target)
         self._rungs = rungs_of(self.targets)
         self.config = config
         self.softq = prepare(model, config)
         self.model = self.softq.model
+        self.optimizer: Optimizer | None = None
         self.strength: Strength | None = None
         self.rungs: list[Rung] = []
         self.on_rung: Callable[[Compressor], object] | None = None
@@ -125,7 +136,7 @@ class Compressor:
         )
         self._step = self._steps = self._coupling_ends = 0
         self._training: RungTraining | None = None
-        self._ended = False
+        self._ended = self._prepared = False
         self._layers: CompressionReport | None = None
         self._evaluate: Evaluate | None = None
         self._reference: float | None = None
@@ -133,7 +144,7 @@ class Compressor:
         self._trunk: Network | None = None
         self._kept: Network | None = None
         self._handles: list[Any] = []
-        self._rates: list[Any] = []
+        self._idle: list[tuple[nn.Parameter, Tensor]] = []  # gradients of a step that is left out
 
     @property
     def codebooks(self) -> Codebooks | None:
@@ -159,37 +170,44 @@ class Compressor:
                 a largest drop. Called before the first step and after each rung, in evaluation
                 mode. It should not look at the test set, since networks are chosen by it.
 
+        Warns:
+            QualityWarning: the smallest file is larger than a target.
+
         Raises:
-            TypeError: `optimizer` is none of torch.optim, nor holds one.
-            ValueError: fewer steps than rungs, `evaluate` is missing, or as `SoftQuantizer.attach`.
+            TypeError: `optimizer` is none of torch.optim, nor holds one, or has no learning rate.
+            ValueError: fewer steps than rungs, `evaluate` is missing or returns no number, or as
+                `SoftQuantizer.attach`.
             RuntimeError: already attached.
         """
-        if self._handles:
+        if self.optimizer is not None:
             raise RuntimeError("already attached")
         if any(target.max_drop is not None for target in self.targets) and evaluate is None:
             raise ValueError("`max_drop` requires `evaluate`, which measures the quality")
-        if total_steps <= self._rungs:
+        if not isinstance(total_steps, int) or total_steps <= self._rungs:
             raise ValueError(
-                f"`total_steps` must be > {self._rungs} for these targets, got {total_steps}"
+                f"`total_steps` must be an integer > {self._rungs} for these targets, "
+                f"got {total_steps}"
             )
         if self._steps not in (0, total_steps):
             raise ValueError(
                 f"`total_steps` must be {self._steps}, as in the state, got {total_steps}"
             )
         inner = torch_optimizer(optimizer)
-        before = inner.register_step_pre_hook(self._before)  # ahead of the coupling's
-        try:
-            if self.phase == "coupling":
-                self.softq.attach(inner)
-        except BaseException:
-            before.remove()
-            raise
-        self._handles = [before, inner.register_step_post_hook(self._after)]
-        self._steps, self._evaluate = total_steps, evaluate
+        if not all("lr" in group for group in inner.param_groups):
+            raise TypeError(f"`optimizer` must have learning rates, got {type(inner).__name__}")
+        self.softq.attach(inner)  # refuses what cannot be coupled
+        self.softq.detach()  # the force enters in `_couple`
         if evaluate is not None and self._reference is None:
             self._reference = measured(self.softq, evaluate)
+            if not math.isfinite(self._reference):
+                raise ValueError(f"`evaluate` must return a finite number, got {self._reference}")
+        if not self._step:
+            self._warn_of_size()
+        self._steps, self._evaluate = total_steps, evaluate
         if self.phase == "coupling" and not self._coupling_steps:
             self._begin()
+        self.optimizer = inner
+        self._register()
 
     def finalize(self) -> TargetReport:
         """Detach; the model is the network that was chosen.
@@ -200,28 +218,42 @@ class Compressor:
         Raises:
             RuntimeError: not attached.
         """
-        if not self._handles:
+        if self.optimizer is None:
             raise RuntimeError("not attached to an optimizer")
-        left = self._steps - self._step
+        notes = list(self._unfinished())
         if self.phase == "coupling":
             self._coupling_ends = self._step
             self._begin()
         if self.phase == "training":
             self._end_rung(last=True)
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
-        if left:
-            warnings.warn(
-                f"finalized {left} steps before the last of {self._steps}: learning rates have "
-                "not fallen, and accuracy is lost",
-                QualityWarning,
-                stacklevel=2,
+        elif lost := lost_clusters(self.model):
+            notes.append(
+                f"the weights of {abridged(list(lost))} have been overwritten since the last step: "
+                "the model is not the compressed network"
             )
+        self.detach()
         report = self.report()
-        for text in report.warnings:
+        for text in (*notes, *report.warnings, *report.notes):
             warnings.warn(text, QualityWarning, stacklevel=2)
         return report
+
+    def detach(self) -> None:
+        """Take no part in further steps; `attach` continues."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles, self.optimizer = [], None
+
+    def _unfinished(self) -> Iterator[str]:
+        """What a training that is finalized now has missed."""
+        left = self._steps - self._step
+        training = self._training
+        last = len(self.rungs) == self._rungs
+        # A few steps that a GradScaler has left out do no harm.
+        if left and not (training is not None and last and training.anneal <= NEARLY):
+            yield (
+                f"finalized {left} steps before the last of {self._steps}: learning rates have "
+                "not fallen, and accuracy is lost"
+            )
 
     def report(self) -> TargetReport:
         """Where the compression stands."""
@@ -242,16 +274,33 @@ class Compressor:
 
     # Within a step of the optimizer.
 
-    def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _register(self) -> None:
+        if self.optimizer is not None:
+            self._handles = [
+                self.optimizer.register_step_pre_hook(self._before),
+                self.optimizer.register_step_post_hook(self._after),
+            ]
+
+    def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if initializes_state(optimizer):
+            return None
+        self._prepared = False
+        return before_update(args, kwargs, lambda: self._prepare(optimizer))
+
+    def _prepare(self, optimizer: Optimizer) -> None:
+        """When the gradients are there, before the optimizer takes them."""
+        if self._prepared:
+            raise ValueError(
+                "the optimizer evaluates its closure several times in a step, which a Compressor "
+                "cannot take part in"
+            )
+        self._prepared = True
+        if self._ended:
+            self._leave_out(optimizer)
             return
-        # The first of a step's arguments is the optimizer itself.
-        if kwargs.get("closure", args[1] if len(args) > 1 else None) is not None:
-            raise ValueError("a Compressor cannot take part in a step with a closure")
+        self.softq.refuse_replaced()
         if self._training is None:
             self._couple(optimizer)
-        elif self._ended:
-            self._rates = lower_rates(optimizer, 0.0)
         else:
             self._training.before_step(optimizer)
 
@@ -259,19 +308,29 @@ class Compressor:
         if initializes_state(optimizer):
             return
         if self._ended:
-            restore_rates(optimizer, self._rates)
+            for parameter, gradient in self._idle:
+                parameter.grad = gradient
+            self._idle = []
             return
         if self._training is not None:
             self._training.after_step(optimizer)
         self._step += 1
-        if self._training is not None and self._step == self._ends(len(self.rungs)):
+        # Later than due where `evaluate` has raised.
+        if self._training is not None and self._step >= self._ends(len(self.rungs)):
             self._end_rung()
         elif self._training is None and self._gathered():
             self._coupling_ends = self._step
             self._begin()
 
+    def _leave_out(self, optimizer: Optimizer) -> None:
+        """Take the gradients away for the time of a step, so that it changes nothing."""
+        every = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self._idle = [(one, one.grad) for one in every if one.grad is not None]
+        for parameter, _ in self._idle:
+            parameter.grad = None
+
     def _couple(self, optimizer: Optimizer) -> None:
-        """Set strength and fraction of the force that enters next."""
+        """Add the force to the gradients, once its strength is chosen."""
         if self.strength is None and "h" not in self.config.model_fields_set:
             self.strength = choose_strength(self.softq, optimizer, self._coupling_steps)
             if self.strength is not None:
@@ -279,6 +338,7 @@ class Compressor:
         fraction = self.config.fraction(self._step, self._coupling_steps)
         if fraction != self.softq.fraction:  # telling a device costs a little
             self.softq.fraction = fraction
+        self.softq.add_force_(gradient_scale(optimizer))
 
     def _gathered(self) -> bool:
         """Whether the coupling ends with this step.
@@ -287,7 +347,7 @@ class Compressor:
         far that their bins take hardly more than the first target: what gathers further takes
         fewer bits than there are, and costs accuracy.
         """
-        if self._step == self._coupling_steps:
+        if self._step >= self._coupling_steps:
             return True
         if self._step % max(self._coupling_steps // LOOKS, 1):
             return False
@@ -313,8 +373,10 @@ class Compressor:
         """Merge the clusters of the weights at the price of the next target, to train them on."""
         if self._training is not None:
             self._training.codebooks.lend()
-        elif not self.rungs and self.before_merging is not None:
-            self.before_merging(self)
+        elif not self.rungs:
+            self._warn_of_strength()
+            if self.before_merging is not None:
+                self.before_merging(self)
         target = next_target(self.targets, self.rungs)
         assert target is not None
         meter = Meter(target, self._file_size)
@@ -330,6 +392,29 @@ class Compressor:
         self.rungs.append(Rung(target, max(steps, 1), rd_weight=merged.price))
         self._training = RungTraining(self.softq, codebooks, self.rungs[-1], meter, self._values_lr)
         self._training.settle()
+
+    def _warn_of_size(self) -> None:
+        wanted = [target.bytes for target in self.targets if target.bytes is not None]
+        if not wanted:
+            return
+        bins = self.softq.occupied_bins(self.config.bits)
+        one = self.softq.refine(bins, refinement=self.config.refinement, rd_weight=HIGHEST)
+        if (least := self._file_size.bytes(one)) > min(wanted):
+            warnings.warn(
+                f"a target of {min(wanted):,} bytes cannot be met: with one value per layer, or "
+                f"segment, the file has {least:,} bytes",
+                QualityWarning,
+                stacklevel=3,
+            )
+
+    def _warn_of_strength(self) -> None:
+        if self._step and self.strength is None and "h" not in self.config.model_fields_set:
+            warnings.warn(
+                "no step had gradients to choose `h` from, all were 0, NaN or infinite: the "
+                f"weights were coupled with h = {self.softq.h:g}",
+                QualityWarning,
+                stacklevel=2,
+            )
 
     def _end_rung(self, *, last: bool = False) -> None:
         training = self._training
@@ -397,7 +482,7 @@ class Compressor:
             ValueError: the state is of other targets or options, or does not fit the model.
             RuntimeError: attached.
         """
-        if self._handles:
+        if self.optimizer is not None:
             raise RuntimeError("attached: load the state first")
         if missing := sorted(set(self.state_dict()) - set(state)):
             raise ValueError(f"the state lacks {', '.join(missing)}")
@@ -411,6 +496,7 @@ class Compressor:
         self.strength = None if state["strength"] is None else Strength(**state["strength"])
         self.rungs = [Rung.of(rung) for rung in state["rungs"]]
         self._trunk, self._kept = state["trunk"], state["kept"]
+        self._layers = self._training = None
         if state["layers"] is not None:
             rows = tuple(LayerReport(**row) for row in state["layers"])
             self._layers = CompressionReport(rows, self.softq.tensors(), self.config.refinement)
@@ -419,6 +505,20 @@ class Compressor:
             if self._ended:
                 number = chosen(self.targets, self.rungs)
             self._training = self._restored(state["training"], number)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_handles": []}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Copies and pickles of an optimizer are without hooks.
+        self.__dict__.update(state)
+        self._register()
+
+    def __copy__(self) -> Compressor:
+        # Attached to the same optimizer, it would step the values a second time.
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__getstate__(), optimizer=None)
+        return other
 
     @property
     def _options(self) -> dict[str, Any]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import statistics
+import warnings
 from collections.abc import Callable
 
 import torch
 
 from pysoftq.coupling.quantizer import SoftQuantizer
+from pysoftq.errors import QualityWarning
 
 Evaluate = Callable[[], float]
 
@@ -18,19 +20,38 @@ def measured(softq: SoftQuantizer, evaluate: Evaluate) -> float:
 
     Modes of the modules and random numbers are as before afterwards.
 
+    NaN, as of a network that is lost, becomes -inf, with a warning.
+
+    Warns:
+        QualityWarning: it is NaN.
+
     Raises:
-        ValueError: it is no number.
+        TypeError: it is no number.
     """
     modules = list(softq.model.modules())
     modes = [module.training for module in modules]
+    devices = {p.device for p in softq.model.parameters() if p.device.type == "cuda"}
     softq.model.eval()
     try:
-        with torch.random.fork_rng(), torch.no_grad():
-            found = float(evaluate())
+        with torch.random.fork_rng(list(devices)), torch.no_grad():
+            found = softq.ranks.attempt(lambda: _number(evaluate()))
     finally:
         for module, mode in zip(modules, modes, strict=True):
             module.training = mode
     quality = statistics.fmean(softq.ranks.collected(found))
     if math.isnan(quality):
-        raise ValueError("`evaluate` must return a number, got NaN")
+        warnings.warn(
+            "`evaluate` has returned NaN, which counts as the worst quality",
+            QualityWarning,
+            stacklevel=2,
+        )
+        return -math.inf
     return quality
+
+
+def _number(found: object) -> float:
+    """What `evaluate` has returned, also as a tensor or array of one number."""
+    try:
+        return float(found)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"`evaluate` must return a number, got {type(found).__name__}") from None

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pysoftq.compressor.meter import LEAST
 from pysoftq.compressor.rungs import Rung
 from pysoftq.compressor.strength import Strength
 from pysoftq.compressor.target import Target
@@ -55,8 +56,17 @@ class TargetReport:
         """Why a target is not met, each with what is possible; empty before the end."""
         return tuple(self._shortfalls()) if self.phase == "done" else ()
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Which networks are much smaller than their targets; empty before the end."""
+        if self.phase != "done" or self.targets[0].searched:
+            return ()
+        return tuple(filter(None, map(_undershoot, self.rungs)))
+
     def _shortfalls(self) -> Iterator[str]:
         searched = self.targets[0].searched
+        if missing := 0 if searched else len(self.targets) - len(self.rungs):
+            yield f"the last {missing} of {len(self.targets)} targets have not been begun"
         for rung in self.rungs if not searched or self.rung is None else (self.rung,):
             target = self.targets[0] if searched else rung.target
             size = f"{rung.bits:.3f} bits per weight, {rung.bytes:,} bytes"
@@ -80,6 +90,7 @@ class TargetReport:
             "strength": None if self.strength is None else asdict(self.strength),
             "met": self.met,
             "warnings": list(self.warnings),
+            "notes": list(self.notes),
             "layers": None if self.layers is None else self.layers.to_dict(),
         }
 
@@ -90,7 +101,20 @@ class TargetReport:
             quality = "" if rung.drop is None else f", a drop of {rung.drop:.4g}"
             mark = " (chosen)" if number == self.chosen and len(self.rungs) > 1 else ""
             lines.append(f"{rung.bytes:,} bytes, {rung.bits:.3f} bits per weight{quality}{mark}")
-        lines += [f"warning: {text}" for text in self.warnings]
+        lines += [f"warning: {text}" for text in (*self.warnings, *self.notes)]
         if self.layers is not None:
             lines.append(str(self.layers))
         return "\n".join(lines)
+
+
+def _undershoot(rung: Rung) -> str:
+    """A note on a network far below its target; empty of others."""
+    target = rung.target
+    for name, size in (("bytes", rung.bytes), ("bits", rung.bits)):
+        most = getattr(target, name)
+        if most is not None and size < LEAST * most:
+            return (
+                f"{size:,.5g} {name}, less than the {most:,.5g} of the target: accuracy may be "
+                "lost; more steps, a smaller learning rate or another target help"
+            )
+    return ""

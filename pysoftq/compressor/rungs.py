@@ -54,7 +54,7 @@ def rungs_of(targets: Sequence[Target]) -> int:
         ValueError: there is no target, or one of several is to be searched for.
     """
     if not targets:
-        raise ValueError("no target is given")
+        raise ValueError("`target` must not be empty")
     if len(targets) > 1 and any(target.searched for target in targets):
         raise ValueError("a largest drop alone is searched for, and cannot be part of a ladder")
     return SEARCHED if _searched(targets) else len(targets)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch.optim import Optimizer
 
-from pysoftq.coupling.quantizer import SoftQuantizer
+from pysoftq.coupling.quantizer import SoftQuantizer, gradient_scale
 
 CROSSINGS = 64  # wells that a weight could cross in the time of the coupling, by the force alone
 # The rms force in rms gradients. Below, the force cannot hold weights against the loss; above, the
@@ -39,14 +40,16 @@ def choose_strength(softq: SoftQuantizer, optimizer: Optimizer, steps: int) -> S
     """The strength at which weights could cross `CROSSINGS` wells in so many steps.
 
     Within `BOUNDS`. Called before a step of the optimizer, with the gradients of a batch, which are
-    left as they are. None where all gradients are 0, so that there is nothing to measure.
+    left as they are. None where there is nothing to measure: all gradients are 0, or one is NaN or
+    infinite.
     """
     found = softq.balance()
     layers = [layer for layer in softq.layers if layer.name in found]
     sizes = [layer.size for layer in layers]
     force = _mean(sizes, [found[layer.name].force for layer in layers])
-    gradient = _mean(sizes, [found[layer.name].gradient for layer in layers])
-    if not (force and gradient):
+    scale = gradient_scale(optimizer)  # of fused optimizers under a GradScaler
+    gradient = _mean(sizes, [found[layer.name].gradient / scale for layer in layers])
+    if not (force and 0 < gradient < math.inf):
         return None
     width = _mean(sizes, [layer.width for layer in layers])
     adaptive = is_adaptive(optimizer)
@@ -59,7 +62,7 @@ def choose_strength(softq: SoftQuantizer, optimizer: Optimizer, steps: int) -> S
     return Strength(
         h,
         factor * force / gradient,
-        {name: factor * balance.ratio for name, balance in found.items()},
+        {name: factor * scale * balance.ratio for name, balance in found.items()},
         width / (reach * (min(ratio, 1.0) if adaptive else ratio)) if reach else math.inf,
     )
 
@@ -78,6 +81,12 @@ def _mean(sizes: list[int], values: list[float]) -> float:
 def _rate(optimizer: Optimizer, adaptive: bool) -> float:
     """How far a steady gradient of 1 moves a weight in a step; of Adam, any steady gradient."""
     return max(
-        float(group["lr"]) / (1.0 if adaptive else 1 - group.get("momentum", 0.0))
+        _peak(group) / (1.0 if adaptive else 1 - group.get("momentum", 0.0))
         for group in optimizer.param_groups
     )
+
+
+def _peak(group: Mapping[str, Any]) -> float:
+    """The learning rate, or that which a schedule begins with or warms up to."""
+    rates = (group.get(name) for name in ("lr", "initial_lr", "max_lr"))
+    return max(float(rate) for rate in rates if rate is not None)

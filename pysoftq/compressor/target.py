@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -32,9 +34,12 @@ class Target:
         for field in fields(self):
             value = getattr(self, field.name)
             least = 0 if field.name in ("max_drop", "rd_weight") else math.ulp(0)
-            if value is not None and not least <= value < math.inf:
+            if value is None:
+                continue
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not (number and least <= value < math.inf):
                 bound = ">= 0" if least == 0 else "> 0"
-                raise ValueError(f"`{field.name}` must be finite and {bound}, got {value}")
+                raise ValueError(f"`{field.name}` must be finite and {bound}, got {value!r}")
         sizes = [name for name in ("bytes", "bits", "rd_weight") if getattr(self, name) is not None]
         if len(sizes) > 1:
             raise ValueError(f"a target has one of {', '.join(sizes)}")
@@ -45,3 +50,17 @@ class Target:
     def searched(self) -> bool:
         """Whether a largest drop alone is given, for which the size has to be found."""
         return self.bytes is None and self.bits is None and self.rd_weight is None
+
+
+def targets_of(target: Target | Mapping[str, Any] | Sequence[Any]) -> tuple[Target, ...]:
+    """One or several targets as a tuple; each also as a mapping.
+
+    Raises:
+        TypeError: something else.
+        ValueError: as `Target`.
+    """
+    given = target if isinstance(target, (list, tuple)) else [target]
+    found: list[Any] = [Target(**one) if isinstance(one, Mapping) else one for one in given]
+    if not all(isinstance(one, Target) for one in found):
+        raise TypeError(f"`target` must be a Target or a list of them, got {target!r}")
+    return tuple(found)

@@ -15,6 +15,7 @@ from pysoftq.compressor.meter import Meter, code_length
 from pysoftq.compressor.price import HIGHEST, LOWEST, next_price
 from pysoftq.compressor.rungs import Rung
 from pysoftq.coupling.quantizer import SoftQuantizer, gradient_scale
+from pysoftq.errors import NonFiniteLossError
 
 CONTROL_STEPS = 4  # from one measurement to the next: each waits for the device
 CALIBRATED = 8  # of these, from one exact size to the next
@@ -62,7 +63,7 @@ class RungTraining:
             for layer, bounds in zip(softq.layers, lengths, strict=True)
         ]
         self._segments = torch.cat(sizes)
-        self._rates: list[Any] = []
+        self._rates = LoweredRates()
         self._calibrate()
 
     @property
@@ -73,7 +74,7 @@ class RungTraining:
     @torch.no_grad()
     def before_step(self, optimizer: Optimizer) -> None:
         """Put the weights and their gradients in place, and lower the learning rates."""
-        self._rates = lower_rates(optimizer, self.anneal)
+        self._rates.lower(optimizer, self.anneal)
         self.codebooks.before_step()
         scale = gradient_scale(optimizer)
         if scale != 1:
@@ -84,7 +85,7 @@ class RungTraining:
     @torch.no_grad()
     def after_step(self, optimizer: Optimizer) -> None:
         """Take the weights back, step the values, assign the weights, and control the size."""
-        restore_rates(optimizer, self._rates)
+        self._rates.restore()
         for group, peak in zip(self._values.param_groups, self._peaks, strict=True):
             group["lr"] = self.anneal * peak
         if not _skipped(optimizer):
@@ -92,7 +93,18 @@ class RungTraining:
         self.codebooks.after_step()
         self.done += 1
         if self.done % CONTROL_STEPS == 0:
+            self._check_finite()
             self._control()
+
+    def _check_finite(self) -> None:
+        """Raise NonFiniteLossError if the values are lost, of which no training recovers."""
+        values = self.codebooks.values
+        if not torch.stack([value.detach().isfinite().all() for value in values.values()]).all():
+            name = next(name for name, value in values.items() if not value.isfinite().all())
+            raise NonFiniteLossError(
+                f"layer '{name}': its values are NaN or infinite, since its gradients were in one "
+                f"of the last {CONTROL_STEPS} steps; continue from a checkpoint"
+            )
 
     def settle(self) -> None:
         """Raise the price step by step until the size is met, before any training.
@@ -104,7 +116,12 @@ class RungTraining:
             self._raise_price(self._meter.goal, _SETTLE)
 
     def finish(self) -> None:
-        """Measure the trained network, after assigning its weights anew if the size is missed."""
+        """Measure the trained network, after assigning its weights anew if the size is missed.
+
+        Raises:
+            NonFiniteLossError: its values are not finite.
+        """
+        self._check_finite()
         self._calibrate()
         if not self._controlled:
             return
@@ -172,27 +189,36 @@ class RungTraining:
         return found
 
 
-def lower_rates(optimizer: Optimizer, share: float) -> list[Any]:
-    """Multiply the learning rates of an optimizer by a share; returns them as they were."""
-    rates = []
-    for group in optimizer.param_groups:
-        rate = group["lr"]
-        if isinstance(rate, Tensor):  # those of CUDA graphs stay where they are
-            rates.append(rate.clone())
-            rate.mul_(share)
-        else:
-            rates.append(rate)
-            group["lr"] = share * rate
-    return rates
+class LoweredRates:
+    """Learning rates of an optimizer, lowered for the time of a step."""
 
+    def __init__(self) -> None:
+        self._before: list[tuple[dict[str, Any], Any]] = []
 
-def restore_rates(optimizer: Optimizer, rates: list[Any]) -> None:
-    """Undo `lower_rates`."""
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        if isinstance(rate, Tensor):
-            group["lr"].copy_(rate)
-        else:
-            group["lr"] = rate
+    def lower(self, optimizer: Optimizer, share: float) -> None:
+        """Multiply them by a share."""
+        self.restore()  # after a step that has raised
+        groups = optimizer.param_groups
+        self._before = [
+            (group, group["lr"].clone() if isinstance(group["lr"], Tensor) else group["lr"])
+            for group in groups
+        ]
+        # Those of CUDA graphs stay where they are; groups may share a tensor.
+        for rate in {id(group["lr"]): group["lr"] for group in groups}.values():
+            if isinstance(rate, Tensor):
+                rate.mul_(share)
+        for group in groups:
+            if not isinstance(group["lr"], Tensor):
+                group["lr"] = share * group["lr"]
+
+    def restore(self) -> None:
+        """Undo `lower`."""
+        for group, rate in self._before:
+            if isinstance(rate, Tensor):
+                group["lr"].copy_(rate)
+            else:
+                group["lr"] = rate
+        self._before = []
 
 
 def _skipped(optimizer: Optimizer) -> bool:

@@ -454,7 +454,7 @@ class SoftQuantizer:
             ValueError: weights are not finite, naming layer and count, the energy overflows
                 float64, or a layer's parameter has been replaced since it was measured.
         """
-        self._refuse_replaced()
+        self.refuse_replaced()
         every = tuple(range(len(self.layers)))
         groups = self._groups.get(every) or self._regroup(every)
         try:
@@ -514,7 +514,7 @@ class SoftQuantizer:
         Raises:
             ValueError: as there.
         """
-        self._refuse_replaced()
+        self.refuse_replaced()
         return {layer.name: self._bins_of(layer, bits) for layer in self.layers}
 
     @property
@@ -736,8 +736,8 @@ class SoftQuantizer:
         self._places = [owner(self.model, layer.name) for layer in layers]
         self._groups: dict[tuple[int, ...], list[DeviceGroup]] = {}
 
-    def _refuse_replaced(self) -> None:
-        """Raise if a layer's parameter is no longer the model's, as forces would be lost."""
+    def refuse_replaced(self) -> None:
+        """Raise ValueError if a layer's parameter is no longer the model's, as forces are lost."""
         replaced = self._replaced()
         if replaced is not None and self._sharding and reshard(self.model):
             replaced = self._replaced()
@@ -768,25 +768,13 @@ class SoftQuantizer:
         ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
             if initializes_state(optimizer):
                 return None
-            # The first of a step's arguments is the optimizer itself.
-            closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-            if closure is None:
-                self._add_force(indices, gradient_scale(optimizer))
-                return None
-
-            def closure_with_force() -> Any:
-                loss = closure()
-                self._add_force(indices, gradient_scale(optimizer))
-                return loss
-
-            if "closure" in kwargs:
-                return args, {**kwargs, "closure": closure_with_force}
-            return (args[0], closure_with_force, *args[2:]), kwargs
+            force = lambda: self._add_force(indices, gradient_scale(optimizer))  # noqa: E731
+            return before_update(args, kwargs, force)
 
         return before_step
 
     def _add_force(self, indices: tuple[int, ...], scale: float) -> None:
-        self._refuse_replaced()
+        self.refuse_replaced()
         step = self._step
         groups = self._groups.get(indices) or self._regroup(indices)
         try:
@@ -866,6 +854,29 @@ def _square(values: Tensor | None, layer: CoupledLayer) -> float:
     if values is None or not (layer.piece is None or layer.piece.first):
         return 0.0
     return float(values.double().square().sum())
+
+
+def before_update(
+    args: tuple[Any, ...], kwargs: dict[str, Any], work: Callable[[], None]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Do some work in a step, when the gradients are there: now, or after each of its closures.
+
+    Returns the arguments of the step, as a hook before it does; None if they stay.
+    """
+    # The first of a step's arguments is the optimizer itself.
+    closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+    if closure is None:
+        work()
+        return None
+
+    def closure_with_work() -> Any:
+        loss = closure()
+        work()
+        return loss
+
+    if "closure" in kwargs:
+        return args, {**kwargs, "closure": closure_with_work}
+    return (args[0], closure_with_work, *args[2:]), kwargs
 
 
 def gradient_scale(optimizer: Optimizer) -> float:

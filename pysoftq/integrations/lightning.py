@@ -29,6 +29,10 @@ class SoftQuantizationCallback(CoupledTraining, Callback):
     report: at the end of ``fit``, if another callback has averaged weights; at the beginning of
     ``test``, ``validate`` and ``predict``, which load the best checkpoint.
 
+    With `target`, a `Compressor` compresses within the steps of the training, which has one
+    optimizer then and a number of steps that Lightning can estimate. The model computes with the
+    clusters before the training ends, and so do its checkpoints from there on.
+
     Example::
 
         callback = SoftQuantizationCallback(ClusteringConfig(h=0.01, w=0.5))
@@ -47,6 +51,8 @@ class SoftQuantizationCallback(CoupledTraining, Callback):
         """Measure the layers, or resume from a checkpoint; once the optimizers are there."""
         refuse_flattened(trainer.strategy.model)
         _, total = _progress(trainer)
+        if self.targets:
+            total = _steps(trainer)
         self._begin(pl_module, trainer.optimizers, total, self._state)
         self._state = self._followed = None
 
@@ -86,11 +92,22 @@ class SoftQuantizationCallback(CoupledTraining, Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """For Lightning's checkpoint."""
-        return {} if self.softq is None else self.softq.state_dict()
+        return self._coupling_state() or {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """From Lightning's checkpoint, before training starts."""
         self._state = state_dict or None
+
+
+def _steps(trainer: Trainer) -> int:
+    """How many steps the training takes."""
+    total = trainer.estimated_stepping_batches
+    if total == math.inf or total < 0:
+        raise ValueError(
+            "the number of steps is not known, within which a target is reached; "
+            "limit the trainer's epochs or steps"
+        )
+    return int(total)
 
 
 def _progress(trainer: Trainer) -> tuple[float, float]:

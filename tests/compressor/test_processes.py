@@ -1,0 +1,147 @@
+"""Two processes compress a model as one process with the same gradients does, bit for bit."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from shards import (
+    Outcomes,
+    assert_equal,
+    assert_passed,
+    columns,
+    fsdp,
+    make_model,
+    outcomes_of,
+    set_gradients,
+    weights_of,
+)
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from pysoftq import Compressor, Target
+from pysoftq.interaction.pieces import own_part
+
+pytestmark = [
+    pytest.mark.skipif(not dist.is_gloo_available(), reason="torch has no gloo here"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+
+STEPS = 16
+CHECKS: dict[str, Callable[[], None]] = {}
+
+
+def check(function: Callable[[], None]) -> Callable[[], None]:
+    """A function that all processes run."""
+    CHECKS[function.__name__] = function
+    return function
+
+
+class Descent(torch.optim.Optimizer):
+    """Gradient descent that rounds alike wherever a weight lies in memory; torch's SGD does not."""
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, {"lr": 0.03})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    weights, gradient = own_part(parameter), own_part(parameter.grad)
+                    weights.copy_(weights.double() - group["lr"] * gradient.double())
+
+
+def train(
+    model: nn.Module, target: Any, begin: int = 0, end: int = STEPS, state: Any = None
+) -> tuple[Compressor, Any]:
+    optimizer = Descent(model.parameters())
+    compressor = Compressor(model, target, {"bits": 5}, coupled=0.4)
+    if state is not None:
+        compressor.load_state_dict(state)
+    compressor.attach(optimizer, total_steps=STEPS, evaluate=lambda: 3.0)
+    for step in range(begin, end):
+        set_gradients(model, step)
+        optimizer.step()
+        optimizer.zero_grad()
+    return compressor, (compressor.finalize() if end == STEPS else None)
+
+
+TARGETS = {
+    "bytes": Target(bytes=4_000),
+    "ladder": [Target(bits=3.0), Target(bits=2.0)],
+    "search": Target(max_drop=1.0),
+}
+
+
+def assert_alike(shard: Callable[[nn.Module], nn.Module], target: Any) -> None:
+    warnings.simplefilter("ignore")
+    alone, together = make_model(), shard(make_model())
+    _, expected = train(alone, target)
+    _, found = train(together, target)
+    inner = getattr(together, "module", together)
+    assert_equal(weights_of(inner), weights_of(alone), target)
+    assert found.rungs == expected.rungs
+    assert found.strength == expected.strength
+
+
+@check
+def replicated_models_end_alike() -> None:
+    for target in TARGETS.values():
+        assert_alike(DistributedDataParallel, target)
+
+
+@check
+def sharded_models_end_alike() -> None:
+    for target in TARGETS.values():
+        assert_alike(fsdp, target)
+    assert_alike(columns, TARGETS["bytes"])
+
+
+@check
+def sharded_models_resume() -> None:
+    import torch.distributed.checkpoint as dcp
+
+    for number, target in enumerate(TARGETS.values()):
+        straight = fsdp(make_model())
+        train(straight, target)
+        for cut in (4, 10):
+            first, second = fsdp(make_model()), fsdp(make_model())
+            compressor, _ = train(first, target, 0, cut)
+            state = {"model": first.state_dict(), "compressor": compressor.state_dict()}
+            dcp.save(state, checkpoint_id=f"checkpoint-{number}-{cut}")
+            dcp.load(state, checkpoint_id=f"checkpoint-{number}-{cut}")
+            second.load_state_dict(state["model"])
+            train(second, target, cut, STEPS, state["compressor"])
+            assert_equal(weights_of(second), weights_of(straight), (target, cut))
+
+
+@check
+def an_evaluation_that_fails_in_one_process_fails_in_all() -> None:
+    model = DistributedDataParallel(make_model())
+
+    def evaluate() -> float:
+        if dist.get_rank() == 1:
+            raise OSError("no data")
+        return 1.0
+
+    compressor = Compressor(model, TARGETS["bytes"])
+    with pytest.raises(OSError, match="no data"):
+        compressor.attach(Descent(model.parameters()), total_steps=9, evaluate=evaluate)
+    rank = dist.get_rank()
+    compressor.attach(Descent(model.parameters()), total_steps=9, evaluate=lambda: float(rank))
+    assert compressor.report().reference == (dist.get_world_size() - 1) / 2
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
+    return outcomes_of(__file__, 2, tmp_path_factory.mktemp("processes"))
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_together(outcomes: Outcomes, name: str) -> None:
+    assert_passed(outcomes, name)

@@ -1,0 +1,85 @@
+"""Ladders, and the search for the smallest network within a largest drop."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from compressing import network, sgd, steps
+
+from pysoftq import Compressor, Target
+from pysoftq.compressor.rungs import SEARCHED, Rung, chosen, next_target
+from pysoftq.errors import QualityWarning
+
+SEARCH = (Target(max_drop=1.0),)
+
+
+def searched(threshold: float) -> tuple[list[Rung], int]:
+    """The rungs of a search in which networks below a threshold in bits lose too much."""
+    done: list[Rung] = []
+    while (target := next_target(SEARCH, done)) is not None:
+        assert target.bits is not None
+        drop = 2.0 if target.bits < threshold else 0.5
+        done.append(Rung(target, 10, bits=target.bits, drop=drop))
+    return done, chosen(SEARCH, done)
+
+
+@pytest.mark.parametrize("threshold", [0.6, 0.7, 1.0, 1.3, 1.9, 2.0, 2.4, 3.3, 4.0])
+def test_a_search_ends_near_the_threshold(threshold: float) -> None:
+    done, number = searched(threshold)
+    assert len(done) == SEARCHED
+    assert threshold <= done[number].bits <= 1.1 * threshold
+
+
+@pytest.mark.parametrize(("threshold", "least"), [(0.0, 0.1), (1e9, 12.0)])
+def test_a_search_without_a_threshold_stays_in_range(threshold: float, least: float) -> None:
+    done, number = searched(threshold)
+    assert 0.05 <= done[-1].bits <= 12
+    assert done[number].bits == (done[-1].bits if threshold == 0 else done[0].bits)
+
+
+def test_a_ladder_has_each_target_once() -> None:
+    targets = (Target(bits=3.0), Target(bytes=300), Target(rd_weight=0.1))
+    done: list[Rung] = []
+    while (target := next_target(targets, done)) is not None:
+        done.append(Rung(target, 10, bits=1.0))
+    assert tuple(rung.target for rung in done) == targets
+    assert chosen(targets, done) == 2
+
+
+@pytest.mark.parametrize("threshold", [0.9, 2.6])
+def test_a_compressor_finds_the_threshold(threshold: float) -> None:
+    model = network()
+
+    def evaluate() -> float:
+        """Loses 2 if the file would have fewer bits than the threshold."""
+        if compressor.codebooks is None:
+            return 10.0
+        palettes = compressor.codebooks.palettes().values()
+        bits = sum(found.entropy_bits * found.size for found in palettes)
+        return 8.0 if bits < threshold * compressor.softq.size else 9.5
+
+    compressor = Compressor(model, Target(max_drop=1.0), {"bits": 6}, coupled=0.2)
+    optimizer = sgd(model)
+    compressor.attach(optimizer, total_steps=240, evaluate=evaluate)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", QualityWarning)
+        steps(model, optimizer, 0, 240)
+    report = compressor.finalize()
+    assert report.met
+    assert threshold <= report.rung.bits <= 1.1 * threshold
+    found = compressor.codebooks.palettes()
+    for layer in compressor.softq.layers:
+        values = torch.unique(layer.parameter.detach())
+        assert len(values) <= found[layer.name].K
+
+
+def test_where_nothing_is_good_enough_the_least_loss_is_chosen() -> None:
+    model, qualities = network(), iter([10.0, 5.0, 7.0, 6.0, 5.0, 5.0, 5.0])
+    optimizer, compressor = sgd(model), Compressor(model, SEARCH[0], {"bits": 6}, coupled=0.2)
+    compressor.attach(optimizer, total_steps=24, evaluate=lambda: next(qualities))
+    steps(model, optimizer, 0, 24)
+    with pytest.warns(QualityWarning, match="a drop of 3 at .*, more than 1"):
+        report = compressor.finalize()
+    assert (report.chosen, report.met) == (1, False)
