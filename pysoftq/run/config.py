@@ -221,8 +221,9 @@ class CompressConfig(ClusteringConfig):
 
     @property
     def coupling(self) -> ClusteringConfig:
-        """The options of coupling and clusters that are set."""
-        names = ClusteringConfig.model_fields.keys() & self.model_fields_set
+        """The options of coupling and clusters only; without an h that is chosen."""
+        chosen = {"h"} if self.chooses_h else set()
+        names = ClusteringConfig.model_fields.keys() - chosen
         return ClusteringConfig(**{name: getattr(self, name) for name in names})
 
     def to_dict(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pysoftq.run.recording import Recording, snapshot
 from pysoftq.run.setup import Run
 from pysoftq.run.state import RunState
 from pysoftq.run.step import make_step
-from pysoftq.run.target import attach, set_lr
+from pysoftq.run.target import attach, set_scheduled_lr
 
 
 def finetune(run: Run, optimizer: Optimizer, state: RunState, stop: StopRequest) -> None:
@@ -61,7 +61,7 @@ def finetune(run: Run, optimizer: Optimizer, state: RunState, stop: StopRequest)
         run.model.train()
         for inputs, targets in loop.batches():
             recording.note(state)
-            set_lr(run, optimizer, state.step, loop.steps_in_all)
+            set_scheduled_lr(run, optimizer, state.step, loop.steps_in_all)
             # forward, backward, force, optimizer
             loss, correct = step(inputs, targets, loop.part)
             loop.add(loss, correct, targets)

@@ -57,10 +57,10 @@ def check_optimizer(config: CompressConfig) -> None:
         )
 
 
-def scheduled_lr(config: CompressConfig, done: float) -> float:
-    """The learning rate where ``done`` (0 to 1) of the coupled training is over."""
+def set_lr(optimizer: Optimizer, config: CompressConfig, done: float) -> None:
+    """Give an optimizer its learning rate where ``done`` (0 to 1) of the steps are behind it."""
     factor = (1 + math.cos(math.pi * done)) / 2 if config.lr_schedule == "cosine" else 1.0
-    return config.lr * factor
+    fill_lr(optimizer, config.lr * factor)
 
 
 def fill_lr(optimizer: Optimizer, lr: float) -> None:

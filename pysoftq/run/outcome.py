@@ -92,12 +92,13 @@ def finish_target(
     return comparison.summary(report)
 
 
-def _reached(run: Run, compressor: Compressor, report: TargetReport) -> Reached:
+def _reached(run: Run, report: TargetReport) -> Reached:
     """What is said of the target; for one that is not met, with what is possible."""
+    assert run.compressor is not None
     assert report.chosen is not None
     config, rung, advice = run.config, report.rungs[report.chosen], ""
     if config.target_size is not None and rung.bytes > config.target_size:
-        advice = smallest_file(run, compressor)
+        advice = smallest_file(run, run.compressor)
     elif report.warnings:
         allow = "a larger drop" if config.max_drop is not None else "more bits"
         advice = f"allow {allow}, or raise `codebook_epochs`, now {config.codebook_epochs}"
@@ -206,7 +207,7 @@ class Comparison:
             TrainingSpeed.of(state.metrics),
             run.data.task.name,
             bytes_float32=inspect_compressed(run.folder.compressed).bytes_float32,
-            target=run.compressor and report and _reached(run, run.compressor, report),
+            target=None if report is None else _reached(run, report),
         )
         weight_records(run, state, weights).save(run.folder.records)
         write_report(run, summary, state)

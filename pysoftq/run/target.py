@@ -11,7 +11,7 @@ from pysoftq.compressor.compressor import Compressor
 from pysoftq.coupling.quantizer import SoftQuantizer
 from pysoftq.models.weight_files import cpu_state, save_state
 from pysoftq.run.evaluation import evaluate
-from pysoftq.run.optimizers import fill_lr, scheduled_lr
+from pysoftq.run.optimizers import fill_lr, set_lr
 from pysoftq.run.setup import Run
 
 
@@ -39,7 +39,7 @@ def attach(run: Run, compressor: Compressor, optimizer: Optimizer, steps: int) -
         )
 
 
-def set_lr(run: Run, optimizer: Optimizer, step: int, steps: int) -> None:
+def set_scheduled_lr(run: Run, optimizer: Optimizer, step: int, steps: int) -> None:
     """Give an optimizer the learning rate of a step.
 
     The schedule is that of the coupled training. After it, SGD has ``weights_lr``, which the
@@ -47,9 +47,9 @@ def set_lr(run: Run, optimizer: Optimizer, step: int, steps: int) -> None:
     """
     config, compressor = run.config, run.compressor
     if compressor is None:
-        fill_lr(optimizer, scheduled_lr(config, step / steps))
+        set_lr(optimizer, config, step / steps)
     elif compressor.phase == "coupling":
-        fill_lr(optimizer, scheduled_lr(config, step / compressor.coupling_steps))
+        set_lr(optimizer, config, step / compressor.coupling_steps)
     else:
         fill_lr(optimizer, config.weights_lr if config.optimizer == "sgd" else config.lr)
 
