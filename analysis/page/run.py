@@ -237,10 +237,8 @@ def refinement_text(config: CompressConfig) -> str:
 
 
 def _notes(summary: Summary) -> list[str]:
-    reached = [] if summary.target is None else summary.target.lines(summary.degradation)
-    return reached + [
-        f"{layer.name}: {layer.note}" for layer in summary.layers.layers if layer.note
-    ]
+    notes = [f"{layer.name}: {layer.note}" for layer in summary.layers.layers if layer.note]
+    return summary.reached() + notes
 
 
 def _coverage(report: CompressionReport) -> Table:

@@ -85,6 +85,9 @@ def compress(
     The weights of a layer attract each other while the network is trained further. They gather in
     clusters, which are identified, refined and written to a compressed file.
 
+    With a target (--target-size, --target-bits, --max-drop), the run ends at that size or loss. If
+    it does not, the exit code is 3.
+
     The compressed network is compared with the pretrained one and with histogram-equalized
     quantization. A warning reports a loss of more than 2 points of accuracy (5 % of perplexity),
     layers that have become constant, and layers that have not gathered in clusters.
@@ -204,6 +207,8 @@ def _report(
     if draw_or_warn("figures", partial(_draw, path), again):
         written.append("figures")
     observer.message(f"written to {path}: {', '.join(written)}")
+    for line in summary.reached():
+        observer.message(line)
     for warning in summary.warnings:
         warn(str(warning))
 

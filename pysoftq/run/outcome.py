@@ -329,6 +329,8 @@ def write_report(run: Run, summary: Summary, state: RunState) -> None:
     layers = summary.layers
     for warning in summary.warnings:
         console.print(f"WARNING: {warning}", markup=False, highlight=False, soft_wrap=True)
+    for line in summary.reached():
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print(layers.table(), *summary.remarks(), summary.table(), sep="\n")
     console.print(layers.coverage_table(), layers.tensor_table())
     for path, body in (

@@ -235,9 +235,11 @@ class Summary:
         """Lines on layers that were treated differently, and on the speed."""
         remarks = [f"{layer.name}: {layer.note}" for layer in self.layers.layers if layer.note]
         remarks.append(str(self.training))
-        if self.target is not None:
-            remarks += self.target.lines(self.degradation)
         return remarks
+
+    def reached(self) -> list[str]:
+        """Lines on the target and what the network has reached of it; none without a target."""
+        return [] if self.target is None else self.target.lines(self.degradation)
 
 
 def _nan_as_largest(value: float) -> float:
