@@ -138,6 +138,11 @@ def study_comparison(
             finished or began with other weights.
         Interrupted: after SIGINT or SIGTERM; a run of soft quantization goes on from there.
     """
+    if config.target_option is not None:
+        raise ConfigError(
+            f"option {config.target_option!r} is for pysoftq compress: a comparison shows methods "
+            "at several sizes"
+        )
     if config.granularity != "layer":
         raise ConfigError(f"option 'granularity': layers are compared, got {config.granularity!r}")
     set_threads(config.threads)

@@ -31,6 +31,7 @@ class LossCurves:
     bits_before: NDArray[np.float64]
     bits_compressed: NDArray[np.float64]
     clusters: dict[str, NDArray[np.int64]]
+    half: str = "test"  # or validation: what merits are measured on
 
     def epochs_of(self, steps: NDArray[np.int64]) -> NDArray[np.float64]:
         """Steps as (fractions of) epochs."""
@@ -75,4 +76,5 @@ def read_losses(path: str | Path) -> LossCurves:
             name: np.array([metrics.clusters[name] for metrics in epochs])
             for name in epochs[0].clusters
         },
+        half=epochs[0].half,
     )

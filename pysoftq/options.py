@@ -5,21 +5,44 @@ Keyword arguments, YAML files, the command line and the reference documentation 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from copy import copy
+from decimal import Decimal
 from difflib import get_close_matches
 from inspect import cleandoc
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 from typing_extensions import Self
 
 from pysoftq.atomic import atomic_write
 from pysoftq.errors import ConfigError
 from pysoftq.paths import user_path
+
+_PREFIXES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+
+
+def parse_size(given: Any) -> Any:
+    """Whole bytes of a text such as 60000, 60kB, 1.5MB or 60KiB, rounded down; others as they are.
+
+    Raises:
+        ValueError: the text is no size.
+    """
+    if isinstance(given, bool):
+        raise ValueError("expected bytes")  # noqa: TRY004 - of pydantic
+    if not isinstance(given, str):
+        return given
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmg]i?|)b?\s*", given.lower(), re.ASCII)
+    if found is None:
+        raise ValueError("expected bytes, or a size such as 60kB, 1.5MB or 60KiB")
+    return int(Decimal(found[1]) * _PREFIXES[found[2]])
+
+
+Size = Annotated[int, BeforeValidator(parse_size)]
 
 
 def option(
@@ -114,6 +137,8 @@ def _explain(problem: Any, names: Iterable[str]) -> str:
         close = get_close_matches(key, names, n=1)
         return f"unknown option {key!r}" + (f"; did you mean {close[0]!r}?" if close else "")
     message = problem["msg"].removeprefix("Value error, ")  # of validators in this package
+    if not key:  # of several options, which the message names
+        return str(message)
     return f"option {key!r}: {message}, got {problem['input']!r}"
 
 

@@ -78,7 +78,7 @@ def run_page(path: str | Path) -> str:
         collapses=_collapses(study),
         figures=_pictures(folder, run, study, config),
         command=command_line(config),
-        options=_options(config),
+        options=_options(config, summary),
     )
 
 
@@ -186,9 +186,9 @@ def _training(losses: LossCurves, task: Task) -> list[Chart]:
         Chart("Task loss", epoch, Axis("L_task"), [curve("task loss", losses.task, colour=1)]),
         Chart("Compression loss", epoch, Axis("L_C"), [curve("compression loss", losses.coupling)]),
         Chart(
-            f"Test {task.merit}",
+            f"{losses.half.capitalize()} {task.merit}",
             epoch,
-            Axis(f"test {task.axis}"),
+            Axis(f"{losses.half} {task.axis}"),
             [curve("soft", soft), curve("compressed", compressed, colour=1)],
         ),
         Chart("Bits per weight", epoch, Axis("mean bits"), bits),
@@ -237,7 +237,8 @@ def refinement_text(config: CompressConfig) -> str:
 
 
 def _notes(summary: Summary) -> list[str]:
-    return [f"{layer.name}: {layer.note}" for layer in summary.layers.layers if layer.note]
+    notes = [f"{layer.name}: {layer.note}" for layer in summary.layers.layers if layer.note]
+    return summary.reached() + notes
 
 
 def _coverage(report: CompressionReport) -> Table:
@@ -375,8 +376,10 @@ def _flatness_pictures(study: FlatnessStudy) -> list[Picture]:
     return pictures
 
 
-def _options(config: CompressConfig) -> Table:
+def _options(config: CompressConfig, summary: Summary) -> Table:
     values = config.model_dump(mode="json")
+    if config.chooses_h and summary.target is not None:
+        values["h"] = f"{summary.target.h:g}, from the gradients"
     fields = CompressConfig.model_fields
     rows = [[name, _shown(value), fields[name].description or ""] for name, value in values.items()]
     return Table(("Option", "Value", "Meaning"), rows, words=(0, 1, 2))

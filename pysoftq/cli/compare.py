@@ -29,7 +29,7 @@ from pysoftq.cli.paths import UserPath
 from pysoftq.cli.studies import write_study
 from pysoftq.cli.tables import print_table
 from pysoftq.errors import ConfigError
-from pysoftq.run.config import CompressConfig, make_config, read_config
+from pysoftq.run.config import TARGETS, CompressConfig, make_config, read_config
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -131,7 +131,10 @@ def _option(*flags: str, help: str, **settings: Any) -> Callable[[Any], Any]:  #
     help="Folder of the comparison; existing results are resumed.",
 )
 @_option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")
-@config_options("h", "w", "recipe", "refinement", "rd_weight", "granularity", "strict")
+@config_options(
+    *("h", "w", "recipe", "refinement", "rd_weight", "granularity", "strict"),
+    *(*TARGETS, "validation"),
+)
 def compare(
     config_file: Path | None, out: Path, as_json: bool, runs: tuple[Path, ...], **values: Any
 ) -> None:

@@ -26,7 +26,13 @@ from pysoftq.cli.tables import print_table
 from pysoftq.cli.terminal import draw_or_warn, warn
 from pysoftq.errors import ConfigError
 from pysoftq.options import may_change_on_resume
-from pysoftq.run.config import CompressConfig, dataset_defaults, make_config, read_config
+from pysoftq.run.config import (
+    NOT_WITH_TARGET,
+    CompressConfig,
+    dataset_defaults,
+    make_config,
+    read_config,
+)
 
 if TYPE_CHECKING:
     from pysoftq.cli.progress import TerminalObserver
@@ -38,6 +44,8 @@ Examples:
   pysoftq compress
   pysoftq compress --h 0.05 --w 0.4 --seed 3 --out runs/try
   pysoftq compress --dataset imagefolder:cifar --model resnet20 --weights resnet20.pt --h 0.1
+  pysoftq compress --target-size 8kB
+  pysoftq compress --max-drop 1 --codebook-epochs 20
   pysoftq compress --config run.yaml
   pysoftq compress --resume runs/1
   torchrun --nproc-per-node 2 -m pysoftq compress
@@ -77,6 +85,9 @@ def compress(
     The weights of a layer attract each other while the network is trained further. They gather in
     clusters, which are identified, refined and written to a compressed file.
 
+    With a target (--target-size, --target-bits, --max-drop), the run ends at that size or loss. If
+    it does not, the exit code is 3.
+
     The compressed network is compared with the pretrained one and with histogram-equalized
     quantization. A warning reports a loss of more than 2 points of accuracy (5 % of perplexity),
     layers that have become constant, and layers that have not gathered in clusters.
@@ -88,7 +99,7 @@ def compress(
             config = _new(config_file, given)
         else:
             config = _resumed(resume, out, config_file, given)
-        _check_n_min(config, given)
+        _check_unused(config, given)
         return config, resume or out or _next_run(Path("runs"))
 
     try:
@@ -106,7 +117,11 @@ def compress(
         raise click.UsageError(str(error)) from error
 
 
-def _check_n_min(config: CompressConfig, given: dict[str, Any]) -> None:
+def _check_unused(config: CompressConfig, given: dict[str, Any]) -> None:
+    for name in NOT_WITH_TARGET:
+        if name in given and config.target_option is not None:
+            flags = [f"--{one.replace('_', '-')}" for one in (name, config.target_option)]
+            raise ConfigError(f"{flags[0]} has no effect with {flags[1]}: leave it out")
     if "n_min" in given and config.refinement != "count":
         raise ConfigError(
             "--n-min is for the refinement count: pass --refinement count or --recipe paper"
@@ -170,7 +185,8 @@ def _run(config: CompressConfig, path: Path, *, processes: Processes, resume: bo
     finally:
         observer.close()
     processes.lead(lambda: _report(path, processes, summary, observer))
-    if config.strict and summary.warnings:
+    missed = summary.target is not None and not summary.target.met
+    if missed or (config.strict and summary.warnings):
         leave(WARNED)
 
 
@@ -191,6 +207,8 @@ def _report(
     if draw_or_warn("figures", partial(_draw, path), again):
         written.append("figures")
     observer.message(f"written to {path}: {', '.join(written)}")
+    for line in summary.reached():
+        observer.message(line)
     for warning in summary.warnings:
         warn(str(warning))
 
@@ -211,8 +229,9 @@ def _draw(path: Path) -> list[Path]:
 
 
 def _described(config: CompressConfig, processes: Processes) -> str:
+    strength = "from the gradients" if config.chooses_h else f"{config.h:g}"
     text = (
-        f"{config.model} on {config.dataset}: h {config.h:g}, w {config.w:g}, "
+        f"{config.model} on {config.dataset}: h {strength}, w {config.w:g}, "
         f"{config.epochs} epochs, batch {config.batch_size}, lr {config.lr:g}, seed {config.seed}"
     )
     departures = [

@@ -6,7 +6,7 @@ import types
 import typing
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import click
 from pydantic.fields import FieldInfo
@@ -19,7 +19,7 @@ from pysoftq.run.presets import DATASET_DEFAULTS, RECIPES
 Function = Callable[..., Any]
 
 GROUPS = (  # in the order of --help
-    *("Data", "Network", "Soft quantization", "Clusters", "Training", "Pretraining"),
+    *("Data", "Network", "Target", "Soft quantization", "Clusters", "Training", "Pretraining"),
     *("Speed", "Run"),
 )
 
@@ -102,6 +102,8 @@ def _click_type(annotation: Any) -> tuple[Any, bool]:
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         annotation = next(part for part in typing.get_args(annotation) if part is not type(None))
     origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Annotated:
+        return str, False  # parsed by the model
     if origin is Literal:
         return click.Choice(parts), False
     if origin is tuple:

@@ -16,6 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from pysoftq.compressor.target import Target
 from pysoftq.data.batching import batch_count
 from pysoftq.data.tasks import CLASSIFICATION, Data, Task
 from pysoftq.run.config import CompressConfig
@@ -54,6 +55,7 @@ class TerminalObserver:
         self._total = 0
         self._every = 1
         self._start = (0.0, 0)
+        self._target: Target | None = None
 
     def message(self, text: str) -> None:
         """Print one line."""
@@ -62,9 +64,10 @@ class TerminalObserver:
     def on_start(self, config: CompressConfig, data: Data, state: RunState) -> None:
         """Begin to count the steps."""
         self._task = data.task
-        self._total = config.epochs * batch_count(len(data.train), config.batch_size)
+        self._total = config.epochs_in_all * batch_count(len(data.train), config.batch_size)
         self._start = (time.monotonic(), state.step)
-        self._every = max(1, config.epochs // LINES)
+        self._every = max(1, config.epochs_in_all // LINES)
+        self._target = config.target
         if state.step:
             self.message(f"resuming after step {state.step} of {self._total}")
         if state.metrics:
@@ -121,8 +124,9 @@ class TerminalObserver:
         )
         self.message(
             f"epoch {metrics.epoch:3d}  loss {metrics.task_loss:.4f}  L_C {self._energy:.4g}  "
-            f"test {self._task.merit}: soft {soft}, compressed {compressed} at "
-            f"{self._bits:.2f} bits  {self._shown_rate()}{self._time_left(metrics.step)}".rstrip()
+            f"{metrics.half} {self._task.merit}: soft {soft}, compressed {compressed} at "
+            f"{self._bits:.2f} bits  {self._shown_size(metrics)}{self._shown_rate()}"
+            f"{self._time_left(metrics.step)}".rstrip()
         )
 
     def _note(self, metrics: EpochMetrics) -> None:
@@ -130,6 +134,15 @@ class TerminalObserver:
         self._energy = metrics.coupling_energy
         self._bits = metrics.mean_bits_compressed
         self._rate = metrics.samples_per_second or 0.0
+
+    def _shown_size(self, metrics: EpochMetrics) -> str:
+        """The size against the target."""
+        if self._target is None:
+            return ""
+        of_bytes, of_bits = self._target.bytes, self._target.bits
+        sizes = f"{metrics.bytes_predicted:,}{'' if of_bytes is None else f' of {of_bytes:,}'}"
+        bits = f"{metrics.entropy_bits:.2f}{'' if of_bits is None else f' of {of_bits:g}'}"
+        return f"{sizes} bytes, {bits} entropy bits  "
 
     def _shown_rate(self) -> str:
         return f"{self._rate:,.0f} {self._task.samples}/s  " if self._rate else ""

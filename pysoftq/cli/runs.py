@@ -62,7 +62,7 @@ def _table(found: list[RunOverview]) -> Table:
 
 def _cells(run: RunOverview) -> list[str]:
     words = [str(run.options.get(name, "")) for name in ("dataset", "model", "recipe", "h", "w")]
-    epochs = f"{run.epochs_done} of {run.options.get('epochs', '?')}"
+    epochs = f"{run.epochs_done} of {run.epochs_in_all or '?'}"
     task = TASKS[run.task]
     merits = [
         "" if merit is None else task.shown(merit) for merit in (run.pretrained, run.compressed)

@@ -90,6 +90,7 @@ class Compressor:
         softq: the coupling.
         targets: as given.
         optimizer: attached to; None if none is.
+        file_size: of the compressed file, from the clusters of a moment.
         strength: as it was chosen; None where `config` gives it.
         rungs: those begun so far.
         on_rung: called at the end of each rung with this object, when the model is its network.
@@ -131,7 +132,7 @@ class Compressor:
         self.before_merging: Callable[[Compressor], object] | None = None
         self._coupled, self._values_lr = coupled, values_lr
         names = [layer.name for layer in self.softq.layers]
-        self._file_size = FileSize(
+        self.file_size = FileSize(
             self.model, names, coding=coding, granularity=config.granularity, metadata=metadata
         )
         self._step = self._steps = self._coupling_ends = 0
@@ -157,6 +158,23 @@ class Compressor:
         if self._training is None:
             return "coupling"
         return "done" if self._ended else "training"
+
+    @property
+    def coupling_steps(self) -> int:
+        """The most steps with coupling, once attached."""
+        return min(round(self._coupled * self._steps), self._steps - self._rungs)
+
+    @property
+    def rung_count(self) -> int:
+        """How many rungs there are in all."""
+        return self._rungs
+
+    @property
+    def anneal(self) -> float:
+        """The share of the optimizer's learning rates that the next step uses."""
+        if self._training is None:
+            return 1.0
+        return 0.0 if self._ended else self._training.anneal
 
     def attach(
         self, optimizer: Optimizer, *, total_steps: int, evaluate: Evaluate | None = None
@@ -204,7 +222,7 @@ class Compressor:
         if not self._step:
             self._warn_of_size()
         self._steps, self._evaluate = total_steps, evaluate
-        if self.phase == "coupling" and not self._coupling_steps:
+        if self.phase == "coupling" and not self.coupling_steps:
             self._begin()
         self.optimizer = inner
         self._register()
@@ -332,10 +350,10 @@ class Compressor:
     def _couple(self, optimizer: Optimizer) -> None:
         """Add the force to the gradients, once its strength is chosen."""
         if self.strength is None and "h" not in self.config.model_fields_set:
-            self.strength = choose_strength(self.softq, optimizer, self._coupling_steps)
+            self.strength = choose_strength(self.softq, optimizer, self.coupling_steps)
             if self.strength is not None:
                 self.softq.set_strength(self.strength.h)
-        fraction = self.config.fraction(self._step, self._coupling_steps)
+        fraction = self.config.fraction(self._step, self.coupling_steps)
         if fraction != self.softq.fraction:  # telling a device costs a little
             self.softq.fraction = fraction
         self.softq.add_force_(gradient_scale(optimizer))
@@ -347,22 +365,17 @@ class Compressor:
         far that their bins take hardly more than the first target: what gathers further takes
         fewer bits than there are, and costs accuracy.
         """
-        if self._step >= self._coupling_steps:
+        if self._step >= self.coupling_steps:
             return True
-        if self._step % max(self._coupling_steps // LOOKS, 1):
+        if self._step % max(self.coupling_steps // LOOKS, 1):
             return False
         target = next_target(self.targets, [])
         if target is None or target.rd_weight is not None:
             return False
-        meter, bins = Meter(target, self._file_size), self.softq.occupied_bins(self.config.bits)
+        meter, bins = Meter(target, self.file_size), self.softq.occupied_bins(self.config.bits)
         return meter.size(bins) <= meter.goal + meter.of_bits(SPARE_BITS, self.softq.size)
 
     # From one rung to the next.
-
-    @property
-    def _coupling_steps(self) -> int:
-        """The most steps with coupling."""
-        return min(round(self._coupled * self._steps), self._steps - self._rungs)
 
     def _ends(self, number: int) -> int:
         """The step at which so many rungs are done."""
@@ -379,7 +392,7 @@ class Compressor:
                 self.before_merging(self)
         target = next_target(self.targets, self.rungs)
         assert target is not None
-        meter = Meter(target, self._file_size)
+        meter = Meter(target, self.file_size)
         start = self.rungs[-1].rd_weight if self.rungs else FIRST_PRICE
         merged = merge_to(self.softq, self.config, target, meter, start)
         if self.targets[0].searched and not self.rungs:
@@ -399,7 +412,7 @@ class Compressor:
             return
         bins = self.softq.occupied_bins(self.config.bits)
         one = self.softq.refine(bins, refinement=self.config.refinement, rd_weight=HIGHEST)
-        if (least := self._file_size.bytes(one)) > min(wanted):
+        if (least := self.file_size.bytes(one)) > min(wanted):
             warnings.warn(
                 f"a target of {min(wanted):,} bytes cannot be met: with one value per layer, or "
                 f"segment, the file has {least:,} bytes",
@@ -448,7 +461,7 @@ class Compressor:
     def _restored(self, state: Mapping[str, Any], number: int) -> RungTraining:
         """The training of a rung as it was."""
         rung = self.rungs[number]
-        meter = Meter(rung.target, self._file_size)
+        meter = Meter(rung.target, self.file_size)
         return RungTraining.restore(self.softq, state, rung, meter, self._values_lr)
 
     # Checkpoints.

@@ -35,7 +35,7 @@ class ReportWarning:
     change and the direction. ``layers`` lists all layers concerned; the text names the first five.
     """
 
-    kind: Literal["degradation", "constant", "not gathered"]
+    kind: Literal["degradation", "target", "constant", "not gathered"]
     text: str
     advice: str
     layers: tuple[str, ...] = ()

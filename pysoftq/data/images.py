@@ -24,6 +24,7 @@ from pysoftq.data.batching import WHOLE, Share, batch_slices
 from pysoftq.data.tasks import CLASSIFICATION, Task
 
 EVALUATION_BATCH = 500
+_HELD_OUT = 2**32 - 1  # in the place of an epoch, so that the draw shares its stream with none
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,11 @@ class Images:
     def to(self, device: torch.device) -> Images:
         """The same images on ``device``."""
         return Images(self.pixels.to(device), self.labels.to(device))
+
+    def chosen(self, mask: NDArray[np.bool_]) -> Images:
+        """The images where the mask (N,) is set, in the same order."""
+        places = torch.from_numpy(np.flatnonzero(mask)).to(self.labels.device)
+        return Images(self.pixels.index_select(0, places), self.labels.index_select(0, places))
 
 
 @dataclass(frozen=True)
@@ -84,6 +90,25 @@ class Dataset:
     def in_channels(self) -> int:
         """Channels of the images."""
         return self.train.pixels.shape[3]
+
+    def hold_out(self, share: float, seed: int) -> tuple[Dataset, Images]:
+        """The data without a share of the training images of each class, and that share.
+
+        A class keeps at least one image, and gives at least one where it has two.
+
+        Raises:
+            ValueError: no class has two images.
+        """
+        labels = self.train.labels.cpu().numpy()
+        rng = np.random.default_rng((seed, _HELD_OUT))
+        held = np.zeros(len(labels), dtype=bool)
+        for label in np.unique(labels):
+            places = rng.permutation(np.flatnonzero(labels == label))
+            count = min(max(round(share * len(places)), 1), len(places) - 1)
+            held[places[:count]] = True
+        if not held.any():
+            raise ValueError(f"{self.name}: no class has two training images")
+        return replace(self, train=self.train.chosen(~held)), self.train.chosen(held)
 
     def remarks(self) -> list[str]:
         """Nothing: all images are used."""

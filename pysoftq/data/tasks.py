@@ -45,6 +45,10 @@ class Task(ABC):
         """The figure of merit of a network with this mean loss and share of right predictions."""
 
     @abstractmethod
+    def quality(self, loss: float, accuracy: float) -> float:
+        """A number that falls by about the degradation, as `degradation` counts it."""
+
+    @abstractmethod
     def plotted(self, merit: float) -> float:
         """A figure of merit in the unit of ``axis``."""
 
@@ -70,6 +74,10 @@ class Classification(Task):
     def merit_of(self, loss: float, accuracy: float) -> float:  # noqa: ARG002
         """Share of the images that are classified rightly."""
         return accuracy
+
+    def quality(self, loss: float, accuracy: float) -> float:  # noqa: ARG002
+        """The accuracy in percent."""
+        return 100 * accuracy
 
     def plotted(self, merit: float) -> float:
         """In percent."""
@@ -98,6 +106,10 @@ class LanguageModelling(Task):
         """The exponential of the loss in nats for each token; of 700 nats, where it is more."""
         return math.exp(loss if loss < 700.0 else 700.0)  # of larger ones, and NaN
 
+    def quality(self, loss: float, accuracy: float) -> float:  # noqa: ARG002
+        """-100 ln(perplexity): where it falls by x, the perplexity is e^(x/100) times as large."""
+        return -100 * loss
+
     def plotted(self, merit: float) -> float:
         """As it is."""
         return merit
@@ -119,6 +131,9 @@ class Half(Protocol):
     """Training or test data on a device; its length is the number of examples."""
 
     def __len__(self) -> int: ...
+
+    def to(self, device: torch.device) -> Self:
+        """The same data on ``device``."""
 
 
 class Data(Protocol):
@@ -145,6 +160,13 @@ class Data(Protocol):
 
     def fingerprint(self) -> str:
         """A hash of everything that batches are made from."""
+
+    def hold_out(self, share: float, seed: int) -> tuple[Self, Half]:
+        """The data without a share of what is trained on, and that share.
+
+        Raises:
+            ValueError: one of them would be empty.
+        """
 
     def remarks(self) -> list[str]:
         """Lines on what is done with the data, for the beginning of a run."""

@@ -110,6 +110,25 @@ class TextData:
             "tokenizer": self.tokenizer,
         }
 
+    def hold_out(self, share: float, seed: int) -> tuple[TextData, Tokens]:  # noqa: ARG002
+        """The data without the last share of the text to learn, and that share.
+
+        Windows of the one do not reach into the other.
+
+        Raises:
+            ValueError: one of them has less than a window of tokens to predict.
+        """
+        count = round(share * self.train.ids.numel())
+        kept = replace(self.train, ids=self.train.ids[: self.train.ids.numel() - count])
+        held = replace(self.train, ids=self.train.ids[self.train.ids.numel() - count :])
+        if not len(kept) or held.ids.numel() <= self.context:
+            raise ValueError(
+                f"{self.name}: a share of {share:g} of {self.train.ids.numel():,} tokens is too "
+                f"little or too much for windows of {self.context}"
+            )
+        digest = self.digest and f"{self.digest} without the last {count}"
+        return replace(self, train=kept, digest=digest), held
+
     def remarks(self) -> list[str]:
         """How much of a long text is used for what."""
         if not self.train.is_mapped:

@@ -42,7 +42,7 @@ def save_checkpoint(run: Run, optimizer: torch.optim.Optimizer, state: RunState)
     exchanged = {
         "model": whole_state(run.model, run.processes),
         "optimizer": whole_optimizer_state(optimizer, run.processes),
-        "softq": run.quantizer.state_dict(),
+        "softq": (run.compressor or run.quantizer).state_dict(),
     }
 
     def write() -> None:
@@ -83,7 +83,7 @@ def load_checkpoint(run: Run, optimizer: torch.optim.Optimizer) -> RunState:
             setattr(state, name, list(getattr(state, name)))
         load_model(run.model, content["model"], processes)
         restore_optimizer(optimizer, load_optimizer(optimizer, content["optimizer"], processes))
-        run.quantizer.load_state_dict(plain["softq"])
+        (run.compressor or run.quantizer).load_state_dict(plain["softq"])
         set_random_state(plain)
     return state
 

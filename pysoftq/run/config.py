@@ -12,13 +12,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
+from typing_extensions import Self
 
+from pysoftq.compressor.target import Target
 from pysoftq.coupling.options import ClusteringConfig, override_texts
 from pysoftq.data.names import DATASET_PATTERN, DATASETS
 from pysoftq.errors import ConfigError
-from pysoftq.options import changed_default, may_change_on_resume, option, read_mapping
+from pysoftq.options import (
+    Size,
+    changed_default,
+    may_change_on_resume,
+    option,
+    option_info,
+    read_mapping,
+)
 from pysoftq.run.presets import DATASET_DEFAULTS, RECIPES, SAME_DEFAULTS
+
+TARGETS = ("target_size", "target_bits", "max_drop")
+NOT_WITH_TARGET = ("rd_weight", "codebook_lr")  # follow from it
 
 
 class CompressConfig(ClusteringConfig):
@@ -53,6 +65,17 @@ class CompressConfig(ClusteringConfig):
     dtype: Literal["float32", "bfloat16"] = option("Network", "float32", "Weights of a language "
         "model, also in its files: float32, or bfloat16, which takes half of the memory and rounds "
         "small steps away.")
+
+    target_size: Size | None = option("Target", None, "Largest size of the whole compressed file: "
+        "weights, codebooks, description and all other tensors. In bytes, or as 60kB, 1.5MB, "
+        "60KiB.", gt=0, metavar="SIZE")
+    target_bits: float | None = option("Target", None, "Largest mean entropy of a coupled weight, "
+        "in bits.", gt=0)
+    max_drop: float | None = option("Target", None, "Largest loss on training data that are held "
+        "out, in percentage points of accuracy or percent of perplexity. Without a size or bits, "
+        "the smallest file within it is searched for.", ge=0)
+    validation: float = option("Target", 0.1, "Share of the training data held out for "
+        "--max-drop, the same of each class.", gt=0, lt=1)
 
     # Higher than without training afterwards, which regains most of what merging costs.
     rd_weight: float = changed_default(ClusteringConfig, "rd_weight", 0.05)
@@ -147,12 +170,68 @@ class CompressConfig(ClusteringConfig):
             return tuple(value.split(","))
         return (value,) if isinstance(value, (int, float)) else value
 
+    @model_validator(mode="after")
+    def _reachable(self) -> Self:
+        name = self.target_option
+        if name is None:
+            return self
+        if None not in (self.target_size, self.target_bits):
+            raise ValueError("options 'target_size' and 'target_bits': choose one of them")
+        required = {
+            "recipe": (self.recipe == "best", "best"),
+            "refinement": (self.refinement != "count", "levels or entropy"),
+            "codebook_epochs": (self.codebook_epochs > 0, "at least 1"),
+            "weights_lr": (self.weights_lr > 0, "above 0"),
+        }
+        for other, (held, values) in required.items():
+            if not held:
+                raise ValueError(
+                    f"option {other!r} must be {values} with {name!r}, got {getattr(self, other)}"
+                )
+        return self
+
     @field_validator("std")
     @classmethod
     def _positive(cls, value: tuple[float, ...] | None) -> tuple[float, ...] | None:
         if value is not None and min(value, default=0) <= 0:
             raise ValueError("expected values above 0")
         return value
+
+    @property
+    def target_option(self) -> str | None:
+        """The name of the first target that is given."""
+        return next((name for name in TARGETS if getattr(self, name) is not None), None)
+
+    @property
+    def target(self) -> Target | None:
+        """Where the run is to end; None where the size follows from the rate-distortion weight."""
+        if self.target_option is None:
+            return None
+        return Target(bytes=self.target_size, bits=self.target_bits, max_drop=self.max_drop)
+
+    @property
+    def chooses_h(self) -> bool:
+        """Whether h is chosen from the gradients: there is a target, and h is not set."""
+        return self.target_option is not None and "h" not in self.model_fields_set
+
+    @property
+    def epochs_in_all(self) -> int:
+        """Epochs of the coupled training, and with a target those after it, which belong to it."""
+        return self.epochs + (self.codebook_epochs if self.target_option else 0)
+
+    @property
+    def coupling(self) -> ClusteringConfig:
+        """The options of coupling and clusters only; without an h that is chosen."""
+        chosen = {"h"} if self.chooses_h else set()
+        names = ClusteringConfig.model_fields.keys() - chosen
+        return ClusteringConfig(**{name: getattr(self, name) for name in names})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, YAML and `from_dict`; without an h that is chosen."""
+        values = super().to_dict()
+        if self.chooses_h:
+            del values["h"]
+        return values
 
 
 def make_config(*layers: Mapping[str, Any]) -> CompressConfig:
@@ -230,8 +309,11 @@ def command_line(config: CompressConfig) -> str:
 def changed_options(saved: Mapping[str, Any], config: CompressConfig) -> list[str]:
     """Names of the options that shape the training and differ from those saved with a run."""
     now = config.model_dump(mode="json")
+    fixed = ("Clusters", "Target") if config.target_option else ()  # groups that shape it too then
     return [
         name
         for name, field in CompressConfig.model_fields.items()
-        if name in saved and saved[name] != now[name] and not may_change_on_resume(field)
+        if name in saved
+        and saved[name] != now[name]
+        and (option_info(field)["group"] in fixed or not may_change_on_resume(field))
     ]

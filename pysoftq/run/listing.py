@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pysoftq.data.tasks import CLASSIFICATION, TASKS
 from pysoftq.errors import ConfigError
 from pysoftq.options import read_mapping
+from pysoftq.run.config import CompressConfig
 from pysoftq.run.folder import RunFolder
 from pysoftq.run.networks import PRETRAINED, REFINED
 from pysoftq.run.records import read_metrics
@@ -47,6 +48,14 @@ class RunOverview:
     bytes_on_disk: int | None = None
     warnings: int = 0
     problem: str = ""
+
+    @property
+    def epochs_in_all(self) -> Any:
+        """Those of the training that `epochs_done` belongs to; None where that is not known."""
+        try:
+            return CompressConfig.from_dict(self.options).epochs_in_all
+        except ConfigError:  # of another version
+            return self.options.get("epochs")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON."""

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch.optim import Optimizer
 
 from pysoftq.clusters.bit_width import mean_bit_width
+from pysoftq.clusters.clusters import Palette
+from pysoftq.compressor.meter import mean_entropy
 from pysoftq.errors import NonFiniteLossError
 from pysoftq.run.evaluation import clustered, evaluate
 from pysoftq.run.optimizers import present_lr
@@ -43,7 +47,7 @@ def epoch_metrics(run: Run, optimizer: Optimizer, state: RunState) -> EpochMetri
         task_loss=loss,
         train_merit=run.data.task.merit_of(loss, accuracy),
         fraction=run.quantizer.fraction,
-        learning_rate=present_lr(optimizer),
+        learning_rate=present_lr(optimizer) * (run.compressor.anneal if run.compressor else 1.0),
         seconds=state.seconds,
         samples_per_second=state.seen / state.seconds,
         coupling_share=share,
@@ -51,27 +55,62 @@ def epoch_metrics(run: Run, optimizer: Optimizer, state: RunState) -> EpochMetri
     )
 
 
+@dataclass(frozen=True)
+class _Clustered:
+    """The clusters of the network as it is, as it would be compressed now, and its merit then."""
+
+    found: Mapping[str, Palette]
+    refined: Mapping[str, Palette]
+    merit: float
+
+
 def _measured(run: Run) -> dict[str, Any]:
     """The network as it is, and as it would be compressed now; the weights do not change."""
-    config, softq, task, test = run.config, run.quantizer, run.data.task, run.data.test
-    found = softq.clusters(config.bits)
-    refined = softq.refine(found, **config.refinement_options)
+    softq, task = run.quantizer, run.data.task
+    name, half = run.watched
     sizes = [layer.size for layer in softq.layers]
-    loss, accuracy = evaluate(run.model, run.data, test, run.processes)
-    _refuse_nan(loss, "test")
-    with clustered(softq, refined):
-        compressed = task.merit_of(*evaluate(run.model, run.data, test, run.processes))
+    loss, accuracy = evaluate(run.model, run.data, half, run.processes)
+    _refuse_nan(loss, name)
+    merit = task.merit_of(loss, accuracy)
+    now = _clustered_now(run, merit)
     return {
         "task": task.name,
         "coupling_energy": softq.energy().total,
-        "test_merit_soft": task.merit_of(loss, accuracy),
-        "test_merit_compressed": compressed,
-        "mean_bits_before": mean_bit_width(sizes, [clusters.bits for clusters in found.values()]),
-        "mean_bits_compressed": mean_bit_width(
-            sizes, [clusters.bits for clusters in refined.values()]
-        ),
-        "clusters": {name: clusters.K for name, clusters in found.items()},
+        "test_merit_soft": merit,
+        "test_merit_compressed": now.merit,
+        "mean_bits_before": _mean_bits(sizes, now.found),
+        "mean_bits_compressed": _mean_bits(sizes, now.refined),
+        "clusters": {name: clusters.K for name, clusters in now.found.items()},
+        **_sizes(run, now.refined),
     }
+
+
+def _clustered_now(run: Run, merit: float) -> _Clustered:
+    """Clusters of coupled weights are found; after merging, the network has clusters."""
+    config, softq, compressor = run.config, run.quantizer, run.compressor
+    if compressor is not None and compressor.codebooks is not None:
+        palettes = compressor.codebooks.palettes()
+        return _Clustered(palettes, palettes, merit)
+    found = softq.clusters(config.bits)
+    refined = softq.refine(found, **config.refinement_options)
+    with clustered(softq, refined):
+        results = evaluate(run.model, run.data, run.watched[1], run.processes)
+    return _Clustered(found, refined, run.data.task.merit_of(*results))
+
+
+def _sizes(run: Run, palettes: Mapping[str, Palette]) -> dict[str, Any]:
+    """What is reported of a run with a target only."""
+    if run.compressor is None:
+        return {}
+    return {
+        "half": run.watched[0],
+        "bytes_predicted": run.compressor.file_size.bytes(palettes),
+        "entropy_bits": mean_entropy(palettes.values()),
+    }
+
+
+def _mean_bits(sizes: list[int], palettes: Mapping[str, Palette]) -> float:
+    return mean_bit_width(sizes, [palette.bits for palette in palettes.values()])
 
 
 def _refuse_nan(loss: float, half: str) -> None:

@@ -60,11 +60,16 @@ def check_optimizer(config: CompressConfig) -> None:
 def set_lr(optimizer: Optimizer, config: CompressConfig, done: float) -> None:
     """Give an optimizer its learning rate where ``done`` (0 to 1) of the steps are behind it."""
     factor = (1 + math.cos(math.pi * done)) / 2 if config.lr_schedule == "cosine" else 1.0
+    fill_lr(optimizer, config.lr * factor)
+
+
+def fill_lr(optimizer: Optimizer, lr: float) -> None:
+    """Give an optimizer a learning rate."""
     for group in optimizer.param_groups:
         if isinstance(group["lr"], Tensor):  # compiled steps read it there
-            group["lr"].fill_(config.lr * factor)
+            group["lr"].fill_(lr)
         else:
-            group["lr"] = config.lr * factor
+            group["lr"] = lr
 
 
 def present_lr(optimizer: Optimizer) -> float:

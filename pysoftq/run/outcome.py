@@ -23,8 +23,10 @@ from pysoftq.clusters.clusters import Clusters
 from pysoftq.clusters.codebooks import Codebooks
 from pysoftq.clusters.values import unique
 from pysoftq.clusters.written import write_clusters
+from pysoftq.compressor.compressor import Compressor
+from pysoftq.compressor.report import TargetReport
 from pysoftq.errors import QualityWarning
-from pysoftq.models.weight_files import cpu_state, save_state, stored_once
+from pysoftq.models.weight_files import cpu_state, load_weights, save_state, stored_once
 from pysoftq.run.codebooks import train_codebooks
 from pysoftq.run.evaluation import evaluate
 from pysoftq.run.folder import RunFolder
@@ -32,12 +34,14 @@ from pysoftq.run.interrupt import stop_on_signals
 from pysoftq.run.networks import PAPER, PRETRAINED, REFINED, SOFT, NetworkRow, clusters_name
 from pysoftq.run.presets import RECIPES
 from pysoftq.run.processes import ALONE
+from pysoftq.run.reached import Reached
 from pysoftq.run.recording import figure_part, followed_part, snapshot
 from pysoftq.run.records import WeightRecords
 from pysoftq.run.setup import Run, make_model
 from pysoftq.run.sharding import whole_state
 from pysoftq.run.state import RunState
 from pysoftq.run.summary import Summary, TrainingSpeed
+from pysoftq.run.target import smallest_file
 
 HEQ_BITS = (5, 4, 3, 2)
 
@@ -47,6 +51,8 @@ def finish(run: Run, state: RunState, pretrained: dict[str, Tensor]) -> Summary:
 
     The first of several processes does so; all of them train the codebooks.
     """
+    if run.compressor is not None:
+        return finish_target(run, run.compressor, state, pretrained)
     processes = run.processes
     alone = run  # what is compared, in the first process
     if run.sharded:
@@ -58,7 +64,7 @@ def finish(run: Run, state: RunState, pretrained: dict[str, Tensor]) -> Summary:
     else:
         moving = soft = cpu_state(run.model)
     comparison = Comparison(alone, state, pretrained, soft)
-    merged = processes.lead(comparison.clustered)
+    merged = processes.lead(comparison.merged)
     if run.config.codebook_epochs:
         run.observer.message(
             f"training the codebooks: {run.config.codebook_epochs} epochs after {run.config.epochs}"
@@ -68,6 +74,44 @@ def finish(run: Run, state: RunState, pretrained: dict[str, Tensor]) -> Summary:
             trained = whole_state(run.model, processes)
             processes.lead_only(lambda: alone.model.load_state_dict(trained))
     return processes.lead(comparison.summary)
+
+
+def finish_target(
+    run: Run, compressor: Compressor, state: RunState, pretrained: dict[str, Tensor]
+) -> Summary:
+    """Compare the network that has been trained to a target, and write the files of the run."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", QualityWarning)  # the summary repeats it
+        report = compressor.finalize()
+    assert compressor.codebooks is not None
+    compressed, clusters = cpu_state(run.model), compressor.codebooks.clusters()
+    comparison = Comparison(run, state, pretrained, load_weights(run.folder.soft))
+    comparison.coupled()
+    run.model.load_state_dict(compressed)
+    write_clusters(run.model, clusters)  # the same values; `save_compressed` expects them
+    return comparison.summary(report)
+
+
+def _reached(run: Run, report: TargetReport) -> Reached:
+    """What is said of the target; for one that is not met, with what is possible."""
+    assert run.compressor is not None
+    assert report.chosen is not None
+    config, rung, advice = run.config, report.rungs[report.chosen], ""
+    if config.target_size is not None and rung.bytes > config.target_size:
+        advice = smallest_file(run, run.compressor)
+    elif report.warnings:
+        allow = "a larger drop" if config.max_drop is not None else "more bits"
+        advice = f"allow {allow}, or raise `codebook_epochs`, now {config.codebook_epochs}"
+    return Reached(
+        target=report.targets[0],
+        rungs=report.rungs,
+        chosen=report.chosen,
+        bytes_on_disk=run.folder.compressed.stat().st_size,
+        h=run.quantizer.h,
+        lost=run.data.task.lost,
+        shortfalls=report.warnings,
+        advice=advice,
+    )
 
 
 def _in_one_process(
@@ -107,30 +151,35 @@ class Comparison:
         self._weights: dict[str, Tensor] = {}
         self._networks: list[NetworkRow] = []
 
-    def clustered(self) -> dict[str, Clusters]:
-        """Measure all networks up to the refined clusters, which are in the model then."""
+    def coupled(self) -> None:
+        """Measure all networks before the refinement."""
         run, soft = self._run, self._soft
-        model, softq, config = run.model, run.quantizer, run.config
-        save_state(soft, run.folder.soft)
-        self._weights["weights_soft"] = snapshot(self._shown.weights())
+        softq, config = run.quantizer, run.config
         networks = self._networks
         networks += [float_row(run, PRETRAINED, self._pretrained), float_row(run, SOFT, soft)]
+        self._weights["weights_soft"] = snapshot(self._shown.weights())
         found = softq.clusters(config.bits)
         networks.append(clustered_row(run, clusters_name(config.bits), found))
         if config.refinement != "count":
             paper = softq.clusters(RECIPES["paper"]["bits"], config.n_min)
             networks.append(clustered_row(run, PAPER, paper))
 
-        model.load_state_dict(soft)
+    def merged(self) -> dict[str, Clusters]:
+        """Measure all networks up to the refined clusters, which are in the model then."""
+        run, config, softq = self._run, self._run.config, self._run.quantizer
+        save_state(self._soft, run.folder.soft)
+        self.coupled()
+        run.model.load_state_dict(self._soft)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", QualityWarning)  # the summary repeats it
-            self._report = softq.finalize(**config.cluster_options)
+            self._layers = softq.finalize(**config.cluster_options)
         merged = present_clusters(run)
         if config.codebook_epochs:
-            networks.append(clustered_row(run, f"{REFINED}, before training", merged))
+            row = clustered_row(run, f"{REFINED}, before training", merged)
+            self._networks.append(row)
         return merged
 
-    def summary(self) -> Summary:
+    def summary(self, report: TargetReport | None = None) -> Summary:
         """Measure the compressed network and the baselines, and write all files."""
         run, state, networks, weights = self._run, self._state, self._networks, self._weights
         model, softq = run.model, run.quantizer
@@ -138,6 +187,8 @@ class Comparison:
         write_compressed(run, run.folder.compressed)
         refined = present_clusters(run)  # those of the file
         networks.append(clustered_row(run, REFINED, refined))
+        layers = self._layers if report is None else report.layers
+        assert layers is not None
 
         model.load_state_dict(self._pretrained)
         weights["weights_pretrained"] = snapshot(self._shown.weights())
@@ -151,11 +202,12 @@ class Comparison:
 
         summary = Summary(
             tuple(networks),
-            self._report.with_clusters(refined),
+            layers.with_clusters(refined),
             dict(softq.excluded),
             TrainingSpeed.of(state.metrics),
             run.data.task.name,
             bytes_float32=inspect_compressed(run.folder.compressed).bytes_float32,
+            target=None if report is None else _reached(run, report),
         )
         weight_records(run, state, weights).save(run.folder.records)
         write_report(run, summary, state)
@@ -269,7 +321,7 @@ def write_report(run: Run, summary: Summary, state: RunState) -> None:
     """Write report.json and report.txt."""
     content = {
         **summary.to_dict(),
-        "config": run.config.model_dump(mode="json"),
+        "config": {**run.config.model_dump(mode="json"), "h": run.quantizer.h},
         "steps": state.step,
     }
     text = io.StringIO()
@@ -277,6 +329,8 @@ def write_report(run: Run, summary: Summary, state: RunState) -> None:
     layers = summary.layers
     for warning in summary.warnings:
         console.print(f"WARNING: {warning}", markup=False, highlight=False, soft_wrap=True)
+    for line in summary.reached():
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print(layers.table(), *summary.remarks(), summary.table(), sep="\n")
     console.print(layers.coverage_table(), layers.tensor_table())
     for path, body in (

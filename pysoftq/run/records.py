@@ -29,6 +29,8 @@ _NEEDED = (
     *("mean_bits_before", "mean_bits_compressed"),
 )
 _MERITS = ("test_merit_soft", "test_merit_compressed")
+_HALVES = ("test", "validation")
+_OF_TARGET = ("bytes_predicted", "entropy_bits")
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,14 @@ class EpochMetrics:
         samples_per_second: in the file, images_per_second or tokens_per_second.
         coupling_share: the force's share of the time; None where a CUDA graph hides it.
         task: name of the task.
+        half: what the test merits are measured on: test, or validation data of a run with a largest
+            drop.
+        bytes_predicted: size of the compressed file, of a run with a target.
+        entropy_bits: of a weight in it.
 
     In the file, a merit has the name of the task's figure: train_accuracy, test_accuracy_soft and
-    test_accuracy_compressed, or train_perplexity and so on.
+    test_accuracy_compressed, or train_perplexity and so on; on validation data,
+    validation_accuracy_soft and so on.
     """
 
     epoch: int
@@ -73,6 +80,9 @@ class EpochMetrics:
     samples_per_second: float | None = None
     coupling_share: float | None = None
     task: str = CLASSIFICATION.name
+    half: str = "test"
+    bytes_predicted: int | None = None
+    entropy_bits: float | None = None
 
     @property
     def measure(self) -> Task:
@@ -81,9 +91,13 @@ class EpochMetrics:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON, merit and speed under the names that the task gives them."""
-        names = _task_names(self.measure)
+        names = _task_names(self.measure, self.half)
+        values = asdict(self)
+        unused = [name for name in _OF_TARGET if values[name] is None]
         return {
-            names.get(name, name): value for name, value in asdict(self).items() if name != "task"
+            names.get(name, name): value
+            for name, value in values.items()
+            if name not in ("task", "half", *unused)
         }
 
     @classmethod
@@ -94,9 +108,12 @@ class EpochMetrics:
             LookupError, TypeError, ValueError, AttributeError: an entry is missing, or of another
                 type.
         """
-        tasks = TASKS.values()
-        task = next((t for t in tasks if f"test_{t.merit}_soft" in row), CLASSIFICATION)
-        names = _task_names(task)
+        kinds = [(task, half) for task in TASKS.values() for half in _HALVES]
+        task, half = next(
+            ((task, half) for task, half in kinds if f"{half}_{task.merit}_soft" in row),
+            (CLASSIFICATION, "test"),
+        )
+        names = _task_names(task, half)
         values = {
             field.name: row[names.get(field.name, field.name)]
             for field in fields(cls)
@@ -105,11 +122,14 @@ class EpochMetrics:
         numbers = {name: float(values[name]) for name in (*_NEEDED, *_MERITS)}
         clusters = {str(name): int(count) for name, count in values["clusters"].items()}
         numbers |= {"epoch": int(numbers["epoch"]), "step": int(numbers["step"])}
-        return cls(**{**values, **numbers, "clusters": clusters, "task": task.name})
+        return cls(**{**values, **numbers, "clusters": clusters, "task": task.name, "half": half})
 
 
-def _task_names(task: Task) -> dict[str, str]:
-    merits = {name: name.replace("merit", task.merit) for name in ("train_merit", *_MERITS)}
+def _task_names(task: Task, half: str) -> dict[str, str]:
+    merits = {
+        name: name.replace("merit", task.merit).replace("test", half)
+        for name in ("train_merit", *_MERITS)
+    }
     return {**merits, "samples_per_second": f"{task.samples}_per_second"}
 
 

@@ -8,11 +8,12 @@ from functools import cached_property
 import torch
 from torch import nn
 
+from pysoftq.compressor.compressor import Compressor
 from pysoftq.coupling.lifecycle import prepare
 from pysoftq.coupling.quantizer import SoftQuantizer
 from pysoftq.data.datasets import load_dataset
 from pysoftq.data.names import TEXTS
-from pysoftq.data.tasks import LANGUAGE_MODELLING, Data
+from pysoftq.data.tasks import LANGUAGE_MODELLING, Data, Half
 from pysoftq.data.text import read_text
 from pysoftq.errors import ConfigError
 from pysoftq.interaction.threads import set_num_threads
@@ -39,9 +40,11 @@ class Run:
         folder: where its files are; locked.
         device: where the network and the data are.
         observer: receives its progress.
-        data: training and test data.
+        data: training and test data; the training data without the validation data.
         model: the network, untrained at first.
         processes: those that do the run together.
+        validation: training data that are held out for a largest drop; None without.
+        compressor: what leads to a target, from `couple` on; None without.
         quantizer: the coupling of its weights, from `couple` on.
     """
 
@@ -52,6 +55,8 @@ class Run:
     data: Data
     model: nn.Module
     processes: Processes = ALONE
+    validation: Half | None = None
+    compressor: Compressor | None = None
     quantizer: SoftQuantizer = field(init=False, repr=False)
 
     @classmethod
@@ -77,11 +82,14 @@ class Run:
             observer.message(f"loading {config.dataset}")
         given = data
 
-        def build() -> tuple[Data, nn.Module]:
-            data = (read_data(config) if given is None else given).to(device)
-            return data, make_model(config, data, device, processes)
+        def build() -> tuple[Data, Half | None, nn.Module]:
+            data, held = held_out((read_data(config) if given is None else given), config)
+            data, held = data.to(device), None if held is None else held.to(device)
+            return data, held, make_model(config, data, device, processes)
 
-        data, model = processes.together(build)
+        data, validation, model = processes.together(build)
+        if validation is not None:
+            observer.message(_validation_line(config, data, validation))
         for remark in data.remarks():
             observer.message(remark)
         check_batches(model, data, config.batch_size, "batch_size", config.accumulate)
@@ -95,7 +103,14 @@ class Run:
                 f"a batch holds all {count} training examples: `batch_size` is {config.batch_size}"
             )
         state_memory(model, data, config, processes, observer)
-        return cls(config, folder, device, observer, data, model, processes)
+        return cls(config, folder, device, observer, data, model, processes, validation)
+
+    @property
+    def watched(self) -> tuple[str, Half]:
+        """What is measured on after each epoch: test data, validation data where there are any."""
+        if self.validation is None:
+            return "test", self.data.test
+        return "validation", self.validation
 
     @property
     def sharded(self) -> bool:
@@ -106,7 +121,19 @@ class Run:
         """Measure the layers of the network, which holds its pretrained weights."""
         if self.sharded:
             shard(self.model, self.processes)
-        self.quantizer = prepare(self.model, self.config)
+        config, target = self.config, self.config.target
+        if target is None:
+            self.quantizer = prepare(self.model, config)
+            return
+        self.compressor = Compressor(
+            self.model,
+            target,
+            config.coupling,
+            coupled=config.epochs / config.epochs_in_all,
+            coding=config.coding,
+            metadata=self.data.metadata(),
+        )
+        self.quantizer = self.compressor.softq
 
     @cached_property
     def fingerprint(self) -> str:
@@ -137,6 +164,10 @@ def make_model(
 
 def check_processes(config: CompressConfig, processes: Processes) -> None:
     """Raise ConfigError for options that several processes cannot follow."""
+    target = config.target_option
+    if target is not None and (processes.several or config.shard):
+        several = "option 'shard'" if config.shard else f"{processes.size} processes"
+        raise ConfigError(f"option {target!r} is for one process, not for {several}")
     if not processes.several:
         return
     refusals = (
@@ -209,13 +240,40 @@ def read_data(config: CompressConfig) -> Data:
         return read_text(config.dataset, config.context, tokenizer, cache_folder() / "tokens")
     return load_dataset(
         config.dataset,
-        seed=config.seed if config.split_seed is None else config.split_seed,
+        seed=split_seed(config),
         data_root=config.data_root,
         download=config.download,
         image_size=config.image_size,
         mean=config.mean,
         std=config.std,
     )
+
+
+def held_out(data: Data, config: CompressConfig) -> tuple[Data, Half | None]:
+    """The data without those that are held out for a largest drop, and these; None without one.
+
+    Raises ConfigError where too little would be left on either side.
+    """
+    if config.max_drop is None:
+        return data, None
+    try:
+        return data.hold_out(config.validation, split_seed(config))
+    except ValueError as error:
+        raise ConfigError(f"option 'validation': {error}") from error
+
+
+def split_seed(config: CompressConfig) -> int:
+    """The seed of splits of the data."""
+    return config.seed if config.split_seed is None else config.split_seed
+
+
+def _validation_line(config: CompressConfig, data: Data, held: Half) -> str:
+    count = f"{len(held):,} of {len(held) + len(data.train):,}"
+    text = f"validation: {count} training examples are held out"
+    if config.weights is not None or is_folder_model(config.model):
+        text += "; the given network may have been trained on them, and lose less there than on "
+        text += "new data"
+    return text
 
 
 def read_pretraining_data(config: CompressConfig) -> Data | None:

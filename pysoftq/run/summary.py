@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from rich.table import Table
 from pysoftq.coupling.report import CompressionReport, ReportWarning
 from pysoftq.data.tasks import CLASSIFICATION, TASKS, Task
 from pysoftq.run.networks import PRETRAINED, REFINED, SOFT, NetworkRow
+from pysoftq.run.reached import Reached
 from pysoftq.run.records import EpochMetrics
 
 
@@ -76,7 +77,7 @@ class Summary:
 
     ``task`` is the name of the `pysoftq.data.tasks.Task` that says what is the figure of merit.
     ``bytes_float32`` is what the tensors of the network take with every floating value in four
-    bytes; 0 in reports of earlier versions.
+    bytes; 0 in reports of earlier versions. ``target`` is None for a run without one.
     """
 
     networks: tuple[NetworkRow, ...]
@@ -85,6 +86,7 @@ class Summary:
     training: TrainingSpeed
     task: str = CLASSIFICATION.name
     bytes_float32: int = 0
+    target: Reached | None = None
 
     @property
     def measure(self) -> Task:
@@ -127,9 +129,24 @@ class Summary:
 
         The network is compared with the pretrained one; see also `CompressionReport.warnings`.
         """
-        if self.degradation <= self.measure.tolerated:  # not so for NaN
-            return self.layers.warnings
-        return (self._degradation_warning(), *self.layers.warnings)
+        found = []
+        if self.target is not None:
+            found += [
+                ReportWarning("target", f"the target is not met: {text}", self.target.advice)
+                for text in self.target.shortfalls
+            ]
+        if not self.degradation <= self.measure.tolerated:  # so for NaN
+            found.append(self._degradation_warning())
+        return (*found, *self._layer_warnings())
+
+    def _layer_warnings(self) -> Iterator[ReportWarning]:
+        """Of the layers; with a target, the rate-distortion weight is no option."""
+        for warning in self.layers.warnings:
+            if self.target is None:
+                yield warning
+            else:
+                advice = warning.advice.replace("lower `rd_weight`", "raise the target")
+                yield replace(warning, advice=advice)
 
     def _degradation_warning(self) -> ReportWarning:
         """The loss, the stage of the run that accounts for most of it, and what helps there."""
@@ -158,11 +175,14 @@ class Summary:
     def _refined_stage(self) -> tuple[str, str]:
         if self.layers.refinement == "count":
             return "in refinement", "lower `n_min`, or choose `recipe` best"
+        if self.target is not None:
+            return "in refinement", "raise the target or `codebook_epochs`"
         return "in refinement", "lower `rd_weight` or raise `codebook_epochs`"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON."""
         return {
+            **({} if self.target is None else {"target": self.target.to_dict()}),
             "task": self.task,
             "bytes_float32": self.bytes_float32,
             "warnings": [asdict(warning) for warning in self.warnings],
@@ -216,6 +236,10 @@ class Summary:
         remarks = [f"{layer.name}: {layer.note}" for layer in self.layers.layers if layer.note]
         remarks.append(str(self.training))
         return remarks
+
+    def reached(self) -> list[str]:
+        """Lines on the target and what the network has reached of it; none without a target."""
+        return [] if self.target is None else self.target.lines(self.degradation)
 
 
 def _nan_as_largest(value: float) -> float:

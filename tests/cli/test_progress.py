@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from tiny import tiny_digits
 
@@ -35,3 +37,10 @@ def test_the_line_of_an_epoch(capsys: pytest.CaptureFixture[str]) -> None:
         "epoch   2  loss 0.0500  L_C -12.5  test accuracy: soft 98.00 %, compressed 93.00 % at "
         "3.46 bits  1,234 images/s\n"
     )
+    target = {"dataset": "digits", "target_size": "6kB", "max_drop": 1.0}
+    observer.on_start(make_config(target), tiny_digits(), RunState())
+    observer.on_epoch(
+        replace(metrics, epoch=3, half="validation", bytes_predicted=6100, entropy_bits=2.5)
+    )
+    assert "validation accuracy: soft 98.00 %" in (line := capsys.readouterr().out)
+    assert "at 3.46 bits  6,100 of 6,000 bytes, 2.50 entropy bits  1,234 images/s" in line

@@ -1,0 +1,91 @@
+"""A run with a target: how its `Compressor` takes part in the training, and what it reports."""
+
+from __future__ import annotations
+
+import torch
+from torch.optim import Optimizer
+
+from pysoftq.artifact.size import FileSize
+from pysoftq.clusters.clusters import Palette
+from pysoftq.compressor.compressor import Compressor
+from pysoftq.coupling.quantizer import SoftQuantizer
+from pysoftq.models.weight_files import cpu_state, save_state
+from pysoftq.run.evaluation import evaluate
+from pysoftq.run.optimizers import fill_lr, set_lr
+from pysoftq.run.setup import Run
+
+
+def attach(run: Run, compressor: Compressor, optimizer: Optimizer, steps: int) -> None:
+    """Let the compressor take part in so many steps, and report what it does.
+
+    The quality before compression is measured here, if a largest drop is given and it is not known.
+    """
+    task, validation = run.data.task, run.validation
+
+    def quality() -> float:
+        assert validation is not None
+        return task.quality(*evaluate(run.model, run.data, validation))
+
+    compressor.before_merging = lambda _: save_state(cpu_state(run.model), run.folder.soft)
+    compressor.on_rung = lambda found: run.observer.message(rung_line(run, found))
+    compressor.attach(
+        optimizer, total_steps=steps, evaluate=None if validation is None else quality
+    )
+    least = smallest_bytes(compressor.softq, compressor.file_size)
+    if run.config.target_size is not None and least > run.config.target_size:
+        run.observer.message(
+            f"`target_size` is {run.config.target_size:,} bytes and cannot be met: "
+            f"{smallest_file(run, compressor)}"
+        )
+
+
+def set_scheduled_lr(run: Run, optimizer: Optimizer, step: int, steps: int) -> None:
+    """Give an optimizer the learning rate of a step.
+
+    The schedule is that of the coupled training. After it, SGD has ``weights_lr``, which the
+    compressor lowers to 0; AdamW keeps ``lr``, the scale of its steps.
+    """
+    config, compressor = run.config, run.compressor
+    if compressor is None:
+        set_lr(optimizer, config, step / steps)
+    elif compressor.phase == "coupling":
+        set_lr(optimizer, config, step / compressor.coupling_steps)
+    else:
+        fill_lr(optimizer, config.weights_lr if config.optimizer == "sgd" else config.lr)
+
+
+def rung_line(run: Run, compressor: Compressor) -> str:
+    """One line on the rung that ends: its size against the target, and its quality."""
+    rung, target = compressor.rungs[-1], run.config.target
+    assert target is not None
+    of_bytes = "" if target.bytes is None else f" of {target.bytes:,}"
+    of_bits = "" if target.bits is None else f" of {target.bits:g}"
+    text = f"{rung.bytes:,}{of_bytes} bytes, {rung.bits:.3f}{of_bits} bits per weight (entropy)"
+    if compressor.rung_count > 1:
+        text = f"network {len(compressor.rungs)} of {compressor.rung_count}: {text}"
+    if rung.drop is not None:
+        text += f", {rung.drop:.2f} of {target.max_drop:g} {run.data.task.lost} lost on validation"
+    return text
+
+
+def smallest_bytes(softq: SoftQuantizer, file_size: FileSize) -> int:
+    """The size of the file with one cluster for each layer."""
+    value = torch.zeros(1)
+    return file_size.bytes(
+        {layer.name: Palette(value, torch.tensor([layer.size])) for layer in softq.layers}
+    )
+
+
+def smallest_file(run: Run, compressor: Compressor) -> str:
+    """How small the file of a network can be at best, and what takes that."""
+    coupled = {layer.name for layer in run.quantizer.layers}
+    others = sum(
+        value.numel() * value.element_size()
+        for name, value in run.model.state_dict().items()
+        if name not in coupled
+    )
+    least = smallest_bytes(run.quantizer, compressor.file_size)
+    return (
+        f"the smallest file of this network takes {least:,} bytes, {min(others, least):,} of them "
+        "for biases, normalisation and other tensors without clusters, the rest for its description"
+    )
