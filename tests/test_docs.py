@@ -22,7 +22,7 @@ TEXTS = sorted({*PAGES, *ROOT.glob("*.md"), *ROOT.glob("examples/*.md"), *ROOT.g
 OPTIONS_OF_OTHERS = {"--full", "--nproc-per-node"}  # python -m benchmarks, torchrun
 
 
-@pytest.mark.parametrize("page", ["tutorial.md", "howto/model.md", "howto/loop.md"])
+@pytest.mark.parametrize("page", ["tutorial.md", "howto/model.md", "howto/loop.md", "targets.md"])
 def test_the_examples_run(
     page: str,
     tmp_path: Path,
