@@ -17,9 +17,8 @@ from pysoftq.clusters.codebooks import Codebooks
 from pysoftq.clusters.written import lost_clusters
 from pysoftq.compressor.evaluation import Evaluate, measured
 from pysoftq.compressor.merging import FIRST_PRICE, merge_to
-from pysoftq.compressor.meter import Meter
+from pysoftq.compressor.meter import Meter, single_values
 from pysoftq.compressor.network import Network, keep, put_back
-from pysoftq.compressor.price import HIGHEST
 from pysoftq.compressor.report import TargetReport
 from pysoftq.compressor.rungs import Rung, chosen, next_target, rungs_of
 from pysoftq.compressor.strength import Strength, choose_strength
@@ -72,7 +71,7 @@ class Compressor:
     and optimizer) ends with the same network bit for bit. Copies and pickles take the model and the
     attached optimizer along, and `evaluate` as it is; a shallow copy is not attached.
 
-    Where several processes train the model (DistributedDataParallel, FSDP2, tensor parallelism),
+    Where several processes train the model (DistributedDataParallel, FSDP2),
     all of them make the same calls.
 
     Args:
@@ -175,6 +174,16 @@ class Compressor:
         if self._training is None:
             return 1.0
         return 0.0 if self._ended else self._training.anneal
+
+    @property
+    def smallest_bytes(self) -> int:
+        """The size of the file with a single value for each layer, or segment."""
+        return self.file_size.bytes(
+            {
+                layer.name: single_values(self.softq.bounds(layer), layer)
+                for layer in self.softq.layers
+            }
+        )
 
     def attach(
         self, optimizer: Optimizer, *, total_steps: int, evaluate: Evaluate | None = None
@@ -408,14 +417,10 @@ class Compressor:
 
     def _warn_of_size(self) -> None:
         wanted = [target.bytes for target in self.targets if target.bytes is not None]
-        if not wanted:
-            return
-        bins = self.softq.occupied_bins(self.config.bits)
-        one = self.softq.refine(bins, refinement=self.config.refinement, rd_weight=HIGHEST)
-        if (least := self.file_size.bytes(one)) > min(wanted):
+        if wanted and self.smallest_bytes > min(wanted):
             warnings.warn(
-                f"a target of {min(wanted):,} bytes cannot be met: with one value per layer, or "
-                f"segment, the file has {least:,} bytes",
+                f"a target of {min(wanted):,} bytes cannot be met: with one value for each layer, "
+                f"or segment, the file has {self.smallest_bytes:,} bytes",
                 QualityWarning,
                 stacklevel=3,
             )

@@ -11,6 +11,7 @@ from torch import Tensor
 from pysoftq.artifact.size import FileSize
 from pysoftq.clusters.clusters import Palette
 from pysoftq.compressor.target import Target
+from pysoftq.interaction.layers import CoupledLayer
 
 AIM, LEAST = 0.985, 0.97  # of the target, which is the most
 
@@ -78,3 +79,11 @@ def code_length(counts: Iterable[Tensor], segments: Tensor) -> float:
     lengths = segments.double()
     whole = lengths @ lengths.clamp_min(1).log2()
     return float(whole.to(found.device) - found @ found.clamp_min(1).log2())
+
+
+def single_values(bounds: Tensor | None, layer: CoupledLayer) -> Palette:
+    """The clusters of a layer that has a single value in each segment."""
+    sizes = torch.tensor([layer.size]) if bounds is None else bounds.diff()
+    kept = sizes > 0
+    values = torch.zeros(int(kept.sum()), dtype=layer.parameter.dtype)
+    return Palette(values, sizes[kept], bounds)

@@ -19,7 +19,9 @@ from pysoftq.errors import NonFiniteLossError
 
 CONTROL_STEPS = 4  # from one measurement to the next: each waits for the device
 CALIBRATED = 8  # of these, from one exact size to the next
-_SETTLE, _RAISE = 1.25, 1.02  # by which the price rises, before and after training
+# By which the price changes from one assignment to the next: by the square of the size's ratio to
+# what it must be, a little less than what high rates take, within these bounds.
+_SMALLEST, _LARGEST = 1.02, 4.0
 
 
 class RungTraining:
@@ -113,7 +115,7 @@ class RungTraining:
         merging, would be missing later.
         """
         if self._controlled:
-            self._raise_price(self._meter.goal, _SETTLE)
+            self._raise_price(self._meter.goal)
 
     def finish(self) -> None:
         """Measure the trained network, after assigning its weights anew if the size is missed.
@@ -126,13 +128,13 @@ class RungTraining:
         if not self._controlled:
             return
         while self._size < self._meter.least and self.rung.rd_weight > LOWEST:
-            self._reassign(self.rung.rd_weight / _SETTLE)
-        self._raise_price(self._meter.limit, _RAISE)
+            self._reassign(self.rung.rd_weight / _factor(self._meter.goal / self._size))
+        self._raise_price(self._meter.limit)
 
-    def _raise_price(self, limit: float, factor: float) -> None:
-        """Multiply the price by a factor, and assign the weights anew, until the size is met."""
+    def _raise_price(self, limit: float) -> None:
+        """Assign the weights at higher and higher prices, until the size is met."""
         while self._size > limit and self.rung.rd_weight < HIGHEST:
-            self._reassign(factor * self.rung.rd_weight)
+            self._reassign(self.rung.rd_weight * _factor(self._size / limit))
 
     def _reassign(self, price: float) -> None:
         self._set_price(price)
@@ -219,6 +221,10 @@ class LoweredRates:
             else:
                 group["lr"] = rate
         self._before = []
+
+
+def _factor(ratio: float) -> float:
+    return min(max(ratio**2, _SMALLEST), _LARGEST)
 
 
 def _skipped(optimizer: Optimizer) -> bool:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import torch
+import warnings
+
 from torch.optim import Optimizer
 
-from pysoftq.artifact.size import FileSize
-from pysoftq.clusters.clusters import Palette
 from pysoftq.compressor.compressor import Compressor
-from pysoftq.coupling.quantizer import SoftQuantizer
+from pysoftq.errors import QualityWarning
 from pysoftq.models.weight_files import cpu_state, save_state
 from pysoftq.run.evaluation import evaluate
 from pysoftq.run.optimizers import fill_lr, set_lr
@@ -28,15 +27,13 @@ def attach(run: Run, compressor: Compressor, optimizer: Optimizer, steps: int) -
 
     compressor.before_merging = lambda _: save_state(cpu_state(run.model), run.folder.soft)
     compressor.on_rung = lambda found: run.observer.message(rung_line(run, found))
-    compressor.attach(
-        optimizer, total_steps=steps, evaluate=None if validation is None else quality
-    )
-    least = smallest_bytes(compressor.softq, compressor.file_size)
-    if run.config.target_size is not None and least > run.config.target_size:
-        run.observer.message(
-            f"`target_size` is {run.config.target_size:,} bytes and cannot be met: "
-            f"{smallest_file(run, compressor)}"
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", QualityWarning)
+        compressor.attach(
+            optimizer, total_steps=steps, evaluate=None if validation is None else quality
         )
+    for warning in told:
+        run.observer.message(str(warning.message))
 
 
 def set_scheduled_lr(run: Run, optimizer: Optimizer, step: int, steps: int) -> None:
@@ -68,14 +65,6 @@ def rung_line(run: Run, compressor: Compressor) -> str:
     return text
 
 
-def smallest_bytes(softq: SoftQuantizer, file_size: FileSize) -> int:
-    """The size of the file with one cluster for each layer."""
-    value = torch.zeros(1)
-    return file_size.bytes(
-        {layer.name: Palette(value, torch.tensor([layer.size])) for layer in softq.layers}
-    )
-
-
 def smallest_file(run: Run, compressor: Compressor) -> str:
     """How small the file of a network can be at best, and what takes that."""
     coupled = {layer.name for layer in run.quantizer.layers}
@@ -84,7 +73,7 @@ def smallest_file(run: Run, compressor: Compressor) -> str:
         for name, value in run.model.state_dict().items()
         if name not in coupled
     )
-    least = smallest_bytes(run.quantizer, compressor.file_size)
+    least = compressor.smallest_bytes
     return (
         f"the smallest file of this network takes {least:,} bytes, {min(others, least):,} of them "
         "for biases, normalisation and other tensors without clusters, the rest for its description"
