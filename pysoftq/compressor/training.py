@@ -21,7 +21,7 @@ CONTROL_STEPS = 4  # from one measurement to the next: each waits for the device
 CALIBRATED = 8  # of these, from one exact size to the next
 # By which the price changes from one assignment to the next: by the square of the size's ratio to
 # what it must be, a little less than what high rates take, within these bounds.
-_SMALLEST, _LARGEST = 1.02, 4.0
+_SMALLEST, _LARGEST = 1.02, 1.25
 
 
 class RungTraining:
