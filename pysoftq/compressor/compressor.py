@@ -42,6 +42,8 @@ NEARLY = 0.01  # share of the peak learning rates at which a training is as good
 class Compressor:
     """Compresses a network to a target in bytes, bits or loss, within the steps of its training.
 
+    Example::
+
         compressor = Compressor(model, Target(bytes=60_000))
         compressor.attach(optimizer, total_steps=epochs * len(loader))
         for _ in range(epochs):
