@@ -28,7 +28,7 @@ def parse(path: str, data: Data, about: Mapping[str, Any]) -> Content:
     granularity = {} if about["format_version"] == 1 else dict(about["granularity"])
     records = _records(dict(about["weights"]), granularity, stored)
     if about["format_version"] == 1 and any(record.coding == "entropy" for record in records):
-        raise ValueError("version 1 knows no entropy coding")
+        raise ValueError("version 1 has no entropy coding")
     ties, metadata = dict(about["ties"]), dict(about["metadata"])
     return Content(records, stored, ties, about["model"], metadata)
 

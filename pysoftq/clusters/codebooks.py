@@ -41,8 +41,8 @@ class Codebooks:
     values (straight-through estimator: Bengio, Léonard and Courville, arXiv:1308.3432), so the
     optimizer that holds the model's parameters trains them. After each step a weight is assigned to
     the cluster of the least squared error plus rate-distortion weight times the length of the code
-    word, -log2 of the cluster's share. The values may have an optimizer of their own, which steps
-    within the step of the other:
+    word, -log2 of the cluster's share. The values may have a separate optimizer, called
+    within the step of the first:
 
         codebooks = Codebooks(model, clusters, weights, softq.rd_weights(0.1))
         values = torch.optim.Adam(codebooks.parameters())

@@ -277,7 +277,7 @@ class SoftQuantizer:
         """Set the strength of the interaction; each layer's changes in proportion.
 
         Warns:
-            UserWarning: a CUDA graph has recorded the coupling, and goes on as before.
+            UserWarning: a CUDA graph has recorded the coupling and keeps the former strength.
 
         Raises:
             ValueError: `h` is negative or not finite, or the present strength is 0.

@@ -56,7 +56,7 @@ class Processes:
         self.launched = launched
         self._store = store
         self.share = Share(rank, size)
-        # A separate group with a long timeout, for waiting while the first process works alone.
+        # The others wait in this group while the first process works alone, hence its long timeout.
         self._patient: Any = None
         if size > 1:
             self._patient = dist.new_group(backend="gloo", timeout=PATIENCE)

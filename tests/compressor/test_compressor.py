@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -465,3 +466,25 @@ def test_a_reported_compression_reads_well() -> None:
     text = str(compressor.finalize())
     assert text.startswith("done: step 20 of 20\n")
     assert "bits per weight" in text
+
+
+def test_learning_rates_fall_within_the_step_and_the_price_follows_the_size() -> None:
+    model = network()
+    optimizer = sgd(model)
+    compressor = Compressor(model, Target(bits=2.0), {"bits": 5}, coupled=0.5)
+    compressor.attach(optimizer, total_steps=60)
+    shares: list[float] = []
+    prices: set[float] = set()
+    optimizer.register_step_pre_hook(
+        lambda *_: shares.append(optimizer.param_groups[0]["lr"] / 0.05)
+    )
+    while compressor.phase == "coupling":
+        steps(model, optimizer, len(shares), len(shares) + 1)
+    coupled, left = len(shares), 60 - len(shares)
+    while compressor.phase == "training":
+        prices.add(compressor.rungs[0].rd_weight)
+        steps(model, optimizer, len(shares), len(shares) + 1)
+    assert shares[:coupled] == pytest.approx([1.0] * coupled)
+    falling = [(1 + math.cos(math.pi * done / left)) / 2 for done in range(left)]
+    assert shares[coupled:] == pytest.approx(falling)
+    assert len(prices) > 3  # every four steps

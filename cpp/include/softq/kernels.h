@@ -66,6 +66,16 @@ template <class C>
   return pull.force(static_cast<double>(slope), occupancy);
 }
 
+// The function for float or that for double, of two with different types.
+template <class T, class Single, class Double>
+constexpr auto for_width([[maybe_unused]] Single single, [[maybe_unused]] Double twice) {
+  if constexpr (sizeof(T) == sizeof(float)) {
+    return single;
+  } else {
+    return twice;
+  }
+}
+
 // C is the type of the counts, std::uint16_t or std::uint32_t.
 template <class C>
 struct CountKernels {
@@ -89,20 +99,12 @@ struct CountKernels {
 
   template <class T>
   auto log_force() const {
-    if constexpr (sizeof(T) == sizeof(float)) {
-      return log_force32;
-    } else {
-      return log_force64;
-    }
+    return for_width<T>(log_force32, log_force64);
   }
 
   template <class T>
   auto force() const {
-    if constexpr (sizeof(T) == sizeof(float)) {
-      return force32;
-    } else {
-      return force64;
-    }
+    return for_width<T>(force32, force64);
   }
 };
 
@@ -122,11 +124,7 @@ struct MomentKernels {
 
   template <class T>
   auto log_force() const {
-    if constexpr (sizeof(T) == sizeof(float)) {
-      return log_force32;
-    } else {
-      return log_force64;
-    }
+    return for_width<T>(log_force32, log_force64);
   }
 };
 
