@@ -17,7 +17,7 @@ import torch
 import yaml
 
 import pysoftq
-from pysoftq import _core
+from pysoftq import _core, environment
 from pysoftq.interaction.backends import has_cuda
 
 
@@ -119,7 +119,9 @@ def test_the_configuration_is_shown(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"GPU {index}")
-    config = pysoftq.show_config("dicts")
-    assert config is not None
-    assert config["CUDA"]["devices"] == ["GPU 0"]
-    assert config["CUDA"]["in use"] == has_cuda()
+    for usable in (True, False):
+        monkeypatch.setattr(environment, "has_cuda", lambda usable=usable: usable)
+        config = pysoftq.show_config("dicts")
+        assert config is not None
+        assert config["CUDA"]["devices"] == ["GPU 0"]
+        assert config["CUDA"]["in use"] is usable
