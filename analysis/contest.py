@@ -52,15 +52,16 @@ from pysoftq.run.config import (
 from pysoftq.run.driver import compress
 from pysoftq.run.evaluation import evaluate
 from pysoftq.run.folder import RunFolder
-from pysoftq.run.outcome import present_clusters, train_refined, write_compressed
+from pysoftq.run.outcome import write_compressed
 from pysoftq.run.parq import has_parq, train_parq
-from pysoftq.run.presets import RECIPES
+from pysoftq.run.presets import CODEBOOK_LR, RECIPES
+from pysoftq.run.refined import train_refined
 from pysoftq.run.setup import Run, choose_device, read_data, set_threads
 from pysoftq.run.step import own_stream
 from pysoftq.sweep.prepare import prepare
 
 # To be raised whenever a key comes to mean another value: kept values are then measured anew.
-VERSION = 2
+VERSION = 3
 ECVQ_K = 64  # values at most: many more than a comparison's rate-distortion weights leave
 CALIBRATION_IMAGES = 10_000
 
@@ -288,9 +289,10 @@ class Arena:
             found = self._quantize(method, entry.parameters)
             self._write(found)
             if trained:
-                epochs = {"codebook_epochs": total_epochs(self.config), "weights_lr": 0.0}
+                epochs = {"codebook_epochs": total_epochs(self.config)}
                 config = self.config.model_copy(update=epochs)
-                train_codebooks(Codebooks(self.model, found), self.run.data, config)
+                lr = float(entry.parameters.get("lr", CODEBOOK_LR))
+                train_codebooks(Codebooks(self.model, found), self.run.data, config, lr)
 
     def _quantize(self, method: str, parameters: Mapping[str, Any]) -> dict[str, Clusters]:
         """The clusters of all layers by a method that does not train."""
@@ -336,10 +338,10 @@ class Arena:
             "rd_weight": chosen["rd_weight"],
         }
         run.config = config.model_copy(update=best)
-        soft = cpu_state(self.model)
-        run.quantizer.finalize(**run.config.cluster_options)
         if config.codebook_epochs:
-            train_refined(run, present_clusters(run), soft)
+            train_refined(run, cpu_state(self.model))
+        else:
+            run.quantizer.finalize(**run.config.cluster_options)
 
     def _refuse_other_weights(self, folder: RunFolder) -> None:
         theirs = load_weights(folder.pretrained)
@@ -376,7 +378,7 @@ def _keep_options(config: CompressConfig, folder: Path) -> None:
         return
     saved = make_config(read_config(kept)).model_dump(mode="json")
     changed = changed_options(saved, config)
-    made_by = ("bits", "n_min", "codebook_epochs", "codebook_lr", "weights_lr", "coding")
+    made_by = ("bits", "n_min", "codebook_epochs", "values_lr", "weights_lr", "coding")
     changed += [name for name in made_by if saved[name] != getattr(config, name)]
     if changed:
         raise ConfigError(f"{folder} was begun with other options: {', '.join(changed)}")

@@ -14,6 +14,7 @@ import numpy as np
 from pysoftq.errors import ConfigError
 from pysoftq.interaction.arrays import check_potential
 from pysoftq.interaction.densities import DEFAULT_BINS
+from pysoftq.run.presets import CODEBOOK_LR
 
 Normalization = Literal["keep", "reestimate"]
 Half = Literal["train", "test"]
@@ -146,6 +147,7 @@ class ComparisonOptions:
         baseline_bits: of histogram-equalized quantization and of PARQ.
         ecvq_rd_weights: rate-distortion weights of entropy-constrained k-means, in variances of a
             layer per bit, in proportion to the size of each layer.
+        codebook_lr: peak learning rate of the codebooks of "kmeans+ft" and "ecvq+ft" (Adam).
         normalization: "keep", or "reestimate" the statistics of batch normalisation for every
             network, from at most 10,000 training images.
         runs: folders of finished runs, from the same pretrained weights, that take part as well.
@@ -160,6 +162,7 @@ class ComparisonOptions:
     levels: tuple[int, ...] = (4, 6, 8, 12, 16, 32)
     baseline_bits: tuple[int, ...] = (2, 3, 4)
     ecvq_rd_weights: tuple[float, ...] = (0.03, 0.1, 0.2, 0.4, 0.8)
+    codebook_lr: float = CODEBOOK_LR
     normalization: Normalization = "keep"
     runs: tuple[Path, ...] = ()
 
@@ -173,6 +176,8 @@ class ComparisonOptions:
             raise ConfigError(f"unknown recipe {unknown[0]!r}; expected one of {expected}")
         if self.seeds < 1:
             raise ConfigError(f"seeds is {self.seeds}; expected 1 or more")
+        if not self.codebook_lr > 0:
+            raise ConfigError(f"codebook_lr is {self.codebook_lr:g}; expected more than 0")
         if self.normalization not in get_args(Normalization):
             raise ConfigError(
                 f"normalization is {self.normalization!r}; expected keep or reestimate"
@@ -180,16 +185,22 @@ class ComparisonOptions:
 
     def ladder(self, method: str) -> list[dict[str, Value]]:
         """The parameters that a method is run with."""
+        own = self._training if method.endswith("+ft") else {}
         if method in ("uniform", "minmax", "kmeans", "kmeans+ft"):
-            return [{"K": K} for K in self.levels]
+            return [{"K": K, **own} for K in self.levels]
         if method in ("heq", "parq"):
             return [{"bits": bits} for bits in self.baseline_bits]
         if method in ("ecvq", "ecvq+ft"):
-            return [{"rd_weight": weight} for weight in self.ecvq_rd_weights]
+            return [{"rd_weight": weight, **own} for weight in self.ecvq_rd_weights]
         if method == ABLATION:
             return [{"rd_weight": weight} for weight in self.rd_weights]
         points: Iterable[dict[str, Value]] = ({"h": h, "w": w} for h, w in product(self.h, self.w))
         return [variant for point in points for variant in self.variants(point)]
+
+    @property
+    def _training(self) -> dict[str, Value]:
+        """What distinguishes trained codebooks from those that are trained by default."""
+        return {} if self.codebook_lr == CODEBOOK_LR else {"lr": self.codebook_lr}
 
     def variants(self, point: dict[str, Value]) -> list[dict[str, Value]]:
         """What becomes of the network of one run of soft quantization."""

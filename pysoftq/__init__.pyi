@@ -16,7 +16,6 @@ from .coupling import ClusteringConfig as ClusteringConfig
 from .coupling import CompressionReport as CompressionReport
 from .coupling import CouplingEnergy as CouplingEnergy
 from .coupling import LayerReport as LayerReport
-from .coupling import Recipe as Recipe
 from .coupling import ReportWarning as ReportWarning
 from .coupling import SoftQuantizer as SoftQuantizer
 from .coupling import TensorReport as TensorReport

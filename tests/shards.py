@@ -10,7 +10,7 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -32,11 +32,16 @@ Outcomes = list[dict[str, str]]
 class Descent(torch.optim.Optimizer):
     """Gradient descent that rounds alike wherever a weight lies in memory; torch's SGD does not."""
 
+    def __init__(self, parameters: Iterable[nn.Parameter], lr: float = 1 / 32) -> None:
+        super().__init__(parameters, {"lr": lr})
+
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
-        for parameter in self.param_groups[0]["params"]:
-            weights, gradient = own_part(parameter), own_part(parameter.grad)
-            weights.copy_(weights.double() - gradient.double() / 32)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    weights, gradient = own_part(parameter), own_part(parameter.grad)
+                    weights.copy_(weights.double() - group["lr"] * gradient.double())
 
 
 def make_model(dtype: torch.dtype = torch.float32) -> nn.Sequential:

@@ -120,7 +120,7 @@ def commands(folder: Path, weights: str) -> dict[str, Any]:
     found["stopped"] = call("compress", *given, *PAPER, "--shard", "--out", sharded)
     found["resumed"] = call("compress", "--resume", sharded, "--shard")
     few = ["--epochs", "1", "--pretrain-epochs", "1", "--codebook-epochs", "1"]
-    best = ["compress", *OPTIONS, *few]
+    best = ["compress", *OPTIONS, *few, "--rd-weight", "0.05"]
     found["best"] = call(*best, "--out", str(folder / "best"))
     found["best sharded"] = call(*best, "--shard", "--out", str(folder / "best sharded"))
     return found

@@ -42,6 +42,9 @@ class FileSize:
             segments and as a whole, as it would be saved, any other as a whole.
         metadata: as for `save_compressed`.
 
+    Attributes:
+        coding: as given.
+
     Raises:
         ValueError: a name is not in the model; or as `save_compressed`.
         TypeError: as `save_compressed`.
@@ -57,6 +60,7 @@ class FileSize:
         granularity: str = "layer",
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
+        self.coding = coding
         content = ModelContent.of(model, coding, granularity, metadata)
         tensors, ties = content.tensors()
         records = {name: raw_record(name, tensor) for name, tensor in tensors.items()}

@@ -109,6 +109,12 @@ def _option(*flags: str, help: str, **settings: Any) -> Callable[[Any], Any]:  #
     + _default("ecvq_rd_weights"),
 )
 @_option(
+    "--codebook-lr",
+    type=click.FloatRange(0, min_open=True),
+    help="Peak learning rate of kmeans+ft and ecvq+ft (Adam, falling to 0).  "
+    f"[default: {DEFAULTS.codebook_lr:g}]",
+)
+@_option(
     "--normalization",
     type=click.Choice(get_args(Normalization)),
     help="Statistics of batch normalisation: those of each network, or re-estimated for all.  "
@@ -154,7 +160,7 @@ def compare(
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     names = (
         *("methods", "seeds", "h", "w", "recipes", "rd_weights"),
-        *("levels", "baseline_bits", "ecvq_rd_weights", "normalization"),
+        *("levels", "baseline_bits", "ecvq_rd_weights", "codebook_lr", "normalization"),
     )
     chosen = given_options({name: values.pop(name) for name in names})
     progress = ComparisonProgress(quiet=as_json)

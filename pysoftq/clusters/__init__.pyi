@@ -4,5 +4,4 @@ from .clusters import Clusters as Clusters
 from .codebooks import Codebooks as Codebooks
 from .merging import merge as merge
 from .refinement import refine as refine
-from .training import CodebookTraining as CodebookTraining
 from .values import unique as unique

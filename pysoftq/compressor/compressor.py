@@ -26,7 +26,7 @@ from pysoftq.compressor.target import Target, targets_of
 from pysoftq.compressor.training import RungTraining
 from pysoftq.coupling.lifecycle import prepare
 from pysoftq.coupling.options import ClusteringConfig
-from pysoftq.coupling.quantizer import before_update, gradient_scale
+from pysoftq.coupling.quantizer import SoftQuantizer, before_update, gradient_scale
 from pysoftq.coupling.report import CompressionReport, LayerReport
 from pysoftq.errors import QualityWarning, abridged
 from pysoftq.models.sharding import initializes_state
@@ -77,10 +77,12 @@ class Compressor:
     all of them make the same calls.
 
     Args:
-        model: as for `SoftQuantizer`.
+        model: as for `SoftQuantizer`; or a `SoftQuantizer` after a training with it, which is
+            detached. All steps then are for merged clusters.
         target: one, or several of a ladder.
         config: of coupling and clusters; also as a mapping. The strength h is chosen from the
             gradients of the first step if it is not set there (`pysoftq.compressor.strength`).
+            Those of the coupling have no effect with a `SoftQuantizer`.
         coupled: share of the steps with coupling at most, from 0 to below 1.
         values_lr: peak learning rate of the values, in standard deviations of their layer.
         coding: of the file, as in `save_compressed`.
@@ -99,12 +101,13 @@ class Compressor:
 
     Raises:
         ValueError: as `SoftQuantizer`; `coupled` or `values_lr` is out of range; the refinement is
-            that of the paper; several targets of which one is to be searched for.
+            that of the paper, but not all targets are rate-distortion weights; several targets of
+            which one is to be searched for.
     """
 
     def __init__(  # noqa: PLR0913 - what to reach, and how the file is written
         self,
-        model: nn.Module,
+        model: nn.Module | SoftQuantizer,
         target: Target | Sequence[Target],
         config: ClusteringConfig | Mapping[str, Any] | None = None,
         *,
@@ -115,16 +118,21 @@ class Compressor:
     ) -> None:
         if not isinstance(config, ClusteringConfig):
             config = ClusteringConfig.from_dict(config or {})
-        if config.refinement == "count":
-            raise ValueError("`refinement` must be levels or entropy, whose price leads to a size")
         if not 0 <= coupled < 1:
             raise ValueError(f"`coupled` must be in [0, 1), got {coupled}")
         if not values_lr > 0:
             raise ValueError(f"`values_lr` must be > 0, got {values_lr}")
         self.targets = targets_of(target)
         self._rungs = rungs_of(self.targets)
+        priced = all(one.rd_weight is not None for one in self.targets)
+        if config.refinement == "count" and not priced:
+            raise ValueError("`refinement` must be levels or entropy, whose price leads to a size")
         self.config = config
-        self.softq = prepare(model, config)
+        if isinstance(model, SoftQuantizer):
+            model.detach()
+            self.softq, coupled = model, 0.0
+        else:
+            self.softq = prepare(model, config)
         self.model = self.softq.model
         self.optimizer: Optimizer | None = None
         self.strength: Strength | None = None
@@ -134,7 +142,11 @@ class Compressor:
         self._coupled, self._values_lr = coupled, values_lr
         names = [layer.name for layer in self.softq.layers]
         self.file_size = FileSize(
-            self.model, names, coding=coding, granularity=config.granularity, metadata=metadata
+            self.model,
+            names,
+            coding=coding,
+            granularity=self.softq.granularity,
+            metadata=metadata,
         )
         self._step = self._steps = self._coupling_ends = 0
         self._training: RungTraining | None = None
@@ -205,7 +217,7 @@ class Compressor:
         Raises:
             TypeError: `optimizer` is none of torch.optim, nor holds one, or has no learning rate.
             ValueError: fewer steps than rungs, `evaluate` is missing or returns no number, or as
-                `SoftQuantizer.attach`.
+                `SoftQuantizer.attach`; processes that train together differ in an option.
             RuntimeError: already attached.
         """
         if self.optimizer is not None:
@@ -221,6 +233,7 @@ class Compressor:
             raise ValueError(
                 f"`total_steps` must be {self._steps}, as in the state, got {total_steps}"
             )
+        self.softq.ranks.compare({**self._options, "total_steps": total_steps})
         inner = torch_optimizer(optimizer)
         if not all("lr" in group for group in inner.param_groups):
             raise TypeError(f"`optimizer` must have learning rates, got {type(inner).__name__}")

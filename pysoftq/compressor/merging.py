@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -31,7 +31,7 @@ class Merged(NamedTuple):
     """What a rung begins with.
 
     Attributes:
-        clusters: of each layer, with more bits than the target.
+        clusters: of each layer, with more bits than a target in bytes or bits.
         weights: before clustering.
         report: of the clusters.
         price: the rate-distortion weight to begin with.
@@ -58,11 +58,14 @@ def merge_to(
         return meter.size(found)
 
     if target.rd_weight is None:
-        merging = max(MERGING * find_price(size_of, meter.goal, start), LOWEST)
+        merging = max(MERGING * find_price(size_of, meter.goal, max(start, LOWEST)), LOWEST)
         price = max(FIRST_ASSIGNMENT * merging, LOWEST)
+        options: dict[str, Any] = {"refinement": config.refinement, "rd_weight": merging}
     else:
-        price = merging = target.rd_weight
-    merged = softq.refine(bins, refinement=config.refinement, rd_weight=merging)
+        options = config.model_copy(update={"rd_weight": target.rd_weight}).refinement_options
+        # Where code words have one length, a weight goes to the nearest value.
+        price = target.rd_weight if meter.coded and config.refinement != "count" else 0.0
+    merged = softq.refine(bins, **options)
     clusters = {
         layer.name: merged[layer.name].clusters(softq.kept(layer), whole=False)
         for layer in softq.layers
@@ -70,7 +73,7 @@ def merge_to(
     weights = {layer.name: layer.parameter.detach().clone() for layer in softq.layers}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", QualityWarning)  # of layers that training changes yet
-        report = softq.finalize(bits, refinement=config.refinement, rd_weight=merging)
+        report = softq.finalize(bits, **options)
     return Merged(clusters, weights, report, price)
 
 

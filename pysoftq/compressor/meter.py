@@ -39,6 +39,11 @@ class Meter:
         self.least = 0.0 if wanted is None else LEAST * self.limit
         self.overhead = 0.0
 
+    @property
+    def coded(self) -> bool:
+        """Whether the file takes fewer bits for frequent clusters."""
+        return self._file_size.coding == "entropy"
+
     def sizes(self, palettes: Mapping[str, Palette]) -> tuple[int, float]:
         """Bytes of the file with these clusters, and entropy bits of a weight."""
         return self._file_size.bytes(palettes), mean_entropy(palettes.values())

@@ -3,7 +3,6 @@ from .lifecycle import validate_clustering as validate_clustering
 from .options import ClusteringConfig as ClusteringConfig
 from .quantizer import CouplingEnergy as CouplingEnergy
 from .quantizer import SoftQuantizer as SoftQuantizer
-from .recipe import Recipe as Recipe
 from .report import CompressionReport as CompressionReport
 from .report import LayerReport as LayerReport
 from .report import ReportWarning as ReportWarning

@@ -24,6 +24,8 @@ from pysoftq.data.batching import WHOLE, Share, batch_slices
 from pysoftq.data.tasks import CLASSIFICATION, Task
 
 EVALUATION_BATCH = 500
+# Of the training images by default: about so many, but no less and no more than these shares.
+_ENOUGH, _LEAST_SHARE, _MOST_SHARE = 500, 0.1, 0.25
 _HELD_OUT = 2**32 - 1  # in the place of an epoch, so that the draw shares its stream with none
 
 
@@ -91,14 +93,17 @@ class Dataset:
         """Channels of the images."""
         return self.train.pixels.shape[3]
 
-    def hold_out(self, share: float, seed: int) -> tuple[Dataset, Images]:
+    def hold_out(self, share: float | None, seed: int) -> tuple[Dataset, Images]:
         """The data without a share of the training images of each class, and that share.
 
-        A class keeps at least one image, and gives at least one where it has two.
+        By default a tenth; of fewer than 5,000 images more, up to a quarter, so that one image
+        weighs less. A class keeps at least one image, and gives at least one where it has two.
 
         Raises:
             ValueError: no class has two images.
         """
+        if share is None:
+            share = min(max(_LEAST_SHARE, _ENOUGH / len(self.train)), _MOST_SHARE)
         labels = self.train.labels.cpu().numpy()
         rng = np.random.default_rng((seed, _HELD_OUT))
         held = np.zeros(len(labels), dtype=bool)

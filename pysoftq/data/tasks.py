@@ -161,8 +161,8 @@ class Data(Protocol):
     def fingerprint(self) -> str:
         """A hash of everything that batches are made from."""
 
-    def hold_out(self, share: float, seed: int) -> tuple[Self, Half]:
-        """The data without a share of what is trained on, and that share.
+    def hold_out(self, share: float | None, seed: int) -> tuple[Self, Half]:
+        """The data without a share of what is trained on, and that share; None leaves it to them.
 
         Raises:
             ValueError: one of them would be empty.

@@ -27,6 +27,7 @@ from pysoftq.paths import user_path
 
 EVALUATION_TOKENS = 2**14  # in a batch
 TEST_PART = 10  # the last of so many parts of the text
+_SHARE = 0.1  # of the text to learn that is held out by default
 LONG_BYTES = 2**24  # tokens of longer texts are in files
 MEASURED_TOKENS = 2**20  # of each half of such a text
 
@@ -110,14 +111,15 @@ class TextData:
             "tokenizer": self.tokenizer,
         }
 
-    def hold_out(self, share: float, seed: int) -> tuple[TextData, Tokens]:  # noqa: ARG002
-        """The data without the last share of the text to learn, and that share.
+    def hold_out(self, share: float | None, seed: int) -> tuple[TextData, Tokens]:  # noqa: ARG002
+        """The data without the last share of the text to learn, a tenth by default; and that share.
 
         Windows of the one do not reach into the other.
 
         Raises:
             ValueError: one of them has less than a window of tokens to predict.
         """
+        share = _SHARE if share is None else share
         count = round(share * self.train.ids.numel())
         kept = replace(self.train, ids=self.train.ids[: self.train.ids.numel() - count])
         held = replace(self.train, ids=self.train.ids[self.train.ids.numel() - count :])

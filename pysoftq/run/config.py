@@ -6,6 +6,7 @@ The defaults of the coupling are those of Table I of the paper, those of the clu
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 from collections.abc import Mapping
@@ -27,10 +28,15 @@ from pysoftq.options import (
     option_info,
     read_mapping,
 )
-from pysoftq.run.presets import DATASET_DEFAULTS, RECIPES, SAME_DEFAULTS
+from pysoftq.run.presets import (
+    DATASET_DEFAULTS,
+    DEFAULT_TARGET,
+    RECIPES,
+    SAME_DEFAULTS,
+    SEARCH_EPOCHS,
+)
 
 TARGETS = ("target_size", "target_bits", "max_drop")
-NOT_WITH_TARGET = ("rd_weight", "codebook_lr")  # follow from it
 
 
 class CompressConfig(ClusteringConfig):
@@ -74,8 +80,9 @@ class CompressConfig(ClusteringConfig):
     max_drop: float | None = option("Target", None, "Largest loss on training data that are held "
         "out, in percentage points of accuracy or percent of perplexity. Without a size or bits, "
         "the smallest file within it is searched for.", ge=0)
-    validation: float = option("Target", 0.1, "Share of the training data held out for "
-        "--max-drop, the same of each class.", gt=0, lt=1)
+    validation: float | None = option("Target", None, "Share of the training data held out for "
+        "--max-drop, the same of each class.  [default: 0.1; of fewer than 5,000 images up to "
+        "0.25]", gt=0, lt=1)
 
     # Higher than without training afterwards, which regains most of what merging costs.
     rd_weight: float = changed_default(ClusteringConfig, "rd_weight", 0.05)
@@ -83,14 +90,14 @@ class CompressConfig(ClusteringConfig):
         "compressed file: as many bits as their entropy, or ceil(log2 K) bits each (packed).",
         on_resume=True)
 
-    codebook_epochs: int = option("Clusters", 5, "Epochs in which the clusters' values, biases "
-        "and normalisation are trained after refinement, each weight in its cluster.",
+    codebook_epochs: int = option("Clusters", 5, "Epochs of training once clusters have merged: of "
+        "their values, of the weights, which may change clusters, and of all other parameters. "
+        "With --max-drop alone half of --epochs by default.",
         on_resume=True, ge=0)
-    codebook_lr: float = option("Clusters", 0.001, "Peak learning rate for codebook training "
-        "(Adam, falling to 0).", on_resume=True, gt=0)
-    weights_lr: float = option("Clusters", 0.01, "Peak learning rate of the weights in these "
-        "epochs (SGD, falling to 0), which lets them move to other clusters; 0 keeps each in its "
-        "cluster.", on_resume=True, ge=0)
+    values_lr: float = option("Clusters", 0.01, "Peak learning rate of the values in these epochs "
+        "(Adam, falling to 0), in standard deviations of a layer.", on_resume=True, gt=0)
+    weights_lr: float = option("Clusters", 0.01, "Peak learning rate of weights and other "
+        "parameters in these epochs (SGD, falling to 0; AdamW has --lr).", on_resume=True, gt=0)
 
     epochs: int = option("Training", 30, "Epochs of soft quantization.", ge=1)
     batch_size: int = option("Training", 128, "Images or windows of text in a batch.", ge=1)
@@ -181,7 +188,6 @@ class CompressConfig(ClusteringConfig):
             "recipe": (self.recipe == "best", "best"),
             "refinement": (self.refinement != "count", "levels or entropy"),
             "codebook_epochs": (self.codebook_epochs > 0, "at least 1"),
-            "weights_lr": (self.weights_lr > 0, "above 0"),
         }
         for other, (held, values) in required.items():
             if not held:
@@ -208,6 +214,17 @@ class CompressConfig(ClusteringConfig):
         if self.target_option is None:
             return None
         return Target(bytes=self.target_size, bits=self.target_bits, max_drop=self.max_drop)
+
+    @property
+    def trains_clusters(self) -> bool:
+        """Whether merged clusters are trained, to a target or at the rate-distortion weight."""
+        merged = self.recipe == "best" and self.refinement != "count"
+        return merged and self.codebook_epochs > 0
+
+    @property
+    def searches(self) -> bool:
+        """Whether the size is searched for: there is a largest drop alone."""
+        return self.target is not None and self.target.searched
 
     @property
     def chooses_h(self) -> bool:
@@ -244,7 +261,24 @@ def make_config(*layers: Mapping[str, Any]) -> CompressConfig:
     given: dict[str, Any] = {}
     for layer in layers:
         given |= {**recipe_options(layer), **layer}
-    return CompressConfig.from_dict({**dataset_defaults(given), **given})
+    given = {**dataset_defaults(given), **given}
+    config = CompressConfig.from_dict(given)
+    if config.searches and not any("codebook_epochs" in layer for layer in layers):
+        epochs = math.ceil(SEARCH_EPOCHS * config.epochs)
+        config = CompressConfig.from_dict({**given, "codebook_epochs": epochs})
+    return config
+
+
+def new_config(*layers: Mapping[str, Any]) -> CompressConfig:
+    """The options of a run to be begun, as ``make_config``.
+
+    Where nothing says how it is to end (a target, a rate-distortion weight, no training after
+    refinement, another recipe or refinement), it gets `DEFAULT_TARGET`.
+    """
+    given = {name for layer in layers for name, value in layer.items() if value is not None}
+    config = make_config(*layers)
+    open_ended = config.trains_clusters and not given & {*TARGETS, "rd_weight"}
+    return make_config(*layers, DEFAULT_TARGET) if open_ended else config
 
 
 def dataset_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -282,8 +316,14 @@ def command_line(config: CompressConfig) -> str:
     An option that is None where the default is not cannot be written as a flag, and is left out.
     """
     values = config.model_dump(mode="json")
+    ends = {name: values[name] for name in TARGETS if values[name] is not None}
+    if not ends and config.trains_clusters:
+        ends = {"rd_weight": config.rd_weight}
     chosen = {"dataset": config.dataset, "recipe": config.recipe}
-    defaults = make_config(chosen).model_dump(mode="json")
+    ended = make_config({**chosen, **ends, "epochs": config.epochs}).model_dump(mode="json")
+    defaults = {**ended, "epochs": make_config(chosen).epochs}
+    if ends != DEFAULT_TARGET:
+        defaults |= dict.fromkeys(ends)
     words = ["pysoftq", "compress"]
     if config.dataset != CompressConfig.model_fields["dataset"].default:
         words += ["--dataset", config.dataset]

@@ -63,6 +63,11 @@ def set_lr(optimizer: Optimizer, config: CompressConfig, done: float) -> None:
     fill_lr(optimizer, config.lr * factor)
 
 
+def trained_lr(config: CompressConfig) -> float:
+    """The peak learning rate of the weights once they have clusters; of AdamW that before."""
+    return config.weights_lr if config.optimizer == "sgd" else config.lr
+
+
 def fill_lr(optimizer: Optimizer, lr: float) -> None:
     """Give an optimizer a learning rate."""
     for group in optimizer.param_groups:

@@ -20,23 +20,21 @@ from pysoftq.atomic import atomic_write
 from pysoftq.baselines import histogram_equalize
 from pysoftq.clusters.bit_width import mean_bit_width
 from pysoftq.clusters.clusters import Clusters
-from pysoftq.clusters.codebooks import Codebooks
 from pysoftq.clusters.values import unique
 from pysoftq.clusters.written import write_clusters
 from pysoftq.compressor.compressor import Compressor
 from pysoftq.compressor.report import TargetReport
 from pysoftq.errors import QualityWarning
 from pysoftq.models.weight_files import cpu_state, load_weights, save_state, stored_once
-from pysoftq.run.codebooks import train_codebooks
 from pysoftq.run.evaluation import evaluate
 from pysoftq.run.folder import RunFolder
-from pysoftq.run.interrupt import stop_on_signals
 from pysoftq.run.networks import PAPER, PRETRAINED, REFINED, SOFT, NetworkRow, clusters_name
 from pysoftq.run.presets import RECIPES
 from pysoftq.run.processes import ALONE
 from pysoftq.run.reached import Reached
 from pysoftq.run.recording import figure_part, followed_part, snapshot
 from pysoftq.run.records import WeightRecords
+from pysoftq.run.refined import train_refined
 from pysoftq.run.setup import Run, make_model
 from pysoftq.run.sharding import whole_state
 from pysoftq.run.state import RunState
@@ -49,7 +47,7 @@ HEQ_BITS = (5, 4, 3, 2)
 def finish(run: Run, state: RunState, pretrained: dict[str, Tensor]) -> Summary:
     """Find the clusters, compare the networks, and write the files of a finished run.
 
-    The first of several processes does so; all of them train the codebooks.
+    The first of several processes does so; all of them train the clusters.
     """
     if run.compressor is not None:
         return finish_target(run, run.compressor, state, pretrained)
@@ -64,12 +62,12 @@ def finish(run: Run, state: RunState, pretrained: dict[str, Tensor]) -> Summary:
     else:
         moving = soft = cpu_state(run.model)
     comparison = Comparison(alone, state, pretrained, soft)
-    merged = processes.lead(comparison.merged)
+    processes.lead(comparison.merge)
     if run.config.codebook_epochs:
         run.observer.message(
-            f"training the codebooks: {run.config.codebook_epochs} epochs after {run.config.epochs}"
+            f"training the clusters: {run.config.codebook_epochs} epochs after {run.config.epochs}"
         )
-        train_refined(run, merged, moving)
+        train_refined(run, moving)
         if run.sharded:
             trained = whole_state(run.model, processes)
             processes.lead_only(lambda: alone.model.load_state_dict(trained))
@@ -164,7 +162,7 @@ class Comparison:
             paper = softq.clusters(RECIPES["paper"]["bits"], config.n_min)
             networks.append(clustered_row(run, PAPER, paper))
 
-    def merged(self) -> dict[str, Clusters]:
+    def merge(self) -> None:
         """Measure all networks up to the refined clusters, which are in the model then."""
         run, config, softq = self._run, self._run.config, self._run.quantizer
         save_state(self._soft, run.folder.soft)
@@ -173,11 +171,9 @@ class Comparison:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", QualityWarning)  # the summary repeats it
             self._layers = softq.finalize(**config.cluster_options)
-        merged = present_clusters(run)
         if config.codebook_epochs:
-            row = clustered_row(run, f"{REFINED}, before training", merged)
+            row = clustered_row(run, f"{REFINED}, before training", present_clusters(run))
             self._networks.append(row)
-        return merged
 
     def summary(self, report: TargetReport | None = None) -> Summary:
         """Measure the compressed network and the baselines, and write all files."""
@@ -218,31 +214,6 @@ def present_clusters(run: Run) -> dict[str, Clusters]:
     """The distinct values of each coupled layer, as they are in the model."""
     softq = run.quantizer
     return {layer.name: unique(layer.parameter, softq.bounds(layer)) for layer in softq.layers}
-
-
-def train_refined(run: Run, clusters: Mapping[str, Clusters], soft: Mapping[str, Tensor]) -> None:
-    """Train the codebooks of the refined clusters, and the ``soft`` weights where they may move.
-
-    A run that is stopped here repeats this part. Raises Interrupted after SIGINT or SIGTERM.
-    """
-    config = run.config
-    coded = config.coding == "entropy" and config.refinement != "count"
-    codebooks = Codebooks(
-        run.model,
-        clusters,
-        {name: soft[name] for name in clusters} if config.weights_lr else None,
-        run.quantizer.rd_weights(config.rd_weight if coded else 0.0),
-    )
-    with stop_on_signals(launched=run.processes.launched) as stop:
-        train_codebooks(
-            codebooks,
-            run.data,
-            config,
-            first_epoch=config.epochs,
-            message=run.observer.message,
-            stop=stop,
-            processes=run.processes,
-        )
 
 
 def float_row(run: Run, name: str, state: dict[str, Tensor]) -> NetworkRow:

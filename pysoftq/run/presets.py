@@ -37,6 +37,12 @@ DATASET_DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }
 
+# Where a run of the recipe best ends that nothing else says an end of.
+DEFAULT_TARGET: dict[str, Any] = {"max_drop": 1.0}
+SEARCH_EPOCHS = 0.5  # epochs of a search for the largest drop, in those of the coupling
+
+CODEBOOK_LR = 0.001  # of Adam, for codebooks whose weights stay in their clusters
+
 SAME_DEFAULTS = {"text": "pydoc"}
 
 # What a recipe sets, over the defaults of the data set; measured in docs/recipe.md. All of it may
@@ -48,13 +54,11 @@ RECIPES: dict[str, dict[str, Any]] = {
         "refinement": "count",
         "rd_weight": 0.05,
         "codebook_epochs": 0,
-        "weights_lr": 0.0,
     },
     "best": {
         "bits": None,
         "refinement": "levels",
         "rd_weight": 0.05,
         "codebook_epochs": 5,
-        "weights_lr": 0.01,
     },
 }

@@ -130,6 +130,7 @@ class Run:
             target,
             config.coupling,
             coupled=config.epochs / config.epochs_in_all,
+            values_lr=config.values_lr,
             coding=config.coding,
             metadata=self.data.metadata(),
         )

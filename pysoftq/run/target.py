@@ -10,7 +10,7 @@ from pysoftq.compressor.compressor import Compressor
 from pysoftq.errors import QualityWarning
 from pysoftq.models.weight_files import cpu_state, save_state
 from pysoftq.run.evaluation import evaluate
-from pysoftq.run.optimizers import fill_lr, set_lr
+from pysoftq.run.optimizers import fill_lr, set_lr, trained_lr
 from pysoftq.run.setup import Run
 
 
@@ -39,8 +39,7 @@ def attach(run: Run, compressor: Compressor, optimizer: Optimizer, steps: int) -
 def set_scheduled_lr(run: Run, optimizer: Optimizer, step: int, steps: int) -> None:
     """Give an optimizer the learning rate of a step.
 
-    The schedule is that of the coupled training. After it, SGD has ``weights_lr``, which the
-    compressor lowers to 0; AdamW keeps ``lr``, the scale of its steps.
+    The schedule is that of the coupled training. After it the compressor lowers it to 0.
     """
     config, compressor = run.config, run.compressor
     if compressor is None:
@@ -48,7 +47,7 @@ def set_scheduled_lr(run: Run, optimizer: Optimizer, step: int, steps: int) -> N
     elif compressor.phase == "coupling":
         set_lr(optimizer, config, step / compressor.coupling_steps)
     else:
-        fill_lr(optimizer, config.weights_lr if config.optimizer == "sgd" else config.lr)
+        fill_lr(optimizer, trained_lr(config))
 
 
 def rung_line(run: Run, compressor: Compressor) -> str:

@@ -40,8 +40,9 @@ from torch import nn
 
 from pysoftq import (
     Codebooks,
-    Recipe,
+    Compressor,
     SoftQuantizer,
+    Target,
     inspect_compressed,
     load_compressed,
     save_compressed,
@@ -336,40 +337,41 @@ def a_file_that_cannot_be_loaded_changes_nothing() -> None:
     assert_equal(weights_of(model), weights_of(alone), "good")
 
 
-# --- codebooks and the recipe ---
+# --- trained clusters ---
 
 
-def tune(model: nn.Module, steps: int = 4, **options: Any) -> Any:
-    """Train codebooks with given gradients; the report, and what was trained."""
+def tune(model: nn.Module, lr: float = 0.05, steps: int = 4, **options: Any) -> Any:
+    """Merge clusters and train them with given gradients; the report, and what was trained."""
     granularity = options.pop("granularity", "layer")
     sparsity = options.pop("sparsity", "auto")
     softq = SoftQuantizer(model, granularity=granularity, sparsity=sparsity)
-    recipe = Recipe(softq, steps, rd_weight=0.02, lr=0.01, **options)
+    compressor = Compressor(softq, Target(rd_weight=0.02), options)
+    optimizer = Descent(model.parameters(), lr=lr)
+    compressor.attach(optimizer, total_steps=steps)
     for step in range(steps):
-        recipe.zero_grad()
         set_gradients(model, step)
-        recipe.step()
-    return recipe.finalize(), recipe.codebooks
+        optimizer.step()
+    return compressor.finalize(), compressor.codebooks
 
 
 # By the number of processes.
-RECIPES: dict[int, list[tuple[Any, torch.dtype, dict[str, Any]]]] = {
+TRAININGS: dict[int, list[tuple[Any, torch.dtype, dict[str, Any]]]] = {
     2: [
-        (columns, torch.float32, {"weights_lr": 0.05, "granularity": "channel"}),
-        (hybrid, torch.float32, {"weights_lr": 0.05, "refinement": "entropy"}),
-        (offloaded, torch.bfloat16, {"weights_lr": 0.0}),
+        (columns, torch.float32, {"granularity": "channel"}),
+        (hybrid, torch.float32, {"refinement": "entropy"}),
+        (offloaded, torch.bfloat16, {"refinement": "count", "n_min": 5}),
     ],
     3: [
-        (fsdp, torch.float32, {"weights_lr": 0.01}),
-        (columns, torch.bfloat16, {"weights_lr": 0.05, "granularity": "group:7"}),
-        (rows, torch.float32, {"weights_lr": 0.05, "sparsity": "keep"}),
+        (fsdp, torch.float32, {"lr": 0.01}),
+        (columns, torch.bfloat16, {"granularity": "group:7"}),
+        (rows, torch.float32, {"sparsity": "keep"}),
     ],
 }
 
 
 @check
-def the_recipe_is_that_of_one_process() -> None:
-    for shard, dtype, options in RECIPES[dist.get_world_size()]:
+def trained_clusters_are_those_of_one_process() -> None:
+    for shard, dtype, options in TRAININGS[dist.get_world_size()]:
         alone, sharded = make_model(dtype), make_model(dtype)
         for model in (alone, sharded):
             with torch.no_grad():
@@ -401,7 +403,7 @@ def codebooks_take_whole_weights_too() -> None:
         softq = SoftQuantizer(model)
         clusters = {name: refine(found, 5) for name, found in softq.clusters(5).items()}
         codebooks = Codebooks(model, clusters, before, softq.rd_weights(0.1))
-        optimizer = Descent([*codebooks.parameters(), *codebooks.weights()], {})
+        optimizer = Descent([*codebooks.parameters(), *codebooks.weights()])
         codebooks.attach(optimizer)
         for step in range(3):
             set_gradients(model, step)
@@ -418,7 +420,10 @@ def codebooks_take_whole_weights_too() -> None:
         wrong["0.weight"].fill_(torch.nan)
     message = refused(lambda: Codebooks(sharded, clusters, wrong))
     assert message == "layer '0.weight': weights are NaN or infinite"
-    assert "differ in steps" in refused(lambda: Recipe(SoftQuantizer(sharded), 3 + rank))
+    compressor = Compressor(SoftQuantizer(sharded), Target(rd_weight=0.02))
+    optimizer = Descent(sharded.parameters())
+    message = refused(lambda: compressor.attach(optimizer, total_steps=3 + rank))
+    assert "differ in total_steps" in message
 
 
 @check
@@ -445,18 +450,17 @@ def a_language_model_ends_with_the_file_of_one_process() -> None:
     fsdp_of(sharded, *sharded.blocks)
     for model in (alone, sharded):
         softq = SoftQuantizer(model, h=0.3, fraction=0.5)
-        optimizer = Descent(model.parameters(), {})
+        optimizer = Descent(model.parameters())
         softq.attach(optimizer)
         for step in range(3):
             set_gradients(model, step)
             optimizer.step()
-        recipe = Recipe(softq, 2)
+        compressor = Compressor(softq, Target(rd_weight=0.05))
+        compressor.attach(optimizer, total_steps=2)
         for step in range(2):
-            recipe.zero_grad()
             set_gradients(model, step)
-            for parameter in recipe.codebooks.rest():
-                parameter.grad = None  # optimizers of torch may round parts of tensors otherwise
-            recipe.step()
+            optimizer.step()
+        compressor.finalize()
     found = saved(alone, sharded)
     other = gpt()
     fsdp_of(other, *other.blocks)

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import torch
 import torch.distributed as dist
 from shards import (
+    Descent,
     Outcomes,
     assert_equal,
     assert_passed,
@@ -23,7 +23,6 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pysoftq import Compressor, Target
-from pysoftq.interaction.pieces import own_part
 
 pytestmark = [
     pytest.mark.skipif(not dist.is_gloo_available(), reason="torch has no gloo here"),
@@ -40,25 +39,10 @@ def check(function: Callable[[], None]) -> Callable[[], None]:
     return function
 
 
-class Descent(torch.optim.Optimizer):
-    """Gradient descent that rounds alike wherever a weight lies in memory; torch's SGD does not."""
-
-    def __init__(self, parameters: Any) -> None:
-        super().__init__(parameters, {"lr": 0.03})
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    weights, gradient = own_part(parameter), own_part(parameter.grad)
-                    weights.copy_(weights.double() - group["lr"] * gradient.double())
-
-
 def train(
     model: nn.Module, begin: int = 0, end: int = STEPS, state: Any = None
 ) -> tuple[Compressor, Any]:
-    optimizer = Descent(model.parameters())
+    optimizer = Descent(model.parameters(), lr=0.03)
     compressor = Compressor(model, TARGET, {"bits": 4}, coupled=0.4)
     if state is not None:
         compressor.load_state_dict(state)
@@ -119,11 +103,11 @@ def an_evaluation_that_fails_in_one_process_fails_in_all() -> None:
             raise OSError("no data")
         return 1.0
 
-    compressor = Compressor(model, TARGET)
+    compressor, optimizer = Compressor(model, TARGET), Descent(model.parameters())
     with pytest.raises(OSError, match="no data"):
-        compressor.attach(Descent(model.parameters()), total_steps=9, evaluate=evaluate)
+        compressor.attach(optimizer, total_steps=9, evaluate=evaluate)
     rank = dist.get_rank()
-    compressor.attach(Descent(model.parameters()), total_steps=9, evaluate=lambda: float(rank))
+    compressor.attach(optimizer, total_steps=9, evaluate=lambda: float(rank))
     assert compressor.report().reference == (dist.get_world_size() - 1) / 2
 
 

@@ -62,7 +62,7 @@ def assert_trains_alike(shard: Callable[[nn.Module], nn.Module], **options: Any)
     quantizers = []
     for model in (alone, sharded):
         softq = SoftQuantizer(model, h=0.3, bins=2**10, seed=3, **options)
-        optimizer = Descent(model.parameters(), {})
+        optimizer = Descent(model.parameters())
         softq.attach(optimizer)
         for step in range(steps):
             set_gradients(model, step)
@@ -141,8 +141,8 @@ def a_training_is_that_of_one_process() -> None:
         assert torch.allclose(weights_of(sharded)[name], values, atol=1e-3), name
     if dist.get_world_size() > 2:
         return
-    alone, model = train_on_batches(lambda model: model, lambda given: Descent(given, {}))
-    softq, sharded = train_on_batches(fsdp, lambda given: Descent(given, {}))
+    alone, model = train_on_batches(lambda model: model, Descent)
+    softq, sharded = train_on_batches(fsdp, Descent)
     assert softq.finalize() == alone.finalize()
     assert_equal(weights_of(sharded), weights_of(model), "two processes")
 
@@ -156,7 +156,7 @@ def zeros_are_kept_as_by_one_process() -> None:
             model[0].weight[model[0].weight.abs() < 0.02] = 0
         model = shard(model)
         softq = SoftQuantizer(model, h=0.3)
-        optimizer = Descent(model.parameters(), {})
+        optimizer = Descent(model.parameters())
         softq.attach(optimizer)
         set_gradients(model, 0)
         optimizer.step()
@@ -344,7 +344,7 @@ def checkpoints_make_no_step() -> None:
 
 
 def train(model: nn.Module, softq: SoftQuantizer, steps: range) -> None:
-    optimizer = Descent(model.parameters(), {})
+    optimizer = Descent(model.parameters())
     softq.attach(optimizer)
     for step in steps:
         set_gradients(model, step)

@@ -578,7 +578,7 @@ def fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 PRETRAINED = [
     *("--model", "digits-resnet-small", "--batch-size", "128"),
-    *("--pretrain-epochs", "3", "--epochs", "1", "--codebook-epochs", "1"),
+    *("--pretrain-epochs", "3", "--epochs", "1", "--codebook-epochs", "1", "--rd-weight", "0.05"),
 ]
 
 

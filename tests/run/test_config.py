@@ -17,6 +17,7 @@ from pysoftq.run.config import (
     changed_options,
     command_line,
     make_config,
+    new_config,
     read_config,
 )
 
@@ -223,6 +224,13 @@ def test_every_option_has_help_and_a_group() -> None:
         {"dataset": "imagefolder:a b", "mean": "0.1,0.2,0.3", "std": "1,1,1", "epochs": 3},
         {"include": ("a*", "b c"), "weights": "dir/x.pt", "n_min": 10, "recipe": "paper"},
         {"override": {"fc.*": {"h": 0.25, "w": 1e-9}, "a b:c": {"w": 3}}},
+        {"max_drop": 1.0},
+        {"max_drop": 1.0, "epochs": 7},
+        {"max_drop": 1.0, "codebook_epochs": 5},
+        {"max_drop": 0.5, "target_bits": 2.0},
+        {"target_size": 5000, "epochs": 7},
+        {"codebook_epochs": 0},
+        {"refinement": "count"},
     ],
 )
 def test_command_line_gives_the_same_options(
@@ -236,6 +244,25 @@ def test_command_line_gives_the_same_options(
     result = CliRunner().invoke(compress, words[2:])
     assert result.exit_code == 0, result.output
     assert found == [config]
+
+
+def test_a_new_run_ends_somewhere() -> None:
+    found = new_config({"epochs": 7})
+    assert (found.max_drop, found.codebook_epochs) == (1.0, 4)
+    assert found == make_config({"epochs": 7, "max_drop": 1.0})
+    assert new_config({"codebook_epochs": 3}).codebook_epochs == 3
+    assert make_config({}).target is None
+    given: dict[str, Any]
+    for given in (
+        {"rd_weight": 0.05},
+        {"target_bits": 2.0},
+        {"target_size": "8kB"},
+        {"recipe": "paper"},
+        {"refinement": "count"},
+        {"codebook_epochs": 0},
+    ):
+        assert new_config(given) == make_config(given)
+    assert new_config({"recipe": "best"}) == new_config({})
 
 
 def test_an_error_of_a_validator_is_told_in_its_own_words() -> None:

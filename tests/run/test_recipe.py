@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 from pathlib import Path
 
@@ -22,12 +21,9 @@ from pysoftq.data.images import Dataset
 from pysoftq.errors import ConfigError, Interrupted
 from pysoftq.models.build import build_model
 from pysoftq.models.weight_files import coupled_weights, load_weights
-from pysoftq.run import outcome
-from pysoftq.run.config import CompressConfig, command_line, make_config
+from pysoftq.run.config import CompressConfig, command_line, make_config, new_config
 from pysoftq.run.driver import compress
 from pysoftq.run.evaluation import evaluate
-from pysoftq.run.folder import RunFolder
-from pysoftq.run.outcome import train_refined
 from pysoftq.run.presets import RECIPES
 from pysoftq.run.summary import Summary
 
@@ -93,41 +89,6 @@ def test_the_file_is_that_of_the_recipe(finished: Path, data: Dataset) -> None:
         assert model.get_parameter(layer.name).unique().numel() == layer.clusters
 
 
-def test_weights_stay_in_their_clusters_without_a_rate(
-    config: CompressConfig, data: Dataset, finished: Path, tmp_path: Path
-) -> None:
-    path = tmp_path / "run"
-    shutil.copytree(finished, path)
-    before = Summary.read(path / "report.json")[TRAINED]
-    fixed = config.model_copy(update={"weights_lr": 0.0})
-    after = run(fixed, path, data, resume=True)["soft, refined"]
-    assert (after.bits, after.entropy_bits) == (before.bits, before.entropy_bits)
-    assert after.accuracy != before.accuracy
-
-
-@pytest.mark.parametrize(
-    ("coding", "refinement", "counts"),
-    [("entropy", "levels", True), ("packed", "levels", False), ("entropy", "count", False)],
-)
-def test_bits_count_where_the_file_is_entropy_coded(
-    coding: str,
-    refinement: str,
-    counts: bool,
-    config: CompressConfig,
-    data: Dataset,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    training = tiny_training(config)
-    told = []
-    monkeypatch.setattr(outcome, "Codebooks", lambda *given: given)
-    monkeypatch.setattr(outcome, "train_codebooks", lambda given, *_, **__: told.append(given[3]))
-    chosen = config.model_copy(update={"coding": coding, "refinement": refinement})
-    run = training.as_run(chosen, RunFolder(tmp_path), data)
-    train_refined(run, training.softq.clusters(), training.model.state_dict())
-    assert told == [training.softq.rd_weights(config.rd_weight if counts else 0.0)]
-
-
 def test_a_paper_run_is_refined_anew(
     finished: Path, config: CompressConfig, data: Dataset, tmp_path: Path
 ) -> None:
@@ -144,12 +105,12 @@ def test_a_paper_run_is_refined_anew(
         assert (path / name).read_bytes() == (finished / name).read_bytes()
 
 
-def test_a_run_stopped_among_the_codebooks_goes_on(
+def test_a_run_stopped_among_the_clusters_goes_on(
     finished: Path, config: CompressConfig, data: Dataset, tmp_path: Path
 ) -> None:
     class Signalling(Recorder):
         def message(self, text: str) -> None:
-            if text.startswith("codebooks: epoch 1"):
+            if text.startswith("clusters: epoch 1"):
                 os.kill(os.getpid(), signal.SIGTERM)
 
     path = tmp_path / "run"
@@ -203,8 +164,9 @@ def test_a_recipe_is_a_layer_of_options() -> None:
     assert make_config({"refinement": "count"}, {"recipe": "best"}).refinement == best.refinement
     assert make_config({"recipe": "best"}, {"refinement": "count"}).refinement == "count"
     assert make_config(best.model_dump(), {"recipe": "paper"}).codebook_epochs == 0
-    assert command_line(best) == "pysoftq compress"
-    assert command_line(own) == "pysoftq compress --codebook-epochs 1"
+    assert command_line(best) == "pysoftq compress --rd-weight 0.05"
+    assert command_line(new_config({})) == "pysoftq compress"
+    assert command_line(own) == "pysoftq compress --rd-weight 0.05 --codebook-epochs 1"
     paper = make_config({"recipe": "paper", "h": 0.1})
     assert command_line(paper) == "pysoftq compress --recipe paper --h 0.1"
     for recipe in RECIPES:

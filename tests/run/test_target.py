@@ -36,7 +36,7 @@ from pysoftq.run.summary import Summary
 TARGETS: dict[str, dict[str, Any]] = {
     "bytes": {"target_size": 4000},
     "bits": {"target_bits": 2.0},
-    "drop": {"max_drop": 5.0, "codebook_epochs": 4},
+    "drop": {"max_drop": 5.0, "codebook_epochs": 4, "validation": 0.1},
 }
 
 
@@ -316,7 +316,6 @@ def test_the_strength_is_chosen_where_none_is_set(options: Options, tmp_path: Pa
         ({"recipe": "paper"}, "option 'recipe' must be best with 'target_size', got paper"),
         ({"refinement": "count"}, "'refinement' must be levels or entropy with 'target_size', got"),
         ({"codebook_epochs": 0}, "'codebook_epochs' must be at least 1 with 'target_size', got 0"),
-        ({"weights_lr": 0.0}, "option 'weights_lr' must be above 0 with 'target_size', got 0.0"),
     ],
 )
 def test_options_that_do_not_fit_a_target_are_refused(given: dict[str, Any], message: str) -> None:
