@@ -20,7 +20,7 @@ from pysoftq.compressor.merging import FIRST_PRICE, merge_to
 from pysoftq.compressor.meter import Meter, single_values
 from pysoftq.compressor.network import Network, keep, put_back
 from pysoftq.compressor.report import TargetReport
-from pysoftq.compressor.rungs import Rung, chosen, next_target, rungs_of
+from pysoftq.compressor.rungs import Rung, chosen, coupled_at_most, next_target, rungs_of
 from pysoftq.compressor.strength import Strength, choose_strength
 from pysoftq.compressor.target import Target, targets_of
 from pysoftq.compressor.training import RungTraining
@@ -32,7 +32,6 @@ from pysoftq.errors import QualityWarning, abridged
 from pysoftq.models.sharding import initializes_state
 from pysoftq.models.wrappers import torch_optimizer
 
-COUPLED = 0.75
 LOOKS = 100  # at the size of the coupled network, in the course of the coupling
 SPARE_BITS = 1.0  # that merging and training save on top of the coupling
 VALUES_LR = 0.01
@@ -83,7 +82,8 @@ class Compressor:
         config: of coupling and clusters; also as a mapping. The strength h is chosen from the
             gradients of the first step if it is not set there (`pysoftq.compressor.strength`).
             Those of the coupling have no effect with a `SoftQuantizer`.
-        coupled: share of the steps with coupling at most, from 0 to below 1.
+        coupled: share of the steps with coupling at most, from 0 to below 1; by default three
+            quarters, or 60 % if several rungs follow.
         values_lr: peak learning rate of the values, in standard deviations of their layer.
         coding: of the file, as in `save_compressed`.
         metadata: that the file will have, which counts in its bytes.
@@ -111,19 +111,21 @@ class Compressor:
         target: Target | Sequence[Target],
         config: ClusteringConfig | Mapping[str, Any] | None = None,
         *,
-        coupled: float = COUPLED,
+        coupled: float | None = None,
         values_lr: float = VALUES_LR,
         coding: Coding = "entropy",
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
         if not isinstance(config, ClusteringConfig):
             config = ClusteringConfig.from_dict(config or {})
-        if not 0 <= coupled < 1:
-            raise ValueError(f"`coupled` must be in [0, 1), got {coupled}")
         if not values_lr > 0:
             raise ValueError(f"`values_lr` must be > 0, got {values_lr}")
         self.targets = targets_of(target)
         self._rungs = rungs_of(self.targets)
+        if coupled is None:
+            coupled = coupled_at_most(self.targets)
+        if not 0 <= coupled < 1:
+            raise ValueError(f"`coupled` must be in [0, 1), got {coupled}")
         priced = all(one.rd_weight is not None for one in self.targets)
         if config.refinement == "count" and not priced:
             raise ValueError("`refinement` must be levels or entropy, whose price leads to a size")

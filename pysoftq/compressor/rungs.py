@@ -13,6 +13,7 @@ SEARCHED = 6  # rungs of a search
 _FIRST = 2.0  # bits of the first one
 _FACTOR = 0.6  # from one to the next as long as all are good, or all bad
 _RANGE = (0.05, 12.0)  # bits
+_COUPLED, _COUPLED_BEFORE_RUNGS = 0.75, 0.6  # of the steps
 
 
 @dataclass
@@ -58,6 +59,11 @@ def rungs_of(targets: Sequence[Target]) -> int:
     if len(targets) > 1 and any(target.searched for target in targets):
         raise ValueError("a largest drop alone is searched for, and cannot be part of a ladder")
     return SEARCHED if _searched(targets) else len(targets)
+
+
+def coupled_at_most(targets: Sequence[Target]) -> float:
+    """The share of the steps that is for the coupling."""
+    return _COUPLED if rungs_of(targets) == 1 else _COUPLED_BEFORE_RUNGS
 
 
 def next_target(targets: Sequence[Target], done: Sequence[Rung]) -> Target | None:

@@ -6,7 +6,6 @@ The defaults of the coupling are those of Table I of the paper, those of the clu
 
 from __future__ import annotations
 
-import math
 import re
 import shlex
 from collections.abc import Mapping
@@ -28,13 +27,7 @@ from pysoftq.options import (
     option_info,
     read_mapping,
 )
-from pysoftq.run.presets import (
-    DATASET_DEFAULTS,
-    DEFAULT_TARGET,
-    RECIPES,
-    SAME_DEFAULTS,
-    SEARCH_EPOCHS,
-)
+from pysoftq.run.presets import DATASET_DEFAULTS, DEFAULT_TARGET, RECIPES, SAME_DEFAULTS
 
 TARGETS = ("target_size", "target_bits", "max_drop")
 
@@ -92,7 +85,8 @@ class CompressConfig(ClusteringConfig):
 
     codebook_epochs: int = option("Clusters", 5, "Epochs of training once clusters have merged: of "
         "their values, of the weights, which may change clusters, and of all other parameters. "
-        "With --max-drop alone half of --epochs by default.",
+        "With a target, the two trainings are one of --epochs plus these, and the coupling takes "
+        "three quarters of it at most (60 % with --max-drop alone).",
         on_resume=True, ge=0)
     values_lr: float = option("Clusters", 0.01, "Peak learning rate of the values in these epochs "
         "(Adam, falling to 0), in standard deviations of a layer.", on_resume=True, gt=0)
@@ -222,11 +216,6 @@ class CompressConfig(ClusteringConfig):
         return merged and self.codebook_epochs > 0
 
     @property
-    def searches(self) -> bool:
-        """Whether the size is searched for: there is a largest drop alone."""
-        return self.target is not None and self.target.searched
-
-    @property
     def chooses_h(self) -> bool:
         """Whether h is chosen from the gradients: there is a target, and h is not set."""
         return self.target_option is not None and "h" not in self.model_fields_set
@@ -261,12 +250,7 @@ def make_config(*layers: Mapping[str, Any]) -> CompressConfig:
     given: dict[str, Any] = {}
     for layer in layers:
         given |= {**recipe_options(layer), **layer}
-    given = {**dataset_defaults(given), **given}
-    config = CompressConfig.from_dict(given)
-    if config.searches and not any("codebook_epochs" in layer for layer in layers):
-        epochs = math.ceil(SEARCH_EPOCHS * config.epochs)
-        config = CompressConfig.from_dict({**given, "codebook_epochs": epochs})
-    return config
+    return CompressConfig.from_dict({**dataset_defaults(given), **given})
 
 
 def new_config(*layers: Mapping[str, Any]) -> CompressConfig:
@@ -320,8 +304,7 @@ def command_line(config: CompressConfig) -> str:
     if not ends and config.trains_clusters:
         ends = {"rd_weight": config.rd_weight}
     chosen = {"dataset": config.dataset, "recipe": config.recipe}
-    ended = make_config({**chosen, **ends, "epochs": config.epochs}).model_dump(mode="json")
-    defaults = {**ended, "epochs": make_config(chosen).epochs}
+    defaults = make_config({**chosen, **ends}).model_dump(mode="json")
     if ends != DEFAULT_TARGET:
         defaults |= dict.fromkeys(ends)
     words = ["pysoftq", "compress"]

@@ -39,7 +39,6 @@ DATASET_DEFAULTS: dict[str, dict[str, Any]] = {
 
 # Where a run of the recipe best ends that nothing else says an end of.
 DEFAULT_TARGET: dict[str, Any] = {"max_drop": 1.0}
-SEARCH_EPOCHS = 0.5  # epochs of a search for the largest drop, in those of the coupling
 
 CODEBOOK_LR = 0.001  # of Adam, for codebooks whose weights stay in their clusters
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from pysoftq.compressor.compressor import Compressor
+from pysoftq.compressor.rungs import coupled_at_most
 from pysoftq.coupling.lifecycle import prepare
 from pysoftq.coupling.quantizer import SoftQuantizer
 from pysoftq.data.datasets import load_dataset
@@ -129,7 +130,7 @@ class Run:
             self.model,
             target,
             config.coupling,
-            coupled=config.epochs / config.epochs_in_all,
+            coupled=min(config.epochs / config.epochs_in_all, coupled_at_most([target])),
             values_lr=config.values_lr,
             coding=config.coding,
             metadata=self.data.metadata(),

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from compressing import accuracy, adamw, compressed, loss_of, network, sgd, steps
+from compressing import BATCHES, accuracy, adamw, compressed, loss_of, network, sgd, steps
 from torch import nn
 
-from pysoftq import Compressor, Target
+from pysoftq import Compressor, SoftQuantizer, Target, validate_clustering
 from pysoftq.errors import NonFiniteLossError, QualityWarning
 
 # Networks this small change in steps of several percent, where a cluster empties.
@@ -40,6 +41,12 @@ def attached(
 
 def weights(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def all_losses(model: nn.Module) -> float:
+    model.eval()
+    with torch.no_grad():
+        return float(sum(loss_of(model, number) for number in range(BATCHES)))
 
 
 def parameters(model: nn.Module) -> list[torch.Tensor]:
@@ -227,6 +234,39 @@ def test_overwritten_weights_are_reported() -> None:
     model.load_state_dict(network().state_dict())
     with pytest.warns(QualityWarning, match=r"0\.weight.* have been overwritten since the last"):
         compressor.finalize()
+
+
+# --- after another coupling ---
+@pytest.mark.parametrize(
+    ("target", "options"),
+    [
+        (Target(rd_weight=0.1), {"refinement": "levels"}),
+        (Target(rd_weight=0.1), {"refinement": "entropy"}),
+        (Target(rd_weight=0.1), {"refinement": "count", "n_min": 20}),
+        (BITS, {}),
+    ],
+)
+def test_clusters_of_a_coupled_network_are_trained(target: Target, options: Any) -> None:
+    model = network()
+    optimizer = sgd(model)
+    softq = SoftQuantizer(model, h=0.05, granularity="channel")
+    softq.attach(optimizer)
+    steps(model, optimizer, 0, 10)
+    merged = copy.deepcopy(model)
+    compressor = Compressor(softq, target, {**QUICK, **options}, coupled=0.4)
+    assert compressor.softq is softq
+    assert not softq.optimizers
+    compressor.attach(optimizer, total_steps=60)
+    assert compressor.phase == "training"
+    merged.load_state_dict(model.state_dict())
+    steps(model, optimizer, 10, 70)
+    report = compressor.finalize()
+    assert report.met
+    assert all_losses(model) < all_losses(merged)
+    assert report.layers is not None
+    assert report.rung is not None
+    assert report.rung.rd_weight == 0 or target.rd_weight in (None, report.rung.rd_weight)
+    validate_clustering(model, report.layers)
 
 
 # --- networks ---
