@@ -27,6 +27,7 @@ from benchmarks import (
     __main__,
     digits,
     digits_granularity,
+    digits_targets,
     force_step,
     growth,
     harness,
@@ -363,6 +364,36 @@ def _networks(accuracy: float, bits: float) -> tuple[NetworkRow, ...]:
 )
 def test_outcome_of_a_run(accuracy: float, bits: float, expected: str) -> None:
     assert digits.outcome(_networks(accuracy, bits)) == expected
+
+
+def test_targets_beside_runs_at_fixed_weights(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    done: list[str] = []
+
+    def run(job: digits_targets.Job, folder: Path) -> digits_targets.Row:
+        done.append(job.name)
+        size = round(20_000 / (1 + 10 * job.value))
+        drop: float | None = None
+        if job.kind == "size":
+            size = round(0.98 * job.value * digits_targets.FLOAT32)
+        elif job.kind == "drop":
+            size, drop = 6_000, 0.3
+        accuracy = 99 - 4_000 / size
+        return digits_targets.Row(
+            job.kind, job.value, job.seed, size, size, accuracy, 99.0, drop, 2.0
+        )
+
+    monkeypatch.setattr(digits_targets, "run", run)
+    arguments = ["--output", str(tmp_path), "--seeds", "3"]
+    assert digits_targets.main(arguments) == 0
+    assert digits_targets.main([*arguments, "4"]) == 0  # goes on where it was
+    assert len(done) == len(set(done)) == 2 * 14
+    lines = (tmp_path / "digits-targets.md").read_text().splitlines()
+    line = next(line for line in lines if line.startswith("| 10 %, 8,081 bytes"))
+    assert line.startswith("| 10 %, 8,081 bytes | 98.0 – 98.0 | 98.49 ± 0.00 | 98.4")
+    assert "| 4 | 1 | 0.30 | 0.67 | 0.67 | 6,000 | 5,714 |" in lines
+    assert "in that of a run without: 1.00 ± 0.00." in (tmp_path / "digits-targets.md").read_text()
 
 
 def test_digits_table_over_seeds(
