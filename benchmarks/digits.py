@@ -24,7 +24,7 @@ from typing import Any, Literal
 from benchmarks.harness import Options
 from benchmarks.report import environment
 from pysoftq.atomic import atomic_write
-from pysoftq.run.config import CompressConfig, make_config
+from pysoftq.run.config import CompressConfig, new_config
 from pysoftq.run.driver import compress
 from pysoftq.run.networks import PAPER, REFINED, NetworkRow
 from pysoftq.run.observer import Silent
@@ -41,7 +41,7 @@ def run_seed(seed: int, threads: int, folder: Path, options: dict[str, Any]) -> 
     """One run of the driver with the defaults but ``options``; all networks it compared."""
     # Pretrained anew for each number of threads, as on a machine that has no other.
     os.environ["PYSOFTQ_CACHE"] = str(folder / f"cache-{threads}")
-    config = make_config({**options, "seed": seed, "threads": threads})
+    config = new_config({**options, "seed": seed, "threads": threads})
     return list(compress(config, folder / f"{threads}-{seed}", Silent()).networks)
 
 
@@ -106,8 +106,9 @@ def table(runs: Mapping[str, Sequence[NetworkRow]]) -> str:
 
 def page(threads: Mapping[str, Mapping[str, Sequence[NetworkRow]]], config: CompressConfig) -> str:
     """The report: a table for each number of threads."""
-    names = ("model", "h", "w", "epochs", "rd_weight", "codebook_epochs", "batch_size", "lr")
-    settings = ", ".join(f"{name} = {getattr(config, name)}" for name in names)
+    names = ("model", "h", "w", "epochs", "codebook_epochs", "batch_size", "lr")
+    end = "rd_weight" if config.max_drop is None else "max_drop"
+    settings = ", ".join(f"{name} = {getattr(config, name)}" for name in (*names, end))
     introduction = (
         f"# The default run on the digits\n\n{settings}. Mean ± standard deviation over the seeds; "
         f"settings chosen on other seeds. {sentence(threads)}."
@@ -145,7 +146,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     chosen = parser.parse_args(arguments)
     options = dict(pair.split("=", 1) for pair in chosen.set)
-    config = make_config(options)
+    config = new_config(options)
     settings = config.model_dump(mode="json", exclude={"seed", "threads"})
     chosen.output.mkdir(parents=True, exist_ok=True)
     path = chosen.output / "digits.json"

@@ -32,6 +32,7 @@ OPTIONS = [
     *("--seed", "1", "--split-seed", "0"),
 ]
 PAPER = ["--recipe", "paper"]
+TARGET = ["--target-bits", "2", "--max-drop", "0", "--epochs", "1", "--codebook-epochs", "1"]
 BATCHES = ((0, 7), (7, 8), (8, 40))  # of examples: uneven, fewer than processes, even
 
 
@@ -80,6 +81,15 @@ def fail_in(rank: int, processes: Processes) -> str:
     return ""
 
 
+def compare_different(processes: Processes) -> str:
+    """What processes of different networks are told."""
+    try:
+        processes.compare({"bytes_predicted": 100 + processes.rank})
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
 def stop_after(steps: int) -> None:
     """Ask the second process alone to stop after some steps."""
     original = driver.finetune
@@ -104,6 +114,7 @@ def main_of_test(folder: Path, weights: str) -> None:
         exchange.joined = lambda: nullcontext(processes)
         found = {"trained": trained(processes)}
         found["failures"] = [fail_in(rank, processes) for rank in range(processes.size)]
+        found["different"] = compare_different(processes)
         found |= commands(folder, weights)
         torch.save(found, folder / f"{processes.rank}.pt")
 
@@ -123,6 +134,12 @@ def commands(folder: Path, weights: str) -> dict[str, Any]:
     best = ["compress", *OPTIONS, *few, "--rd-weight", "0.05"]
     found["best"] = call(*best, "--out", str(folder / "best"))
     found["best sharded"] = call(*best, "--shard", "--out", str(folder / "best sharded"))
+    target = ["compress", *given, *TARGET]
+    found["target"] = call(*target, "--out", str(folder / "target"))
+    sharded = str(folder / "target sharded")
+    stop_after(8)  # after merging
+    found["target stopped"] = call(*target, "--shard", "--out", sharded)
+    found["target resumed"] = call("compress", "--resume", sharded, "--shard")
     return found
 
 

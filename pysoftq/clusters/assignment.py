@@ -43,12 +43,10 @@ class Assignment:
         bounds = torch.tensor([0, clusters.size]) if clusters.bounds is None else clusters.bounds
         edges = bounds if piece is None else piece.place(bounds)
         sizes = clusters.codebook_sizes
-        rows = segment_ids(edges)
         most = int(sizes.max()) if clusters.segments else 0
         first = sizes.cumsum(0) - sizes
         slots = torch.arange(most).expand(len(sizes), most)
-        self._rows = rows.int().to(device)
-        self._columns = (torch.arange(len(rows)) - edges[rows]).int().to(device)
+        self._places: tuple[Tensor, Tensor] | None = None
         self._longest = int(edges.diff().max()) if clusters.segments else 0
         self._first = first.to(device)
         self._missing = (slots >= sizes[:, None]).to(device)
@@ -64,10 +62,21 @@ class Assignment:
         without weights counts as one of a single weight.
         """
         ends, order = self._intervals(values, counts, rd_weight)
+        if len(order) == 1:
+            return self._first + order[0, torch.searchsorted(ends[0], weights)]
+        rows, columns = self._table(weights.device)
         padded = weights.new_zeros(len(order), self._longest)
-        padded[self._rows, self._columns] = weights
-        found = torch.searchsorted(ends, padded)[self._rows, self._columns]
-        return self._first[self._rows] + order[self._rows, found]
+        padded[rows, columns] = weights
+        found = torch.searchsorted(ends, padded)[rows, columns]
+        return self._first[rows] + order[rows, found]
+
+    def _table(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The segment of each weight, and its place there; kept, as CUDA graphs read them."""
+        if self._places is None:
+            rows = segment_ids(self._edges)
+            columns = torch.arange(len(rows)) - self._edges[rows]
+            self._places = rows.int().to(device), columns.int().to(device)
+        return self._places
 
     def move(
         self, weights: Tensor, values: Tensor, rd_weight: float, kept: Tensor | None, to: Moved

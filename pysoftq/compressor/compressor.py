@@ -21,7 +21,7 @@ from pysoftq.compressor.meter import Meter, single_values
 from pysoftq.compressor.network import Network, keep, put_back
 from pysoftq.compressor.report import TargetReport
 from pysoftq.compressor.rungs import Rung, chosen, coupled_at_most, next_target, rungs_of
-from pysoftq.compressor.strength import Strength, choose_strength
+from pysoftq.compressor.strength import Strength, choose_strength, measure_strength
 from pysoftq.compressor.target import Target, targets_of
 from pysoftq.compressor.training import RungTraining
 from pysoftq.coupling.lifecycle import prepare
@@ -94,9 +94,10 @@ class Compressor:
         targets: as given.
         optimizer: attached to; None if none is.
         file_size: of the compressed file, from the clusters of a moment.
-        strength: as it was chosen; None where `config` gives it.
+        strength: of the coupling against the gradients of the first step; None before.
         rungs: those begun so far.
         on_rung: called at the end of each rung with this object, when the model is its network.
+        on_strength: called with this object when `strength` is found.
         before_merging: called with this object when the coupling ends, before clusters merge.
 
     Raises:
@@ -140,6 +141,7 @@ class Compressor:
         self.strength: Strength | None = None
         self.rungs: list[Rung] = []
         self.on_rung: Callable[[Compressor], object] | None = None
+        self.on_strength: Callable[[Compressor], object] | None = None
         self.before_merging: Callable[[Compressor], object] | None = None
         self._coupled, self._values_lr = coupled, values_lr
         names = [layer.name for layer in self.softq.layers]
@@ -375,14 +377,25 @@ class Compressor:
 
     def _couple(self, optimizer: Optimizer) -> None:
         """Add the force to the gradients, once its strength is chosen."""
-        if self.strength is None and "h" not in self.config.model_fields_set:
-            self.strength = choose_strength(self.softq, optimizer, self.coupling_steps)
-            if self.strength is not None:
-                self.softq.set_strength(self.strength.h)
+        if self.strength is None:
+            self._find_strength(optimizer)
         fraction = self.config.fraction(self._step, self.coupling_steps)
         if fraction != self.softq.fraction:  # telling a device costs a little
             self.softq.fraction = fraction
         self.softq.add_force_(gradient_scale(optimizer))
+
+    def _find_strength(self, optimizer: Optimizer) -> None:
+        """Choose the strength if it is not set, and measure what it means for the network."""
+        if "h" in self.config.model_fields_set:
+            self.strength = measure_strength(self.softq, optimizer)
+        else:
+            self.strength = choose_strength(self.softq, optimizer, self.coupling_steps)
+        if self.strength is None:
+            return
+        if self.strength.h != self.softq.h:
+            self.softq.set_strength(self.strength.h)
+        if self.on_strength is not None:
+            self.on_strength(self)
 
     def _gathered(self) -> bool:
         """Whether the coupling ends with this step.
@@ -412,6 +425,7 @@ class Compressor:
         """Merge the clusters of the weights at the price of the next target, to train them on."""
         if self._training is not None:
             self._training.codebooks.lend()
+            self._training = None  # the next one requires its memory
         elif not self.rungs:
             self._warn_of_strength()
             if self.before_merging is not None:
@@ -464,6 +478,7 @@ class Compressor:
         if self.targets[0].searched:
             self._choose(training)
         if not self._ended:
+            del training  # the next one requires its memory
             self._begin()
 
     def _choose(self, training: RungTraining) -> None:

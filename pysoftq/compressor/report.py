@@ -25,7 +25,7 @@ class TargetReport:
         rungs: those begun so far; sizes are predicted from the counts of the clusters.
         chosen: the number of the rung whose network the model is in the end.
         reference: the quality before compression, where `evaluate` was given.
-        strength: of the coupling, where it was chosen from the gradients.
+        strength: of the coupling, and its ratio to the gradients of the first step.
         layers: the table of coupled layers; None as long as they have no clusters.
     """
 

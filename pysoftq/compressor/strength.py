@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch.optim import Optimizer
 
@@ -36,34 +36,77 @@ class Strength:
     steps: float
 
 
+class _Measured(NamedTuple):
+    """Root mean squares over all coupled weights, before a step of the optimizer.
+
+    Attributes:
+        force, gradient: at the present strength.
+        ratios: of force and gradient of each layer.
+        width: of the wells.
+        reach: how far a force as large as the gradient moves a weight in a step.
+        adaptive: whether a larger force moves it no further.
+    """
+
+    force: float
+    gradient: float
+    ratios: Mapping[str, float]
+    width: float
+    reach: float
+    adaptive: bool
+
+    def at(self, h: float, factor: float) -> Strength:
+        """A strength h, so many times the present one."""
+        ratio = factor * self.force / self.gradient
+        moved = self.reach * (min(ratio, 1.0) if self.adaptive else ratio)
+        return Strength(
+            h,
+            ratio,
+            {name: factor * own for name, own in self.ratios.items()},
+            self.width / moved if moved else math.inf,
+        )
+
+
+def measure_strength(softq: SoftQuantizer, optimizer: Optimizer) -> Strength | None:
+    """What the present strength means for the network.
+
+    Called before a step of the optimizer, with the gradients of a batch, which are left as they
+    are. None where there is nothing to measure: all gradients are 0, or one is NaN or infinite.
+    """
+    found = _measured(softq, optimizer)
+    return None if found is None else found.at(softq.h, 1.0)
+
+
 def choose_strength(softq: SoftQuantizer, optimizer: Optimizer, steps: int) -> Strength | None:
     """The strength at which weights could cross `CROSSINGS` wells in so many steps.
 
-    Within `BOUNDS`. Called before a step of the optimizer, with the gradients of a batch, which are
-    left as they are. None where there is nothing to measure: all gradients are 0, or one is NaN or
-    infinite.
+    Within `BOUNDS`. As `measure_strength` else.
     """
+    found = _measured(softq, optimizer)
+    if found is None or not found.force:
+        return None
+    low, high = BOUNDS[found.adaptive]
+    crossings = CROSSINGS * found.width / max(found.reach * steps, math.ulp(0))
+    ratio = min(max(crossings, low), high)
+    h = float(f"{softq.h * ratio * found.gradient / found.force:.{DIGITS}g}")
+    return found.at(h, h / softq.h)
+
+
+def _measured(softq: SoftQuantizer, optimizer: Optimizer) -> _Measured | None:
     found = softq.balance()
     layers = [layer for layer in softq.layers if layer.name in found]
     sizes = [layer.size for layer in layers]
-    force = _mean(sizes, [found[layer.name].force for layer in layers])
     scale = gradient_scale(optimizer)  # of fused optimizers under a GradScaler
     gradient = _mean(sizes, [found[layer.name].gradient / scale for layer in layers])
-    if not (force and 0 < gradient < math.inf):
+    if not 0 < gradient < math.inf:
         return None
-    width = _mean(sizes, [layer.width for layer in layers])
     adaptive = is_adaptive(optimizer)
-    # How far a force as large as the gradient moves a weight in a step.
-    reach = _rate(optimizer, adaptive) * (1.0 if adaptive else gradient)
-    low, high = BOUNDS[adaptive]
-    ratio = min(max(CROSSINGS * width / max(reach * steps, math.ulp(0)), low), high)
-    h = float(f"{softq.h * ratio * gradient / force:.{DIGITS}g}")
-    factor = h / softq.h
-    return Strength(
-        h,
-        factor * force / gradient,
-        {name: factor * scale * balance.ratio for name, balance in found.items()},
-        width / (reach * (min(ratio, 1.0) if adaptive else ratio)) if reach else math.inf,
+    return _Measured(
+        _mean(sizes, [found[layer.name].force for layer in layers]),
+        gradient,
+        {name: scale * balance.ratio for name, balance in found.items()},
+        _mean(sizes, [layer.width for layer in layers]),
+        _rate(optimizer, adaptive) * (1.0 if adaptive else gradient),
+        adaptive,
     )
 
 

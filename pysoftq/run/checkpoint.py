@@ -25,7 +25,14 @@ from pysoftq.run.config import changed_options
 from pysoftq.run.optimizers import state_like
 from pysoftq.run.records import EpochMetrics
 from pysoftq.run.setup import Run
-from pysoftq.run.sharding import load_model, load_optimizer, whole_optimizer_state, whole_state
+from pysoftq.run.sharding import (
+    load_coupling_state,
+    load_model,
+    load_optimizer,
+    whole_coupling_state,
+    whole_optimizer_state,
+    whole_state,
+)
 from pysoftq.run.state import RunState
 
 # A file is this line, the SHA-256 of the rest, and the rest: what torch.save writes.
@@ -42,7 +49,9 @@ def save_checkpoint(run: Run, optimizer: torch.optim.Optimizer, state: RunState)
     exchanged = {
         "model": whole_state(run.model, run.processes),
         "optimizer": whole_optimizer_state(optimizer, run.processes),
-        "softq": (run.compressor or run.quantizer).state_dict(),
+        "softq": whole_coupling_state(
+            (run.compressor or run.quantizer).state_dict(), run.processes
+        ),
     }
 
     def write() -> None:
@@ -68,12 +77,12 @@ def load_checkpoint(run: Run, optimizer: torch.optim.Optimizer) -> RunState:
     interrupted run.
     """
     path, processes = run.folder.checkpoint, run.processes
-    content: dict[str, Any] = {"model": None, "optimizer": None}
+    content: dict[str, Any] = {"model": None, "optimizer": None, "softq": None}
 
     def read() -> dict[str, Any]:
         content.update(read_sealed(path, KEYS))
         _refuse_other_run(content, run)
-        return {key: content[key] for key in ("state", "softq", "random", "random_cuda")}
+        return {key: content[key] for key in ("state", "random", "random_cuda")}
 
     plain = processes.lead(read)
     with explained(path):
@@ -83,7 +92,8 @@ def load_checkpoint(run: Run, optimizer: torch.optim.Optimizer) -> RunState:
             setattr(state, name, list(getattr(state, name)))
         load_model(run.model, content["model"], processes)
         restore_optimizer(optimizer, load_optimizer(optimizer, content["optimizer"], processes))
-        (run.compressor or run.quantizer).load_state_dict(plain["softq"])
+        coupling = load_coupling_state(content["softq"], run.model, processes)
+        (run.compressor or run.quantizer).load_state_dict(coupling)
         set_random_state(plain)
     return state
 

@@ -102,11 +102,12 @@ def _sizes(run: Run, palettes: Mapping[str, Palette]) -> dict[str, Any]:
     """What is reported of a run with a target only."""
     if run.compressor is None:
         return {}
-    return {
-        "half": run.watched[0],
+    sizes = {
         "bytes_predicted": run.compressor.file_size.bytes(palettes),
         "entropy_bits": mean_entropy(palettes.values()),
     }
+    run.processes.compare(sizes)  # each of them has chosen its clusters by itself
+    return {"half": run.watched[0], **sizes}
 
 
 def _mean_bits(sizes: list[int], palettes: Mapping[str, Palette]) -> float:

@@ -36,7 +36,7 @@ from pysoftq.run.recording import figure_part, followed_part, snapshot
 from pysoftq.run.records import WeightRecords
 from pysoftq.run.refined import train_refined
 from pysoftq.run.setup import Run, make_model
-from pysoftq.run.sharding import whole_state
+from pysoftq.run.sharding import kept_state, whole_state
 from pysoftq.run.state import RunState
 from pysoftq.run.summary import Summary, TrainingSpeed
 from pysoftq.run.target import smallest_file
@@ -82,12 +82,21 @@ def finish_target(
         warnings.simplefilter("ignore", QualityWarning)  # the summary repeats it
         report = compressor.finalize()
     assert compressor.codebooks is not None
-    compressed, clusters = cpu_state(run.model), compressor.codebooks.clusters()
-    comparison = Comparison(run, state, pretrained, load_weights(run.folder.soft))
-    comparison.coupled()
-    run.model.load_state_dict(compressed)
-    write_clusters(run.model, clusters)  # the same values; `save_compressed` expects them
-    return comparison.summary(report)
+    compressed = kept_state(run.model, run.processes)
+    clusters = compressor.codebooks.clusters()
+    coupling = run.quantizer.state_dict()
+
+    def compare() -> Summary:
+        alone = run
+        if run.sharded:
+            alone = _in_one_process(run, pretrained, compressed, coupling)
+        comparison = Comparison(alone, state, pretrained, load_weights(run.folder.soft))
+        comparison.coupled()
+        alone.model.load_state_dict(compressed)
+        write_clusters(alone.model, clusters)  # the same values; `save_compressed` expects them
+        return comparison.summary(report)
+
+    return run.processes.lead(compare)
 
 
 def _reached(run: Run, report: TargetReport) -> Reached:
@@ -109,6 +118,7 @@ def _reached(run: Run, report: TargetReport) -> Reached:
         lost=run.data.task.lost,
         shortfalls=report.warnings,
         advice=advice,
+        ratio=None if report.strength is None else report.strength.ratio,
     )
 
 

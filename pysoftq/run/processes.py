@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from pysoftq.data.batching import Share
 from pysoftq.errors import PeerError
 from pysoftq.interaction.pieces import is_dtensor
+from pysoftq.interaction.ranks import ProcessRanks
 
 Result = TypeVar("Result")
 
@@ -127,6 +128,11 @@ class Processes:
         found = torch.tensor(facts, dtype=torch.uint8)
         dist.all_reduce(found, dist.ReduceOp.MAX)
         return [bool(fact) for fact in found]
+
+    def compare(self, facts: Mapping[str, Any]) -> None:
+        """Raise ValueError in every process if the facts differ between processes."""
+        if self.several:
+            ProcessRanks([self._patient], "cpu").compare(facts)
 
     def total(self, values: Tensor) -> Tensor:
         """The sum of each value (float64, on the CPU)."""

@@ -24,6 +24,8 @@ class Reached:
         lost: what a drop is counted in.
         shortfalls: why the target is not met; empty where it is.
         advice: what would be possible then.
+        ratio: of the force to the gradient of the loss, root mean squares over all coupled weights
+            at the first step; None if nothing was coupled, or in reports of earlier versions.
     """
 
     target: Target
@@ -34,6 +36,7 @@ class Reached:
     lost: str
     shortfalls: tuple[str, ...] = ()
     advice: str = ""
+    ratio: float | None = None
 
     @property
     def met(self) -> bool:
@@ -54,9 +57,10 @@ class Reached:
         rung = self.rung
         drop = "" if rung.drop is None else f"{rung.drop:.2f} on validation data, "
         size = f"{self.bytes_on_disk:,} bytes on disk ({rung.bytes:,} predicted)"
+        force = "" if self.ratio is None else f" (force {self.ratio:.3g} of the gradient)"
         return [
             f"target: {', '.join(self._wanted())}: {'met' if self.met else 'NOT met'}",
-            f"reached: {size}, {rung.bits:.3f} bits per weight (entropy), h {self.h:g}",
+            f"reached: {size}, {rung.bits:.3f} bits per weight (entropy), h {self.h:g}{force}",
             f"lost: {drop}{test_degradation:.2f} on test data, in {self.lost}",
         ]
 

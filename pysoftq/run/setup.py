@@ -166,10 +166,6 @@ def make_model(
 
 def check_processes(config: CompressConfig, processes: Processes) -> None:
     """Raise ConfigError for options that several processes cannot follow."""
-    target = config.target_option
-    if target is not None and (processes.several or config.shard):
-        several = "option 'shard'" if config.shard else f"{processes.size} processes"
-        raise ConfigError(f"option {target!r} is for one process, not for {several}")
     if not processes.several:
         return
     refusals = (

@@ -5,7 +5,7 @@ A state in files is that of one process, whatever number of processes has writte
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pysoftq.interaction.pieces import is_dtensor
+from pysoftq.models.weight_files import cpu_state
 from pysoftq.run.processes import Processes
 
 _LISTS = (nn.ModuleList, nn.Sequential)
+_Path = tuple[Any, ...]  # keys from the outermost mapping to a tensor
 
 
 def shard(model: nn.Module, processes: Processes) -> None:
@@ -76,6 +78,69 @@ def whole_state(model: nn.Module, processes: Processes) -> dict[str, Tensor]:
     All processes of a sharded model call it.
     """
     return _gathered(model.state_dict(), processes)
+
+
+def kept_state(model: nn.Module, processes: Processes) -> dict[str, Tensor]:
+    """The same as a copy on the CPU, which further training does not change."""
+    if any(map(is_dtensor, model.parameters())):
+        return whole_state(model, processes)
+    return cpu_state(model) if processes.leads else {}
+
+
+def whole_coupling_state(state: Any, processes: Processes) -> Any:
+    """The state of a coupling or compressor in one piece, in the first process.
+
+    All processes call it. In the others its tensors are None.
+    """
+
+    def gathered(tensor: Tensor, _: _Path) -> Tensor | None:
+        complete: Tensor = whole(tensor)
+        return complete if processes.leads else None
+
+    return _mapped(state, gathered)
+
+
+def load_coupling_state(state: Any, model: nn.Module, processes: Processes) -> Any:
+    """The state of a coupling or compressor for all processes, from that of the first one.
+
+    What belongs to a tensor of the model is divided as that is.
+    """
+    if not processes.several:
+        return state
+    plain = processes.lead(lambda: _mapped(state, lambda tensor, _: _Absent(tensor)))
+    present = model.state_dict()
+    own = iter(_tensors(state))
+
+    def received(absent: _Absent, path: _Path) -> Tensor:
+        like = torch.empty(absent.shape, dtype=absent.dtype)
+        found = _sent(next(own, None), like, processes)
+        # Clusters and weights of a rung have an entry each under the name of their tensor.
+        target = present.get(path[-2] if path[-1] in ("indices", "weights") else path[-1])
+        # Masks of zeros are whole in every process.
+        if target is None or target.shape != absent.shape or absent.dtype == torch.bool:
+            return found
+        placed: Tensor = _like(found, target)
+        return placed
+
+    return _mapped(plain, received)
+
+
+def _mapped(state: Any, change: Callable[[Any, _Path], Any], path: _Path = ()) -> Any:
+    """Nested mappings and lists with their tensors changed, given the keys that lead to them."""
+    if isinstance(state, (Tensor, _Absent)):
+        return change(state, path)
+    if isinstance(state, Mapping):
+        return {key: _mapped(value, change, (*path, key)) for key, value in state.items()}
+    if isinstance(state, (list, tuple)):
+        return [_mapped(value, change, (*path, place)) for place, value in enumerate(state)]
+    return state
+
+
+def _tensors(state: Any) -> list[Tensor]:
+    """The tensors of a nested state, in the order of `_mapped`."""
+    found: list[Tensor] = []
+    _mapped(state, lambda tensor, _: found.append(tensor))
+    return found
 
 
 def whole_optimizer_state(optimizer: Optimizer, processes: Processes) -> dict[str, Any]:
@@ -159,8 +224,8 @@ def _sent(value: Tensor | None, like: Tensor, processes: Processes) -> Tensor:
         found = torch.empty(like.shape, dtype=like.dtype, device="cpu")
     else:
         found = value.detach().to("cpu", like.dtype).contiguous()
-    if processes.several:
-        dist.broadcast(found, 0)
+    if processes.several and found.numel():
+        dist.broadcast(found.reshape(-1).view(torch.uint8), 0)  # no backend takes all dtypes
     return found
 
 

@@ -8,10 +8,11 @@ from torch.optim import Optimizer
 
 from pysoftq.compressor.compressor import Compressor
 from pysoftq.errors import QualityWarning
-from pysoftq.models.weight_files import cpu_state, save_state
+from pysoftq.models.weight_files import save_state
 from pysoftq.run.evaluation import evaluate
 from pysoftq.run.optimizers import fill_lr, set_lr, trained_lr
 from pysoftq.run.setup import Run
+from pysoftq.run.sharding import kept_state
 
 
 def attach(run: Run, compressor: Compressor, optimizer: Optimizer, steps: int) -> None:
@@ -23,9 +24,10 @@ def attach(run: Run, compressor: Compressor, optimizer: Optimizer, steps: int) -
 
     def quality() -> float:
         assert validation is not None
-        return task.quality(*evaluate(run.model, run.data, validation))
+        return task.quality(*evaluate(run.model, run.data, validation, run.processes))
 
-    compressor.before_merging = lambda _: save_state(cpu_state(run.model), run.folder.soft)
+    compressor.on_strength = lambda found: run.observer.message(strength_line(found))
+    compressor.before_merging = lambda _: save_soft(run)
     compressor.on_rung = lambda found: run.observer.message(rung_line(run, found))
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", QualityWarning)
@@ -34,6 +36,12 @@ def attach(run: Run, compressor: Compressor, optimizer: Optimizer, steps: int) -
         )
     for warning in told:
         run.observer.message(str(warning.message))
+
+
+def save_soft(run: Run) -> None:
+    """Write the weights as the coupling leaves them."""
+    soft = kept_state(run.model, run.processes)
+    run.processes.lead(lambda: save_state(soft, run.folder.soft))
 
 
 def set_scheduled_lr(run: Run, optimizer: Optimizer, step: int, steps: int) -> None:
@@ -48,6 +56,19 @@ def set_scheduled_lr(run: Run, optimizer: Optimizer, step: int, steps: int) -> N
         set_lr(optimizer, config, step / compressor.coupling_steps)
     else:
         fill_lr(optimizer, trained_lr(config))
+
+
+def strength_line(compressor: Compressor) -> str:
+    """One line on the force of the coupling compared with the gradients of the first step."""
+    found = compressor.strength
+    assert found is not None
+    (low, least), (high, most) = (
+        pick((ratio, name) for name, ratio in found.ratios.items()) for pick in (min, max)
+    )
+    return (
+        f"coupling: h {found.h:g}, force {found.ratio:.3g} of the gradient ({low:.3g} in {least}, "
+        f"{high:.3g} in {most}), {found.steps:,.0f} steps to cross a well"
+    )
 
 
 def rung_line(run: Run, compressor: Compressor) -> str:

@@ -326,9 +326,13 @@ def test_bfloat16() -> None:
 # --- the strength ---
 def test_a_given_strength_stays() -> None:
     model, optimizer, compressor = attached(config={"h": 0.02})
-    steps(model, optimizer, 0, 3)
     assert compressor.strength is None
-    assert compressor.softq.h == 0.02
+    steps(model, optimizer, 0, 3)
+    assert compressor.softq.h == compressor.strength.h == 0.02
+    model, optimizer, other = attached(config={"h": 0.04})
+    steps(model, optimizer, 0, 3)
+    assert other.strength.ratio == pytest.approx(2 * compressor.strength.ratio)
+    assert other.strength.steps == pytest.approx(compressor.strength.steps / 2)
 
 
 def test_the_strength_waits_for_gradients() -> None:

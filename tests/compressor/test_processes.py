@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -23,6 +24,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pysoftq import Compressor, Target
+from pysoftq.run.processes import Processes
+from pysoftq.run.sharding import load_coupling_state, load_model, whole_coupling_state
 
 pytestmark = [
     pytest.mark.skipif(not dist.is_gloo_available(), reason="torch has no gloo here"),
@@ -39,22 +42,32 @@ def check(function: Callable[[], None]) -> Callable[[], None]:
     return function
 
 
+TARGET = Target(bytes=4_000)
+SEARCH = Target(max_drop=1.5)
+
+
+def quality(compressor: Compressor) -> float:
+    return compressor.rungs[-1].bits if compressor.rungs else 3.0
+
+
 def train(
-    model: nn.Module, begin: int = 0, end: int = STEPS, state: Any = None
+    model: nn.Module,
+    begin: int = 0,
+    end: int = STEPS,
+    state: Any = None,
+    target: Target = TARGET,
 ) -> tuple[Compressor, Any]:
     optimizer = Descent(model.parameters(), lr=0.03)
-    compressor = Compressor(model, TARGET, {"bits": 4}, coupled=0.4)
+    compressor = Compressor(model, target, {"bits": 4}, coupled=0.4)
     if state is not None:
         compressor.load_state_dict(state)
-    compressor.attach(optimizer, total_steps=STEPS, evaluate=lambda: 3.0)
+    # A quality that falls with the bits: of a search, some networks are good and some are not.
+    compressor.attach(optimizer, total_steps=STEPS, evaluate=lambda: quality(compressor))
     for step in range(begin, end):
         set_gradients(model, step)
         optimizer.step()
         optimizer.zero_grad()
     return compressor, (compressor.finalize() if end == STEPS else None)
-
-
-TARGET = Target(bytes=4_000)
 
 
 def assert_alike(shard: Callable[[nn.Module], nn.Module]) -> None:
@@ -76,6 +89,30 @@ def replicated_models_end_alike() -> None:
 @check
 def sharded_models_end_alike() -> None:
     assert_alike(fsdp)
+
+
+@check
+def a_search_resumes_in_any_number_of_processes() -> None:
+    """A run keeps the state of several processes in one piece."""
+    world, rank = dist.get_world_size(), dist.get_rank()
+    processes = Processes(rank, world, rank, world)
+    straight, alone = make_model(), make_model()
+    first, second = fsdp(make_model()), fsdp(make_model())
+    train(straight, target=SEARCH)
+    compressor, _ = train(first, 0, 13, target=SEARCH)
+    drops = [rung.drop for rung in compressor.rungs if rung.drop is not None]
+    assert min(drops) <= 1.5 < max(drops)
+    state = whole_coupling_state(compressor.state_dict(), processes)
+    assert (state["trunk"]["weights"]["0.weight"] is None) == (rank > 0)
+    weights, kept = weights_of(first), copy.deepcopy(state)
+    load_model(second, weights if rank == 0 else None, processes)
+    divided = load_coupling_state(state if rank == 0 else None, second, processes)
+    train(second, 13, STEPS, divided, SEARCH)
+    assert_equal(weights_of(second), weights_of(straight), "weights")
+    if rank == 0:
+        alone.load_state_dict(weights)
+        train(alone, 13, STEPS, kept, SEARCH)
+        assert_equal(weights_of(alone), weights_of(straight), "weights")
 
 
 @check

@@ -26,6 +26,7 @@ from pysoftq.run.processes import ALONE, Processes
 from pysoftq.run.setup import check_processes
 
 WORLD = 2
+TARGET_RUNS = ("target", "target stopped", "target resumed")
 
 needs_gloo = pytest.mark.skipif(
     not dist.is_available() or not dist.is_gloo_available(), reason="torch has no gloo here"
@@ -241,3 +242,31 @@ def test_codebooks_are_trained_together(together: Path, seen: list[dict[str, Any
     assert whole.keys() == sharded.keys()
     for tensor, value in whole.items():
         assert torch.equal(sharded[tensor], value), tensor
+
+
+@needs_gloo
+def test_a_target_is_reached_together(together: Path, seen: list[dict[str, Any]]) -> None:
+    outcomes = [[process[name][0] for process in seen] for name in TARGET_RUNS]
+    assert outcomes == [[3, 3], [130, 130], [3, 3]]  # untrained: accuracy does not stay
+    out = seen[0]["target"][1]
+    assert "target: at most 2 bits per weight, at most 0 points lost on validation data: " in out
+    assert seen[1]["target"][1:] == ("", "")
+    reports = [
+        json.loads((together / run / "report.json").read_text())
+        for run in ("target", "target sharded")
+    ]
+    assert 1.94 <= reports[0]["target"]["rungs"][0]["bits"] <= 2
+    for name in ("target", "networks", "steps"):
+        assert reports[1][name] == reports[0][name]
+    for name in ("soft", "compressed"):
+        whole, sharded = (
+            (together / run / f"{name}.safetensors").read_bytes()
+            for run in ("target", "target sharded")
+        )
+        assert sharded == whole, name
+
+
+@needs_gloo
+def test_processes_with_different_networks_end_with_an_error(seen: list[dict[str, Any]]) -> None:
+    told = "the processes differ in bytes_predicted: 100 on rank 0, 101 on rank 1"
+    assert [process["different"] for process in seen] == [told, told]

@@ -27,9 +27,8 @@ from pysoftq.run.config import CompressConfig, command_line, make_config, read_c
 from pysoftq.run.driver import compress
 from pysoftq.run.folder import RunFolder
 from pysoftq.run.interrupt import StopRequest
-from pysoftq.run.processes import ALONE
 from pysoftq.run.records import read_metrics
-from pysoftq.run.setup import check_processes, held_out
+from pysoftq.run.setup import held_out
 from pysoftq.run.state import RunState
 from pysoftq.run.summary import Summary
 
@@ -145,6 +144,7 @@ def test_files_and_reports_agree(finished: tuple[CompressConfig, Path, Summary])
     text = folder.report_text.read_text()
     assert "target: at most" in text
     assert "bytes on disk" in text
+    assert "of the gradient)" in text
     lines = read_metrics(folder.metrics)
     assert [line.epoch for line in lines] == list(range(config.epochs_in_all + 1))
     assert lines[-1].bytes_predicted == pytest.approx(
@@ -296,13 +296,17 @@ def test_a_size_that_no_file_has_is_reported(options: Options, tmp_path: Path) -
 
 def test_the_strength_is_chosen_where_none_is_set(options: Options, tmp_path: Path) -> None:
     images = {"dataset": "imagefolder:images"}  # without an h of their own, as the digits have
-    config = options(**images, epochs=1, codebook_epochs=1, target_bits=3.0)
+    config, observer = options(**images, epochs=1, codebook_epochs=1, target_bits=3.0), Recorder()
     assert config.chooses_h
     assert "h" not in config.to_dict()
     assert "--h" not in command_line(config)
-    summary = run(config, tmp_path / "run")
+    summary = compress(config, tmp_path / "run", observer, data=tiny_digits())
     assert summary.target is not None
     assert summary.target.h != config.h
+    assert summary.target.ratio is not None
+    assert 4 <= summary.target.ratio <= 80
+    line = f"coupling: h {summary.target.h:g}, force {summary.target.ratio:.3g} of the gradient ("
+    assert any(message.startswith(line) for message in observer.messages)
     saved = json.loads((tmp_path / "run" / "report.json").read_text())["config"]
     assert saved["h"] == summary.target.h
     assert not options(**images, h=0.01, target_bits=3.0).chooses_h
@@ -321,11 +325,6 @@ def test_the_strength_is_chosen_where_none_is_set(options: Options, tmp_path: Pa
 def test_options_that_do_not_fit_a_target_are_refused(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make_config({"target_size": 1000, **given})
-
-
-def test_several_processes_are_refused(options: Options) -> None:
-    with pytest.raises(ConfigError, match="option 'max_drop' is for one process, not for option"):
-        check_processes(options(max_drop=1.0, shard=True), ALONE)
 
 
 def test_options_of_a_target_stay_when_a_run_is_resumed(options: Options, tmp_path: Path) -> None:
