@@ -43,6 +43,7 @@ from pysoftq.errors import ConfigError
 from pysoftq.models.weight_files import cpu_state, load_weights, restore
 from pysoftq.run import observer as run_observer
 from pysoftq.run.codebooks import train_codebooks
+from pysoftq.run.compressed_file import write_compressed
 from pysoftq.run.config import (
     CompressConfig,
     changed_options,
@@ -52,7 +53,7 @@ from pysoftq.run.config import (
 from pysoftq.run.driver import compress
 from pysoftq.run.evaluation import evaluate
 from pysoftq.run.folder import RunFolder
-from pysoftq.run.outcome import present_clusters, train_refined, write_compressed
+from pysoftq.run.outcome import present_clusters, train_refined
 from pysoftq.run.parq import has_parq, train_parq
 from pysoftq.run.presets import RECIPES
 from pysoftq.run.setup import Run, choose_device, read_data, set_threads
