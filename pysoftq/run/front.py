@@ -135,17 +135,17 @@ class Front:
         """
         try:
             found = TypeAdapter(cls).validate_python(json.loads(path.read_bytes()))
-            found.to_dict()
-        except (ValueError, LookupError, TypeError, ZeroDivisionError) as error:
+            return replace(found, task=TASKS[found.task].name)
+        except (ValueError, LookupError, TypeError) as error:
             raise ValueError(f"{path}: not the front of a run ({error})") from error
-        return found
 
     def table(self, marked: int | None = None) -> Table:
         """Table of the rungs for the terminal; one of them may be marked."""
-        table = Table(title="Front", title_justify="left", box=box.SIMPLE_HEAD)
+        title = f"Front: losses in {self.measure.lost}"
+        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
         table.add_column(no_wrap=True)
         for heading in self.headings:
-            words = heading in ("file", "")
+            words = heading in ("file", "front")
             table.add_column(heading, justify="left" if words else "right", no_wrap=True)
         for number, rung in enumerate(self.rungs):
             mark = MARK if number == marked else ""
@@ -155,9 +155,10 @@ class Front:
     @property
     def headings(self) -> list[str]:
         """Of `cells`."""
-        merit, lost = self.measure.merit, self.measure.lost
-        sizes = ["file", "bytes", "of target", "entropy bits"]
-        return [*sizes, f"validation {merit}", f"{lost} lost", f"test {merit}", f"{lost} lost", ""]
+        halves = ("validation", "test")
+        merit = self.measure.merit
+        merits = [name for half in halves for name in (f"{half} {merit}", f"lost on {half}")]
+        return ["file", "bytes", "of target", "entropy bits", *merits, "front"]
 
     def cells(self, rung: FrontRung) -> list[str]:
         """A row of the table."""
@@ -171,7 +172,7 @@ class Front:
             f"{self.lost(rung):.2f}",
             "–" if rung.test is None else task.shown(rung.test),
             "–" if on_test is None else f"{on_test:.2f}",
-            "dominated" if self.dominated(rung) else "on the front",
+            "dominated" if self.dominated(rung) else "on it",
         ]
 
 
