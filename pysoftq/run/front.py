@@ -206,7 +206,7 @@ def pick(
     if not within:
         raise ValueError(_none_within(front, name, limit, values))
     if name == "drop":
-        return min(within, key=lambda number: rungs[number].bytes)
+        return min(within, key=lambda number: (rungs[number].bytes, values[number]))
     return min(within, key=lambda number: (front.lost(rungs[number]), rungs[number].bytes))
 
 
