@@ -23,7 +23,7 @@ _MARGIN = 0.25  # of the range of the front, above and below it
 class FrontPart:
     """What the page shows of a front."""
 
-    text: str
+    lines: Sequence[str]
     chart: Chart
     table: Table
 
@@ -31,29 +31,44 @@ class FrontPart:
 def front_part(folder: RunFolder, summary: Summary, home: Path) -> FrontPart:
     """The front of a finished run, with links relative to the folder that the page is in."""
     front = Front.read(folder.front)
-    task, count = front.measure, len(front.rungs)
     here = os.path.relpath(folder.path.resolve(), home.resolve())
     rows: list[list[str | Link]] = []
     for rung in front.rungs:
-        address = Path(here, rung.file).as_posix()
-        rows.append([Link(Path(rung.file).name, quote(address)), *front.cells(rung)[1:]])
+        address = quote(Path(here, rung.file).as_posix())
+        link = Link(f"at most {rung.target_bytes:,} bytes", address)
+        rows.append([link, *front.cells(rung)[1:]])
     marked = () if front.chosen is None else (front.chosen,)
     headings = [name[:1].upper() + name[1:] for name in front.headings]
-    text = (
-        f"{count} compressed networks from one training; select a file to download it. Losses are "
-        f"in {task.lost}, compared with the pretrained network. The validation data were not "
-        "trained on: choose by them, and read the test data afterwards. A dominated network has "
-        "another one that is smaller and loses no more on the validation data. The marked row is "
-        f"the compressed file of the run: the smallest that loses at most {task.tolerated:g} "
-        f"{task.lost} on the validation data, or the one that loses least."
-    )
+    chart, outside = _chart(front, summary.networks)
     table = Table(headings, rows, marked=marked, words=(0, len(headings) - 1))
-    chart, beyond = _chart(front, summary.networks)
-    return FrontPart(text + beyond, chart, table)
+    return FrontPart(_lines(front, outside), chart, table)
 
 
-def _chart(front: Front, networks: Sequence[NetworkRow]) -> tuple[Chart, str]:
-    """The chart in the range of the front, and a sentence on the baselines outside of it."""
+def _lines(front: Front, outside: Sequence[str]) -> list[str]:
+    task = front.measure
+    lines = [
+        (
+            f"{len(front.rungs)} compressed networks from one training. Select a file of the table "
+            f"to download it. Losses are in {task.lost}, compared with the pretrained network."
+        ),
+        (
+            "The validation data were not trained on: choose by them, and read the test data "
+            "afterwards. A network is dominated if another one is smaller and loses no more on the "
+            "validation data."
+        ),
+        (
+            "The marked row is the compressed file of the run: the smallest network that loses at "
+            f"most {task.tolerated:g} {task.lost} on the validation data, or the one that loses "
+            "least."
+        ),
+    ]
+    if outside:
+        lines.append(f"Outside of the range of the chart: {', '.join(outside)}.")
+    return lines
+
+
+def _chart(front: Front, networks: Sequence[NetworkRow]) -> tuple[Chart, list[str]]:
+    """The chart in the range of the front, and the baselines outside of it."""
     task = front.measure
 
     def point(name: str, size: int, merit: float, lost: float | None = None) -> Point:
@@ -94,5 +109,4 @@ def _chart(front: Front, networks: Sequence[NetworkRow]) -> tuple[Chart, str]:
         Axis(task.axis, low=low, high=high),
         [one for one in series if one.points],
     )
-    beyond = f" Outside of the range of the chart: {', '.join(outside)}." if outside else ""
-    return chart, beyond
+    return chart, outside

@@ -130,7 +130,11 @@ class Run:
         if config.target_option is None:
             self.quantizer = prepare(self.model, config)
             return
-        self.compressor = self._compressor(config.target or self.front_targets())
+        targets = [config.target] if config.target else self.front_targets()
+        self.compressor = self._compressor(targets)
+        if config.front is not None:
+            sizes = ", ".join(f"{target.bytes:,}" for target in targets)
+            self.observer.message(f"front: networks of at most {sizes} bytes")
         self.quantizer = self.compressor.softq
 
     def front_targets(self) -> list[Target]:
