@@ -43,6 +43,7 @@ from pysoftq.errors import ConfigError
 from pysoftq.models.weight_files import cpu_state, load_weights, restore
 from pysoftq.run import observer as run_observer
 from pysoftq.run.codebooks import train_codebooks
+from pysoftq.run.compressed_file import write_compressed
 from pysoftq.run.config import (
     CompressConfig,
     changed_options,
@@ -52,7 +53,6 @@ from pysoftq.run.config import (
 from pysoftq.run.driver import compress
 from pysoftq.run.evaluation import evaluate
 from pysoftq.run.folder import RunFolder
-from pysoftq.run.outcome import write_compressed
 from pysoftq.run.parq import has_parq, train_parq
 from pysoftq.run.presets import CODEBOOK_LR, RECIPES
 from pysoftq.run.refined import train_refined

@@ -16,8 +16,12 @@ from pysoftq.analysis.dynamics import LossCurves, read_run
 from pysoftq.clusters.binning import identify, identify_at_scale
 from pysoftq.interaction.densities import density
 from pysoftq.interaction.potentials import potential
+from pysoftq.run.folder import RunFolder
+from pysoftq.run.front import Front
 from pysoftq.run.records import WeightRecords
+from pysoftq.run.summary import Summary
 
+from .front import draw_front
 from .style import (
     BLACK,
     BLUE,
@@ -51,6 +55,10 @@ def draw_run(run_dir: str | Path) -> list[Path]:
         "trajectories": lambda: draw_trajectories(run.records),
         "losses": lambda: draw_losses(run.losses),
     }
+    folder = RunFolder(Path(run_dir))
+    if folder.front.is_file() and folder.report.is_file():
+        front, summary = Front.read(folder.front), Summary.read(folder.report)
+        drawings["front"] = lambda: draw_front(front, summary.networks)
     paths = []
     for name, draw in drawings.items():
         paths += save_figure(draw(), Path(run_dir) / "figures" / name)

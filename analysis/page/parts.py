@@ -11,11 +11,19 @@ from .render import png_source
 
 
 @dataclass(frozen=True)
+class Link:
+    """A cell that leads to a file."""
+
+    text: str
+    address: str
+
+
+@dataclass(frozen=True)
 class Table:
     """Cells as text; ``marked`` numbers the rows that stand out, ``words`` the columns of text."""
 
     headings: Sequence[str]
-    rows: Sequence[Sequence[str]]
+    rows: Sequence[Sequence[str | Link]]
     foot: Sequence[str] = ()
     marked: tuple[int, ...] = ()
     words: tuple[int, ...] = (0,)

@@ -34,17 +34,21 @@ from pysoftq.run.networks import PRETRAINED, REFINED, NetworkRow
 from pysoftq.run.summary import Summary
 
 from .charts import Axis, Chart, Point, Series, Tick
+from .front import front_part
 from .loading import loading_lines
 from .parts import Card, Picture, Table, narrow, wide
 from .render import render
 
-SECTIONS = ("Summary", "Loading", "Training", "Layers", "Condensing", "Figures", "Options")
+SECTIONS = ("Summary", "Front", "Loading", "Training", "Layers", "Condensing", "Figures", "Options")
 FRAMES = 80
 _MOVIE_WIDTH, _MOVIE_HEIGHT, _MOVIE_BINS = 640, 280, 160
 
 
-def run_page(path: str | Path) -> str:
+def run_page(path: str | Path, home: str | Path | None = None) -> str:
     """The report of a finished run as HTML, with its flatness where that has been studied.
+
+    The page is to be written into the folder ``home``, by default that of the run; links to the
+    files of a front are relative to it.
 
     Raises OSError for a file that is missing, ValueError for one that a run does not write, each
     naming the file.
@@ -56,12 +60,16 @@ def run_page(path: str | Path) -> str:
     run = read_run(folder.path)
     name = folder.path.resolve().name
     study = study_dynamics(run, name)
+    front = None
+    if folder.front.is_file():
+        front = front_part(folder, summary, folder.path if home is None else Path(home))
     return render(
         "run.html",
         name=name,
         lead=f"{config.model} on {config.dataset}, softly quantized with h = {config.h:g} and "
         f"w = {config.w:g} for {config.epochs:,} epochs, seed {config.seed}",
-        sections=SECTIONS,
+        sections=[name for name in SECTIONS if name != "Front" or front is not None],
+        front=front,
         warnings=summary.warnings,
         cards=_cards(summary, info),
         comparison=_comparison(summary),

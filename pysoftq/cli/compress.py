@@ -33,6 +33,8 @@ from pysoftq.run.config import (
     new_config,
     read_config,
 )
+from pysoftq.run.folder import RUNGS, RunFolder
+from pysoftq.run.front import Front
 
 if TYPE_CHECKING:
     from pysoftq.cli.progress import TerminalObserver
@@ -46,6 +48,7 @@ Examples:
   pysoftq compress --dataset imagefolder:cifar --model resnet20 --weights resnet20.pt --h 0.1
   pysoftq compress --target-size 8kB
   pysoftq compress --max-drop 0.5 --target-bits 2
+  pysoftq compress --front 8
   pysoftq compress --config run.yaml
   pysoftq compress --resume runs/1
   torchrun --nproc-per-node 2 -m pysoftq compress
@@ -89,6 +92,8 @@ def compress(
     perplexity) on held-out training data, or at another target: --target-size, --target-bits,
     --max-drop. If it does not meet its target, the exit code is 3. With --rd-weight or --recipe
     paper it has no target.
+    --front compresses to several sizes in one training, and pysoftq pick chooses one of the
+    networks.
 
     The compressed network is compared with the pretrained one and with histogram-equalized
     quantization. A warning reports a loss of more than 2 points of accuracy (5 % of perplexity),
@@ -185,13 +190,14 @@ def _run(config: CompressConfig, path: Path, *, processes: Processes, resume: bo
         raise
     finally:
         observer.close()
-    processes.lead(lambda: _report(path, processes, summary, observer))
+    processes.lead(lambda: _report(config, path, processes, summary, observer))
     missed = summary.target is not None and not summary.target.met
     if missed or (config.strict and summary.warnings):
         leave(WARNED)
 
 
 def _report(
+    config: CompressConfig,
     path: Path,
     processes: Processes,
     summary: Summary,
@@ -203,11 +209,19 @@ def _report(
         observer.message(remark)
     print_table(summary.layers.coverage_table())
     print_table(summary.table())
+    front = None if config.front is None else Front.read(RunFolder(path).front)
+    if front is not None:
+        print_table(front.table(front.chosen))
     written = ["compressed.safetensors", "report.txt", "report.json"]
     again = f"draw them again with: {_resuming(path, processes)}"
     if draw_or_warn("figures", partial(_draw, path), again):
         written.append("figures")
+    if front is not None:
+        written.append(f"front.json, {RUNGS} ({len(front.rungs)} files)")
     observer.message(f"written to {path}: {', '.join(written)}")
+    if front is not None:
+        command = f"pysoftq pick {shlex.quote(str(path))} --max-drop 1"
+        observer.message(f"choose a network of the front with: {command}")
     for line in summary.reached():
         observer.message(line)
     for warning in summary.warnings:

@@ -47,7 +47,7 @@ def evaluate(file: Path, model: str | None, as_json: bool, **values: Any) -> Non
     The data are those that the network was trained on, if FILE is in the folder of its run;
     otherwise --dataset is required.
     """
-    folder, given = RunFolder(file.parent), given_options(values)
+    folder, given = RunFolder.of(file), given_options(values)
     if not folder.exists and "dataset" not in given:
         raise click.UsageError(f"missing option --dataset: {file} is not in the folder of a run")
     # Loaded late: torch takes seconds, and --help needs none of it.

@@ -245,8 +245,9 @@ def inputs_of_run(file: Path, count: int) -> Tensor | None:
     from pysoftq.run.folder import RunFolder
     from pysoftq.run.setup import read_data
 
-    folder = RunFolder(file.parent)
-    if file.name != folder.compressed.name or not folder.config.is_file():
+    folder = RunFolder.of(file)
+    own = file.name == folder.compressed.name or file.parent.name == folder.rungs.name
+    if not own or not folder.config.is_file():
         return None
     config = make_config(read_config(folder.config), {"download": False})
     try:

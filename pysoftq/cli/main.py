@@ -26,7 +26,7 @@ COMMANDS = {
     "inspect": "Show the content of a compressed file.",
     "meanfield": "Compare the mean field with the exact sum for several numbers of bins.",
     "phase": "Draw the phase diagram of a sweep over h and w (Figs. 2, 5, 6).",
-    "pick": "Recommend h and w from the results of a sweep.",
+    "pick": "Choose a network of a front, or recommend h and w from a sweep.",
     "report": "Write one HTML page about a run or a sweep.",
     "runs": "List runs with their state and results.",
     "scaling": "Fit the interaction energy against the size of the layers (Fig. 4).",

@@ -136,10 +136,12 @@ class TerminalObserver:
         self._rate = metrics.samples_per_second or 0.0
 
     def _shown_size(self, metrics: EpochMetrics) -> str:
-        """The size against the target."""
-        if self._target is None:
+        """The size, against the target if there is one."""
+        if metrics.bytes_predicted is None:
             return ""
-        of_bytes, of_bits = self._target.bytes, self._target.bits
+        of_bytes = of_bits = None
+        if self._target is not None:
+            of_bytes, of_bits = self._target.bytes, self._target.bits
         sizes = f"{metrics.bytes_predicted:,}{'' if of_bytes is None else f' of {of_bytes:,}'}"
         bits = f"{metrics.entropy_bits:.2f}{'' if of_bits is None else f' of {of_bits:g}'}"
         return f"{sizes} bytes, {bits} entropy bits  "

@@ -52,7 +52,7 @@ def _table(found: list[RunOverview]) -> Table:
         table.add_column(heading, no_wrap=True)
     for heading in (
         *("h", "w", "epochs", "pretrained", "compressed", "bits (log2 K)", "entropy bits"),
-        *("bytes on disk", "warnings"),
+        *("bytes on disk", "front", "warnings"),
     ):
         table.add_column(heading, justify="right", no_wrap=True)
     for run in found:
@@ -70,4 +70,5 @@ def _cells(run: RunOverview) -> list[str]:
     bits = ["" if bits is None else f"{bits:.3f}" for bits in (run.bits, run.entropy_bits)]
     size = "" if run.bytes_on_disk is None else f"{run.bytes_on_disk:,}"
     warnings = str(run.warnings) if run.state == "finished" else ""
-    return [run.path, run.state, *words, epochs, *merits, *bits, size, warnings]
+    front = "" if run.rungs is None else f"{run.rungs} files"
+    return [run.path, run.state, *words, epochs, *merits, *bits, size, front, warnings]

@@ -49,6 +49,10 @@ class Task(ABC):
         """A number that falls by about the degradation, as `degradation` counts it."""
 
     @abstractmethod
+    def merit_at(self, quality: float) -> float:
+        """The figure of merit of a network of this quality."""
+
+    @abstractmethod
     def plotted(self, merit: float) -> float:
         """A figure of merit in the unit of ``axis``."""
 
@@ -78,6 +82,10 @@ class Classification(Task):
     def quality(self, loss: float, accuracy: float) -> float:  # noqa: ARG002
         """The accuracy in percent."""
         return 100 * accuracy
+
+    def merit_at(self, quality: float) -> float:
+        """The accuracy."""
+        return quality / 100
 
     def plotted(self, merit: float) -> float:
         """In percent."""
@@ -109,6 +117,10 @@ class LanguageModelling(Task):
     def quality(self, loss: float, accuracy: float) -> float:  # noqa: ARG002
         """-100 ln(perplexity): where it falls by x, the perplexity is e^(x/100) times as large."""
         return -100 * loss
+
+    def merit_at(self, quality: float) -> float:
+        """The perplexity."""
+        return self.merit_of(-quality / 100, 0.0)
 
     def plotted(self, merit: float) -> float:
         """As it is."""

@@ -27,9 +27,10 @@ from pysoftq.options import (
     option_info,
     read_mapping,
 )
+from pysoftq.run.front_sizes import FrontSizes, front_epochs
 from pysoftq.run.presets import DATASET_DEFAULTS, DEFAULT_TARGET, RECIPES, SAME_DEFAULTS
 
-TARGETS = ("target_size", "target_bits", "max_drop")
+TARGETS = ("target_size", "target_bits", "max_drop", "front")
 
 
 class CompressConfig(ClusteringConfig):
@@ -73,9 +74,12 @@ class CompressConfig(ClusteringConfig):
     max_drop: float | None = option("Target", None, "Largest loss on training data that are held "
         "out, in percentage points of accuracy or percent of perplexity. Without a size or bits, "
         "the smallest file within it is searched for.", ge=0)
+    front: FrontSizes | None = option("Target", None, "Compressed networks of several sizes from "
+        "one training: their number, or their sizes such as 60kB,40kB,20kB. pysoftq pick chooses "
+        "one of them.", metavar="N|SIZE,SIZE,…")
     validation: float | None = option("Target", None, "Share of the training data held out for "
-        "--max-drop, the same of each class.  [default: 0.1; of fewer than 5,000 images up to "
-        "0.25]", gt=0, lt=1)
+        "--max-drop and --front, the same of each class.  [default: 0.1; of fewer than 5,000 "
+        "images up to 0.25]", gt=0, lt=1)
 
     # Higher than without training afterwards, which regains most of what merging costs.
     rd_weight: float = changed_default(ClusteringConfig, "rd_weight", 0.05)
@@ -178,6 +182,8 @@ class CompressConfig(ClusteringConfig):
             return self
         if None not in (self.target_size, self.target_bits):
             raise ValueError("options 'target_size' and 'target_bits': choose one of them")
+        if self.front is not None and name != "front":
+            raise ValueError(f"options 'front' and {name!r}: choose one of them")
         required = {
             "recipe": (self.recipe == "best", "best"),
             "refinement": (self.refinement != "count", "levels or entropy"),
@@ -204,8 +210,8 @@ class CompressConfig(ClusteringConfig):
 
     @property
     def target(self) -> Target | None:
-        """Where the run is to end; None where the size follows from the rate-distortion weight."""
-        if self.target_option is None:
+        """Where the run is to end; None of a front, or if the size follows from `rd_weight`."""
+        if self.target_option is None or self.front is not None:
             return None
         return Target(bytes=self.target_size, bits=self.target_bits, max_drop=self.max_drop)
 
@@ -214,6 +220,11 @@ class CompressConfig(ClusteringConfig):
         """Whether merged clusters are trained, to a target or at the rate-distortion weight."""
         merged = self.recipe == "best" and self.refinement != "count"
         return merged and self.codebook_epochs > 0
+
+    @property
+    def validates(self) -> bool:
+        """Whether training data are held out, by which networks are chosen."""
+        return self.max_drop is not None or self.front is not None
 
     @property
     def chooses_h(self) -> bool:
@@ -243,13 +254,14 @@ class CompressConfig(ClusteringConfig):
 def make_config(*layers: Mapping[str, Any]) -> CompressConfig:
     """Options from several sources, a later one winning; the data set's defaults come first.
 
-    A source that names a recipe brings in what belongs to it, its own other options winning.
+    A source that names a recipe or a front brings in what belongs to it, its own other options
+    winning.
 
     Raises ConfigError naming each option that is unknown or has a wrong value.
     """
     given: dict[str, Any] = {}
     for layer in layers:
-        given |= {**recipe_options(layer), **layer}
+        given |= {**recipe_options(layer), **front_epochs(layer), **layer}
     return CompressConfig.from_dict({**dataset_defaults(given), **given})
 
 

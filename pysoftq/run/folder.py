@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 NO_SCALARS = ("epoch", "step", "clusters", "seconds")  # of the metrics
-
+RUNGS = "front"  # folder of the compressed networks of a front
 
 _TRIES = 100
 
@@ -41,12 +41,21 @@ class RunFolder:
         self.pretrained = path / "pretrained.safetensors"
         self.soft = path / "soft.safetensors"
         self.compressed = path / "compressed.safetensors"
+        self.front = path / "front.json"
+        self.rungs = path / RUNGS
         self.report = path / "report.json"
         self.report_text = path / "report.txt"
         self.records = path / "records.npz"
         self.figures = path / "figures"
         self.lock = path / ".lock"
         self._writer: SummaryWriter | None = None
+
+    @classmethod
+    def of(cls, file: Path) -> RunFolder:
+        """The folder of the run that a compressed file belongs to, if it belongs to one."""
+        file = user_path(file)
+        inner = file.absolute().parent.name == RUNGS and not cls(file.parent).exists
+        return cls(file.parent.parent if inner else file.parent)
 
     @property
     def exists(self) -> bool:
@@ -64,7 +73,7 @@ class RunFolder:
         made = (
             *(self.config, self.metrics, self.events, self.checkpoint, self.pretraining),
             *(self.pretrained, self.soft, self.compressed, self.report, self.report_text),
-            *(self.records, self.figures),
+            *(self.records, self.figures, self.front, self.rungs),
         )
         return [path for path in made if os.path.lexists(path)]
 

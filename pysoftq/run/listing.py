@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from pysoftq.errors import ConfigError
 from pysoftq.options import read_mapping
 from pysoftq.run.config import CompressConfig
 from pysoftq.run.folder import RunFolder
+from pysoftq.run.front import Front
 from pysoftq.run.networks import PRETRAINED, REFINED
 from pysoftq.run.records import read_metrics
 
@@ -33,6 +34,7 @@ class RunOverview:
         bits, entropy_bits: means over the coupled weights of the compressed network.
         bytes_on_disk: size of the compressed file.
         warnings: number of warnings in the report.
+        rungs: number of compressed networks of its front so far; None without a front.
         problem: the error that makes a run unreadable.
     """
 
@@ -47,6 +49,7 @@ class RunOverview:
     entropy_bits: float | None = None
     bytes_on_disk: int | None = None
     warnings: int = 0
+    rungs: int | None = None
     problem: str = ""
 
     @property
@@ -74,11 +77,13 @@ def overview(path: Path) -> RunOverview:
     try:
         options = read_mapping(folder.config)
         done = read_metrics(folder.metrics)[-1].epoch if folder.metrics.is_file() else 0
+        rungs = len(Front.read(folder.front).rungs) if folder.front.is_file() else None
         if folder.report.is_file():
-            return _finished(folder, options, done)
+            return replace(_finished(folder, options, done), rungs=rungs)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, ConfigError) as error:
         return RunOverview(str(path), "unreadable", options, problem=str(error))
-    return RunOverview(str(path), "running" if folder.busy else "interrupted", options, done)
+    state: State = "running" if folder.busy else "interrupted"
+    return RunOverview(str(path), state, options, done, rungs=rungs)
 
 
 def _finished(folder: RunFolder, options: dict[str, Any], done: int) -> RunOverview:

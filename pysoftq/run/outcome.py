@@ -15,7 +15,7 @@ from rich.console import Console
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pysoftq.artifact import inspect_compressed, save_compressed
+from pysoftq.artifact import inspect_compressed
 from pysoftq.atomic import atomic_write
 from pysoftq.baselines import histogram_equalize
 from pysoftq.clusters.bit_width import mean_bit_width
@@ -26,8 +26,11 @@ from pysoftq.compressor.compressor import Compressor
 from pysoftq.compressor.report import TargetReport
 from pysoftq.errors import QualityWarning
 from pysoftq.models.weight_files import cpu_state, load_weights, save_state, stored_once
+from pysoftq.run.compressed_file import write_compressed
 from pysoftq.run.evaluation import evaluate
 from pysoftq.run.folder import RunFolder
+from pysoftq.run.front import Front
+from pysoftq.run.front_files import finish_front
 from pysoftq.run.networks import PAPER, PRETRAINED, REFINED, SOFT, NetworkRow, clusters_name
 from pysoftq.run.presets import RECIPES
 from pysoftq.run.processes import ALONE
@@ -35,11 +38,10 @@ from pysoftq.run.reached import Reached
 from pysoftq.run.recording import figure_part, followed_part, snapshot
 from pysoftq.run.records import WeightRecords
 from pysoftq.run.refined import train_refined
-from pysoftq.run.setup import Run, make_model
+from pysoftq.run.setup import Run, make_model, smallest_file
 from pysoftq.run.sharding import kept_state, whole_state
 from pysoftq.run.state import RunState
 from pysoftq.run.summary import Summary, TrainingSpeed
-from pysoftq.run.target import smallest_file
 
 HEQ_BITS = (5, 4, 3, 2)
 
@@ -92,6 +94,9 @@ def finish_target(
             alone = _in_one_process(run, pretrained, compressed, coupling)
         comparison = Comparison(alone, state, pretrained, load_weights(run.folder.soft))
         comparison.coupled()
+        if run.config.front is not None:
+            chosen = finish_front(alone, comparison.pretrained)
+            return comparison.summary(replace(report, chosen=chosen))
         alone.model.load_state_dict(compressed)
         write_clusters(alone.model, clusters)  # the same values; `save_compressed` expects them
         return comparison.summary(report)
@@ -105,12 +110,12 @@ def _reached(run: Run, report: TargetReport) -> Reached:
     assert report.chosen is not None
     config, rung, advice = run.config, report.rungs[report.chosen], ""
     if config.target_size is not None and rung.bytes > config.target_size:
-        advice = smallest_file(run, run.compressor)
+        advice = smallest_file(run.model, run.compressor)
     elif report.warnings:
         allow = "a larger drop" if config.max_drop is not None else "more bits"
         advice = f"allow {allow}, or raise `codebook_epochs`, now {config.codebook_epochs}"
     return Reached(
-        target=report.targets[0],
+        target=report.targets[0] if len(report.targets) == 1 else rung.target,
         rungs=report.rungs,
         chosen=report.chosen,
         bytes_on_disk=run.folder.compressed.stat().st_size,
@@ -158,6 +163,11 @@ class Comparison:
         self._shown = figure_part(run.quantizer)
         self._weights: dict[str, Tensor] = {}
         self._networks: list[NetworkRow] = []
+
+    @property
+    def pretrained(self) -> NetworkRow:
+        """The network before compression, once measured."""
+        return self._networks[0]
 
     def coupled(self) -> None:
         """Measure all networks before the refinement."""
@@ -253,18 +263,6 @@ def clustered_row(run: Run, name: str, clusters: Mapping[str, Clusters]) -> Netw
     )
 
 
-def write_compressed(run: Run, path: Path) -> None:
-    """Write the compressed file, which also describes the inputs of the network."""
-    config = run.config
-    save_compressed(
-        run.model,
-        path,
-        coding=config.coding,
-        granularity=config.granularity,
-        metadata=run.data.metadata(),
-    )
-
-
 def written_size(folder: RunFolder, write: Callable[[Path], Any]) -> int:
     """Bytes of the file that ``write`` makes."""
     path = folder.path / ".measured.safetensors"
@@ -312,6 +310,9 @@ def write_report(run: Run, summary: Summary, state: RunState) -> None:
         console.print(f"WARNING: {warning}", markup=False, highlight=False, soft_wrap=True)
     for line in summary.reached():
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if run.config.front is not None:
+        front = Front.read(run.folder.front)
+        console.print(front.table(front.chosen))
     console.print(layers.table(), *summary.remarks(), summary.table(), sep="\n")
     console.print(layers.coverage_table(), layers.tensor_table())
     for path, body in (

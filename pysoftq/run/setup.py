@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -10,6 +12,7 @@ from torch import nn
 
 from pysoftq.compressor.compressor import Compressor
 from pysoftq.compressor.rungs import coupled_at_most
+from pysoftq.compressor.target import Target, targets_of
 from pysoftq.coupling.lifecycle import prepare
 from pysoftq.coupling.quantizer import SoftQuantizer
 from pysoftq.data.datasets import load_dataset
@@ -21,10 +24,12 @@ from pysoftq.interaction.threads import set_num_threads
 from pysoftq.models.build import build_model
 from pysoftq.models.huggingface import FolderTokenizer, is_folder_model
 from pysoftq.models.recompute import recompute_activations
+from pysoftq.models.weight_files import stored_once
 from pysoftq.run.batch_norm import normalise_together
 from pysoftq.run.batches import check_batches, has_batch_norm
 from pysoftq.run.config import CompressConfig
 from pysoftq.run.folder import RunFolder
+from pysoftq.run.front_sizes import check_sizes, front_sizes
 from pysoftq.run.memory import state_memory
 from pysoftq.run.observer import Observer, Silent
 from pysoftq.run.pretrain_cache import cache_folder
@@ -44,7 +49,7 @@ class Run:
         data: training and test data; the training data without the validation data.
         model: the network, untrained at first.
         processes: those that do the run together.
-        validation: training data that are held out for a largest drop; None without.
+        validation: training data that are held out, for a largest drop or a front; None without.
         compressor: what leads to a target, from `couple` on; None without.
         quantizer: the coupling of its weights, from `couple` on.
     """
@@ -122,25 +127,72 @@ class Run:
         """Measure the layers of the network, which holds its pretrained weights."""
         if self.sharded:
             shard(self.model, self.processes)
-        config, target = self.config, self.config.target
-        if target is None:
+        config = self.config
+        if config.target_option is None:
             self.quantizer = prepare(self.model, config)
             return
-        self.compressor = Compressor(
+        targets = [config.target] if config.target else self.front_targets()
+        self.compressor = self._compressor(targets)
+        if config.front is not None:
+            sizes = ", ".join(f"{target.bytes:,}" for target in targets)
+            self.observer.message(f"front: networks of at most {sizes} bytes")
+        self.quantizer = self.compressor.softq
+
+    def front_targets(self) -> list[Target]:
+        """The rungs of a front, whose sizes depend on the network.
+
+        Raises ConfigError where no file of the network can have one of these sizes.
+        """
+        front = self.config.front
+        assert front is not None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # `couple` shows them
+            found = self._compressor(Target(rd_weight=0.0))
+        least = found.smallest_bytes
+        sizes = front_sizes(front, least, found.softq.size)
+        check_sizes(sizes, bytes_float32(self.model), least, smallest_file(self.model, found))
+        return [Target(bytes=size) for size in sizes]
+
+    def _compressor(self, target: Target | Sequence[Target]) -> Compressor:
+        config = self.config
+        most = coupled_at_most(targets_of(target))
+        return Compressor(
             self.model,
             target,
             config.coupling,
-            coupled=min(config.epochs / config.epochs_in_all, coupled_at_most([target])),
+            coupled=min(config.epochs / config.epochs_in_all, most),
             values_lr=config.values_lr,
             coding=config.coding,
             metadata=self.data.metadata(),
         )
-        self.quantizer = self.compressor.softq
 
     @cached_property
     def fingerprint(self) -> str:
         """A hash of the data."""
         return self.data.fingerprint()
+
+
+def smallest_file(model: nn.Module, compressor: Compressor) -> str:
+    """How small the file of a network can be at best, and what takes that."""
+    coupled = {layer.name for layer in compressor.softq.layers}
+    others = sum(
+        value.numel() * value.element_size()
+        for name, value in model.state_dict().items()
+        if name not in coupled
+    )
+    least = compressor.smallest_bytes
+    return (
+        f"the smallest file of this network takes {least:,} bytes, {min(others, least):,} of them "
+        "for biases, normalisation and other tensors without clusters, the rest for its description"
+    )
+
+
+def bytes_float32(model: nn.Module) -> int:
+    """What the tensors of a network take with every floating value in four bytes."""
+    return sum(
+        value.numel() * (4 if value.is_floating_point() else value.element_size())
+        for value in stored_once(model).values()
+    )
 
 
 def make_model(
@@ -248,11 +300,11 @@ def read_data(config: CompressConfig) -> Data:
 
 
 def held_out(data: Data, config: CompressConfig) -> tuple[Data, Half | None]:
-    """The data without those that are held out for a largest drop, and these; None without one.
+    """The data without those that are held out for a target, and these; None if none are.
 
     Raises ConfigError where too little would be left on either side.
     """
-    if config.max_drop is None:
+    if not config.validates:
         return data, None
     try:
         return data.hold_out(config.validation, split_seed(config))

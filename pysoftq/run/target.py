@@ -10,6 +10,7 @@ from pysoftq.compressor.compressor import Compressor
 from pysoftq.errors import QualityWarning
 from pysoftq.models.weight_files import save_state
 from pysoftq.run.evaluation import evaluate
+from pysoftq.run.front_files import record_rung
 from pysoftq.run.optimizers import fill_lr, set_lr, trained_lr
 from pysoftq.run.setup import Run
 from pysoftq.run.sharding import kept_state
@@ -18,7 +19,7 @@ from pysoftq.run.sharding import kept_state
 def attach(run: Run, compressor: Compressor, optimizer: Optimizer, steps: int) -> None:
     """Let the compressor take part in so many steps, and report what it does.
 
-    The quality before compression is measured here, if a largest drop is given and it is not known.
+    The quality before compression is measured here, if data are held out and it is not known.
     """
     task, validation = run.data.task, run.validation
 
@@ -28,7 +29,7 @@ def attach(run: Run, compressor: Compressor, optimizer: Optimizer, steps: int) -
 
     compressor.on_strength = lambda found: run.observer.message(strength_line(found))
     compressor.before_merging = lambda _: save_soft(run)
-    compressor.on_rung = lambda found: run.observer.message(rung_line(run, found))
+    compressor.on_rung = lambda found: end_rung(run, found)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", QualityWarning)
         compressor.attach(
@@ -71,30 +72,23 @@ def strength_line(compressor: Compressor) -> str:
     )
 
 
+def end_rung(run: Run, compressor: Compressor) -> None:
+    """Report the rung that ends; of a front, write its file."""
+    run.observer.message(rung_line(run, compressor))
+    if run.config.front is not None:
+        record_rung(run, compressor)
+
+
 def rung_line(run: Run, compressor: Compressor) -> str:
     """One line on the rung that ends: its size against the target, and its quality."""
-    rung, target = compressor.rungs[-1], run.config.target
-    assert target is not None
+    rung = compressor.rungs[-1]
+    target = run.config.target or rung.target
     of_bytes = "" if target.bytes is None else f" of {target.bytes:,}"
     of_bits = "" if target.bits is None else f" of {target.bits:g}"
     text = f"{rung.bytes:,}{of_bytes} bytes, {rung.bits:.3f}{of_bits} bits per weight (entropy)"
     if compressor.rung_count > 1:
         text = f"network {len(compressor.rungs)} of {compressor.rung_count}: {text}"
     if rung.drop is not None:
-        text += f", {rung.drop:.2f} of {target.max_drop:g} {run.data.task.lost} lost on validation"
+        of_drop = "" if target.max_drop is None else f" of {target.max_drop:g}"
+        text += f", {rung.drop:.2f}{of_drop} {run.data.task.lost} lost on validation"
     return text
-
-
-def smallest_file(run: Run, compressor: Compressor) -> str:
-    """How small the file of a network can be at best, and what takes that."""
-    coupled = {layer.name for layer in run.quantizer.layers}
-    others = sum(
-        value.numel() * value.element_size()
-        for name, value in run.model.state_dict().items()
-        if name not in coupled
-    )
-    least = compressor.smallest_bytes
-    return (
-        f"the smallest file of this network takes {least:,} bytes, {min(others, least):,} of them "
-        "for biases, normalisation and other tensors without clusters, the rest for its description"
-    )

@@ -17,14 +17,18 @@ from run_folders import metrics, records, write_run
 
 from pysoftq.analysis import figures
 from pysoftq.analysis.dynamics import LossCurves, WeightRecords, read_losses, read_run
+from pysoftq.analysis.figures.front import draw_front
 from pysoftq.analysis.figures.potentials import draw_potentials
 from pysoftq.analysis.figures.run import merged_clusters
 from pysoftq.analysis.figures.style import BLACK, BLUE, VERMILLION, plain
+from pysoftq.run.front import Front, FrontRung
+from pysoftq.run.networks import NetworkRow
 
 MODULES = (
     "comparison",
     "dynamics",
     "flatness",
+    "front",
     "meanfield",
     "phase",
     "potentials",
@@ -228,3 +232,27 @@ def test_names_with_an_underscore_are_in_the_legend() -> None:
     axis = Figure().subplots()
     axis.plot([1, 2], label=plain("_conv"))
     assert [text.get_text() for text in axis.legend().get_texts()] == [" _conv"]
+
+
+def test_a_front_is_drawn_in_its_range() -> None:
+    """Baselines beyond it are at its edge, with their values."""
+    made = [
+        FrontRung(f"front/{size}.safetensors", size, size, size, 2.0, 0.9 + n / 100, 0.9 + n / 50)
+        for n, size in enumerate((9000, 8000, 7000))
+    ]
+    front = Front("classification", (9000, 8000, 7000), 0.95, tuple(made), 0.95, 1)
+    rows = [
+        NetworkRow("pretrained", 0.95, None, None, None, 80_000, 0.1),
+        NetworkRow("HEQ-3", 0.93, 3.0, 4.0, 3.0, 9_500, 0.2),
+        NetworkRow("HEQ-2", 0.30, 2.0, 2.0, 2.0, 7_500, 2.0),
+    ]
+    (axis,) = draw_front(front, rows).axes
+    low, high = axis.get_ylim()
+    assert low > 80
+    assert high < 100
+    texts = [text.get_text() for text in axis.texts]
+    assert texts == ["HEQ-3", "HEQ-2\n30.00 %"]
+    lines = {line.get_label(): line for line in axis.lines}
+    assert lines["test"].get_ydata() == pytest.approx([90, 92, 94])
+    assert lines["validation"].get_xdata() == pytest.approx([9, 8, 7])
+    assert lines["compressed file of the run"].get_xdata() == pytest.approx([8])

@@ -27,6 +27,7 @@ from pysoftq.cli.phase import drawings
 from pysoftq.cli.report import report
 from pysoftq.coupling.report import CompressionReport, LayerReport, TensorReport
 from pysoftq.run.config import make_config
+from pysoftq.run.front import Front, FrontRung
 from pysoftq.run.networks import NetworkRow
 from pysoftq.run.summary import Summary, TrainingSpeed
 from pysoftq.sweep.grid import make_spec
@@ -143,6 +144,27 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_pictures")
+def test_files_of_a_front_can_be_downloaded(tmp_path: Path) -> None:
+    folder = tmp_path / "a run #1"
+    folder.mkdir()
+    full_run(folder)
+    made = [
+        FrontRung(f"front/{size}-bytes.safetensors", size, size, size - 9, bits, merit, 0.93)
+        for size, bits, merit in ((9000, 4.0, 0.94), (8000, 3.0, 0.95), (7000, 2.0, 0.91))
+    ]
+    front = Front("classification", (9000, 8000, 7000), 0.96, tuple(made), 0.95, 1)
+    front.write(folder / "front.json")
+    text = run_page(folder)
+    rows = cells(text, "Compressed networks")
+    assert [row[1] for row in rows] == ["8,991", "7,991", "6,991"]
+    assert rows[0][0] == '<a href="front/9000-bytes.safetensors" download>at most 9,000 bytes</a>'
+    assert [row[-1] for row in rows] == ["dominated", "on it", "on it"]
+    assert "Outside of the range of the chart: " not in text
+    assert '<a href="#front">Front</a>' in text
+    elsewhere = run_page(folder, tmp_path)
+    assert 'href="a%20run%20%231/front/9000-bytes.safetensors"' in elsewhere
+
+
 def test_weights_that_are_not_coupled_are_listed(tmp_path: Path) -> None:
     folder = full_run(tmp_path)
     compressed(folder / "compressed.safetensors", (*LAYERS, "head.weight"))
