@@ -229,7 +229,7 @@ def test_one_process_resumes_what_several_have_begun(
 def test_codebooks_are_trained_together(together: Path, seen: list[dict[str, Any]]) -> None:
     for run in ("best", "best sharded"):
         assert [process[run][0] for process in seen] == [0, 0], seen[0][run][2]
-        assert "codebooks: epoch 1 of 1" in seen[0][run][1]
+        assert "clusters: epoch 1 of 1" in seen[0][run][1]
     assert len(list((together / "cache").glob("*-2-processes.safetensors"))) == 1
     losses = {
         row["name"]: row["loss"]
