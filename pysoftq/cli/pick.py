@@ -143,6 +143,8 @@ def _pick_point(
     from pysoftq.run.folder import RunFolder
     from pysoftq.sweep.folder import SweepFolder
 
+    if not SweepFolder(sweep).exists:
+        raise ConfigError(f"{sweep} holds neither a run nor a sweep")
     study, rows = read_study(sweep, storage)
     chosen = choose(study, rows, drop=max_drop, bits=bits)
     point, folder = chosen.point, SweepFolder(sweep)

@@ -212,7 +212,9 @@ def pick(
 
 def _none_within(front: Front, name: str, limit: float, values: list[float]) -> str:
     """That no rung keeps a limit, and which is nearest."""
-    nearest = min(range(len(values)), key=values.__getitem__)
+    nearest = min(
+        range(len(values)), key=lambda number: (values[number], front.rungs[number].bytes)
+    )
     rung = front.rungs[nearest]
     lost = f"loses {front.lost(rung):.2f} {front.measure.lost}"
     wanted = {

@@ -121,6 +121,8 @@ def test_options_of_a_run_are_refused_for_a_sweep(tmp_path: Path) -> None:
     found = picked(tmp_path, "--target-size", "6kB")
     assert found.exit_code == 2
     assert "--target-size is for a run" in found.output
+    found = picked(tmp_path, "--max-drop", "1")
+    assert "holds neither a run nor a sweep" in str(found.exception)
 
 
 def test_a_run_without_a_front_is_refused(run: Path) -> None:

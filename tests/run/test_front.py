@@ -181,9 +181,7 @@ def _dying(function: Callable[..., Any], call: int) -> Callable[..., Any]:
     "place",
     [
         pytest.param({"front_files__Front.write": 1}, id="between a file and front.json"),
-        pytest.param({"target__rung_line": 2}, id="after front.json, before a checkpoint"),
         pytest.param({"front_files__load_compressed": 1}, id="in the measurement of the front"),
-        pytest.param({"outcome__write_report": 0}, id="before the report"),
     ],
 )
 def test_a_run_that_dies_goes_on_bit_for_bit(
