@@ -11,7 +11,6 @@ from torch import Tensor
 from pysoftq import _core
 from pysoftq.clusters.clusters import Palette
 from pysoftq.clusters.intervals import lower_envelope
-from pysoftq.interaction.pieces import Piece
 from pysoftq.interaction.segments import segment_ids
 
 
@@ -32,16 +31,24 @@ class Moved(NamedTuple):
 class Assignment:
     """Assigns the weights of one tensor to the clusters of their segments.
 
-    With a piece of the tensor, the weights are those of this process, and counts those of all.
+    The weights may be those of this process, or others that stand for them; counts are of all.
 
     The cost of weight x in cluster k of its segment is (x - c_k)² - rd_weight · log2(n_k / n),
     where the cluster has n_k of the segment's n weights so far. The cheapest clusters divide the
     line into intervals, whose ends are computed without waiting for the device.
+
+    Args:
+        clusters: of the tensor.
+        device: of the weights.
+        edges: (G+1,) where the segments of the weights begin and end, if these are not all weights
+            of the tensor.
     """
 
-    def __init__(self, clusters: Palette, device: torch.device, piece: Piece | None = None) -> None:
+    def __init__(
+        self, clusters: Palette, device: torch.device, edges: Tensor | None = None
+    ) -> None:
         bounds = torch.tensor([0, clusters.size]) if clusters.bounds is None else clusters.bounds
-        edges = bounds if piece is None else piece.place(bounds)
+        edges = bounds if edges is None else edges
         sizes = clusters.codebook_sizes
         most = int(sizes.max()) if clusters.segments else 0
         first = sizes.cumsum(0) - sizes

@@ -68,7 +68,8 @@ class Codebooks:
 
     Attributes:
         model: as given.
-        values: the codebooks (K,) as parameters, by name.
+        values: the codebooks (K,) as parameters, by name; in float32 where the model is narrower,
+            as steps can be smaller than its precision.
 
     Raises:
         ValueError: no clusters, a name that is not a parameter of the model, a different number of
@@ -102,7 +103,7 @@ class Codebooks:
         self._optimizers: tuple[Optimizer, ...] = ()
         self._layers = sharding.ranks.attempt(lambda: {name: layer_of(name) for name in clusters})
         self.values = {
-            name: nn.Parameter(found.codebook.to(self._layers[name].weights).clone())
+            name: nn.Parameter(self._layers[name].trained(found.codebook))
             for name, found in clusters.items()
         }
         self.write()
@@ -124,6 +125,11 @@ class Codebooks:
         """Assign by other rate-distortion weights from the next step on."""
         for name, rd_weight in rd_weights.items():
             self._layers[name].set_rd_weight(rd_weight)
+
+    def set_counts(self, counts: Mapping[str, Tensor]) -> None:
+        """Assign by the code lengths of other numbers of weights (K,) in the next step."""
+        for name, own in counts.items():
+            self._layers[name].counts.copy_(own)
 
     @torch.no_grad()
     def lend(self) -> None:
@@ -287,7 +293,9 @@ class _Layer:
         self._check_size(clusters, parameter)
         device = self.weights.device
         own = clusters if piece is None or clusters.piece is not None else clusters.cut(piece)
-        self.indices = own.indices.to(device, torch.int32)
+        table = torch.arange(own.K, dtype=torch.int32, device=own.codes.device)
+        self.indices = own.look_up(table).to(device)
+        self._edges = own.edges
         self.counts = clusters.counts.to(device, torch.int64, copy=True)
         self.pinned = clusters.pinned.to(device) if clusters.pinned.any() else None
         self.moving: _Moving | None = None
@@ -297,6 +305,15 @@ class _Layer:
     def weights(self) -> Tensor:
         """Those in this process."""
         return self.parameter if self.piece is None else own_part(self.parameter)
+
+    def trained(self, codebook: Tensor) -> Tensor:
+        """A copy of values, as they are trained."""
+        wide = torch.promote_types(self.parameter.dtype, torch.float32)
+        return codebook.to(self.weights).to(wide, copy=True)
+
+    def written(self, value: Tensor) -> Tensor:
+        """Trained values, as they are in the model."""
+        return value.detach().to(self.parameter.dtype)
 
     def let_move(self, weights: Tensor, rd_weight: float) -> None:
         """Let the weights change clusters from now on."""
@@ -309,7 +326,7 @@ class _Layer:
         # A copy in float32, as steps can be smaller than the precision of the model's weights.
         flat = flat.to(self.indices.device, torch.float32, copy=True)
         kept = (flat == 0) if self.pinned is not None else None
-        assignment = Assignment(self._palette, flat.device, self.piece)
+        assignment = Assignment(self._palette, flat.device, self._edges)
         self.moving = _Moving(flat, assignment, kept)
         self.set_rd_weight(rd_weight)
 
@@ -349,8 +366,7 @@ class _Layer:
         """Put clusters and counts of a state in place, and write the values."""
         self.counts.copy_(state["present"])
         self.indices.copy_(self._own(state["indices"]))
-        weights = self.weights
-        weights.copy_(value.index_select(0, self.indices).reshape(weights.shape))
+        self._put(self.written(value))
 
     def _like_parameter(self, own: Tensor) -> Tensor:
         """What this process has for its weights, in the shape and placement of the parameter."""
@@ -368,8 +384,8 @@ class _Layer:
 
         `counts` are those of this process then.
         """
-        weights = self.weights
-        if self.moving is not None and self.moving.in_place(weights, value):
+        weights, value = self.weights, self.written(value)
+        if self.moving is not None and self.moving.in_place(weights):
             self.moving.move(value, Moved(self.indices, self.counts, weights))
             return
         if self.moving is not None:
@@ -377,11 +393,15 @@ class _Layer:
             self.indices.copy_(self.moving.assign(value, self.indices, self.counts))
             one = self.counts.new_ones(1).expand(self.indices.shape)
             self.counts.zero_().index_add_(0, self.indices, one)
+        self._put(value)
+
+    def _put(self, value: Tensor) -> None:
+        weights = self.weights
         weights.copy_(value.index_select(0, self.indices).reshape(weights.shape))
 
     def palette(self, value: Tensor) -> tuple[Palette, Tensor]:
         """The present clusters, and the one that each of the first ones has become."""
-        values = value.detach() + 0.0  # -0.0 becomes 0.0
+        values = self.written(value) + 0.0  # -0.0 becomes 0.0
         sizes = self._palette.codebook_sizes
         joined, targets = join_equal(values, self.counts, sizes, self._palette.bounds)
         return replace(joined, zeros=self.pinned is not None), targets
@@ -433,14 +453,13 @@ class _Moving:
         else:  # what the step has changed, so that nothing is rounded twice
             self.weights += flat.float() - self.weights.to(flat.dtype).float()
 
-    def in_place(self, out: Tensor, values: Tensor) -> bool:
-        """Whether `move` can write these values where the parameter's weights are."""
-        fits = out.is_contiguous() and out.dtype == values.dtype and out.itemsize > 1
-        return fits and out.device.type == "cpu"
+    def in_place(self, out: Tensor) -> bool:
+        """Whether `move` can write values where the parameter's weights are."""
+        return out.is_contiguous() and out.itemsize > 1 and out.device.type == "cpu"
 
     def move(self, values: Tensor, to: Moved) -> None:
         """Assign the present weights and write their values, in place."""
-        self._assignment.move(self.weights, values.detach(), self.rd_weight, self.kept, to)
+        self._assignment.move(self.weights, values, self.rd_weight, self.kept, to)
         torch.autograd.graph.increment_version(to.out)
 
     def assign(self, values: Tensor, indices: Tensor, counts: Tensor) -> Tensor:

@@ -35,12 +35,14 @@ class Merged(NamedTuple):
         weights: before clustering.
         report: of the clusters.
         price: the rate-distortion weight to begin with.
+        bins: of the weights, so many that each stands for all weights in it.
     """
 
     clusters: Mapping[str, Clusters]
     weights: Mapping[str, Tensor]
     report: CompressionReport
     price: float
+    bins: Mapping[str, Bins]
 
 
 def merge_to(
@@ -71,10 +73,11 @@ def merge_to(
         for layer in softq.layers
     }
     weights = {layer.name: layer.parameter.detach().clone() for layer in softq.layers}
+    fine = bins if config.bits is None else softq.occupied_bins(MAX_MERGED_BITS)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", QualityWarning)  # of layers that training changes yet
         report = softq.finalize(bits, **options)
-    return Merged(clusters, weights, report, price)
+    return Merged(clusters, weights, report, price, fine)
 
 
 def _bins(

@@ -8,6 +8,8 @@ from collections.abc import Callable
 LOWEST, HIGHEST = 1e-9, 1e6  # in variances of a layer per bit
 _TOLERANCE = 0.005
 _CLOSEST = 1.001  # of two weights, their ratio
+# By which the price changes from one assignment to the next, at least and at most.
+_SMALLEST, _LARGEST = 1.02, 1.25
 
 
 def find_price(size_of: Callable[[float], float], target: float, start: float) -> float:
@@ -59,3 +61,14 @@ def next_price(price: float, size: float, target: float) -> float:
     weight.
     """
     return min(max(price * size / target, LOWEST), HIGHEST)
+
+
+def changed_price(price: float, ratio: float) -> float:
+    """The weight for the next assignment, given the ratio of the size to what it must be.
+
+    It changes by the square of the ratio, a little less than what high rates take.
+    """
+    size = min(max(ratio, 1 / _LARGEST), _LARGEST)
+    if ratio > 1:
+        return price * min(max(size**2, _SMALLEST), _LARGEST)
+    return price / min(max(size**-2, _SMALLEST), _LARGEST)

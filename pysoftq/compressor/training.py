@@ -11,17 +11,16 @@ from torch import Tensor
 from torch.optim import Adam, Optimizer
 
 from pysoftq.clusters.codebooks import Codebooks
+from pysoftq.compressor.merging import Merged
 from pysoftq.compressor.meter import Meter, code_length
-from pysoftq.compressor.price import HIGHEST, LOWEST, next_price
+from pysoftq.compressor.price import HIGHEST, LOWEST, changed_price, next_price
 from pysoftq.compressor.rungs import Rung
+from pysoftq.compressor.settling import settle_bins
 from pysoftq.coupling.quantizer import SoftQuantizer, gradient_scale
 from pysoftq.errors import NonFiniteLossError
 
 CONTROL_STEPS = 4  # from one measurement to the next: each waits for the device
 CALIBRATED = 8  # of these, from one exact size to the next
-# By which the price changes from one assignment to the next: by the square of the size's ratio to
-# what it must be, a little less than what high rates take, within these bounds.
-_SMALLEST, _LARGEST = 1.02, 1.25
 
 
 class RungTraining:
@@ -108,14 +107,20 @@ class RungTraining:
                 f"of the last {CONTROL_STEPS} steps; continue from a checkpoint"
             )
 
-    def settle(self) -> None:
+    def settle(self, merged: Merged) -> None:
         """Raise the price step by step until the size is met, before any training.
 
         Clusters that a high price empties at once, while code words still have the lengths of
         merging, would be missing later.
         """
-        if self._controlled:
-            self._raise_price(self._meter.goal)
+        if not self._controlled:
+            return
+        price, counts = settle_bins(
+            self._softq, merged.bins, merged.clusters, self._meter, self.rung.rd_weight
+        )
+        self.codebooks.set_counts(counts)
+        self._reassign(price)
+        self._raise_price(self._meter.goal)
 
     def finish(self) -> None:
         """Measure the trained network, after assigning its weights anew if the size is missed.
@@ -128,13 +133,13 @@ class RungTraining:
         if not self._controlled:
             return
         while self._size < self._meter.least and self.rung.rd_weight > LOWEST:
-            self._reassign(self.rung.rd_weight / _factor(self._meter.goal / self._size))
+            self._reassign(changed_price(self.rung.rd_weight, self._size / self._meter.goal))
         self._raise_price(self._meter.limit)
 
     def _raise_price(self, limit: float) -> None:
         """Assign the weights at higher and higher prices, until the size is met."""
         while self._size > limit and self.rung.rd_weight < HIGHEST:
-            self._reassign(self.rung.rd_weight * _factor(self._size / limit))
+            self._reassign(changed_price(self.rung.rd_weight, self._size / limit))
 
     def _reassign(self, price: float) -> None:
         self._set_price(price)
@@ -221,10 +226,6 @@ class LoweredRates:
             else:
                 group["lr"] = rate
         self._before = []
-
-
-def _factor(ratio: float) -> float:
-    return min(max(ratio**2, _SMALLEST), _LARGEST)
 
 
 def _skipped(optimizer: Optimizer) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from pysoftq.data.batching import WHOLE, Share
 from pysoftq.data.predictions import cross_entropy, logits_of
 from pysoftq.data.tasks import Data
+from pysoftq.interaction.segments import segment_count
 from pysoftq.run.config import CompressConfig
 from pysoftq.run.observer import Observer
 from pysoftq.run.processes import Processes
@@ -22,6 +24,11 @@ from pysoftq.run.processes import Processes
 LARGE = 10**6  # weights of a network from which on its memory is stated
 COPIES = 3
 OF_LARGEST = 3  # the output itself, its gradient and the one before that
+INDEX_BYTES = 4  # of the cluster of a weight
+MOVING_BYTES = 4 + INDEX_BYTES  # of a weight in float32 behind its cluster
+VALUES = 2**7  # of a layer, or segment, when training begins; hardly ever more
+VALUE_BYTES = 32  # of one: itself, gradient, two moments, counts
+LOOK_UP_BYTES = 12  # of a weight of one layer, while its cluster is looked up
 TABLE_BYTES = 16  # of one bin of a layer: counts, sums and force
 _LIMITS = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
 
@@ -35,6 +42,8 @@ class Memory:
         activations: kept for the backward pass, and the largest of them (the logits of a language
             model) with its gradients; None where they are unknown.
         coupling: tables of the layers.
+        networks: of a run with a target: the weights behind the clusters, the cluster of each, the
+            values with their state, and the networks that a search keeps.
         clusters: copies and indices of the weights while clusters are found or trained.
         copies: of the weights on the host: pretrained, trained, and one while it is written.
     """
@@ -44,14 +53,15 @@ class Memory:
     optimizer: int
     activations: int | None
     coupling: int
+    networks: int
     clusters: int
     copies: int
 
     @property
     def peak(self) -> int:
         """In a step, or while clusters are found between two, whichever is more."""
-        held = self.weights + self.gradients + self.optimizer + self.coupling + self.copies
-        return held + max(self.activations or 0, self.clusters)
+        held = self.weights + self.gradients + self.optimizer + self.coupling + self.networks
+        return held + self.copies + max(self.activations or 0, self.clusters)
 
     def __str__(self) -> str:
         """One line, in GB."""
@@ -80,7 +90,9 @@ def predict_memory(
         optimizer=state // pieces,
         activations=_activation_bytes(model, data, config, share),
         coupling=TABLE_BYTES * config.bins * len(coupled),
-        clusters=_cluster_bytes(config) * number,
+        networks=_network_bytes(coupled, config) // pieces,
+        clusters=_cluster_bytes(config) * number
+        + LOOK_UP_BYTES * max((weights.numel() for weights in coupled), default=0),
         copies=COPIES * stored if share.rank == 0 else 0,
     )
 
@@ -129,9 +141,33 @@ def shortage(memory: Memory, device: torch.device, processes_here: int) -> str:
     )
 
 
+def _network_bytes(coupled: Sequence[Tensor], config: CompressConfig) -> int:
+    """What a `Compressor` holds besides model and optimizer, once clusters have merged.
+
+    A search keeps the coupled weights to go back to, and the best network so far: its weights,
+    codes of one byte, and the other tensors, which are few.
+    """
+    if config.target is None:
+        return 0
+    total = 0
+    for weights in coupled:
+        segments = segment_count(weights.shape, config.granularity)
+        total += VALUE_BYTES * min(VALUES * segments, weights.numel())
+        total += MOVING_BYTES * weights.numel()
+        if config.target.searched:
+            total += weights.nbytes + (MOVING_BYTES - INDEX_BYTES + 1) * weights.numel()
+    return total
+
+
 def _cluster_bytes(config: CompressConfig) -> int:
-    """Of one weight: codes, twice, and values; to train codebooks, what moves with each weight."""
-    return 16 if config.codebook_epochs and config.weights_lr else 6
+    """Of one weight: codes, twice, and values; to train codebooks, what moves with each weight.
+
+    With a target that is held already, or a second time while the network that a search has chosen
+    is put back.
+    """
+    if config.target is None:
+        return 16 if config.codebook_epochs and config.weights_lr else 6
+    return MOVING_BYTES + 1 if config.target.searched else 6
 
 
 def _state_bytes(parameter: Tensor, config: CompressConfig) -> int:

@@ -57,7 +57,7 @@ class Reached:
         rung = self.rung
         drop = "" if rung.drop is None else f"{rung.drop:.2f} on validation data, "
         size = f"{self.bytes_on_disk:,} bytes on disk ({rung.bytes:,} predicted)"
-        force = "" if self.ratio is None else f" (force {self.ratio:.3g} of the gradient)"
+        force = "" if self.ratio is None else f" (force {self.ratio:.3g} times the gradient)"
         return [
             f"target: {', '.join(self._wanted())}: {'met' if self.met else 'NOT met'}",
             f"reached: {size}, {rung.bits:.3f} bits per weight (entropy), h {self.h:g}{force}",

@@ -67,8 +67,8 @@ def strength_line(compressor: Compressor) -> str:
         pick((ratio, name) for name, ratio in found.ratios.items()) for pick in (min, max)
     )
     return (
-        f"coupling: h {found.h:g}, force {found.ratio:.3g} of the gradient ({low:.3g} in {least}, "
-        f"{high:.3g} in {most}), {found.steps:,.0f} steps to cross a well"
+        f"coupling: h {found.h:g}, force {found.ratio:.3g} times the gradient "
+        f"({low:.3g} in {least}, {high:.3g} in {most}), {found.steps:,.0f} steps to cross a well"
     )
 
 

@@ -202,3 +202,25 @@ def test_refusals(model: nn.Module) -> None:
         Codebooks(model, clusters, {**weights, "conv1.weight": torch.ones(5)})
     with pytest.raises(ValueError, match=r"'conv1\.weight': weights are NaN"):
         Codebooks(model, clusters, {**weights, "conv1.weight": torch.full((36,), torch.nan)})
+
+
+@pytest.mark.parametrize("moving", [False, True])
+def test_small_steps_of_values_add_up_in_bfloat16(moving: bool) -> None:
+    model = nn.Linear(2, 1, bias=False, dtype=torch.bfloat16)
+    clusters = {"weight": unique(torch.tensor([[1.0, -1.0]]).bfloat16())}
+    weights = {"weight": torch.tensor([[1.0, -1.0]])}
+    codebooks = Codebooks(model, clusters, weights if moving else None)
+    optimizer = torch.optim.SGD(codebooks.parameters(), lr=1e-3)
+    codebooks.attach(optimizer)
+    for _ in range(100):
+        model.weight.grad = torch.ones_like(model.weight)
+        optimizer.step()
+    assert codebooks.values["weight"].dtype == torch.float32
+    expected = torch.tensor([[0.9, -1.1]])  # of steps that bfloat16 rounds away one by one
+    torch.testing.assert_close(codebooks.values["weight"].sort().values.flip(0), expected[0])
+    assert torch.equal(model.weight, expected.bfloat16())
+    assert codebooks.clusters()["weight"].codebook.dtype == torch.bfloat16
+    other = nn.Linear(2, 1, bias=False, dtype=torch.bfloat16)
+    restored = Codebooks.restore(other, codebooks.state_dict())
+    assert torch.equal(restored.values["weight"], codebooks.values["weight"])
+    assert torch.equal(other.weight, model.weight)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,10 @@ import torch
 from safetensors.torch import load_file
 from tiny import Recorder, tiny_digits
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from pysoftq import Compressor
 from pysoftq.artifact import load_compressed
 from pysoftq.data.text import TextData, pydoc_text, read_text
 from pysoftq.errors import ConfigError, Interrupted
@@ -236,6 +240,61 @@ def test_activations_are_those_that_autograd_keeps(data: TextData) -> None:
     assert predict_memory(model, data, config).activations == pytest.approx(expected, rel=0.1)
 
 
+class LiveBytes(TorchDispatchMode):
+    """Bytes of the tensors that operations make within the block, now and at most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self._live: dict[int, int] = {}
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        made = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, Tensor):
+                self._note(tensor.untyped_storage())
+        return made
+
+    def _note(self, storage: Any) -> None:
+        if storage._cdata not in self._live:
+            self._live[storage._cdata] = storage.nbytes()
+            self.now += storage.nbytes()
+            self.most = max(self.most, self.now)
+            weakref.finalize(storage, self._drop, storage._cdata)
+
+    def _drop(self, key: int) -> None:
+        self.now -= self._live.pop(key)
+
+
+@pytest.mark.filterwarnings("ignore::pysoftq.errors.QualityWarning")
+@pytest.mark.parametrize("target", [{"target_bits": 2.0}, {"max_drop": 1.0}])
+def test_a_target_takes_the_predicted_memory(target: dict[str, float], data: TextData) -> None:
+    config = make_config({"dataset": "pydoc", **target})
+    model = nn.Sequential(*(nn.Linear(CONTEXT, CONTEXT, bias=False) for _ in range(2)))
+    found = predict_memory(model, data, config)
+    assert config.target is not None
+    optimizer = make_optimizer(model, 1e-3, 0.9, 0.0)
+    compressor = Compressor(model, config.target, {"h": 0.0}, coupled=0.2)
+    with LiveBytes() as live:
+        compressor.attach(
+            optimizer,
+            total_steps=9,
+            # The first network is a good one, the second is not.
+            evaluate=lambda: compressor.rungs[-1].bits if compressor.rungs else 2.8,
+        )
+        for step in range(9):
+            for parameter in model.parameters():
+                parameter.grad = torch.randn_like(parameter)
+            optimizer.step()
+            if step == 0:  # gradients and momentum alone
+                begin = live.now
+    assert len(compressor.rungs) == (6 if "max_drop" in target else 1)
+    assert live.now - begin == pytest.approx(found.networks, rel=0.15)
+    assert live.most - begin == pytest.approx(found.networks + found.clusters, rel=0.2)
+
+
 def test_a_network_that_asks_for_values_has_unknown_activations(data: TextData) -> None:
     class Asking(nn.Module):
         def __init__(self) -> None:
@@ -263,7 +322,7 @@ def test_a_run_that_may_not_fit_warns(
 
 
 def test_processes_of_a_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    needed = memory.Memory(10**9, 10**9, 0, None, 0, 0, 0)
+    needed = memory.Memory(10**9, 10**9, 0, None, 0, 0, 0, 0)
     cpu = torch.device("cpu")
     monkeypatch.setattr(memory, "available_memory", lambda _: 15 * 10**8)
     assert shortage(needed, cpu, 1) == ""

@@ -144,7 +144,7 @@ def test_files_and_reports_agree(finished: tuple[CompressConfig, Path, Summary])
     text = folder.report_text.read_text()
     assert "target: at most" in text
     assert "bytes on disk" in text
-    assert "of the gradient)" in text
+    assert "times the gradient)" in text
     lines = read_metrics(folder.metrics)
     assert [line.epoch for line in lines] == list(range(config.epochs_in_all + 1))
     assert lines[-1].bytes_predicted == pytest.approx(
@@ -305,7 +305,9 @@ def test_the_strength_is_chosen_where_none_is_set(options: Options, tmp_path: Pa
     assert summary.target.h != config.h
     assert summary.target.ratio is not None
     assert 4 <= summary.target.ratio <= 80
-    line = f"coupling: h {summary.target.h:g}, force {summary.target.ratio:.3g} of the gradient ("
+    line = (
+        f"coupling: h {summary.target.h:g}, force {summary.target.ratio:.3g} times the gradient ("
+    )
     assert any(message.startswith(line) for message in observer.messages)
     saved = json.loads((tmp_path / "run" / "report.json").read_text())["config"]
     assert saved["h"] == summary.target.h
