@@ -166,7 +166,7 @@ def _cluster_bytes(config: CompressConfig) -> int:
     is put back.
     """
     if config.target is None:
-        return 16 if config.codebook_epochs and config.weights_lr else 6
+        return 16 if config.codebook_epochs else 6
     return MOVING_BYTES + 1 if config.target.searched else 6
 
 
