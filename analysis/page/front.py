@@ -35,7 +35,8 @@ def front_part(folder: RunFolder, summary: Summary, home: Path) -> FrontPart:
     rows: list[list[str | Link]] = []
     for rung in front.rungs:
         address = quote(Path(here, rung.file).as_posix())
-        link = Link(f"at most {rung.target_bytes:,} bytes", address)
+        text = f"at most {rung.target_bytes:,} bytes".replace(" ", "\N{NO-BREAK SPACE}")
+        link = Link(text, address)
         rows.append([link, *front.cells(rung)[1:]])
     marked = () if front.chosen is None else (front.chosen,)
     headings = [name[:1].upper() + name[1:] for name in front.headings]
