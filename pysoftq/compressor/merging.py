@@ -73,7 +73,8 @@ def merge_to(
         for layer in softq.layers
     }
     weights = {layer.name: layer.parameter.detach().clone() for layer in softq.layers}
-    fine = bins if config.bits is None else softq.occupied_bins(MAX_MERGED_BITS)
+    # Segments are small: bins as fine as for a layer would be as many as weights.
+    fine = softq.occupied_bins(MAX_MERGED_BITS if softq.granularity == "layer" else None)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", QualityWarning)  # of layers that training changes yet
         report = softq.finalize(bits, **options)

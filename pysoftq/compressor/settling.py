@@ -39,7 +39,8 @@ def settle_bins(
         price: to begin with.
 
     Returns:
-        The price, and the number of weights of each cluster then, by layer.
+        The price, and the number of weights of each cluster before the last assignment, by layer,
+        which determine it: the weights themselves take that one.
     """
     layers = {name: _Binned(found, clusters[name]) for name, found in bins.items()}
     segments = torch.cat([layer.segments for layer in layers.values()])
@@ -53,7 +54,7 @@ def settle_bins(
     while size > MARGIN * meter.goal and price < HIGHEST:
         price = min(changed_price(price, size / meter.goal), HIGHEST)
         size = assign(price)
-    return price, {name: layer.counts for name, layer in layers.items()}
+    return price, {name: layer.before for name, layer in layers.items()}
 
 
 class _Binned:
@@ -62,12 +63,13 @@ class _Binned:
     Attributes:
         segments: (G,) weights of each segment.
         counts: (K,) weights of each cluster so far.
+        before: those before the last assignment.
     """
 
     def __init__(self, bins: Bins, clusters: Palette) -> None:
         whole = torch.tensor([0, bins.size])
         self.segments = (whole if bins.bounds is None else bins.bounds).diff()
-        self.counts = clusters.counts.to("cpu", torch.int64)
+        self.counts = self.before = clusters.counts.to("cpu", torch.int64)
         self._values = clusters.codebook.cpu().float()
         self._means, self._sizes = bins.codebook.cpu().float(), bins.counts.cpu().long()
         edges = torch.cat([torch.zeros(1, dtype=torch.int64), bins.codebook_sizes.cumsum(0)])
@@ -75,6 +77,7 @@ class _Binned:
 
     def assign(self, rd_weight: float) -> Tensor:
         """The counts after one assignment."""
-        found = self._assignment(self._means, self._values, self.counts, rd_weight)
+        self.before = self.counts
+        found = self._assignment(self._means, self._values, self.before, rd_weight)
         self.counts = torch.zeros_like(self.counts).index_add_(0, found, self._sizes)
         return self.counts

@@ -17,7 +17,7 @@ from typing_extensions import Self
 
 from pysoftq.compressor.target import Target
 from pysoftq.coupling.options import ClusteringConfig, override_texts
-from pysoftq.data.names import DATASET_PATTERN, DATASETS
+from pysoftq.data.names import DATASET_PATTERN, DATASETS, TEXTS
 from pysoftq.errors import ConfigError
 from pysoftq.options import (
     Size,
@@ -283,7 +283,10 @@ def dataset_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(dataset, str):
         return {}
     kind = dataset.partition(":")[0]
-    return dict(DATASET_DEFAULTS.get(SAME_DEFAULTS.get(kind, kind), {}))
+    found = dict(DATASET_DEFAULTS.get(SAME_DEFAULTS.get(kind, kind), {}))
+    if kind in TEXTS and any(given.get(name) is not None for name in TARGETS):
+        del found["h"]  # it is chosen from the gradients, which differ between language models
+    return found
 
 
 def recipe_options(given: Mapping[str, Any]) -> dict[str, Any]:

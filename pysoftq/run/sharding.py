@@ -117,10 +117,10 @@ def load_coupling_state(state: Any, model: nn.Module, processes: Processes) -> A
         # Clusters and weights of a rung have an entry each under the name of their tensor.
         target = present.get(path[-2] if path[-1] in ("indices", "weights") else path[-1])
         # Masks of zeros are whole in every process.
-        if target is None or target.shape != absent.shape or absent.dtype == torch.bool:
-            return found
-        placed: Tensor = _like(found, target)
-        return placed
+        divided = target is not None and target.shape == absent.shape
+        if divided and absent.dtype != torch.bool:
+            found = _like(found, target)
+        return found
 
     return _mapped(plain, received)
 
@@ -132,7 +132,8 @@ def _mapped(state: Any, change: Callable[[Any, _Path], Any], path: _Path = ()) -
     if isinstance(state, Mapping):
         return {key: _mapped(value, change, (*path, key)) for key, value in state.items()}
     if isinstance(state, (list, tuple)):
-        return [_mapped(value, change, (*path, place)) for place, value in enumerate(state)]
+        own = [_mapped(value, change, (*path, place)) for place, value in enumerate(state)]
+        return tuple(own) if isinstance(state, tuple) else own
     return state
 
 

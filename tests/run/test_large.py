@@ -272,7 +272,7 @@ class LiveBytes(TorchDispatchMode):
 @pytest.mark.parametrize("target", [{"target_bits": 2.0}, {"max_drop": 1.0}])
 def test_a_target_takes_the_predicted_memory(target: dict[str, float], data: TextData) -> None:
     config = make_config({"dataset": "pydoc", **target})
-    model = nn.Sequential(*(nn.Linear(CONTEXT, CONTEXT, bias=False) for _ in range(2)))
+    model = nn.Sequential(*(nn.Linear(*shape, bias=False) for shape in ((16, 512), (512, 16))))
     found = predict_memory(model, data, config)
     assert config.target is not None
     optimizer = make_optimizer(model, 1e-3, 0.9, 0.0)

@@ -312,6 +312,9 @@ def test_the_strength_is_chosen_where_none_is_set(options: Options, tmp_path: Pa
     saved = json.loads((tmp_path / "run" / "report.json").read_text())["config"]
     assert saved["h"] == summary.target.h
     assert not options(**images, h=0.01, target_bits=3.0).chooses_h
+    for dataset in ("pydoc", "text:file.txt"):
+        assert make_config({"dataset": dataset, "max_drop": 1.0}).chooses_h
+        assert make_config({"dataset": dataset}).h == 0.003
     assert not options(**images).chooses_h
 
 
