@@ -110,12 +110,16 @@ class Weights {
     ranges_ = {vector_of(low), vector_of(high), 0};
   }
 
-  Digits64 moments() const {
+  py::tuple moments() const {
     check();
     const std::vector<Moments> found = released([&] { return softq::moments(layer_, ranges_); });
     std::vector<Wide> sums;
-    for (const Moments& own : found) sums.insert(sums.end(), {own.first, own.second});
-    return table_of(sums);
+    std::int64_t zeros = 0;
+    for (const Moments& own : found) {
+      sums.insert(sums.end(), {own.first, own.second});
+      zeros += own.zeros;
+    }
+    return py::make_tuple(table_of(sums), zeros);
   }
 
   // From the moments of all processes' weights.
@@ -125,7 +129,7 @@ class Weights {
     if (sums.size() != 2 * layer_.segments() || all.size() != layer_.segments())
       throw py::value_error("each segment requires moments and a size");
     std::vector<Moments> found;
-    for (std::size_t s = 0; s < all.size(); ++s) found.push_back({sums[2 * s], sums[2 * s + 1]});
+    for (std::size_t s = 0; s < all.size(); ++s) found.push_back({sums[2 * s], sums[2 * s + 1], 0});
     return array_of(softq::spreads(layer_.scalar, ranges_, found, all));
   }
 
@@ -228,7 +232,7 @@ void bind_segments(py::module_& m) {
            "Of segments first … last - 1: (how many are occupied in each, slots, counts, means)")
       .def("set_ranges", &Weights::set_ranges, py::arg("low"), py::arg("high"),
            "Replaces the ranges by those of all processes' weights")
-      .def("moments", &Weights::moments, "Sums of the weights and of their squares, digits (2G, 4)")
+      .def("moments", &Weights::moments, "(sums of the weights and of their squares, digits (2G, 4); how many weights are 0)")
       .def("spreads", &Weights::spreads, py::arg("moments"), py::arg("sizes"),
            "Population standard deviation of each segment of so many weights, from the moments")
       .def("bin_sums", &Weights::bin_sums, py::arg("number"), py::arg("signs"), py::arg("first"),

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <bit>
+#include <cstring>
 #include <limits>
 #include <mutex>
 #include <numeric>
@@ -11,11 +12,14 @@
 
 #include "each_segment.h"
 #include "schedule.h"
+#include "sort.h"
 #include "softq/sampling.h"
 #include "softq/threads.h"
 
 namespace softq {
 namespace {
+
+constexpr std::size_t few_values = 256;
 
 template <std::size_t bytes>
 using BitsOf = std::conditional_t<bytes == 2, std::uint16_t,
@@ -32,6 +36,19 @@ auto ordered(Bits bits) {
 
 template <class Bits>
 void sort_values(std::vector<Bits>& values) {
+  constexpr std::size_t few = 1024;
+  if constexpr (sizeof(Bits) > 2) {
+    using T = std::conditional_t<sizeof(Bits) == 4, float, double>;
+    static_assert(sizeof(Value<T>) == sizeof(Bits));
+    if (values.size() > few) {
+      std::vector<Value<T>> items;
+      items.reserve(values.size());
+      for (const Bits value : values) items.emplace_back(std::bit_cast<T>(value), 0);
+      RadixSorter<Value<T>>().sort(items.data(), items.size());
+      std::memcpy(values.data(), items.data(), values.size() * sizeof(Bits));
+      return;
+    }
+  }
   using Signed = std::make_signed_t<Bits>;
   const auto flip = [](Bits bits) { return static_cast<Bits>(ordered(bits)); };  // and back
   std::transform(values.begin(), values.end(), values.begin(), flip);
@@ -46,17 +63,18 @@ std::size_t place_of(Bits value, std::uint64_t factor, int shift) {
 }
 
 // From values to their numbers, in the order of insertion: a hash table with linear probing, at
-// most an eighth full, so that most look-ups end at the first place.
+// most an eighth full, or a quarter where there are many values, so that most look-ups end at the
+// first place and the table stays in a cache. Values of 16 bits have a place of their own each as
+// soon as there are as many places.
 template <class Bits>
 class Numbers {
  public:
-  // Empties the table; `expected` is how many values there may be, if there are few.
-  explicit Numbers(std::size_t expected = 0) { clear(expected); }
+  Numbers() { clear(0); }
 
+  // Empties the table; so many values are expected.
   void clear(std::size_t expected) {
     values_.clear();
-    resize(static_cast<int>(
-        std::bit_width(8 * std::clamp(expected, std::size_t{2}, std::size_t{256}) - 1)));
+    resize(static_cast<int>(std::bit_width(places_for(std::max(expected, std::size_t{2})) - 1)));
   }
 
   const std::vector<Bits>& values() const { return values_; }
@@ -74,7 +92,7 @@ class Numbers {
     for (; places_[place].number != none; place = (place + 1) & mask_) {
       if (places_[place].value == value) return;
     }
-    if (8 * (values_.size() + 1) > places_.size()) {
+    if (places_for(values_.size() + 1) > places_.size()) {
       resize(std::countr_zero(places_.size()) + 1);
       return insert(value);
     }
@@ -93,7 +111,18 @@ class Numbers {
     std::int32_t number;
   };
 
-  std::size_t home(Bits value) const { return place_of(value, factor, shift_); }
+  static constexpr std::size_t patterns = std::size_t{1} << 16;  // of 16 bits
+
+  static std::size_t places_for(std::size_t values) {
+    constexpr std::size_t many = std::size_t{1} << 12;
+    const std::size_t places = (values > many ? 4 : 8) * values;
+    return sizeof(Bits) == 2 ? std::min(places, patterns) : places;
+  }
+
+  std::size_t home(Bits value) const {
+    if (sizeof(Bits) == 2 && places_.size() == patterns) return value;
+    return place_of(value, factor, shift_);
+  }
 
   void resize(int log_size) {
     places_.assign(std::size_t{1} << log_size, Place{0, none});
@@ -142,10 +171,9 @@ class Direct {
 
   // False if there are too many values, or no factor was found that keeps them apart.
   bool build(const std::vector<Bits>& values) {
-    constexpr std::size_t most = 256;
     constexpr std::uint64_t factors = 8;
     built_ = false;
-    if (values.empty() || values.size() > most) return false;
+    if (values.empty() || values.size() > few_values) return false;
     // Of K values, K^2 / 2^(bits + 1) pairs meet in the same place by chance: here two.
     const int width = static_cast<int>(std::bit_width(values.size() - 1));
     const int bits = std::max(2 * width - 2, width + 2);
@@ -209,7 +237,7 @@ template <class Bits>
 std::vector<Bits> values_of(const Bits* theta, std::size_t size, std::size_t most) {
   if (size <= chunk_length) {
     thread_local Numbers<Bits> numbers;
-    numbers.clear(size);
+    numbers.clear(std::min(size, few_values));
     collect(theta, 0, size, most, numbers);
     std::vector<Bits> values = numbers.values();
     sort_values(values);
@@ -234,10 +262,13 @@ std::vector<Bits> values_of(const Bits* theta, std::size_t size, std::size_t mos
   return values;
 }
 
+// Counts of few values are in so many tables in turn: increments of one would wait for each other.
+constexpr std::size_t tables_of_few = 4;
+
 // Writes and counts the number of each value. False if one has none.
 template <class Bits, class Code>
 bool index_chunk(const Bits* theta, std::size_t begin, std::size_t end,
-                 const Numbers<Bits>& numbers, const Direct<Bits>& direct, std::uint32_t* tables,
+                 const Numbers<Bits>& numbers, const Direct<Bits>& direct, std::uint32_t* counts,
                  Code* out) {
   bool known = true;
   if (direct.built()) {
@@ -245,7 +276,7 @@ bool index_chunk(const Bits* theta, std::size_t begin, std::size_t end,
     for (std::size_t i = begin; i < end; ++i) {
       const auto place = places.at(theta[i]);
       known &= place.value == theta[i];
-      ++tables[4 * place.number + i % 4];
+      ++counts[tables_of_few * place.number + i % tables_of_few];
       out[i] = static_cast<Code>(place.number);
     }
     return known;
@@ -253,9 +284,8 @@ bool index_chunk(const Bits* theta, std::size_t begin, std::size_t end,
   for (std::size_t i = begin; i < end; ++i) {
     const std::int32_t number = numbers.find(theta[i]);
     if (number < 0) return false;
-    const auto k = static_cast<std::size_t>(number);
-    ++tables[4 * k + i % 4];
-    out[i] = static_cast<Code>(k);
+    ++counts[number];
+    out[i] = static_cast<Code>(number);
   }
   return true;
 }
@@ -274,18 +304,20 @@ void index_segment(const Bits* theta, std::size_t size, const std::uint64_t* val
   if (size < 16 * count || !direct.build(numbers.values())) direct.forget();
   std::mutex merging;
   const auto index = [&](std::size_t, std::size_t begin, std::size_t end) {
-    // Four tables in turn: increments of one count would wait for each other.
+    const std::size_t share = direct.built() ? tables_of_few : 1;
     std::vector<std::uint32_t>& tables = own_tables;
-    tables.assign(4 * count, 0);
+    tables.assign(share * count, 0);
     if (!index_chunk(theta, begin, end, numbers, direct, tables.data(), out))
       throw std::invalid_argument("a weight has none of the values");
     const std::lock_guard lock(merging);
     for (std::size_t k = 0; k < count; ++k) {
-      counts[k] += std::accumulate(&tables[4 * k], &tables[4 * k] + 4, std::int64_t{0});
+      const std::uint32_t* own = tables.data() + share * k;
+      counts[k] += std::accumulate(own, own + share, std::int64_t{0});
     }
   };
   if (size <= chunk_length) return index(0, 0, size);
-  parallel_chunks(size, chunk_length, index);
+  // Long enough for the look-ups to outweigh the counts.
+  parallel_chunks(size, std::max(chunk_length, 16 * count), index);
 }
 
 // Calls body(segment, the bits of its first weight) for each segment.

@@ -15,7 +15,7 @@ from pysoftq import _core
 from pysoftq.clusters.clusters import PIECE, Clusters, Palette, code_dtype
 from pysoftq.clusters.patterns import flip_negative
 from pysoftq.interaction.arrays import check_dense
-from pysoftq.interaction.host import on_host
+from pysoftq.interaction.host import new_memory, on_host
 from pysoftq.interaction.pieces import Piece, own_part
 from pysoftq.interaction.segments import segment_ids
 from pysoftq.interaction.weights import HostWeights, scalar_of
@@ -66,7 +66,7 @@ def few_values(theta: Tensor, bounds: Tensor | None = None, nbytes: int = 2**62)
     if found is None:
         return None
     sizes, bits = found
-    codes = torch.empty(theta.numel(), dtype=code_dtype(int(sizes.max(initial=0))))
+    codes = new_memory(theta.numel(), code_dtype(int(sizes.max(initial=0))))
     counts = _core.index_values(*layer.core, sizes, bits, codes.itemsize, codes.data_ptr())
     codebook = torch.from_numpy(bits.astype(_UNSIGNED[theta.itemsize])).view(theta.dtype)
     edges = None if bounds is None else bounds.cpu()
