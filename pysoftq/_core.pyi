@@ -127,6 +127,9 @@ class Weights:
 def distinct_values(
     address: int, scalar: Scalar, edges: npt.NDArray[np.int64], most: int, total: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint64]] | None: ...
+def code_values(
+    address: int, scalar: Scalar, edges: npt.NDArray[np.int64], total: int, out: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint64], npt.NDArray[np.int64]] | None: ...
 def index_values(
     address: int,
     scalar: Scalar,

@@ -74,6 +74,15 @@ py::object find_values(std::uint64_t address, Scalar scalar, const Int64s& edges
   return py::make_tuple(array_of(found->sizes), array_of(found->bits));
 }
 
+py::object find_few_values(std::uint64_t address, Scalar scalar, const Int64s& edges,
+                           std::size_t total, std::uint64_t out) {
+  const Segmented layer = layer_at(address, scalar, edges);
+  const auto found = released([&] { return code_values(layer, total, pointer<std::uint8_t>(out)); });
+  if (!found) return py::none();
+  return py::make_tuple(array_of(found->values.sizes), array_of(found->values.bits),
+                        array_of(found->counts));
+}
+
 py::array_t<std::int64_t> find_indices(std::uint64_t address, Scalar scalar, const Int64s& edges,
                                        const Int64s& sizes, const Bits& bits, std::size_t itemsize,
                                        std::uint64_t out) {
@@ -219,6 +228,10 @@ void bind_segments(py::module_& m) {
       "distinct_values", &find_values, py::arg("address"), py::arg("scalar"), py::arg("edges"),
       py::arg("most"), py::arg("total"),
       "(distinct values of each segment, their bits), None beyond `most` in one or `total` in all");
+  m.def("code_values", &find_few_values, py::arg("address"), py::arg("scalar"), py::arg("edges"),
+        py::arg("total"), py::arg("out"),
+        "distinct_values() of 256 in a segment at most, and their counts; writes the index of each "
+        "weight's value, one byte, to an address");
   m.def("index_values", &find_indices, py::arg("address"), py::arg("scalar"), py::arg("edges"),
         py::arg("sizes"), py::arg("bits"), py::arg("itemsize"), py::arg("out"),
         "Writes the index of each weight's value to an address; counts of the values");

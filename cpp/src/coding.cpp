@@ -205,10 +205,16 @@ bool look_up(const Index* indices, std::size_t size, const Item* table, std::siz
   Index largest = 0;
   for (std::size_t i = 0; i < size; ++i) largest = std::max(largest, indices[i]);
   if (largest >= clusters) return false;
-  for (std::size_t i = 0; i < size; ++i) out[i] = table[indices[i]];
-  for (std::size_t i = 0; i < size; ++i) {
-    ++counts[Tally::tables * indices[i] + i % Tally::tables];
+  const auto step = [&](std::size_t i, std::size_t t) {
+    const std::size_t k = indices[i];
+    out[i] = table[k];
+    ++counts[Tally::tables * k + t];
+  };
+  std::size_t i = 0;
+  for (; i + Tally::tables <= size; i += Tally::tables) {
+    for (std::size_t t = 0; t < Tally::tables; ++t) step(i + t, t);
   }
+  for (; i < size; ++i) step(i, 0);
   return true;
 }
 
