@@ -77,7 +77,8 @@ py::object find_values(std::uint64_t address, Scalar scalar, const Int64s& edges
 py::object find_few_values(std::uint64_t address, Scalar scalar, const Int64s& edges,
                            std::size_t total, std::uint64_t out) {
   const Segmented layer = layer_at(address, scalar, edges);
-  const auto found = released([&] { return code_values(layer, total, pointer<std::uint8_t>(out)); });
+  const auto found =
+      released([&] { return code_values(layer, total, pointer<std::uint8_t>(out)); });
   if (!found) return py::none();
   return py::make_tuple(array_of(found->values.sizes), array_of(found->values.bits),
                         array_of(found->counts));
@@ -245,7 +246,8 @@ void bind_segments(py::module_& m) {
            "Of segments first … last - 1: (how many are occupied in each, slots, counts, means)")
       .def("set_ranges", &Weights::set_ranges, py::arg("low"), py::arg("high"),
            "Replaces the ranges by those of all processes' weights")
-      .def("moments", &Weights::moments, "(sums of the weights and of their squares, digits (2G, 4); how many weights are 0)")
+      .def("moments", &Weights::moments,
+           "(sums of the weights and of their squares, digits (2G, 4); how many weights are 0)")
       .def("spreads", &Weights::spreads, py::arg("moments"), py::arg("sizes"),
            "Population standard deviation of each segment of so many weights, from the moments")
       .def("bin_sums", &Weights::bin_sums, py::arg("number"), py::arg("signs"), py::arg("first"),

@@ -168,8 +168,8 @@ std::vector<BinSum> take(Table<T>& table) {
   std::sort(table.touched.begin(), table.touched.end());
   for (const std::int32_t slot : table.touched) {
     Bin<T>& bin = table.bins[slot];
-    found.push_back(
-        {slot, bin.count, bin.total(), static_cast<double>(bin.low), static_cast<double>(bin.high)});
+    found.push_back({slot, bin.count, bin.total(), static_cast<double>(bin.low),
+                     static_cast<double>(bin.high)});
     bin.count = 0;
   }
   table.touched.clear();

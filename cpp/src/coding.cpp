@@ -107,8 +107,8 @@ class Tally {
 
 constexpr std::size_t group = 8;  // indices of a byte each in a word
 
-// The eight bytes of a word hold indices of 8 bits or fewer, which are moved next to each other, and
-// back: those in lanes of two, four and eight bytes together.
+// The eight bytes of a word hold indices of 8 bits or fewer, which are moved next to each other,
+// and back: those in lanes of two, four and eight bytes together.
 struct Squeeze {
   unsigned bits;
 

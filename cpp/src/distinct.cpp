@@ -13,9 +13,9 @@
 
 #include "each_segment.h"
 #include "schedule.h"
-#include "sort.h"
 #include "softq/sampling.h"
 #include "softq/threads.h"
+#include "sort.h"
 
 namespace softq {
 namespace {
@@ -316,8 +316,8 @@ class FewCounts {
   std::array<std::array<std::uint32_t, tables>, few_values> counts_{};
 };
 
-// The values of some weights as they came, and how many weights have each; nothing if there are more
-// than a few. Writes which of them each weight has.
+// The values of some weights as they came, and how many weights have each; nothing if there are
+// more than a few. Writes which of them each weight has.
 template <class Bits>
 struct Few {
   std::vector<Bits> values;

@@ -36,8 +36,8 @@ struct Ranges {
 // Throws std::invalid_argument for a segment with too many weights (checks.h).
 Ranges ranges(const Segmented& layer);
 
-// Sums of the weights of a segment and of their squares, about the middle of its range, and how many
-// weights are 0.
+// Sums of the weights of a segment and of their squares, about the middle of its range, and how
+// many weights are 0.
 struct Moments {
   Wide first = 0;
   Wide second = 0;
