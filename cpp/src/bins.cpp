@@ -45,24 +45,41 @@ int grid_of(double low, double high, double factor) {
   return largest > 0 ? std::max(std::ilogb(largest) + 1 - fraction_bits, -1023) : 0;
 }
 
+// The sum of the weights, in units of the grid, is upper * 2^32 + sum: 64 bits are enough for as
+// many weights as are added before the sum is carried.
 template <class T>
 struct Bin {
-  Wide sum;  // of the weights, in units of the grid
+  static constexpr std::uint32_t uncarried = 1U << 12;  // weights, each below 2^51
+
+  std::int64_t sum, upper;
   T low, high;
   std::uint32_t count;
+
+  bool rare() const { return count % uncarried == 0; }
 
   void add(T x, std::int64_t fixed) {
     sum += fixed;
     low = x < low ? x : low;
     high = x > high ? x : high;
+    ++count;
+  }
+
+  void carry() {
+    upper += sum >> 32;
+    sum &= 0xFFFFFFFF;
   }
 
   void add(const Bin& other) {
     low = other.low < low ? other.low : low;
     high = other.high > high ? other.high : high;
-    sum += other.sum;
+    carry();
+    upper += other.upper + (other.sum >> 32);
+    sum += other.sum & 0xFFFFFFFF;
+    carry();
     count += other.count;
   }
+
+  Wide total() const { return Wide{upper} * (Wide{1} << 32) + sum; }
 };
 
 // One bin for each slot; all counts are 0 between two uses, whatever is thrown.
@@ -82,8 +99,14 @@ struct Table {
     fixed.resize(block_length);
   }
 
+  // Before a weight is added to a bin that is rare().
+  void prepare(Bin<T>& bin, std::int32_t slot, T x) {
+    if (bin.count == 0) return touch(bin, slot, x);
+    bin.carry();
+  }
+
   void touch(Bin<T>& bin, std::int32_t slot, T x) {
-    bin = {0, x, x, 0};
+    bin = {0, 0, x, x, 0};
     touched.push_back(slot);
   }
 };
@@ -104,14 +127,14 @@ void fill(const Storage* theta, std::size_t begin, std::size_t end, const Binnin
           const Bins& bins, Table<T>& table) {
   const auto& set = kernels().weights<T>();
   const double scale = std::ldexp(1.0, -table.grid);
+  std::int64_t* fixed = table.fixed.data();
   const auto add = [&](const T* block, std::int32_t* slot, std::size_t size, std::size_t) {
-    set.fixed(block, size, scale, table.fixed.data());
+    set.fixed(block, size, scale, fixed);
     if (bins.signs) split_by_sign(block, size, slot);
     for (std::size_t i = 0; i < size; ++i) {
       Bin<T>& bin = table.bins[slot[i]];
-      if (bin.count == 0) table.touch(bin, slot[i], block[i]);
-      bin.add(block[i], table.fixed[i]);
-      ++bin.count;
+      if (bin.rare()) table.prepare(bin, slot[i], block[i]);
+      bin.add(block[i], fixed[i]);
     }
   };
   for_slots<T>(theta, begin, end, binning, add);
@@ -145,8 +168,8 @@ std::vector<BinSum> take(Table<T>& table) {
   std::sort(table.touched.begin(), table.touched.end());
   for (const std::int32_t slot : table.touched) {
     Bin<T>& bin = table.bins[slot];
-    found.push_back(
-        {slot, bin.count, bin.sum, static_cast<double>(bin.low), static_cast<double>(bin.high)});
+    found.push_back({slot, bin.count, bin.total(), static_cast<double>(bin.low),
+                     static_cast<double>(bin.high)});
     bin.count = 0;
   }
   table.touched.clear();

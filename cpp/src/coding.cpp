@@ -105,8 +105,49 @@ class Tally {
 
 // ---------------------------------------------------------------------------------- fixed width
 
+constexpr std::size_t group = 8;  // indices of a byte each in a word
+
+// The eight bytes of a word hold indices of 8 bits or fewer, which are moved next to each other,
+// and back: those in lanes of two, four and eight bytes together.
+struct Squeeze {
+  unsigned bits;
+
+  std::uint64_t pack(std::uint64_t x) const {
+    x = (x & 0x00FF00FF00FF00FFU) | (x >> 8 & 0x00FF00FF00FF00FFU) << bits;
+    x = (x & 0x0000FFFF0000FFFFU) | (x >> 16 & 0x0000FFFF0000FFFFU) << 2 * bits;
+    return (x & 0xFFFFFFFFU) | x >> 32 << 4 * bits;
+  }
+
+  std::uint64_t unpack(std::uint64_t x) const {
+    const std::uint64_t four = (std::uint64_t{1} << 4 * bits) - 1;
+    const std::uint64_t two = ((std::uint64_t{1} << 2 * bits) - 1) * 0x0000000100000001U;
+    const std::uint64_t one = ((std::uint64_t{1} << bits) - 1) * 0x0001000100010001U;
+    x = (x & four) | (x >> 4 * bits & four) << 32;
+    x = (x & two) | (x >> 2 * bits & two) << 16;
+    return (x & one) | (x >> bits & one) << 8;
+  }
+};
+
+// Packs groups of indices of 8 bits or fewer while whole words may be written; returns how many.
+std::size_t pack_groups(const std::uint8_t* indices, std::size_t size, unsigned bits,
+                        std::uint8_t* out) {
+  const Squeeze squeeze{bits};
+  std::size_t done = 0;
+  for (; done + 9 * group <= size; done += group) {  // eight more have the rest of the word
+    const std::uint64_t word = squeeze.pack(load<std::uint64_t>(indices + done));
+    std::memcpy(out + done / group * bits, &word, sizeof(word));
+  }
+  return done;
+}
+
 template <class Index>
 void pack_chunk(const Index* indices, std::size_t size, unsigned bits, std::uint8_t* out) {
+  if constexpr (sizeof(Index) == 1) {
+    const std::size_t done = bits <= 8 ? pack_groups(indices, size, bits, out) : 0;
+    indices += done;
+    size -= done;
+    out += done / group * bits;
+  }
   std::uint64_t window = 0;
   unsigned filled = 0;
   for (std::size_t i = 0; i < size; ++i) {
@@ -126,9 +167,11 @@ void pack_chunk(const Index* indices, std::size_t size, unsigned bits, std::uint
   }
 }
 
-// Indices first … first + size - 1 of a stream of bits, `block` at most.
+// Indices first … first + size - 1 of a stream of bits, `block` at most. Bytes are for 8 bits or
+// fewer.
+template <class Index>
 void unpack_block(std::span<const std::uint8_t> packed, std::size_t first, std::size_t size,
-                  std::size_t bits, std::uint32_t* out) {
+                  std::size_t bits, Index* out) {
   const std::uint64_t mask = (std::uint64_t{1} << bits) - 1;
   const std::size_t begin = first * bits / 8;
   // The last windows would reach beyond the end: they are read from a copy.
@@ -141,30 +184,45 @@ void unpack_block(std::span<const std::uint8_t> packed, std::size_t first, std::
     from = copy.data();
   }
   std::size_t bit = first * bits - 8 * begin;
-  for (std::size_t i = 0; i < size; ++i, bit += bits) {
-    out[i] = static_cast<std::uint32_t>(load<std::uint64_t>(from + bit / 8) >> bit % 8 & mask);
+  std::size_t i = 0;
+  if constexpr (sizeof(Index) == 1) {
+    // A group that begins within a byte has 56 bits at most.
+    const Squeeze squeeze{static_cast<unsigned>(bits)};
+    for (; i + group <= size; i += group, bit += group * bits) {
+      const std::uint64_t word = squeeze.unpack(load<std::uint64_t>(from + bit / 8) >> bit % 8);
+      std::memcpy(out + i, &word, sizeof(word));
+    }
+  }
+  for (; i < size; ++i, bit += bits) {
+    out[i] = static_cast<Index>(load<std::uint64_t>(from + bit / 8) >> bit % 8 & mask);
   }
 }
 
 // Looks up a block of indices and counts them. False if one is not in the segment.
-template <class Item>
-bool look_up(const std::uint32_t* indices, std::size_t size, const Item* table,
-             std::size_t clusters, std::uint32_t* counts, Item* out) {
-  std::uint32_t largest = 0;
+template <class Index, class Item>
+bool look_up(const Index* indices, std::size_t size, const Item* table, std::size_t clusters,
+             std::uint32_t* counts, Item* out) {
+  Index largest = 0;
   for (std::size_t i = 0; i < size; ++i) largest = std::max(largest, indices[i]);
   if (largest >= clusters) return false;
-  for (std::size_t i = 0; i < size; ++i) out[i] = table[indices[i]];
-  for (std::size_t i = 0; i < size; ++i) {
-    ++counts[Tally::tables * indices[i] + i % Tally::tables];
+  const auto step = [&](std::size_t i, std::size_t t) {
+    const std::size_t k = indices[i];
+    out[i] = table[k];
+    ++counts[Tally::tables * k + t];
+  };
+  std::size_t i = 0;
+  for (; i + Tally::tables <= size; i += Tally::tables) {
+    for (std::size_t t = 0; t < Tally::tables; ++t) step(i + t, t);
   }
+  for (; i < size; ++i) step(i, 0);
   return true;
 }
 
-template <class Item>
+template <class Index, class Item>
 void unpack_chunk(std::span<const std::uint8_t> packed, std::size_t bits, const Palettes& palettes,
                   std::pair<std::size_t, std::size_t> chunk, const Item* table, Tally& tally,
                   Item* out, std::atomic<bool>& inside) {
-  std::array<std::uint32_t, block> indices;
+  std::array<Index, block> indices;
   palettes.for_parts(chunk.first, chunk.second,
                      [&](std::size_t s, std::size_t begin, std::size_t end) {
                        std::uint32_t* counts = tally.of(s, end - begin);
@@ -543,9 +601,11 @@ bool unpack(std::span<const std::uint8_t> packed, int bits, const Palettes& pale
     parallel_chunks(palettes.weights(), std::clamp(4 * most, chunk_length, most_counted),
                     [&](std::size_t, std::size_t begin, std::size_t end) {
                       Tally tally(palettes, census);
-                      unpack_chunk(packed, static_cast<std::size_t>(bits), palettes, {begin, end},
-                                   static_cast<const Item*>(table.data), tally,
-                                   static_cast<Item*>(out), inside);
+                      const auto unpack_own = bits <= 8 ? unpack_chunk<std::uint8_t, Item>
+                                                        : unpack_chunk<std::uint32_t, Item>;
+                      unpack_own(packed, static_cast<std::size_t>(bits), palettes, {begin, end},
+                                 static_cast<const Item*>(table.data), tally,
+                                 static_cast<Item*>(out), inside);
                     });
   });
   return inside;

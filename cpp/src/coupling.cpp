@@ -109,13 +109,15 @@ double small_energy(const Layer& layer, const Binning<T>& binning) {
   std::int64_t distance = 0;
   std::int64_t pairs = 0;
   const auto add = [&](const T*, const std::int32_t* slot, std::size_t size, std::size_t) {
+    std::uint32_t inside = 0;  // of a block's weights, all weights: below 2^26
     for (std::size_t i = 0; i < size; ++i) {
       const std::uint16_t* at = prefix + slot[i];
-      const std::int32_t below = at[0] - at[-m];
-      const std::int32_t above = at[m + 1] - at[1];
-      distance += std::int64_t{slot[i]} * (below - above);
-      pairs += at[m + 1] - at[-m] - 1;
+      const std::int32_t first = at[-m];
+      const std::int32_t behind = at[m + 1];
+      distance += std::int64_t{slot[i]} * (at[0] + at[1] - first - behind);  // below - above
+      inside += static_cast<std::uint32_t>(behind - first);
     }
+    pairs += std::int64_t{inside} - static_cast<std::int64_t>(size);
   };
   for_slots<T>(theta, 0, layer.size, binning, add);
   return binning.spacing * static_cast<double>(2 * distance) -

@@ -1,8 +1,10 @@
 #include "softq/distinct.h"
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <bit>
+#include <cstring>
 #include <limits>
 #include <mutex>
 #include <numeric>
@@ -13,9 +15,12 @@
 #include "schedule.h"
 #include "softq/sampling.h"
 #include "softq/threads.h"
+#include "sort.h"
 
 namespace softq {
 namespace {
+
+constexpr std::size_t few_values = 256;
 
 template <std::size_t bytes>
 using BitsOf = std::conditional_t<bytes == 2, std::uint16_t,
@@ -32,6 +37,19 @@ auto ordered(Bits bits) {
 
 template <class Bits>
 void sort_values(std::vector<Bits>& values) {
+  constexpr std::size_t few = 1024;
+  if constexpr (sizeof(Bits) > 2) {
+    using T = std::conditional_t<sizeof(Bits) == 4, float, double>;
+    static_assert(sizeof(Value<T>) == sizeof(Bits));
+    if (values.size() > few) {
+      std::vector<Value<T>> items;
+      items.reserve(values.size());
+      for (const Bits value : values) items.emplace_back(std::bit_cast<T>(value), 0);
+      RadixSorter<Value<T>>().sort(items.data(), items.size());
+      std::memcpy(values.data(), items.data(), values.size() * sizeof(Bits));
+      return;
+    }
+  }
   using Signed = std::make_signed_t<Bits>;
   const auto flip = [](Bits bits) { return static_cast<Bits>(ordered(bits)); };  // and back
   std::transform(values.begin(), values.end(), values.begin(), flip);
@@ -46,17 +64,18 @@ std::size_t place_of(Bits value, std::uint64_t factor, int shift) {
 }
 
 // From values to their numbers, in the order of insertion: a hash table with linear probing, at
-// most an eighth full, so that most look-ups end at the first place.
+// most an eighth full, or a quarter where there are many values, so that most look-ups end at the
+// first place and the table stays in a cache. Values of 16 bits have a place of their own each as
+// soon as there are as many places.
 template <class Bits>
 class Numbers {
  public:
-  // Empties the table; `expected` is how many values there may be, if there are few.
-  explicit Numbers(std::size_t expected = 0) { clear(expected); }
+  Numbers() { clear(0); }
 
+  // Empties the table; so many values are expected.
   void clear(std::size_t expected) {
     values_.clear();
-    resize(static_cast<int>(
-        std::bit_width(8 * std::clamp(expected, std::size_t{2}, std::size_t{256}) - 1)));
+    resize(static_cast<int>(std::bit_width(places_for(std::max(expected, std::size_t{2})) - 1)));
   }
 
   const std::vector<Bits>& values() const { return values_; }
@@ -69,17 +88,20 @@ class Numbers {
     }
   }
 
-  void insert(Bits value) {
+  // Its number from now on.
+  std::int32_t insert(Bits value) {
     std::size_t place = home(value);
     for (; places_[place].number != none; place = (place + 1) & mask_) {
-      if (places_[place].value == value) return;
+      if (places_[place].value == value) return places_[place].number;
     }
-    if (8 * (values_.size() + 1) > places_.size()) {
+    if (places_for(values_.size() + 1) > places_.size()) {
       resize(std::countr_zero(places_.size()) + 1);
       return insert(value);
     }
     values_.push_back(value);
-    places_[place] = {value, static_cast<std::int32_t>(values_.size() - 1)};
+    const auto number = static_cast<std::int32_t>(values_.size() - 1);
+    places_[place] = {value, number};
+    return number;
   }
 
   static constexpr std::int32_t none = -1;
@@ -93,7 +115,18 @@ class Numbers {
     std::int32_t number;
   };
 
-  std::size_t home(Bits value) const { return place_of(value, factor, shift_); }
+  static constexpr std::size_t patterns = std::size_t{1} << 16;  // of 16 bits
+
+  static std::size_t places_for(std::size_t values) {
+    constexpr std::size_t many = std::size_t{1} << 12;
+    const std::size_t places = (values > many ? 4 : 8) * values;
+    return sizeof(Bits) == 2 ? std::min(places, patterns) : places;
+  }
+
+  std::size_t home(Bits value) const {
+    if (sizeof(Bits) == 2 && places_.size() == patterns) return value;
+    return place_of(value, factor, shift_);
+  }
 
   void resize(int log_size) {
     places_.assign(std::size_t{1} << log_size, Place{0, none});
@@ -132,6 +165,17 @@ struct Places {
     for (std::size_t i = 0; i < size; ++i) all &= at(values[i]).value == values[i];
     return all;
   }
+
+  // The same, and the number of each.
+  bool number_all(const Bits* values, std::size_t size, std::uint8_t* numbers) const {
+    bool all = true;
+    for (std::size_t i = 0; i < size; ++i) {
+      const Place place = at(values[i]);
+      all &= place.value == values[i];
+      numbers[i] = static_cast<std::uint8_t>(place.number);
+    }
+    return all;
+  }
 };
 
 // Makes such a table.
@@ -142,10 +186,9 @@ class Direct {
 
   // False if there are too many values, or no factor was found that keeps them apart.
   bool build(const std::vector<Bits>& values) {
-    constexpr std::size_t most = 256;
     constexpr std::uint64_t factors = 8;
     built_ = false;
-    if (values.empty() || values.size() > most) return false;
+    if (values.empty() || values.size() > few_values) return false;
     // Of K values, K^2 / 2^(bits + 1) pairs meet in the same place by chance: here two.
     const int width = static_cast<int>(std::bit_width(values.size() - 1));
     const int bits = std::max(2 * width - 2, width + 2);
@@ -182,24 +225,42 @@ class Direct {
   bool built_ = false;
 };
 
+// Such a table of the values met so far. It is built again after a value was missing, but later
+// each time.
+template <class Bits>
+class Learner {
+ public:
+  bool knows() const { return direct_.built(); }
+  Places<Bits> places() const { return direct_.places(); }
+
+  // After a block with values that it did not know.
+  void learn(const std::vector<Bits>& values) {
+    direct_.forget();
+    if (waited_++ < wait_) return;
+    direct_.build(values);
+    waited_ = 0;
+    wait_ = 2 * wait_ + 1;
+  }
+
+ private:
+  Direct<Bits> direct_;
+  std::size_t wait_ = 0;  // blocks
+  std::size_t waited_ = 0;
+};
+
+constexpr std::size_t walk_block = 4096;
+
 // Inserts the values of [begin, end); false once there are more than `most`.
 template <class Bits>
 bool collect(const Bits* theta, std::size_t begin, std::size_t end, std::size_t most,
              Numbers<Bits>& numbers) {
-  constexpr std::size_t block = 4096;
-  Direct<Bits> direct;
-  std::size_t wait = 0;  // blocks until it is built again, more each time that a value was missing
-  std::size_t waited = 0;
-  for (; begin < end; begin += block) {
-    const std::size_t size = std::min(block, end - begin);
-    if (direct.built() && direct.places().has_all(theta + begin, size)) continue;
+  Learner<Bits> learner;
+  for (; begin < end; begin += walk_block) {
+    const std::size_t size = std::min(walk_block, end - begin);
+    if (learner.knows() && learner.places().has_all(theta + begin, size)) continue;
     for (std::size_t i = begin; i < begin + size; ++i) numbers.insert(theta[i]);
     if (numbers.values().size() > most) return false;
-    direct.forget();
-    if (waited++ < wait || begin + size >= end) continue;
-    direct.build(numbers.values());
-    waited = 0;
-    wait = 2 * wait + 1;
+    if (begin + size < end) learner.learn(numbers.values());
   }
   return true;
 }
@@ -209,7 +270,7 @@ template <class Bits>
 std::vector<Bits> values_of(const Bits* theta, std::size_t size, std::size_t most) {
   if (size <= chunk_length) {
     thread_local Numbers<Bits> numbers;
-    numbers.clear(size);
+    numbers.clear(std::min(size, few_values));
     collect(theta, 0, size, most, numbers);
     std::vector<Bits> values = numbers.values();
     sort_values(values);
@@ -234,28 +295,76 @@ std::vector<Bits> values_of(const Bits* theta, std::size_t size, std::size_t mos
   return values;
 }
 
+// Counts of few values, in tables in turn: increments of one count would wait for each other.
+class FewCounts {
+ public:
+  void add(const std::uint8_t* numbers, std::size_t size) {
+    std::size_t i = 0;
+    for (; i + tables <= size; i += tables) {
+      for (std::size_t t = 0; t < tables; ++t) ++counts_[numbers[i + t]][t];
+    }
+    for (; i < size; ++i) ++counts_[numbers[i]][0];
+  }
+
+  std::int64_t of(std::size_t number) const {
+    return std::accumulate(counts_[number].begin(), counts_[number].end(), std::int64_t{0});
+  }
+
+ private:
+  static constexpr std::size_t tables = 4;
+
+  std::array<std::array<std::uint32_t, tables>, few_values> counts_{};
+};
+
+// The values of some weights as they came, and how many weights have each; nothing if there are
+// more than a few. Writes which of them each weight has.
+template <class Bits>
+struct Few {
+  std::vector<Bits> values;
+  std::vector<std::int64_t> counts;
+
+  bool read(const Bits* theta, std::size_t size, std::uint8_t* codes) {
+    thread_local Numbers<Bits> numbers;
+    numbers.clear(std::min(size, few_values));
+    Learner<Bits> learner;
+    FewCounts found;
+    for (std::size_t begin = 0; begin < size; begin += walk_block) {
+      const std::size_t length = std::min(walk_block, size - begin);
+      const Bits* own = theta + begin;
+      if (!learner.knows() || !learner.places().number_all(own, length, codes + begin)) {
+        for (std::size_t i = 0; i < length; ++i) {
+          codes[begin + i] = static_cast<std::uint8_t>(numbers.insert(own[i]));
+        }
+        if (numbers.values().size() > few_values) return false;
+        if (begin + length < size) learner.learn(numbers.values());
+      }
+      found.add(codes + begin, length);
+    }
+    values = numbers.values();
+    counts.resize(values.size());
+    for (std::size_t k = 0; k < values.size(); ++k) counts[k] = found.of(k);
+    return true;
+  }
+
+  // Puts the values in order; the codes written follow.
+  void renumber(const Numbers<Bits>& order, std::size_t size, std::uint8_t* codes) const {
+    std::array<std::uint8_t, few_values> place{};
+    for (std::size_t k = 0; k < values.size(); ++k) {
+      place[k] = static_cast<std::uint8_t>(order.find(values[k]));
+    }
+    for (std::size_t i = 0; i < size; ++i) codes[i] = place[codes[i]];
+  }
+};
+
 // Writes and counts the number of each value. False if one has none.
 template <class Bits, class Code>
 bool index_chunk(const Bits* theta, std::size_t begin, std::size_t end,
-                 const Numbers<Bits>& numbers, const Direct<Bits>& direct, std::uint32_t* tables,
-                 Code* out) {
-  bool known = true;
-  if (direct.built()) {
-    const Places<Bits> places = direct.places();
-    for (std::size_t i = begin; i < end; ++i) {
-      const auto place = places.at(theta[i]);
-      known &= place.value == theta[i];
-      ++tables[4 * place.number + i % 4];
-      out[i] = static_cast<Code>(place.number);
-    }
-    return known;
-  }
+                 const Numbers<Bits>& numbers, std::uint32_t* counts, Code* out) {
   for (std::size_t i = begin; i < end; ++i) {
     const std::int32_t number = numbers.find(theta[i]);
     if (number < 0) return false;
-    const auto k = static_cast<std::size_t>(number);
-    ++tables[4 * k + i % 4];
-    out[i] = static_cast<Code>(k);
+    ++counts[number];
+    out[i] = static_cast<Code>(number);
   }
   return true;
 }
@@ -264,28 +373,52 @@ template <class Bits, class Code>
 void index_segment(const Bits* theta, std::size_t size, const std::uint64_t* values,
                    std::size_t count, std::int64_t* counts, Code* out) {
   thread_local Numbers<Bits> own_numbers;
-  thread_local Direct<Bits> own_direct;
-  thread_local std::vector<std::uint32_t> own_tables;
+  thread_local std::vector<std::uint32_t> own_table;
   Numbers<Bits>& numbers = own_numbers;  // of this thread, also for those that share the segment
-  Direct<Bits>& direct = own_direct;
   numbers.clear(count);
   for (std::size_t k = 0; k < count; ++k) numbers.insert(static_cast<Bits>(values[k]));
-  // For short segments it takes longer to build than it saves.
-  if (size < 16 * count || !direct.build(numbers.values())) direct.forget();
   std::mutex merging;
   const auto index = [&](std::size_t, std::size_t begin, std::size_t end) {
-    // Four tables in turn: increments of one count would wait for each other.
-    std::vector<std::uint32_t>& tables = own_tables;
-    tables.assign(4 * count, 0);
-    if (!index_chunk(theta, begin, end, numbers, direct, tables.data(), out))
+    std::vector<std::uint32_t>& table = own_table;
+    table.assign(count, 0);
+    if (!index_chunk(theta, begin, end, numbers, table.data(), out))
       throw std::invalid_argument("a weight has none of the values");
     const std::lock_guard lock(merging);
-    for (std::size_t k = 0; k < count; ++k) {
-      counts[k] += std::accumulate(&tables[4 * k], &tables[4 * k] + 4, std::int64_t{0});
-    }
+    for (std::size_t k = 0; k < count; ++k) counts[k] += table[k];
   };
   if (size <= chunk_length) return index(0, 0, size);
-  parallel_chunks(size, chunk_length, index);
+  // Long enough for the look-ups to outweigh the counts.
+  parallel_chunks(size, std::max(chunk_length, 16 * count), index);
+}
+
+// The values of one segment in order; false if there are more than a few.
+template <class Bits>
+bool code_segment(const Bits* theta, std::size_t size, std::uint8_t* codes, Few<Bits>& found) {
+  std::vector<Few<Bits>> parts((size + chunk_length - 1) / chunk_length);
+  std::atomic<bool> fits{true};
+  parallel_chunks(size, chunk_length, [&](std::size_t chunk, std::size_t begin, std::size_t end) {
+    if (fits && !parts[chunk].read(theta + begin, end - begin, codes + begin)) fits = false;
+  });
+  if (!fits) return false;
+  thread_local Numbers<Bits> own_order;
+  Numbers<Bits>& order = own_order;  // of this thread, also for those that share the segment
+  order.clear(parts.empty() ? 0 : parts[0].values.size());
+  for (const Few<Bits>& part : parts)
+    for (const Bits value : part.values) order.insert(value);
+  found.values = order.values();
+  if (found.values.size() > few_values) return false;
+  sort_values(found.values);
+  order.clear(found.values.size());
+  for (const Bits value : found.values) order.insert(value);
+  found.counts.assign(found.values.size(), 0);
+  for (const Few<Bits>& part : parts) {
+    for (std::size_t k = 0; k < part.values.size(); ++k)
+      found.counts[static_cast<std::size_t>(order.find(part.values[k]))] += part.counts[k];
+  }
+  parallel_chunks(size, chunk_length, [&](std::size_t chunk, std::size_t begin, std::size_t end) {
+    parts[chunk].renumber(order, end - begin, codes + begin);
+  });
+  return true;
 }
 
 // Calls body(segment, the bits of its first weight) for each segment.
@@ -294,6 +427,15 @@ void for_bits(const Segmented& layer, const Body& body) {
   for_segments(layer, [&]<class Storage, class T>(std::size_t s, const Storage* theta, T) {
     body(s, reinterpret_cast<const BitsOf<sizeof(Storage)>*>(theta));
   });
+}
+
+Values joined(const std::vector<std::vector<std::uint64_t>>& segments) {
+  Values values;
+  for (const auto& own : segments) {
+    values.sizes.push_back(static_cast<std::int64_t>(own.size()));
+    values.bits.insert(values.bits.end(), own.begin(), own.end());
+  }
+  return values;
 }
 
 }  // namespace
@@ -312,12 +454,29 @@ std::optional<Values> distinct_values(const Segmented& layer, std::size_t most, 
     found[s].assign(values.begin(), values.end());
   });
   if (!fits) return std::nullopt;
-  Values values;
-  for (const auto& own : found) {
-    values.sizes.push_back(static_cast<std::int64_t>(own.size()));
-    values.bits.insert(values.bits.end(), own.begin(), own.end());
-  }
-  return values;
+  return joined(found);
+}
+
+std::optional<Coded> code_values(const Segmented& layer, std::size_t total, std::uint8_t* codes) {
+  std::vector<std::vector<std::uint64_t>> found(layer.segments());
+  std::vector<std::vector<std::int64_t>> counts(layer.segments());
+  std::atomic<std::size_t> number{0};
+  std::atomic<bool> fits{true};
+  for_bits(layer, [&]<class Bits>(std::size_t s, const Bits* theta) {
+    if (!fits) return;
+    Few<Bits> own;
+    if (!code_segment(theta, layer.size(s), codes + layer.edges[s], own) ||
+        (number += own.values.size()) > total) {
+      fits = false;
+      return;
+    }
+    found[s].assign(own.values.begin(), own.values.end());
+    counts[s] = std::move(own.counts);
+  });
+  if (!fits) return std::nullopt;
+  Coded all{joined(found), {}};
+  for (const auto& own : counts) all.counts.insert(all.counts.end(), own.begin(), own.end());
+  return all;
 }
 
 std::vector<std::int64_t> index_values(const Segmented& layer, const Values& values,

@@ -46,17 +46,20 @@ constexpr double integers = 0x1.8p52;
 template <class T>
 void power_sums(const T* theta, std::size_t size, double centre, double scale, std::int64_t* first,
                 std::int64_t* second) {
+  // Times 2^25, so that the square is in units of 2^-50. A number below 2^26 is rounded to the same
+  // units where multiples of 2^-25 are left.
+  constexpr double fractions = integers * 0x1p-25;
+  const double factor = scale * 0x1p25;
   std::uint64_t sum = 0;
   std::uint64_t squares = 0;
 #pragma omp simd reduction(+ : sum, squares)
   for (std::size_t i = 0; i < size; ++i) {
-    const double x = (static_cast<double>(theta[i]) - centre) * scale;
-    sum += bits_of(x * 0x1p50 + integers);
-    squares += bits_of(x * x * 0x1p50 + integers);
+    const double x = (static_cast<double>(theta[i]) - centre) * factor;
+    sum += bits_of(x + fractions);
+    squares += bits_of(x * x + integers);
   }
-  const std::uint64_t others = size * bits_of(integers);  // modulo 2^64
-  *first = static_cast<std::int64_t>(sum - others);
-  *second = static_cast<std::int64_t>(squares - others);
+  *first = static_cast<std::int64_t>(sum - size * bits_of(fractions));  // modulo 2^64
+  *second = static_cast<std::int64_t>(squares - size * bits_of(integers));
 }
 
 template <class T>

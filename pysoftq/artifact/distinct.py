@@ -27,6 +27,7 @@ from pysoftq.clusters.values import (
     total_order,
     unique,
 )
+from pysoftq.interaction.host import new_memory
 
 CHUNK = 2**18  # weights at a time
 
@@ -63,7 +64,7 @@ def distinct(tensor: Tensor, bounds: Tensor, room: int | None = None) -> Distinc
     longest = int(bounds.diff().max())
     count_dtype = _narrowest(longest)
     flat = tensor.reshape(-1)
-    indices = torch.empty(flat.numel(), dtype=torch.uint8)
+    indices = torch.empty(0, dtype=torch.uint8)
     codebooks, counts, sizes = [], [], []
     for begin, end, within in _runs(bounds, longest):
         found = _of_run(flat[begin:end], within, left)
@@ -73,13 +74,23 @@ def distinct(tensor: Tensor, bounds: Tensor, room: int | None = None) -> Distinc
         left -= found.codebook.nbytes + index_bytes(found.counts.numpy(), own)
         if left <= 0:
             return None
-        if found.codes.itemsize > indices.itemsize:
-            indices = indices.to(found.codes.dtype)
-        indices[begin:end] = found.codes
+        indices = _placed(found.codes, begin, indices, flat.numel())
         codebooks.append(found.codebook)
         counts.append(found.counts.to(count_dtype))
         sizes.append(found.codebook_sizes)
     return Distinct(torch.cat(codebooks), torch.cat(counts), torch.cat(sizes), indices)
+
+
+def _placed(codes: Tensor, begin: int, indices: Tensor, size: int) -> Tensor:
+    """The indices of so many weights, those of a run included, which begin there."""
+    if len(codes) == size:
+        return codes
+    if not len(indices):
+        indices = new_memory(size, codes.dtype)
+    if codes.itemsize > indices.itemsize:
+        indices = indices.to(codes.dtype)
+    indices[begin : begin + len(codes)] = codes
+    return indices
 
 
 def _runs(bounds: Tensor, longest: int) -> Iterator[tuple[int, int, Tensor]]:

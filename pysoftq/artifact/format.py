@@ -30,7 +30,7 @@ DIGEST = slice(8 + len(HEADER_START), 8 + len(HEADER_START) + 64)
 NO_DIGEST = "0" * 64
 ENTRIES = ("raw", "codebook", "sizes", "indices", "coded")  # kinds of them: KIND/NAME
 
-Data: TypeAlias = bytes | bytearray | mmap.mmap  # of a whole file
+Data: TypeAlias = bytes | memoryview | mmap.mmap  # of a whole file
 
 
 @dataclass(frozen=True)

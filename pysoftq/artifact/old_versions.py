@@ -6,6 +6,7 @@ What they say of themselves is JSON in the header, as `docs/format.md` specifies
 from __future__ import annotations
 
 import json
+import mmap
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -35,14 +36,14 @@ def parse(path: str, data: Data, about: Mapping[str, Any]) -> Content:
 
 def _entries(path: str, data: Data) -> Iterable[tuple[str, Mapping[str, Any]]]:
     """Dtype, shape and data of each entry, by name."""
-    if isinstance(data, (bytes, bytearray)):
+    if not isinstance(data, mmap.mmap):
         content: Any = deserialize  # untyped
         found: Iterable[tuple[str, Mapping[str, Any]]] = content(bytes(data))
         return found
     with safe_open(user_path(path), framework="numpy"):
         pass  # the offsets are those of entries without gaps
     begin = 8 + int.from_bytes(data[:8], "little")
-    view, header = memoryview(data), json.loads(data[8:begin])
+    view, header = memoryview(data), json.loads(bytes(data[8:begin]))
     del header["__metadata__"]
     return [
         (name, {**entry, "data": view[begin + entry["data_offsets"][0] :]})

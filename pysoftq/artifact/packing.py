@@ -8,6 +8,7 @@ byte, whose highest bit says whether another follows.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -80,7 +81,12 @@ def packed_bytes(count: Count, bits: Count) -> Count:
 
 
 def pack(indices: NDArray[np.integer[Any]], bits: int) -> Bytes:
-    """Pack (N,) indices in 0..2**bits - 1 into `packed_bytes(N, bits)` bytes, 1 to 31 bits each."""
+    """Pack (N,) indices in 0..2**bits - 1 into `packed_bytes(N, bits)` bytes, 1 to 31 bits each.
+
+    Those that are packed already are not copied.
+    """
+    if bits == 8 * indices.itemsize and sys.byteorder == "little":
+        return np.ascontiguousarray(indices).view(np.uint8)
     if core is not None:
         packed: Bytes = core.pack(indices, bits)
         return packed

@@ -209,8 +209,9 @@ def read(path: str | os.PathLike[str], mapped: bool = False) -> File:
         if start[8:] == HEADER_START and mapped:
             data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         elif start[8:] == HEADER_START:
-            data = bytearray(os.fstat(stream.fileno()).st_size)
-            del data[stream.readinto(data) :]
+            # Not a bytearray: NumPy asks the system for huge pages, and sets nothing to 0.
+            memory = np.empty(os.fstat(stream.fileno()).st_size, dtype=np.uint8)
+            data = memory.data[: stream.readinto(memory.data)]
     return check(os.fspath(path), data)
 
 
@@ -234,7 +235,7 @@ def check(path: str, data: Data) -> File:
 
 def _parse(path: str, data: Data) -> File:
     length = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + length])
+    header = json.loads(bytes(data[8 : 8 + length]))
     about = json.loads(header.pop("__metadata__")["pysoftq"])
     version = about["format_version"]
     if type(version) is not int or version not in READ_VERSIONS:
@@ -251,4 +252,4 @@ def _parse(path: str, data: Data) -> File:
     names = {record.name for record in content.records}
     if names & content.ties.keys() or not names.issuperset(content.ties.values()):
         raise ValueError("its ties are inconsistent")
-    return File(path, len(data), data[DIGEST].decode(), version, **content._asdict())
+    return File(path, len(data), bytes(data[DIGEST]).decode(), version, **content._asdict())

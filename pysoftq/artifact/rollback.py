@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from pysoftq.interaction.host import new_memory
 from pysoftq.interaction.pieces import own_part
 
 _CONTAINERS = (dict, OrderedDict, list, set)
@@ -24,7 +25,7 @@ def unchanged_on_error(model: nn.Module) -> Iterator[None]:
     """
     modules = [(module, type(module), _attributes(module)) for module in model.modules()]
     values = [
-        (tensor, tensor.detach().to("cpu", copy=True))
+        (tensor, _copy(tensor.detach()))
         for tensor in map(own_part, (*model.parameters(), *model.buffers()))
         if not tensor.is_meta
     ]
@@ -40,6 +41,10 @@ def unchanged_on_error(model: nn.Module) -> Iterator[None]:
                 if not torch.equal(tensor.cpu(), value):  # what cannot be written is unchanged
                     tensor.copy_(value)
         raise
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return new_memory(tensor.numel(), tensor.dtype).view(tensor.shape).copy_(tensor)
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:

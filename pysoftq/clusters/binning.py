@@ -14,7 +14,7 @@ from torch import Tensor
 from pysoftq.clusters.clusters import PIECE, Clusters, Palette
 from pysoftq.clusters.defaults import DEFAULT_BITS
 from pysoftq.clusters.values import host_weights
-from pysoftq.interaction.host import on_host
+from pysoftq.interaction.host import new_memory, on_host
 from pysoftq.interaction.pieces import Piece
 from pysoftq.interaction.weights import HostWeights
 
@@ -59,7 +59,7 @@ class Bins(Palette):
         own = torch.from_numpy(self.sizes)
         codes = self._of_bins(torch.arange(self.K, dtype=torch.int32))
         codes = codes - self.first.int().repeat_interleave(own)
-        found = torch.empty(weights.tensor.numel(), dtype=self.code_dtype)
+        found = new_memory(weights.tensor.numel(), self.code_dtype)
         self._look_up(weights, codes.to(self.code_dtype), found)
         if self.piece is not None and whole:
             found = self.piece.assemble(found)

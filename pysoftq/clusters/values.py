@@ -15,7 +15,7 @@ from pysoftq import _core
 from pysoftq.clusters.clusters import PIECE, Clusters, Palette, code_dtype
 from pysoftq.clusters.patterns import flip_negative
 from pysoftq.interaction.arrays import check_dense
-from pysoftq.interaction.host import on_host
+from pysoftq.interaction.host import new_memory, on_host
 from pysoftq.interaction.pieces import Piece, own_part
 from pysoftq.interaction.segments import segment_ids
 from pysoftq.interaction.weights import HostWeights, scalar_of
@@ -61,13 +61,19 @@ def few_values(theta: Tensor, bounds: Tensor | None = None, nbytes: int = 2**62)
     Returns:
         None if a segment has more than 2**16 values, or all codebooks together take more bytes.
     """
-    layer = _Layer.of(theta, bounds)
-    found = layer.values(nbytes // theta.itemsize)
-    if found is None:
-        return None
-    sizes, bits = found
-    codes = torch.empty(theta.numel(), dtype=code_dtype(int(sizes.max(initial=0))))
-    counts = _core.index_values(*layer.core, sizes, bits, codes.itemsize, codes.data_ptr())
+    layer, most = _Layer.of(theta, bounds), nbytes // theta.itemsize
+    codes = new_memory(theta.numel(), torch.uint8)
+    coded = _core.code_values(*layer.core, most, codes.data_ptr())
+    if coded is None:
+        del codes
+        found = layer.values(most)
+        if found is None:
+            return None
+        sizes, bits = found
+        codes = new_memory(theta.numel(), code_dtype(int(sizes.max(initial=0))))
+        counts = _core.index_values(*layer.core, sizes, bits, codes.itemsize, codes.data_ptr())
+    else:
+        sizes, bits, counts = coded
     codebook = torch.from_numpy(bits.astype(_UNSIGNED[theta.itemsize])).view(theta.dtype)
     edges = None if bounds is None else bounds.cpu()
     return Clusters(codebook, torch.from_numpy(counts), edges, codes=codes)

@@ -47,11 +47,11 @@ class KeptZeros:
         padding = {id(weight): row for weight, row in padding_rows(model)}
         masks, numbers = {}, {}
         for layer in layers:
-            weights = layer.weights.detach()
-            number = _total(layer, weights.numel() - int(weights.count_nonzero()))
+            assert layer.zeros is not None  # it has just been measured
+            number = _total(layer, layer.zeros)
             if not number:
                 continue
-            zeros = weights == 0
+            zeros = layer.weights.detach() == 0
             if sparsity != "keep" and number < MIN_SHARE * layer.size:
                 row = padding.get(id(layer.parameter))
                 if row is None:

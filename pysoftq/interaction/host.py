@@ -1,9 +1,16 @@
-"""Computing on the CPU, whatever device torch makes its tensors on by default."""
+"""Computing on the CPU, whatever device torch makes its tensors on by default; memory there."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 @contextmanager
@@ -20,3 +27,14 @@ def on_host() -> Iterator[None]:
     else:
         with torch.device("cpu"):
             yield
+
+
+def new_memory(size: int, dtype: torch.dtype) -> Tensor:
+    """A tensor of one dimension on the CPU, not initialized.
+
+    NumPy asks the system for huge pages, and torch does not: a fault for each 4 KiB takes longer
+    than to fill them.
+    """
+    import torch
+
+    return torch.from_numpy(np.empty(size, dtype=f"i{dtype.itemsize}")).view(dtype)

@@ -31,6 +31,7 @@ class CoupledLayer:
         segments: those that each interact only with themselves, None if the layer is one; with
             them, sigma, width and strength are their means, weighted with their sizes.
         piece: what this process holds of the weights; None if that is all.
+        zeros: how many weights of this process were 0 when measured; None if restored.
     """
 
     name: str
@@ -41,6 +42,7 @@ class CoupledLayer:
     parameter: nn.Parameter
     segments: Segments | None = None
     piece: Piece | None = None
+    zeros: int | None = None
 
     FIELDS: ClassVar = ("name", "size", "sigma", "width", "strength")
 
@@ -93,12 +95,17 @@ class CoupledLayer:
             segments = Segments.measure(weights, h, w, alpha)
             if not len(segments.number):
                 return None
-            return cls._of_segments(name, parameter, segments, piece)
+            layer = cls._of_segments(name, parameter, segments, piece)
+            return replace(layer, zeros=weights.zeros)
         sigma = float(weights.spreads())
         if sigma == 0:
             return None
         strength = h * size**-alpha
-        return cls(name, size, sigma, w * sigma, strength, parameter, piece=piece)
+        return cls(
+            *(name, size, sigma, w * sigma, strength, parameter),
+            piece=piece,
+            zeros=weights.zeros,
+        )
 
     @classmethod
     def restore(

@@ -42,6 +42,7 @@ class HostWeights:
         bounds: of the segments, (G+1,) on the CPU.
         size: number of weights, those of other processes included.
         nonfinite: how many are NaN or infinite; measures and bins require 0.
+        zeros: how many of `tensor` are 0, once the spreads are known.
 
     Raises:
         ValueError: a segment has 2**31 weights or more.
@@ -61,6 +62,7 @@ class HostWeights:
         address, scalar = self.tensor.data_ptr(), scalar_of(theta.dtype)
         self._core = _core.Weights(address, scalar, edges.numpy())
         self.nonfinite: int = self._core.nonfinite
+        self.zeros: int | None = None
         if piece is not None:
             self._join_ranges(piece, edges.diff() == 0)
 
@@ -87,7 +89,7 @@ class HostWeights:
 
         Sums are those of integers, hence independent of threads and of the order of the weights.
         """
-        moments = self._core.moments()
+        moments, self.zeros = self._core.moments()
         if self._piece is not None:
             moments = self._piece.total(torch.from_numpy(moments)).numpy()
         return torch.from_numpy(self._core.spreads(moments, self.bounds.diff().numpy()))

@@ -74,7 +74,7 @@ def test_threads_do_not_matter(threads: int) -> None:
 def test_more_values_than_the_core_looks_for_are_sorted(
     most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    theta = torch.randn(4, 300, generator=torch.Generator().manual_seed(0)).round(decimals=1)
+    theta = torch.randn(4, 3000, generator=torch.Generator().manual_seed(0)).round(decimals=2)
     bounds = segment_bounds(theta.shape, "channel")
     expected = unique(theta), unique(theta, bounds)
     monkeypatch.setattr(values, "MOST_VALUES", most)

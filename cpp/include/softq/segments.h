@@ -36,10 +36,12 @@ struct Ranges {
 // Throws std::invalid_argument for a segment with too many weights (checks.h).
 Ranges ranges(const Segmented& layer);
 
-// Sums of the weights of a segment and of their squares, about the middle of its range.
+// Sums of the weights of a segment and of their squares, about the middle of its range, and how
+// many weights are 0.
 struct Moments {
   Wide first = 0;
   Wide second = 0;
+  std::int64_t zeros = 0;
 };
 
 // Of each segment of finite weights. The sums are those of integers: with R half the range, a
