@@ -9,19 +9,28 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-import emulated_cuda
 import pytest
-from devices import KINDS, Device
 from hypothesis import settings
 from paths import ROOT
 
 os.environ.setdefault("MPLBACKEND", "Agg")
-# Waiting threads that spin make small networks many times slower on a busy machine.
+# Waiting threads that spin make small networks many times slower on a busy machine. Read as torch
+# is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import emulated_cuda
+from cpu_seconds import CpuSeconds
+from devices import KINDS, Device
 
 # The same examples everywhere, and no limit of time: a slow machine is not a failure.
 settings.register_profile("pysoftq", deadline=None, derandomize=True)
 settings.load_profile("pysoftq")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """With ``--durations``, the CPU seconds of the modules are shown too."""
+    if config.option.durations is not None:
+        config.pluginmanager.register(CpuSeconds())
 
 
 @pytest.fixture(scope="session")
