@@ -637,7 +637,7 @@ def test_phase_and_pick_of_a_sweep(trained: Path) -> None:
     assert CliRunner().invoke(pick, [str(trained)]).exit_code == 2
 
 
-@pytest.mark.usefixtures("light_fonts")
+@pytest.mark.usefixtures("undrawn")  # but for the page
 def test_the_documented_chain_of_commands(trained: Path) -> None:
     document = DOCS / "paper.md"
     (block,) = re.findall(r"```bash\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL)
