@@ -64,9 +64,9 @@ else()
     set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION "-std=c++20")
   endif()
   find_package(CUDAToolkit REQUIRED)
-  pybind11_add_module(_cuda MODULE NO_EXTRAS ${cuda_sources} ${cuda_bindings} cpp/cuda/cufft.cpp
+  pybind11_add_module(_cuda MODULE NO_EXTRAS ${cuda_sources} cpp/cuda/cufft.cpp
                       cpp/cuda/driver.cpp ${cuda_kernels})
-  softq_compile_together(_cuda ${cuda_bindings})
+  softq_add_bindings(_cuda ${cuda_bindings})
   list(JOIN CMAKE_CUDA_ARCHITECTURES " " words)
   target_compile_definitions(_cuda PRIVATE PYSOFTQ_CUDA_MODULE=_cuda
                                            PYSOFTQ_CUDA_ARCHITECTURES="${words}")
@@ -91,18 +91,14 @@ if(PYSOFTQ_CUDA_EMULATION)
     list(APPEND emulated_kernels "${source}")
   endforeach()
   pybind11_add_module(
-    _cuda_emulated MODULE NO_EXTRAS ${cuda_sources} ${cuda_bindings} ${emulated_kernels}
-    cpp/cuda/emulation/bind.cpp cpp/cuda/emulation/cufft.cpp cpp/cuda/emulation/fiber.cpp
-    cpp/cuda/emulation/runtime.cpp)
-  softq_compile_together(_cuda_emulated ${cuda_bindings} cpp/cuda/emulation/bind.cpp)
-  # The templates of ducc0, for tests only: more takes the compiler half as long again.
-  set_source_files_properties(cpp/cuda/emulation/cufft.cpp PROPERTIES COMPILE_OPTIONS
-                                                                      $<$<CONFIG:Release>:-O1>)
+    _cuda_emulated MODULE NO_EXTRAS ${cuda_sources} ${emulated_kernels}
+    cpp/cuda/emulation/cufft.cpp cpp/cuda/emulation/fiber.cpp cpp/cuda/emulation/runtime.cpp)
+  softq_add_bindings(_cuda_emulated ${cuda_bindings} cpp/cuda/emulation/bind.cpp)
   target_compile_definitions(_cuda_emulated PRIVATE PYSOFTQ_CUDA_MODULE=_cuda_emulated
                                                     PYSOFTQ_CUDA_ARCHITECTURES="native"
                                                     PYSOFTQ_CUDA_EMULATED)
   target_compile_options(_cuda_emulated PRIVATE -Wno-unknown-pragmas)  # unroll
   target_include_directories(_cuda_emulated BEFORE PRIVATE cpp/cuda cpp/cuda/emulation)
-  target_link_libraries(_cuda_emulated PRIVATE softq ducc0_fft softq_warnings ${CMAKE_DL_LIBS})
+  target_link_libraries(_cuda_emulated PRIVATE softq softq_warnings ${CMAKE_DL_LIBS})
   install(TARGETS _cuda_emulated LIBRARY DESTINATION pysoftq)
 endif()

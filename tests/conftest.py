@@ -2,26 +2,44 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import random
 import signal
+import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
+from unittest import mock
 
-import emulated_cuda
+import numpy as np
 import pytest
-from devices import KINDS, Device
 from hypothesis import settings
 from paths import ROOT
 
 os.environ.setdefault("MPLBACKEND", "Agg")
-# Waiting threads that spin make small networks many times slower on a busy machine.
+# Waiting threads that spin make small networks many times slower on a busy machine. Read as torch
+# is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import emulated_cuda
+import torch
+from cpu_seconds import CpuSeconds
+from devices import KINDS, Device
+
+import pysoftq
 
 # The same examples everywhere, and no limit of time: a slow machine is not a failure.
 settings.register_profile("pysoftq", deadline=None, derandomize=True)
 settings.load_profile("pysoftq")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """With ``--durations``, the CPU seconds of the modules are shown too."""
+    if config.option.durations is not None:
+        config.pluginmanager.register(CpuSeconds())
 
 
 @pytest.fixture(scope="session")
@@ -120,6 +138,38 @@ def _away_from_the_sources(tmp_path_factory: pytest.TempPathFactory) -> Iterator
     os.chdir(before)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _alone() -> Iterator[None]:
+    """A module begins as if it were alone in its process: others run before it in any order.
+
+    Neither what the package has cached comes from another one, nor the state of random numbers,
+    variables of the environment, paths, threads, handlers and hooks.
+    """
+    for function in caches():
+        function.cache_clear()
+    for seed in (random.seed, np.random.seed, torch.manual_seed):
+        seed(0)
+    threads = torch.get_num_threads(), pysoftq.get_num_threads()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    with (
+        mock.patch.dict(os.environ),
+        mock.patch.object(sys, "path", sys.path.copy()),
+        mock.patch.object(sys, "excepthook", sys.excepthook),
+    ):
+        yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    torch.set_num_threads(threads[0])
+    pysoftq.set_num_threads(threads[1])
+
+
+def caches() -> list[Any]:
+    """The functions of the package that remember what they have returned."""
+    modules = [module for name, module in sys.modules.items() if name.split(".")[0] == "pysoftq"]
+    values = [value for module in modules for value in vars(module).values()]
+    return [value for value in values if isinstance(value, functools._lru_cache_wrapper)]
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _interruptible() -> Iterator[None]:
     """Python's own handler of SIGINT, also where a shell started the tests in the background."""
@@ -133,7 +183,5 @@ def _gpu(request: pytest.FixtureRequest) -> None:
     """Tests marked ``gpu`` are skipped where there is no CUDA device."""
     if request.node.get_closest_marker("gpu") is None:
         return
-    import torch
-
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")

@@ -1,7 +1,4 @@
-"""One of several processes that run `pysoftq compress`: ``torchrun together.py FOLDER WEIGHTS``.
-
-Calls the command several times, and writes what each process sees to FOLDER/RANK.pt.
-"""
+"""What each of several processes does that run `pysoftq compress` together."""
 
 from __future__ import annotations
 
@@ -106,7 +103,8 @@ def stop_after(steps: int) -> None:
     driver.finetune = finetune
 
 
-def main_of_test(folder: Path, weights: str) -> None:
+def run_together(folder: Path, weights: str) -> None:
+    """Call the command several times, and write what this process sees to FOLDER/RANK.pt."""
     torch.set_num_threads(1)
     command._draw = lambda path: [path]
     with joined() as processes:
@@ -141,7 +139,3 @@ def commands(folder: Path, weights: str) -> dict[str, Any]:
     found["target stopped"] = call(*target, "--shard", "--out", sharded)
     found["target resumed"] = call("compress", "--resume", sharded, "--shard")
     return found
-
-
-if __name__ == "__main__":
-    main_of_test(Path(sys.argv[1]), sys.argv[2])

@@ -35,6 +35,10 @@ std::shared_ptr<const Plan> plan_of(std::size_t length) {
 
 }  // namespace
 
+void real_fft(double* values, std::size_t length, bool forward) {
+  plan_of(length)->exec(values, 1.0, forward);
+}
+
 std::vector<double> convolve_well(const Count* counts, std::int64_t bins, double spacing,
                                   double width) {
   const std::int64_t m = reach(width, spacing, bins + 1);  // from bin -1 to bin bins - 1

@@ -1,7 +1,8 @@
 // Prints what the core promises to be the same integers on every machine and for any number of
 // threads, for fixed weights: counts, forces on bins, gradients, exact forces, clusters, codes.
 // Larger arrays are shown by a hash. With `--threads`, what threads alone must not change: exact
-// forces and energies of 1 … 2^17 weights, and of calls from several threads at once.
+// forces and energies of 1 … 2^17 weights, and of calls from several threads at once. With
+// `--threads few`, for fewer numbers of weights.
 #include <algorithm>
 #include <cinttypes>
 #include <cmath>
@@ -151,13 +152,19 @@ void print_exact(std::size_t size, const char* state) {
               pair_energy_sort(theta.data(), size, 0.3));
 }
 
-// Of all powers of two up to 2^17, and the sizes around them.
-void print_exact() {
-  std::set<std::size_t> sizes;
-  for (std::size_t power = 1; power <= 1 << 17; power *= 2)
-    sizes.insert(
-        {std::max<std::size_t>(power - 1, 1), power, std::min<std::size_t>(power + 1, 1 << 17)});
-  for (const std::size_t size : sizes) {
+// Of all powers of two up to 2^17, and the sizes around them; of few, one of the three in turn.
+void print_exact(bool few) {
+  constexpr std::int64_t largest = 1 << 17;
+  std::set<std::int64_t> sizes;
+  for (std::int64_t power = 1, turn = 0; power <= largest; power *= 2, ++turn) {
+    const auto near = [=](std::int64_t d) {
+      return std::clamp<std::int64_t>(power + d, 1, largest);
+    };
+    if (few) sizes.insert(near(turn % 3 - 1));
+    if (!few) sizes.insert({near(-1), near(0), near(1)});
+  }
+  for (const std::int64_t at : sizes) {
+    const auto size = static_cast<std::size_t>(at);
     for (const char* state : {"Gaussian", "clusters"}) {
       print_exact<float>(size, state);
       print_exact<double>(size, state);
@@ -180,9 +187,12 @@ void print_simultaneous() {
 
 int main(int count, char** arguments) {
   using namespace softq;
+  const std::vector<std::string_view> given(arguments + 1, arguments + count);
   std::vector<std::size_t> sizes{1, 2, 17, 1000, 4099, 70'000};
-  if (count > 1 && std::string_view(arguments[1]) == "--threads") {
-    print_exact();
+  if (!given.empty() && given[0] == "--threads") {
+    const bool few = given.size() > 1 && given[1] == "few";
+    if (few) sizes = {17, 4099, 70'000};
+    print_exact(few);
     print_simultaneous();
   } else {
     sizes.push_back(600'000);  // with the sanitizers, minutes

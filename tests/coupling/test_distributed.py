@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from forkserver import forkserver
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -60,18 +61,19 @@ def train(rank: int, folder: Path) -> dict[str, torch.Tensor]:
         dist.destroy_process_group()
 
 
-def other_process(number: int, folder: Path) -> None:
+def other_process(folder: Path) -> None:
     torch.set_num_threads(1)
-    torch.save(train(1 + number, folder), folder / "other.pt")
+    torch.save(train(1, folder), folder / "other.pt")
 
 
 @pytest.mark.skipif(not dist.is_gloo_available(), reason="torch has no gloo here")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what torch imports for it
 def test_processes_stay_together_and_train_as_one(tmp_path: Path) -> None:
-    other = torch.multiprocessing.spawn(other_process, (tmp_path,), nprocs=1, join=False)
+    other = forkserver().Process(target=other_process, args=(tmp_path,))
+    other.start()
     first = train(0, tmp_path)
-    while not other.join():
-        pass
+    other.join()
+    assert other.exitcode == 0
     second = torch.load(tmp_path / "other.pt")
 
     alone = make_model()

@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from command_alone import command_alone
 from hypothesis import given
 from hypothesis import strategies as st
 from networks import LanguageModel, clustered, language_model, mixed_mlp, resnet
@@ -158,20 +157,17 @@ def run(*arguments: object) -> Result:
 
 
 @pytest.mark.long
-def test_all_formats_at_once_and_no_other_word(compressed: Path, tmp_path: Path) -> None:
+def test_all_formats_at_once_and_no_other_word(
+    compressed: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """No warning, no progress, no log of the exporters."""
     names = ("a.onnx", "a.mlpackage", "a.pt")
     onnx, coreml, state = paths = [tmp_path / name for name in names]
-    program = "from pysoftq.cli.main import main; main()"
     options = ["--onnx", str(onnx), "--coreml", str(coreml), "--state-dict", str(state), "--json"]
-    result = subprocess.run(
-        [sys.executable, "-c", program, "export", str(compressed), *options],
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    assert (result.returncode, result.stderr) == (0, "")
-    reports = json.loads(result.stdout)
+    printed = tmp_path_factory.mktemp("printed")
+    code, out, err = command_alone(printed, "export", str(compressed), *options)
+    assert (code, err) == (0, "")
+    reports = json.loads(out)
     assert [report["path"] for report in reports] == list(map(str, paths))
     assert [report["tensors"][0]["form"] for report in reports] == ["codebook"] * 2 + ["dense"]
     assert sorted(tmp_path.iterdir()) == sorted(paths)

@@ -9,7 +9,7 @@ import oracle
 import pytest
 import torch
 from devices import Device
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import nn
@@ -64,12 +64,14 @@ def assert_scaled(backend: backends.Backend, theta: np.ndarray, bins: int, scale
     np.testing.assert_array_equal(force, backend.force(put(backend, theta), WIDTH, bins, False))
 
 
+@settings(max_examples=40)  # the emulation takes its time
 @given(theta=weights, bins=st.integers(1, 2**14))
 def test_scaled_weights(backend, theta, bins):
     for scale in SCALES[theta.dtype]:
         assert_scaled(backend, theta, bins, scale)
 
 
+@settings(max_examples=40)
 @given(theta=weights, bins=st.integers(0, 14).map(lambda k: 2**k))  # exact where it is subnormal
 def test_scaled_weights_of_float64(backend, theta, bins):
     for scale in SCALES[np.dtype(np.float64)]:

@@ -1,4 +1,4 @@
-"""One run in several processes that torchrun starts: results, files, failures."""
+"""One run in several processes, as torchrun starts them: results, files, failures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch.distributed as dist
 from launch import launch
 from safetensors.torch import load_file
 from tiny import Recorder
-from together import OPTIONS, PAPER, call, trained
+from together import OPTIONS, PAPER, call, run_together, trained
 
 from pysoftq.artifact import load_compressed
 from pysoftq.data.batching import Share
@@ -130,7 +130,7 @@ def test_one_process_of_torchrun_is_as_without_it(
 def together(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the runs in two processes."""
     folder = tmp_path_factory.mktemp("together")
-    launch(WORLD, "together.py", folder, weights, PYSOFTQ_CACHE=str(folder / "cache"))
+    launch(WORLD, run_together, folder, str(weights), PYSOFTQ_CACHE=str(folder / "cache"))
     return folder
 
 

@@ -60,6 +60,10 @@ def options(weights: Path) -> Options:
     return make
 
 
+# What is evaluated in the run with a largest drop.
+READS: list[str] = []
+
+
 @dataclass
 class Stopping(Recorder):
     """Asks the run to stop after a step."""
@@ -101,10 +105,20 @@ Whole = Callable[[str], tuple[CompressConfig, Path, Summary]]
 def whole(options: Options, tmp_path_factory: pytest.TempPathFactory) -> Whole:
     """Runs by their kind of target that nothing interrupts; not to be changed."""
 
+    data, evaluate = tiny_digits(), evaluation.evaluate
+
+    def counted(model: Any, data: Any, half: Any, *more: Any) -> tuple[float, float]:
+        name = {len(data.test): "test", len(data.train): "train"}.get(len(half), "validation")
+        READS.append(name)
+        return evaluate(model, data, half, *more)
+
     @cache
     def make(kind: str) -> tuple[CompressConfig, Path, Summary]:
         config, path = options(**TARGETS[kind]), tmp_path_factory.mktemp("target") / kind
-        return config, path, compress(config, path, Recorder(), data=tiny_digits())
+        with pytest.MonkeyPatch.context() as patch:
+            for module in ("metrics", "target", "outcome") if kind == "drop" else ():
+                patch.setattr(f"pysoftq.run.{module}.evaluate", counted)
+            return config, path, compress(config, path, Recorder(), data=data)
 
     return make
 
@@ -194,27 +208,14 @@ def test_a_finished_run_is_compared_again(options: Options, tmp_path: Path) -> N
     assert again.target == first.target
 
 
-def test_the_test_set_is_not_read_before_the_end(
-    options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    reads: list[str] = []
-
-    def counted(model: Any, data: Any, half: Any, *more: Any) -> tuple[float, float]:
-        name = {len(data.test): "test", len(data.train): "train"}.get(len(half), "validation")
-        reads.append(name)
-        return original(model, data, half, *more)
-
-    original = evaluation.evaluate
-    for module in ("metrics", "target", "outcome"):
-        monkeypatch.setattr(f"pysoftq.run.{module}.evaluate", counted)
-    summary = run(options(epochs=2, codebook_epochs=2, max_drop=5.0), tmp_path / "run")
-    assert summary.target is not None
-    end = reads.index("test")
-    assert set(reads[end:]) == {"test"}  # each network of the table once
-    assert len(reads[end:]) == len(summary.networks)
-    assert reads[:end].count("validation") >= 1 + 6  # the pretrained network, those on the way
-    assert reads[:end].count("train") == 1  # metrics of epoch 0
-    row = read_metrics(tmp_path / "run" / "metrics.jsonl")[0].to_dict()
+def test_the_test_set_is_not_read_before_the_end(whole: Whole) -> None:
+    _, path, summary = whole("drop")
+    end = READS.index("test")
+    assert set(READS[end:]) == {"test"}  # each network of the table once
+    assert len(READS[end:]) == len(summary.networks)
+    assert READS[:end].count("validation") >= 1 + 6  # the pretrained network, those on the way
+    assert READS[:end].count("train") == 1  # metrics of epoch 0
+    row = read_metrics(path / "metrics.jsonl")[0].to_dict()
     assert "validation_accuracy_soft" in row
     assert "test_accuracy_soft" not in row
 

@@ -14,6 +14,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -63,11 +64,19 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return str(request.getfixturevalue("server"))
 
 
-@pytest.fixture
-def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+@contextmanager
+def forked_workers() -> Iterator[None]:
     """Workers are no new Pythons, which take longer to start than what they do in these tests."""
     context = forkserver()
-    monkeypatch.setattr("pysoftq.sweep.local.multiprocessing.get_context", lambda _: context)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pysoftq.sweep.local.multiprocessing.get_context", lambda _: context)
+        yield
+
+
+@pytest.fixture
+def forked() -> Iterator[None]:
+    with forked_workers():
+        yield
 
 
 def make_job(
@@ -489,12 +498,10 @@ def test_workers_killed_at_random(tmp_path: Path, storage: str) -> None:
     assert all(row.result["degradation"] == row.run.h for row in rows)
 
 
-def test_a_killed_sweep_goes_on(
-    tmp_path: Path, storage: str, request: pytest.FixtureRequest
-) -> None:
-    job = make_job(tmp_path, storage, sweep_tasks.slow)
-    context = multiprocessing.get_context("spawn")
-    parent = context.Process(target=run_local, args=(job, 2, ["cpu"], print))
+def test_a_killed_sweep_goes_on(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """Its workers, of new Pythons, end with it; what it leaves to a database is what they do."""
+    job = make_job(tmp_path, f"sqlite:///{tmp_path / 'sweep.db'}", sweep_tasks.slow)
+    parent = forkserver().Process(target=run_local, args=(job, 2, ["cpu"], print))
     parent.start()
     while not lines(job, "ended"):
         time.sleep(0.05)
@@ -556,7 +563,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     killer = threading.Thread(target=kill)
     killer.start()
-    result = CliRunner().invoke(sweep, ["--config", str(file), "--out", str(folder)])
+    with forked_workers():
+        result = CliRunner().invoke(sweep, ["--config", str(file), "--out", str(folder)])
     ended.set()
     killer.join()
     assert result.exit_code == 0, result.output
@@ -629,7 +637,7 @@ def test_phase_and_pick_of_a_sweep(trained: Path) -> None:
     assert CliRunner().invoke(pick, [str(trained)]).exit_code == 2
 
 
-@pytest.mark.usefixtures("light_fonts")
+@pytest.mark.usefixtures("undrawn")  # but for the page
 def test_the_documented_chain_of_commands(trained: Path) -> None:
     document = DOCS / "paper.md"
     (block,) = re.findall(r"```bash\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL)

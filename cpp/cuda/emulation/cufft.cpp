@@ -1,12 +1,12 @@
-// cuFFT's calls by pocketfft.
+// cuFFT's calls by the core's FFT.
 #include "../cufft.h"
-
-#include <ducc0/fft/fft1d_impl.h>
 
 #include <algorithm>
 #include <cstring>
 #include <map>
 #include <vector>
+
+#include "softq/fft.h"
 
 namespace softq::cuda {
 namespace {
@@ -58,13 +58,12 @@ int set_stream(CufftHandle handle, cudaStream_t stream) {
   return 0;
 }
 
-// Between r0, i0 = 0, r1, i1, … and pocketfft's r0, r1, i1, …; the length is even.
+// Between r0, i0 = 0, r1, i1, … and the core's r0, r1, i1, …; the length is even.
 void forward(const Plan& plan, const double* in, Complex* out) {
-  const ducc0::pocketfft_r<double> transform(plan.length);
   std::vector<double> row(plan.length);
   for (int b = 0; b < plan.batch; ++b) {
     std::copy_n(in + static_cast<std::size_t>(b) * plan.length, plan.length, row.begin());
-    transform.exec(row.data(), 1.0, true);
+    real_fft(row.data(), plan.length, true);
     Complex* to = out + static_cast<std::size_t>(b) * (plan.length / 2 + 1);
     to[0] = {row[0], 0};
     for (std::size_t k = 1; k < plan.length / 2; ++k) to[k] = {row[2 * k - 1], row[2 * k]};
@@ -73,7 +72,6 @@ void forward(const Plan& plan, const double* in, Complex* out) {
 }
 
 void backward(const Plan& plan, const Complex* in, double* out) {
-  const ducc0::pocketfft_r<double> transform(plan.length);
   for (int b = 0; b < plan.batch; ++b) {
     const Complex* from = in + static_cast<std::size_t>(b) * (plan.length / 2 + 1);
     double* row = out + static_cast<std::size_t>(b) * plan.length;
@@ -83,7 +81,7 @@ void backward(const Plan& plan, const Complex* in, double* out) {
       row[2 * k] = from[k].im;
     }
     row[plan.length - 1] = from[plan.length / 2].re;
-    transform.exec(row, 1.0, false);
+    real_fft(row, plan.length, false);
   }
 }
 

@@ -1,6 +1,7 @@
 // Linear convolution of counts with the well, by pocketfft in float64.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -12,5 +13,9 @@ namespace softq {
 // length.
 std::vector<double> convolve_well(const Count* counts, std::int64_t bins, double spacing,
                                   double width);
+
+// In place, without a factor, from real values to halfcomplex order (r0, r1, i1, r2, i2, …) or
+// back.
+void real_fft(double* values, std::size_t length, bool forward);
 
 }  // namespace softq
