@@ -371,29 +371,37 @@ def test_targets_beside_runs_at_fixed_weights(
 ) -> None:
     done: list[str] = []
 
-    def run(job: digits_targets.Job, folder: Path) -> digits_targets.Row:
-        done.append(job.name)
-        size = round(20_000 / (1 + 10 * job.value))
+    def row(job: digits_targets.Job, value: float) -> digits_targets.Row:
+        size = round(20_000 / (1 + 10 * value))
         drop: float | None = None
-        if job.kind == "size":
-            size = round(0.98 * job.value * digits_targets.FLOAT32)
+        if job.kind in ("size", "front"):
+            size = round(0.98 * value * digits_targets.FLOAT32)
         elif job.kind == "drop":
             size, drop = 6_000, 0.3
-        accuracy = 99 - 4_000 / size
+        accuracy, seconds = 99 - 4_000 / size, 2.0
+        if job.kind == "front":
+            accuracy, seconds = accuracy - 0.1, 5.0
         return digits_targets.Row(
-            job.kind, job.value, job.seed, size, size, accuracy, 99.0, drop, 2.0
+            job.kind, value, job.seed, size, size, accuracy, 99.0, drop, seconds
         )
+
+    def run(job: digits_targets.Job, folder: Path) -> list[digits_targets.Row]:
+        done.append(job.name)
+        values = digits_targets.SHARES if job.kind == "front" else [job.value]
+        return [row(job, value) for value in values]
 
     monkeypatch.setattr(digits_targets, "run", run)
     arguments = ["--output", str(tmp_path), "--seeds", "3"]
     assert digits_targets.main(arguments) == 0
     assert digits_targets.main([*arguments, "4"]) == 0  # goes on where it was
-    assert len(done) == len(set(done)) == 2 * 14
+    assert len(done) == len(set(done)) == 2 * 19
     lines = (tmp_path / "digits-targets.md").read_text().splitlines()
-    line = next(line for line in lines if line.startswith("| 10 %, 8,081 bytes"))
-    assert line.startswith("| 10 %, 8,081 bytes | 98.0 – 98.0 | 98.49 ± 0.00 | 98.4")
+    size, front = (line for line in lines if line.startswith("| 10 %, 8,081 bytes"))
+    assert size.startswith("| 10 %, 8,081 bytes | 98.0 – 98.0 | 98.49 ± 0.00 | 98.4")
+    assert front == "| 10 %, 8,081 bytes | 98.0 – 98.0 | 98.39 ± 0.00 | 98.49 ± 0.00 | -0.10 |"
+    assert "CPU time of a front, in that of a run to one size: 2.50 ± 0.00." in lines
     assert "| 4 | 1 | 0.30 | 0.67 | 0.67 | 6,000 | 5,714 |" in lines
-    assert "in that of a run without: 1.00 ± 0.00." in (tmp_path / "digits-targets.md").read_text()
+    assert "in that of one by hand: 1.00 ± 0.00." in (tmp_path / "digits-targets.md").read_text()
 
 
 def test_digits_table_over_seeds(
