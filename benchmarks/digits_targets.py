@@ -243,8 +243,8 @@ def page(rows: Sequence[Row]) -> str:
     weights = ", ".join(f"{weight:g}" for weight in RD_WEIGHTS)
     conditions = (
         "Default options but the target; 105 epochs each, a front 140. By hand: fixed "
-        f"rate-distortion weights ({weights}), 79 epochs of coupling and 26 after it. Mean ± standard deviation over the "
-        "seeds; accuracies on 360 test images."
+        f"rate-distortion weights ({weights}), 79 epochs of coupling and 26 after it. "
+        "Mean ± standard deviation over the seeds; accuracies on 360 test images."
     )
     beside_hand = time_ratio(rows, "size", "rd_weight")
     parts = [
