@@ -444,7 +444,7 @@ class Compressor:
         steps = self._ends(number + 1) - self._ends(number)
         self.rungs.append(Rung(target, max(steps, 1), rd_weight=merged.price))
         self._training = RungTraining(self.softq, codebooks, self.rungs[-1], meter, self._values_lr)
-        self._training.settle(merged)
+        self._training.settle(merged.bins, merged.clusters)
 
     def _warn_of_size(self) -> None:
         wanted = [target.bytes for target in self.targets if target.bytes is not None]

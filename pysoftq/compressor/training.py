@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.optim import Adam, Optimizer
 
+from pysoftq.clusters.binning import Bins
+from pysoftq.clusters.clusters import Palette
 from pysoftq.clusters.codebooks import Codebooks
-from pysoftq.compressor.merging import Merged
 from pysoftq.compressor.meter import Meter, code_length
 from pysoftq.compressor.price import HIGHEST, LOWEST, changed_price, next_price
 from pysoftq.compressor.rungs import Rung
@@ -107,17 +108,19 @@ class RungTraining:
                 f"of the last {CONTROL_STEPS} steps; continue from a checkpoint"
             )
 
-    def settle(self, merged: Merged) -> None:
+    def settle(self, bins: Mapping[str, Bins], clusters: Mapping[str, Palette]) -> None:
         """Raise the price step by step until the size is met, before any training.
 
         Clusters that a high price empties at once, while code words still have the lengths of
         merging, would be missing later.
+
+        Args:
+            bins: of the weights.
+            clusters: that the codebooks are made from.
         """
         if not self._controlled:
             return
-        price, counts = settle_bins(
-            self._softq, merged.bins, merged.clusters, self._meter, self.rung.rd_weight
-        )
+        price, counts = settle_bins(self._softq, bins, clusters, self._meter, self.rung.rd_weight)
         self.codebooks.set_counts(counts)
         self._reassign(price)
         self._raise_price(self._meter.goal)

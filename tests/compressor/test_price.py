@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pysoftq.compressor.price import HIGHEST, LOWEST, find_price, next_price
+from pysoftq.compressor.price import HIGHEST, LOWEST, changed_price, find_price, next_price
 
 
 @pytest.mark.parametrize("start", [1e-6, 0.05, 1e3])
@@ -31,3 +31,12 @@ def test_the_weight_rises_with_the_excess() -> None:
     assert next_price(0.1, 1.0, 2.0) == pytest.approx(0.05)
     assert next_price(0.1, 0.0, 2.0) == LOWEST
     assert next_price(HIGHEST, 3.0, 2.0) == HIGHEST
+
+
+def test_the_weight_changes_in_small_steps() -> None:
+    assert changed_price(0.1, 1.05) == pytest.approx(0.1 * 1.05**2)
+    assert changed_price(0.1, 1 / 1.05) == pytest.approx(0.1 / 1.05**2)
+    assert changed_price(0.1, 1.001) == pytest.approx(0.102)
+    assert changed_price(0.1, 0.999) == pytest.approx(0.1 / 1.02)
+    assert changed_price(0.1, 40.0) == pytest.approx(0.125)
+    assert changed_price(0.1, 0.0) == pytest.approx(0.08)
