@@ -30,6 +30,7 @@ _INTEGER_VIEW = {
 
 MOST_VALUES = 2**16  # that the core looks for in a segment; sorting finds more
 
+_LONG = 256  # weights of a segment, for which one pass takes less time than two
 _UNSIGNED = {2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 
@@ -62,8 +63,10 @@ def few_values(theta: Tensor, bounds: Tensor | None = None, nbytes: int = 2**62)
         None if a segment has more than 2**16 values, or all codebooks together take more bytes.
     """
     layer, most = _Layer.of(theta, bounds), nbytes // theta.itemsize
-    codes = new_memory(theta.numel(), torch.uint8)
-    coded = _core.code_values(*layer.core, most, codes.data_ptr())
+    codes, coded = torch.empty(0), None
+    if bounds is None or theta.numel() >= _LONG * (len(bounds) - 1):
+        codes = new_memory(theta.numel(), torch.uint8)
+        coded = _core.code_values(*layer.core, most, codes.data_ptr())
     if coded is None:
         del codes
         found = layer.values(most)

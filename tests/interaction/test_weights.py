@@ -45,6 +45,18 @@ def test_spread_is_that_of_exact_sums(dtype: torch.dtype, size: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [3, 1025, 2**18 + 5])
+def test_zeros_are_counted_with_the_spreads(dtype: torch.dtype, size: int) -> None:
+    theta = gaussian(3 * size).round(decimals=1).to(dtype)
+    theta[:2] = torch.tensor([-0.0, torch.finfo(dtype).smallest_normal])
+    theta[-size:] = 0  # a segment of one value
+    for bounds in (None, size * torch.arange(4)):
+        weights = HostWeights(theta, bounds)
+        weights.spreads()
+        assert weights.zeros == int((theta == 0).sum())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("outlier", [1.0, 30.0, 3000.0])
 def test_accuracy_of_the_variance_is_2_to_the_minus_48_of_the_squared_range(
     dtype: torch.dtype, outlier: float
