@@ -26,7 +26,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import emulated_cuda
 import torch
-from cpu_seconds import CpuSeconds
 from devices import KINDS, Device
 
 import pysoftq
@@ -39,6 +38,8 @@ settings.load_profile("pysoftq")
 def pytest_configure(config: pytest.Config) -> None:
     """With ``--durations``, the CPU seconds of the modules are shown too."""
     if config.option.durations is not None:
+        from cpu_seconds import CpuSeconds  # not on every system
+
         config.pluginmanager.register(CpuSeconds())
 
 
