@@ -30,6 +30,8 @@ OPTIONS = [
 ]
 PAPER = ["--recipe", "paper"]
 TARGET = ["--target-bits", "2", "--max-drop", "0", "--epochs", "1", "--codebook-epochs", "1"]
+TARGET += ["--validation", "0.1"]
+FRONT = ["--front", "6kB,4kB", "--epochs", "1", "--codebook-epochs", "1"]
 BATCHES = ((0, 7), (7, 8), (8, 40))  # of examples: uneven, fewer than processes, even
 
 
@@ -138,4 +140,7 @@ def commands(folder: Path, weights: str) -> dict[str, Any]:
     stop_after(8)  # after merging
     found["target stopped"] = call(*target, "--shard", "--out", sharded)
     found["target resumed"] = call("compress", "--resume", sharded, "--shard")
+    front = ["compress", *given, *FRONT]
+    found["front"] = call(*front, "--out", str(folder / "front"))
+    found["front sharded"] = call(*front, "--shard", "--out", str(folder / "front sharded"))
     return found

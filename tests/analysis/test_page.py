@@ -300,7 +300,7 @@ def test_page_of_a_sweep(sweep_file: Path) -> None:
     assert text.count("<script") == 1
     assert "1 of 2 points" in text
     assert "1.50 ± 0.5" in text
-    assert "pysoftq compress --h 0.1 --w 0.5 --split-seed 0 --epochs 9" in text
+    assert "pysoftq compress --h 0.1 --w 0.5 --rd-weight 0.05 --split-seed 0 --epochs 9" in text
     assert text.count("<img") == 3
 
 

@@ -77,7 +77,6 @@ def test_a_target_that_is_not_met_exits_with_3(
         (("--target-size", "60x"), "expected bytes, or a size such as 60kB, 1.5MB or 60KiB"),
         (("--target-size", "5kB", "--target-bits", "2"), "choose one of them"),
         (("--target-bits", "2", "--recipe", "paper"), "option 'recipe' must be best with"),
-        (("--max-drop", "1", "--shard"), "option 'max_drop' is for one process, not for option"),
         (("--max-drop", "1", "--rd-weight", "1"), "--rd-weight has no effect with --max-drop"),
     ],
 )

@@ -24,7 +24,7 @@ from pysoftq.data.text import TextData, Tokens, pydoc_text, read_text
 from pysoftq.errors import ConfigError, Interrupted
 from pysoftq.models.build import build_model
 from pysoftq.models.gpt import GPT
-from pysoftq.run.config import CompressConfig, command_line, make_config
+from pysoftq.run.config import CompressConfig, command_line, make_config, new_config
 from pysoftq.run.driver import compress
 from pysoftq.run.optimizers import make_optimizer
 from pysoftq.run.setup import read_data
@@ -286,7 +286,7 @@ def test_the_text_of_another_python_cannot_be_gone_on_with(
 
 
 def test_command_line_of_a_text(file: Path) -> None:
-    words = command_line(make_config({"dataset": "pydoc", "lr": 0.5}))
+    words = command_line(new_config({"dataset": "pydoc", "lr": 0.5}))
     assert words == "pysoftq compress --dataset pydoc --lr 0.5"
 
 

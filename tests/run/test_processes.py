@@ -21,6 +21,7 @@ from pysoftq.errors import ConfigError
 from pysoftq.models.build import build_model
 from pysoftq.run.config import make_config
 from pysoftq.run.driver import compress
+from pysoftq.run.front import Front
 from pysoftq.run.interrupt import StopRequest
 from pysoftq.run.processes import ALONE, Processes
 from pysoftq.run.setup import check_processes
@@ -264,6 +265,20 @@ def test_a_target_is_reached_together(together: Path, seen: list[dict[str, Any]]
             for run in ("target", "target sharded")
         )
         assert sharded == whole, name
+
+
+def test_a_front_is_made_together(together: Path, seen: list[dict[str, Any]]) -> None:
+    for run in ("front", "front sharded"):
+        assert [process[run][0] for process in seen] == [0, 0]
+        assert seen[1][run][1:] == ("", "")
+    front = Front.read(together / "front" / "front.json")
+    assert [rung.target_bytes for rung in front.rungs] == [6000, 4000]
+    for rung in front.rungs:
+        assert rung.test is not None
+        whole, sharded = (together / run / rung.file for run in ("front", "front sharded"))
+        assert whole.stat().st_size == rung.bytes <= rung.target_bytes
+        assert sharded.read_bytes() == whole.read_bytes()
+    assert Front.read(together / "front sharded" / "front.json") == front
 
 
 @needs_gloo
