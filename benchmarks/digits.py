@@ -2,8 +2,9 @@
 
 ``pysoftq compress`` against histogram-equalized quantization of the same pretrained networks. A
 seed determines the split of the images, the pretrained network and all that follows. The defaults
-were chosen on the seeds 100 to 107; those reported here, 0 to 9, were not looked at before. A run
-that is in the output already is not repeated.
+of the coupling were chosen on the seeds 100 to 107. Of those reported here, 0 to 4 were seen while
+the search for a largest drop was built, 5 to 9 were not. A run that is in the output already is not
+repeated.
 """
 
 from __future__ import annotations
@@ -111,7 +112,8 @@ def page(threads: Mapping[str, Mapping[str, Sequence[NetworkRow]]], config: Comp
     settings = ", ".join(f"{name} = {getattr(config, name)}" for name in (*names, end))
     introduction = (
         f"# The default run on the digits\n\n{settings}. Mean ± standard deviation over the seeds; "
-        f"settings chosen on other seeds. {sentence(threads)}."
+        "settings of the coupling chosen on other seeds; seeds 0 to 4 were seen while the search "
+        f"for the largest drop was built. {sentence(threads)}."
     )
     sections = [
         f"## Threads: {number}, seeds {', '.join(runs)}\n\n{table(runs)}"
