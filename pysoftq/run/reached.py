@@ -44,6 +44,11 @@ class Reached:
         return not self.shortfalls
 
     @property
+    def easier(self) -> str:
+        """How to ask for a network that loses less."""
+        return "lower `max_drop`" if self.target.searched else "raise the target"
+
+    @property
     def rung(self) -> Rung:
         """The network in the compressed file."""
         return self.rungs[self.chosen]

@@ -145,7 +145,7 @@ class Summary:
             if self.target is None:
                 yield warning
             else:
-                advice = warning.advice.replace("lower `rd_weight`", "raise the target")
+                advice = warning.advice.replace("lower `rd_weight`", self.target.easier)
                 yield replace(warning, advice=advice)
 
     def _degradation_warning(self) -> ReportWarning:
@@ -176,7 +176,7 @@ class Summary:
         if self.layers.refinement == "count":
             return "in refinement", "lower `n_min`, or choose `recipe` best"
         if self.target is not None:
-            return "in refinement", "raise the target or `codebook_epochs`"
+            return "in refinement", f"{self.target.easier}, or raise `codebook_epochs`"
         return "in refinement", "lower `rd_weight` or raise `codebook_epochs`"
 
     def to_dict(self) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from tiny import Recorder, tiny_digits
 
 from pysoftq.artifact import inspect_compressed
+from pysoftq.compressor.target import Target
 from pysoftq.data.images import Dataset, Images
 from pysoftq.data.text import TextData, Tokens
 from pysoftq.errors import ConfigError, Interrupted
@@ -27,6 +28,7 @@ from pysoftq.run.config import CompressConfig, command_line, make_config, read_c
 from pysoftq.run.driver import compress
 from pysoftq.run.folder import RunFolder
 from pysoftq.run.interrupt import StopRequest
+from pysoftq.run.reached import Reached
 from pysoftq.run.records import read_metrics
 from pysoftq.run.setup import held_out
 from pysoftq.run.state import RunState
@@ -367,3 +369,11 @@ def test_other_texts_are_no_sizes(text: Any) -> None:
 def test_sizes_are_above_zero(text: Any) -> None:
     with pytest.raises(ConfigError, match="option 'target_size': Input should be greater than 0"):
         make_config({"target_size": text})
+
+
+def test_advice_names_what_to_change() -> None:
+    def easier(target: Target) -> str:
+        return Reached(target, (), 0, 1_000, 0.1, "points").easier
+
+    assert easier(Target(max_drop=1.0)) == "lower `max_drop`"
+    assert easier(Target(max_drop=1.0, bytes=1_000)) == "raise the target"
