@@ -66,8 +66,7 @@ def run_page(path: str | Path, home: str | Path | None = None) -> str:
     return render(
         "run.html",
         name=name,
-        lead=f"{config.model} on {config.dataset}, softly quantized with h = {config.h:g} and "
-        f"w = {config.w:g} for {config.epochs:,} epochs, seed {config.seed}",
+        lead=_lead(config, summary),
         sections=[name for name in SECTIONS if name != "Front" or front is not None],
         front=front,
         warnings=summary.warnings,
@@ -87,6 +86,17 @@ def run_page(path: str | Path, home: str | Path | None = None) -> str:
         figures=_pictures(folder, run, study, config),
         command=command_line(config),
         options=_options(config, summary),
+    )
+
+
+def _lead(config: CompressConfig, summary: Summary) -> str:
+    """What was done, in one line; with a target the coupling has a part of the epochs only."""
+    target = summary.target
+    h = config.h if target is None else target.h
+    trained = "" if target is None else ", training to a target included"
+    return (
+        f"{config.model} on {config.dataset}, softly quantized with h = {h:g} and w = {config.w:g} "
+        f"for {config.epochs_in_all:,} epochs{trained}, seed {config.seed}"
     )
 
 
