@@ -243,14 +243,16 @@ def _layers(summary: Summary, info: ArtifactInfo) -> Table:
 def refinement_text(config: CompressConfig) -> str:
     """The refinement of a run with these options, and what it does to clusters."""
     weights = "1 weight" if config.n_min == 1 else f"{config.n_min} weights"
+    price = f"rd_weight = {config.rd_weight:g}"
+    trained = f", followed by {config.codebook_epochs} epochs of training with the clusters"
+    if config.target_option is not None:
+        price = "the rd_weight that leads to the target"
+        trained = ", followed by training with the clusters"
     method = {
         "count": f"joins each cluster of at most {weights} to the nearest larger one",
-        "levels": f"merges neighbours where this saves bits of fixed-width indices at rd_weight = "
-        f"{config.rd_weight:g}",
-        "entropy": f"merges neighbours where this saves entropy at rd_weight = "
-        f"{config.rd_weight:g}",
+        "levels": f"merges neighbours where this saves bits of fixed-width indices at {price}",
+        "entropy": f"merges neighbours where this saves entropy at {price}",
     }[config.refinement]
-    trained = f", followed by {config.codebook_epochs} epochs of codebook training"
     return f"{config.refinement}, which {method}{trained if config.codebook_epochs else ''}"
 
 
