@@ -1,4 +1,4 @@
-"""`pysoftq` in a process of its own."""
+"""Runs `pysoftq` in a separate process."""
 
 from __future__ import annotations
 

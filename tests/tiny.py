@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +19,7 @@ from pysoftq.data.tasks import Data
 from pysoftq.models.build import build_model
 from pysoftq.models.resnet import ResNet
 from pysoftq.models.weight_files import coupled_weights
-from pysoftq.run.config import CompressConfig
+from pysoftq.run.config import CompressConfig, make_config
 from pysoftq.run.folder import RunFolder
 from pysoftq.run.optimizers import make_optimizer
 from pysoftq.run.records import EpochMetrics
@@ -34,6 +36,27 @@ def tiny_digits(train: int = 160, test: int = 60) -> Dataset:
         train=Images(data.train.pixels[:train], data.train.labels[:train]),
         test=Images(data.test.pixels[:test], data.test.labels[:test]),
     )
+
+
+def tiny_weights(folder: Path) -> Path:
+    """A file with the weights of an untrained network."""
+    torch.manual_seed(0)
+    path = folder / "digits.pt"
+    torch.save(build_model("digits-resnet-small", 10, in_channels=1).state_dict(), path)
+    return path
+
+
+Options = Callable[..., CompressConfig]
+
+
+def tiny_options(weights: Path, **usual: Any) -> Options:
+    """Makes the options of a quick run with these weights; others than the usual may be given."""
+    quick = {"model": "digits-resnet-small", "batch_size": 32, "lr": 0.01, "threads": 1}
+
+    def make(**chosen: Any) -> CompressConfig:
+        return make_config({**quick, "weights": weights, **usual, **chosen})
+
+    return make
 
 
 @dataclass

@@ -65,8 +65,8 @@ std::size_t place_of(Bits value, std::uint64_t factor, int shift) {
 
 // From values to their numbers, in the order of insertion: a hash table with linear probing, at
 // most an eighth full, or a quarter where there are many values, so that most look-ups end at the
-// first place and the table stays in a cache. Values of 16 bits have a place of their own each as
-// soon as there are as many places.
+// first place and the table stays in a cache. Once there are 2^16 places, each value of 16 bits has
+// its own.
 template <class Bits>
 class Numbers {
  public:

@@ -89,8 +89,8 @@ class CompressConfig(ClusteringConfig):
 
     codebook_epochs: int = option("Clusters", 5, "Epochs of training once clusters have merged: of "
         "their values, of the weights, which may change clusters, and of all other parameters. "
-        "With a target, the two trainings are one of --epochs plus these, and the coupling takes "
-        "three quarters of it at most (60 % with --max-drop alone).",
+        "With a target, there is one training of --epochs plus these epochs, and at most three "
+        "quarters of it are coupled (60 % with --max-drop alone).",
         on_resume=True, ge=0)
     values_lr: float = option("Clusters", 0.01, "Peak learning rate of the values in these epochs "
         "(Adam, falling to 0), in standard deviations of a layer.", on_resume=True, gt=0)

@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from killed_run import exit_code_of_killed
-from tiny import Recorder, tiny_digits
+from tiny import Options, Recorder, tiny_digits, tiny_options, tiny_weights
 
 from pysoftq.artifact import inspect_compressed, load_compressed
 from pysoftq.data.text import TextData
 from pysoftq.errors import ConfigError
-from pysoftq.models.build import build_model
 from pysoftq.run import evaluation, front_files
 from pysoftq.run.config import CompressConfig, command_line, make_config, read_config
 from pysoftq.run.driver import compress
@@ -36,23 +34,12 @@ class Killed(BaseException):
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "digits.pt"
-    torch.save(build_model("digits-resnet-small", 10, in_channels=1).state_dict(), path)
-    return path
-
-
-Options = Callable[..., CompressConfig]
+    return tiny_weights(tmp_path_factory.mktemp("weights"))
 
 
 @pytest.fixture(scope="module")
 def options(weights: Path) -> Options:
-    def make(**chosen: Any) -> CompressConfig:
-        usual = {"model": "digits-resnet-small", "weights": weights, "batch_size": 32, "epochs": 1}
-        usual |= {"codebook_epochs": 2, "lr": 0.01, "threads": 1, "front": SIZES}
-        return make_config({**usual, **chosen})
-
-    return make
+    return tiny_options(weights, epochs=1, codebook_epochs=2, front=SIZES)
 
 
 Finished = tuple[CompressConfig, Path, Summary]

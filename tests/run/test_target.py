@@ -14,14 +14,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import Recorder, tiny_digits
+from tiny import Options, Recorder, tiny_digits, tiny_options, tiny_weights
 
 from pysoftq.artifact import inspect_compressed
 from pysoftq.compressor.target import Target
 from pysoftq.data.images import Dataset, Images
 from pysoftq.data.text import TextData, Tokens
 from pysoftq.errors import ConfigError, Interrupted
-from pysoftq.models.build import build_model
 from pysoftq.run import evaluation
 from pysoftq.run.checkpoint import KEYS, read_sealed
 from pysoftq.run.config import CompressConfig, command_line, make_config, read_config
@@ -43,23 +42,12 @@ TARGETS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "digits.pt"
-    torch.save(build_model("digits-resnet-small", 10, in_channels=1).state_dict(), path)
-    return path
-
-
-Options = Callable[..., CompressConfig]
+    return tiny_weights(tmp_path_factory.mktemp("weights"))
 
 
 @pytest.fixture(scope="module")
 def options(weights: Path) -> Options:
-    def make(**chosen: Any) -> CompressConfig:
-        usual = {"model": "digits-resnet-small", "weights": weights, "batch_size": 32, "epochs": 3}
-        usual |= {"codebook_epochs": 3, "lr": 0.01, "threads": 1}
-        return make_config({**usual, **chosen})
-
-    return make
+    return tiny_options(weights, epochs=3, codebook_epochs=3)
 
 
 # What is evaluated in the run with a largest drop.
