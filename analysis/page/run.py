@@ -31,6 +31,7 @@ from pysoftq.run.config import (
 )
 from pysoftq.run.folder import RunFolder
 from pysoftq.run.networks import PRETRAINED, REFINED, NetworkRow
+from pysoftq.run.reached import Reached
 from pysoftq.run.summary import Summary
 
 from .charts import Axis, Chart, Point, Series, Tick
@@ -66,7 +67,7 @@ def run_page(path: str | Path, home: str | Path | None = None) -> str:
     return render(
         "run.html",
         name=name,
-        lead=_lead(config, summary),
+        lead=lead(config, summary.target),
         sections=[name for name in SECTIONS if name != "Front" or front is not None],
         front=front,
         warnings=summary.warnings,
@@ -89,9 +90,8 @@ def run_page(path: str | Path, home: str | Path | None = None) -> str:
     )
 
 
-def _lead(config: CompressConfig, summary: Summary) -> str:
+def lead(config: CompressConfig, target: Reached | None) -> str:
     """What was done, in one line; with a target the coupling has a part of the epochs only."""
-    target = summary.target
     h = config.h if target is None else target.h
     trained = "" if target is None else ", training to a target included"
     return (

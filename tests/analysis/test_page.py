@@ -20,15 +20,17 @@ from torch import nn
 
 from pysoftq.analysis.page import run_page, sweep_page, write_page
 from pysoftq.analysis.page.charts import Axis, Chart, Point, Series
-from pysoftq.analysis.page.run import refinement_text
+from pysoftq.analysis.page.run import lead, refinement_text
 from pysoftq.analysis.phase import study_phase
 from pysoftq.artifact import inspect_compressed, save_compressed
 from pysoftq.cli.phase import drawings
 from pysoftq.cli.report import report
+from pysoftq.compressor.target import Target
 from pysoftq.coupling.report import CompressionReport, LayerReport, TensorReport
 from pysoftq.run.config import make_config
 from pysoftq.run.front import Front, FrontRung
 from pysoftq.run.networks import NetworkRow
+from pysoftq.run.reached import Reached
 from pysoftq.run.summary import Summary, TrainingSpeed
 from pysoftq.sweep.grid import make_spec
 
@@ -197,6 +199,16 @@ def test_weights_that_are_not_coupled_are_listed(tmp_path: Path) -> None:
 )
 def test_the_refinement_is_named(given: dict[str, Any], expected: str) -> None:
     assert expected in refinement_text(make_config({"dataset": "digits"}, given))
+
+
+def test_the_lead_has_all_epochs_and_the_strength_of_the_target() -> None:
+    given = {"dataset": "digits", "epochs": 7, "codebook_epochs": 3}
+    without = lead(make_config({**given, "rd_weight": 0.1}), None)
+    assert without.endswith("with h = 0.2 and w = 0.35 for 7 epochs, seed 0")
+    target = Reached(Target(bits=2.0), (), 0, 1_000, 0.125, "points")
+    assert lead(make_config({**given, "target_bits": 2.0}), target).endswith(
+        "with h = 0.125 and w = 0.35 for 10 epochs, training to a target included, seed 0"
+    )
 
 
 def test_captions_name_the_refinement(page: Path) -> None:
