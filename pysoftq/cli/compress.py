@@ -247,7 +247,8 @@ def _described(config: CompressConfig, processes: Processes) -> str:
     strength = "from the gradients" if config.chooses_h else f"{config.h:g}"
     text = (
         f"{config.model} on {config.dataset}: h {strength}, w {config.w:g}, "
-        f"{config.epochs} epochs, batch {config.batch_size}, lr {config.lr:g}, seed {config.seed}"
+        f"{config.epochs_in_all} epochs, batch {config.batch_size}, lr {config.lr:g}, "
+        f"seed {config.seed}"
     )
     departures = [
         f"{name} {value}"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import click
 
+from pysoftq.errors import ConfigError
 from pysoftq.paths import user_path
 
 
@@ -22,3 +24,12 @@ class UserPath(click.Path):
         """Expand, then check as click does."""
         text = os.fspath(value)
         return super().convert(str(user_path(text)) if text.startswith("~") else text, param, ctx)
+
+
+def check_run_or_sweep(folder: Path) -> None:
+    """Raise ConfigError for a folder that holds neither."""
+    from pysoftq.run.folder import RunFolder
+    from pysoftq.sweep.folder import SweepFolder
+
+    if not (RunFolder(folder).exists or SweepFolder(folder).exists):
+        raise ConfigError(f"{folder} holds neither a run nor a sweep")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pysoftq.cli.paths import UserPath
+from pysoftq.cli.paths import UserPath, check_run_or_sweep
 from pysoftq.cli.phase import mean_text, read_study, storage_option
 from pysoftq.cli.tables import print_table
 from pysoftq.errors import ConfigError
@@ -72,6 +72,7 @@ def pick(folder: Path, as_json: bool, **options: Any) -> None:
     """
     from pysoftq.run.folder import RunFolder
 
+    check_run_or_sweep(folder)
     of_run = RunFolder(folder).exists
     kind, other = ("run", "sweep") if of_run else ("sweep", "run")
     for name in _OF_SWEEPS if of_run else _OF_RUNS:
@@ -96,8 +97,8 @@ def _pick_rung(run: Any, limits: dict[str, Any], out: Path | None, as_json: bool
 
     if not run.front.is_file():
         raise ConfigError(
-            f"{run.path} has no front: it is no run of pysoftq compress --front, or no rung of it "
-            "is finished"
+            f"{run.path} has no front: it is no run of pysoftq compress --front, or no network "
+            "of it is finished"
         )
     front = Front.read(run.front)
     number = choose(front, **limits)
@@ -143,8 +144,6 @@ def _pick_point(
     from pysoftq.run.folder import RunFolder
     from pysoftq.sweep.folder import SweepFolder
 
-    if not SweepFolder(sweep).exists:
-        raise ConfigError(f"{sweep} holds neither a run nor a sweep")
     study, rows = read_study(sweep, storage)
     chosen = choose(study, rows, drop=max_drop, bits=bits)
     point, folder = chosen.point, SweepFolder(sweep)

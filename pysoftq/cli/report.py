@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from pysoftq.cli.paths import UserPath
+from pysoftq.cli.paths import UserPath, check_run_or_sweep
 from pysoftq.cli.phase import read_study, storage_option
 
 EXAMPLES = """\b
@@ -40,6 +40,7 @@ def report(folder: Path, out: Path | None, storage: str | None) -> None:
     from pysoftq.analysis.page import run_page, sweep_page, write_page
     from pysoftq.sweep.folder import SweepFolder
 
+    check_run_or_sweep(folder)
     target = out or folder / "report.html"
     if SweepFolder(folder).exists:
         text = sweep_page(read_study(folder, storage)[0], SweepFolder(folder).spec())

@@ -74,8 +74,7 @@ def compress(
 def complete(run: Run) -> Summary:
     """Do all of a run that is still to do."""
     config, folder, processes = run.config, run.folder, run.processes
-    if config.front is not None:
-        run.front_targets()  # refuses sizes before a network is pretrained
+    run.check_sizes()  # before a network is pretrained
     pretrained = load_pretrained(run)
     run.couple()
     optimizer = make_optimizer(

@@ -200,7 +200,7 @@ def pick(
         raise ValueError("the limit is not a number")
     rungs = front.rungs
     if not rungs:
-        raise ValueError("no rung of the front is finished yet")
+        raise ValueError("no network of the front is finished yet")
     values = [front.lost(rung) if name == "drop" else getattr(rung, name) for rung in rungs]
     within = [number for number, value in enumerate(values) if value <= limit]
     if not within:
@@ -223,6 +223,6 @@ def _none_within(front: Front, name: str, limit: float, values: list[float]) -> 
         "bits": f"takes at most {limit:g} bits per weight",
     }[name]
     return (
-        f"no rung {wanted}; nearest is {rung.file}, which takes {rung.bytes:,} bytes, "
+        f"no network {wanted}; nearest is {rung.file}, which takes {rung.bytes:,} bytes, "
         f"{rung.bits:.3f} bits per weight, and {lost} on the validation data"
     )

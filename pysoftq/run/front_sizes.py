@@ -27,10 +27,10 @@ def parse_front(given: Any) -> int | tuple[int, ...]:
         given = int(given) if given.strip().isdecimal() else given.split(",")
     if isinstance(given, int) and not isinstance(given, bool):
         if given not in COUNTS:
-            raise ValueError(f"expected {COUNTS[0]} to {COUNTS[-1]} rungs, or their sizes")
+            raise ValueError(f"expected {COUNTS[0]} to {COUNTS[-1]} networks, or their sizes")
         return given
     if not isinstance(given, (list, tuple)):
-        raise ValueError("expected a number of rungs, or sizes such as 60kB,40kB,20kB")  # noqa: TRY004 - of pydantic
+        raise ValueError("expected a number of networks, or sizes such as 60kB,40kB,20kB")  # noqa: TRY004 - of pydantic
     sizes = sorted((_size(one) for one in given), reverse=True)
     if len(sizes) not in COUNTS:
         raise ValueError(f"expected {COUNTS[0]} to {COUNTS[-1]} sizes")
@@ -97,8 +97,13 @@ def check_sizes(sizes: Sequence[int], bytes_float32: int, smallest: int, why: st
     for size in sizes:
         if size < smallest:
             raise ConfigError(f"option 'front': {size:,} bytes cannot be reached: {why}")
-        if size >= bytes_float32:
-            raise ConfigError(
-                f"option 'front': {size:,} bytes are no compression: the network takes "
-                f"{bytes_float32:,} bytes in float32"
-            )
+        check_compresses("front", size, bytes_float32)
+
+
+def check_compresses(option: str, size: int, bytes_float32: int) -> None:
+    """Raise ConfigError for a size that is not below that of the network in float32."""
+    if size >= bytes_float32:
+        raise ConfigError(
+            f"option {option!r}: {size:,} bytes are no compression: the network takes "
+            f"{bytes_float32:,} bytes in float32"
+        )

@@ -29,7 +29,7 @@ from pysoftq.run.batch_norm import normalise_together
 from pysoftq.run.batches import check_batches, has_batch_norm
 from pysoftq.run.config import CompressConfig
 from pysoftq.run.folder import RunFolder
-from pysoftq.run.front_sizes import check_sizes, front_sizes
+from pysoftq.run.front_sizes import check_compresses, check_sizes, front_sizes
 from pysoftq.run.memory import state_memory
 from pysoftq.run.observer import Observer, Silent
 from pysoftq.run.pretrain_cache import cache_folder
@@ -137,6 +137,13 @@ class Run:
             sizes = ", ".join(f"{target.bytes:,}" for target in targets)
             self.observer.message(f"front: networks of at most {sizes} bytes")
         self.quantizer = self.compressor.softq
+
+    def check_sizes(self) -> None:
+        """Raise ConfigError for a size in the options that no compressed file can have."""
+        if self.config.target_size is not None:
+            check_compresses("target_size", self.config.target_size, bytes_float32(self.model))
+        if self.config.front is not None:
+            self.front_targets()
 
     def front_targets(self) -> list[Target]:
         """The rungs of a front, whose sizes depend on the network.

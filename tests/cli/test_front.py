@@ -10,12 +10,14 @@ import pytest
 from click.testing import CliRunner, Result
 
 from pysoftq.cli.evaluate import evaluate
+from pysoftq.cli.main import cli
 from pysoftq.cli.pick import pick
 from pysoftq.cli.runs import runs
 from pysoftq.errors import ConfigError
 from pysoftq.run.config import make_config
 from pysoftq.run.folder import RunFolder
 from pysoftq.run.front import MARK, Front, FrontRung
+from pysoftq.sweep.folder import SweepFolder
 
 VALUES = ((9000, 4.0, 0.93, 0.92), (8000, 3.0, 0.95, 0.94), (6000, 1.5, 0.91, 0.90))
 
@@ -68,9 +70,18 @@ def test_a_size_and_bits_select_the_least_loss(run: Path) -> None:
 @pytest.mark.parametrize(
     ("limit", "message"),
     [
-        (("--max-drop", "0.5"), "no rung loses at most 0.5 points; nearest is front/8000-bytes.sa"),
-        (("--target-size", "5kB"), "no rung takes at most 5,000 bytes; nearest is front/6000-byte"),
-        (("--target-bits", "1"), "no rung takes at most 1 bits per weight; nearest is front/6000-"),
+        (
+            ("--max-drop", "0.5"),
+            "no network loses at most 0.5 points; nearest is front/8000-bytes.sa",
+        ),
+        (
+            ("--target-size", "5kB"),
+            "no network takes at most 5,000 bytes; nearest is front/6000-byte",
+        ),
+        (
+            ("--target-bits", "1"),
+            "no network takes at most 1 bits per weight; nearest is front/6000-",
+        ),
     ],
 )
 def test_a_limit_that_no_file_keeps_is_an_error(
@@ -118,11 +129,18 @@ def test_wrong_use_is_explained(run: Path, arguments: tuple[str, ...], message: 
 
 
 def test_options_of_a_run_are_refused_for_a_sweep(tmp_path: Path) -> None:
+    SweepFolder(tmp_path).file.touch()
     found = picked(tmp_path, "--target-size", "6kB")
     assert found.exit_code == 2
     assert "--target-size is for a run" in found.output
-    found = picked(tmp_path, "--max-drop", "1")
+
+
+@pytest.mark.parametrize("command", [("pick", "--max-drop", "1"), ("report",)])
+def test_another_folder_is_refused(tmp_path: Path, command: tuple[str, ...]) -> None:
+    name, *options = command
+    found = CliRunner().invoke(cli, [name, str(tmp_path), *options])
     assert "holds neither a run nor a sweep" in str(found.exception)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_run_without_a_front_is_refused(run: Path) -> None:

@@ -249,10 +249,10 @@ def test_fronts_are_read(text: Any, front: Any) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("1", "expected 2 to 32 rungs, or their sizes, got '1'"),
-        ("60000", "expected 2 to 32 rungs, or their sizes, got '60000'"),
-        (True, "expected a number of rungs, or sizes such as 60kB,40kB,20kB"),
-        (2.5, "expected a number of rungs, or sizes"),
+        ("1", "expected 2 to 32 networks, or their sizes, got '1'"),
+        ("60000", "expected 2 to 32 networks, or their sizes, got '60000'"),
+        (True, "expected a number of networks, or sizes such as 60kB,40kB,20kB"),
+        (2.5, "expected a number of networks, or sizes"),
         ("60kB", "expected 2 to 32 sizes, got '60kB'"),
         ("60kB,40x", "expected bytes, or a size such as 60kB"),
         ("60kB,60000,20kB", "60,000 bytes are given twice"),
@@ -325,7 +325,7 @@ def test_picking() -> None:
 @pytest.mark.parametrize(
     ("limit", "message"),
     [
-        ({"max_drop": 0.5}, "no rung loses at most 0.5 points; nearest is front/90-bytes.safe"),
+        ({"max_drop": 0.5}, "no network loses at most 0.5 points; nearest is front/90-bytes.safe"),
         ({"target_size": 59}, "takes at most 59 bytes; nearest is front/60-bytes.safetensors"),
         ({"target_bits": 0.9}, "takes at most 0.9 bits .* takes 60 bytes, 1.000 bits per weight"),
         ({"max_drop": float("nan")}, "the limit is not a number"),
@@ -339,7 +339,7 @@ def test_what_is_nearest_is_said(limit: dict[str, Any], message: str) -> None:
 
 
 def test_a_front_without_rungs_or_of_another_kind_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no rung of the front is finished yet"):
+    with pytest.raises(ValueError, match="no network of the front is finished yet"):
         pick(rungs(), max_drop=1)
     path = tmp_path / "front.json"
     for text in ("{", "[]", '{"a": 1}', json.dumps({**rungs().to_dict(), "task": "x"})):

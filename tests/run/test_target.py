@@ -365,3 +365,9 @@ def test_advice_names_what_to_change() -> None:
 
     assert easier(Target(max_drop=1.0)) == "lower `max_drop`"
     assert easier(Target(max_drop=1.0, bytes=1_000)) == "raise the target"
+
+
+def test_a_size_that_is_no_compression_is_refused(options: Options, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="option 'target_size': 1,000,000 bytes are no compr"):
+        run(options(target_size="1MB"), tmp_path / "run")
+    assert not (tmp_path / "run" / "pretrained.safetensors").exists()
