@@ -1,7 +1,7 @@
 """The C++ core; the package's functions check and convert what these take."""
 
 import enum
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -210,6 +210,14 @@ def merge(
     rd_weight: float,
     entropy: bool,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]: ...
+@overload
+def lower_envelope(
+    values: npt.NDArray[np.float32], offsets: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float32]: ...
+@overload
+def lower_envelope(
+    values: npt.NDArray[np.float64], offsets: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]: ...
 def assign(
     weights: int,
     edges: npt.NDArray[np.int64],

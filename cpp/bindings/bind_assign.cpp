@@ -9,6 +9,21 @@ namespace softq::bindings {
 
 namespace {
 
+template <class T>
+py::array_t<T> envelope(const Array<T>& values, const Array<T>& offsets) {
+  if (values.ndim() != 2 || offsets.ndim() != 2 || values.shape(0) != offsets.shape(0) ||
+      values.shape(1) != offsets.shape(1) || values.shape(1) < 1)
+    throw py::value_error("values and offsets must be tables of one shape");
+  py::array_t<T> ends({values.shape(0), values.shape(1) - 1});
+  T* out = ends.mutable_data();
+  const auto rows = static_cast<std::size_t>(values.shape(0));
+  const auto width = static_cast<std::size_t>(values.shape(1));
+  if (width > 1) {
+    released([&] { lower_envelope(values.data(), offsets.data(), rows, width, out); });
+  }
+  return ends;
+}
+
 // Moves the weights at one address and writes to others, which Python keeps.
 py::array_t<std::int64_t> assign_weights(std::uint64_t weights, const Array<std::int64_t>& edges,
                                          const Array<std::int64_t>& first, const Array<float>& ends,
@@ -64,6 +79,9 @@ py::array_t<std::int64_t> sum_gradients(std::uint64_t gradients, Scalar scalar,
 }  // namespace
 
 void bind_assign(py::module_& m) {
+  m.def("lower_envelope", &envelope<float>, py::arg("values"), py::arg("offsets"),
+        "Ends of the intervals in which each parabola of a row is the least, (S, K - 1)");
+  m.def("lower_envelope", &envelope<double>, py::arg("values"), py::arg("offsets"));
   m.def("assign", &assign_weights, py::arg("weights"), py::arg("edges"), py::arg("first"),
         py::arg("ends"), py::arg("order"), py::arg("values"), py::arg("kept"), py::arg("clusters"),
         py::arg("out"),

@@ -66,6 +66,33 @@ class Finder {
   float low_ = 0, inverse_ = 0, top_ = 0;
 };
 
+// Where the parabola `own` is first beaten by one of the later ones.
+template <class T>
+T first_crossing(const T* values, const T* offsets, std::size_t own, std::size_t width) {
+  const T value = values[own] + T{0}, offset = offsets[own];  // -0 would turn the sign of a quotient
+  // Of equal values the cheaper one is the least everywhere: x / 0. On a tie, 0 / 0, the lower one.
+  const auto crossing = [&](std::size_t k) {
+    const T later = values[k] + T{0};
+    return (offsets[k] - offset) / (later - value) + (later + value);
+  };
+  // NaN, of 0 / 0 and of infinite values, is never the least.
+  constexpr std::size_t lanes = 8;  // minima side by side: compilers keep the order of one
+  T least[lanes];
+  std::fill_n(least, lanes, std::numeric_limits<T>::infinity());
+  std::size_t k = own + 1;
+  for (; k + lanes <= width; k += lanes) {
+    for (std::size_t lane = 0; lane < lanes; ++lane) {
+      const T found = crossing(k + lane);
+      least[lane] = found < least[lane] ? found : least[lane];
+    }
+  }
+  for (; k < width; ++k) {
+    const T found = crossing(k);
+    least[0] = found < least[0] ? found : least[0];
+  }
+  return *std::min_element(least, least + lanes) / 2;
+}
+
 // What is read and written for the weights of one segment.
 template <class Item>
 struct Rows {
@@ -142,6 +169,27 @@ std::vector<std::int64_t> assign_all(const float* weights, const Intervals& inte
 }
 
 }  // namespace
+
+template <class T>
+void lower_envelope(const T* values, const T* offsets, std::size_t rows, std::size_t width,
+                    T* ends) {
+  const std::size_t each = width - 1;
+  const std::size_t length = std::max(task_work / width, std::size_t{1});
+  parallel_chunks(rows * each, length, [&](std::size_t, std::size_t begin, std::size_t end) {
+    for (std::size_t i = begin; i < end; ++i) {
+      const std::size_t row = i / each;
+      const T* own = values + row * width;
+      ends[i] = first_crossing(own, offsets + row * width, i % each, width);
+    }
+  });
+  for (std::size_t row = 0; row < rows; ++row) {
+    T* own = ends + row * each;
+    for (std::size_t k = 1; k < each; ++k) own[k] = std::max(own[k - 1], own[k]);
+  }
+}
+
+template void lower_envelope(const float*, const float*, std::size_t, std::size_t, float*);
+template void lower_envelope(const double*, const double*, std::size_t, std::size_t, double*);
 
 std::vector<std::int64_t> assign(const float* weights, const Intervals& intervals,
                                  const std::uint8_t* kept, std::span<const std::byte> values,

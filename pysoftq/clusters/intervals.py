@@ -14,6 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pysoftq import _core
+
 Floats: TypeAlias = NDArray[np.float64]
 Nodes: TypeAlias = NDArray[np.int64]
 Index: TypeAlias = Nodes | slice | int
@@ -57,8 +59,8 @@ class PartialSums:
 def lower_envelope(values: Tensor, offsets: Tensor) -> Tensor:
     """Where the least of the parabolas (x - values)² + offsets changes, ascending.
 
-    Computed from a table of (K, K) crossings in blocks of rows, so that no step waits for the
-    device.
+    On the CPU by the core. On another device from a table of (K, K) crossings in blocks of rows, so
+    that no step waits for it.
 
     Args:
         values: (S, K), ascending in each row; infinite ones are ignored.
@@ -71,6 +73,15 @@ def lower_envelope(values: Tensor, offsets: Tensor) -> Tensor:
     before_last = values.shape[1] - 1
     if before_last < 1:
         return values[:, :0]
+    if values.device.type == "cpu":
+        rows, heights = values.contiguous(), offsets.contiguous()
+        return torch.from_numpy(_core.lower_envelope(rows.numpy(), heights.numpy()))
+    return envelope_on_device(values, offsets)
+
+
+def envelope_on_device(values: Tensor, offsets: Tensor) -> Tensor:
+    """`lower_envelope` by operations of PyTorch."""
+    before_last = values.shape[1] - 1
     values = values + 0.0  # -0.0 would turn the sign of a quotient
     blocks = [
         _first_crossings(values[:, first:], offsets[:, first:], min(_ROWS, before_last - first))

@@ -20,7 +20,15 @@ from pysoftq.compressor.merging import FIRST_PRICE, merge_to
 from pysoftq.compressor.meter import Meter, single_values
 from pysoftq.compressor.network import Network, keep, put_back
 from pysoftq.compressor.report import TargetReport
-from pysoftq.compressor.rungs import Rung, chosen, coupled_at_most, next_target, rungs_of
+from pysoftq.compressor.rungs import (
+    MIN_STEPS,
+    Rung,
+    chosen,
+    coupled_at_most,
+    next_target,
+    path,
+    rungs_of,
+)
 from pysoftq.compressor.strength import Strength, choose_strength, measure_strength
 from pysoftq.compressor.target import Target, targets_of
 from pysoftq.compressor.training import RungTraining
@@ -92,11 +100,15 @@ class Compressor:
         model: as given, or what it wraps.
         softq: the coupling.
         targets: as given.
+        path: the targets of all rungs, once attached: those given, and some before a small one on
+            the way to it, as many as there are steps for (`pysoftq.compressor.rungs.path`). Of a
+            search, its target.
         optimizer: attached to; None if none is.
         file_size: of the compressed file, from the clusters of a moment.
         strength: of the coupling against the gradients of the first step; None before.
         rungs: those begun so far.
-        on_rung: called at the end of each rung with this object, when the model is its network.
+        on_rung: called at the end of each rung that is not only on the way to a target, with this
+            object, when the model is its network.
         on_strength: called with this object when `strength` is found.
         before_merging: called with this object when the coupling ends, before clusters merge.
 
@@ -122,7 +134,7 @@ class Compressor:
         if not values_lr > 0:
             raise ValueError(f"`values_lr` must be > 0, got {values_lr}")
         self.targets = targets_of(target)
-        self._rungs = rungs_of(self.targets)
+        self.path = self.targets
         if coupled is None:
             coupled = coupled_at_most(self.targets)
         if not 0 <= coupled < 1:
@@ -179,12 +191,12 @@ class Compressor:
     @property
     def coupling_steps(self) -> int:
         """The most steps with coupling, once attached."""
-        return min(round(self._coupled * self._steps), self._steps - self._rungs)
+        return min(round(self._coupled * self._steps), self._steps - self.rung_count)
 
     @property
     def rung_count(self) -> int:
-        """How many rungs there are in all."""
-        return self._rungs
+        """How many rungs there are in all, once attached."""
+        return rungs_of(self.path)
 
     @property
     def anneal(self) -> float:
@@ -228,9 +240,9 @@ class Compressor:
             raise RuntimeError("already attached")
         if any(target.max_drop is not None for target in self.targets) and evaluate is None:
             raise ValueError("`max_drop` requires `evaluate`, which measures the quality")
-        if not isinstance(total_steps, int) or total_steps <= self._rungs:
+        if not isinstance(total_steps, int) or total_steps <= self.rung_count:
             raise ValueError(
-                f"`total_steps` must be an integer > {self._rungs} for these targets, "
+                f"`total_steps` must be an integer > {self.rung_count} for these targets, "
                 f"got {total_steps}"
             )
         if self._steps not in (0, total_steps):
@@ -249,11 +261,20 @@ class Compressor:
                 raise ValueError(f"`evaluate` must return a finite number, got {self._reference}")
         if not self._step:
             self._warn_of_size()
-        self._steps, self._evaluate = total_steps, evaluate
+        self._plan(total_steps)
+        self._evaluate = evaluate
         if self.phase == "coupling" and not self.coupling_steps:
             self._begin()
         self.optimizer = inner
         self._register()
+
+    def _plan(self, total_steps: int) -> None:
+        """Divide the steps: so many rungs on the way to small targets as there are steps for."""
+        self._steps = total_steps
+        if self.targets[0].searched:
+            return
+        spare = (total_steps - self.coupling_steps) // MIN_STEPS - len(self.targets)
+        self.path = path(self.targets, self.smallest_bytes, self.softq.size, spare)
 
     def finalize(self) -> TargetReport:
         """Detach; the model is the network that was chosen.
@@ -293,7 +314,7 @@ class Compressor:
         """What a training that is finalized now has missed."""
         left = self._steps - self._step
         training = self._training
-        last = len(self.rungs) == self._rungs
+        last = len(self.rungs) == self.rung_count
         # A few steps that a GradScaler has left out do no harm.
         if left and not (training is not None and last and training.anneal <= NEARLY):
             yield (
@@ -312,7 +333,7 @@ class Compressor:
             step=self._step,
             total_steps=self._steps,
             rungs=tuple(self.rungs),
-            chosen=chosen(self.targets, self.rungs) if self._ended else None,
+            chosen=chosen(self.path, self.rungs) if self._ended else None,
             reference=self._reference,
             strength=self.strength,
             layers=layers,
@@ -408,7 +429,7 @@ class Compressor:
             return True
         if self._step % max(self.coupling_steps // LOOKS, 1):
             return False
-        target = next_target(self.targets, [])
+        target = next_target(self.path, [])
         if target is None or target.rd_weight is not None:
             return False
         meter, bins = Meter(target, self.file_size), self.softq.occupied_bins(self.config.bits)
@@ -419,7 +440,7 @@ class Compressor:
     def _ends(self, number: int) -> int:
         """The step at which so many rungs are done."""
         begin = self._coupling_ends
-        return begin + (self._steps - begin) * number // self._rungs
+        return begin + (self._steps - begin) * number // self.rung_count
 
     def _begin(self) -> None:
         """Merge the clusters of the weights at the price of the next target, to train them on."""
@@ -430,7 +451,7 @@ class Compressor:
             self._warn_of_strength()
             if self.before_merging is not None:
                 self.before_merging(self)
-        target = next_target(self.targets, self.rungs)
+        target = next_target(self.path, self.rungs)
         assert target is not None
         meter = Meter(target, self.file_size)
         start = self.rungs[-1].rd_weight if self.rungs else FIRST_PRICE
@@ -442,8 +463,10 @@ class Compressor:
         codebooks = Codebooks(self.model, merged.clusters, merged.weights, prices)
         number = len(self.rungs)
         steps = self._ends(number + 1) - self._ends(number)
-        self.rungs.append(Rung(target, max(steps, 1), rd_weight=merged.price))
-        self._training = RungTraining(self.softq, codebooks, self.rungs[-1], meter, self._values_lr)
+        between = not self.targets[0].searched and target not in self.targets
+        rung = Rung(target, max(steps, 1), rd_weight=merged.price, between=between)
+        self.rungs.append(rung)
+        self._training = RungTraining(self.softq, codebooks, rung, meter, self._values_lr)
         self._training.settle(merged.bins, merged.clusters)
 
     def _warn_of_size(self) -> None:
@@ -469,17 +492,22 @@ class Compressor:
         training = self._training
         assert training is not None
         training.finish()
-        if self._evaluate is not None and self._reference is not None:
-            training.rung.quality = measured(self.softq, self._evaluate)
-            training.rung.drop = self._reference - training.rung.quality
-        if self.on_rung is not None:
-            self.on_rung(self)
-        self._ended = last or len(self.rungs) == self._rungs
+        if not training.rung.between:
+            self._present(training.rung)
+        self._ended = last or len(self.rungs) == self.rung_count
         if self.targets[0].searched:
             self._choose(training)
         if not self._ended:
             del training  # the next one requires its memory
             self._begin()
+
+    def _present(self, rung: Rung) -> None:
+        """Measure the network that was asked for, and tell of it."""
+        if self._evaluate is not None and self._reference is not None:
+            rung.quality = measured(self.softq, self._evaluate)
+            rung.drop = self._reference - rung.quality
+        if self.on_rung is not None:
+            self.on_rung(self)
 
     def _choose(self, training: RungTraining) -> None:
         """Keep the network if it is the best of a search so far; else go back to where it began."""
@@ -540,7 +568,8 @@ class Compressor:
         if changed := [name for name, value in mine.items() if state["options"].get(name) != value]:
             raise ValueError(f"the state is of other options: {', '.join(changed)}")
         self.softq.load_state_dict(state["softq"])
-        self._steps, self._step, self._ended = state["steps"], state["step"], state["ended"]
+        self._step, self._ended = state["step"], state["ended"]
+        self._plan(state["steps"])
         self._coupling_ends = state["coupling_ends"]
         self._reference = state["reference"]
         self.strength = None if state["strength"] is None else Strength(**state["strength"])
@@ -553,7 +582,7 @@ class Compressor:
         if state["training"] is not None:
             number = len(self.rungs) - 1
             if self._ended:
-                number = chosen(self.targets, self.rungs)
+                number = chosen(self.path, self.rungs)
             self._training = self._restored(state["training"], number)
 
     def __getstate__(self) -> dict[str, Any]:

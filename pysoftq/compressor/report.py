@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pysoftq.compressor.meter import LEAST
-from pysoftq.compressor.rungs import Rung
+from pysoftq.compressor.rungs import Rung, asked_for
 from pysoftq.compressor.strength import Strength
 from pysoftq.compressor.target import Target
 from pysoftq.coupling.report import CompressionReport
@@ -22,7 +22,8 @@ class TargetReport:
         phase: coupling, training or done.
         step: of the optimizer, so many are done.
         total_steps: of the whole training.
-        rungs: those begun so far; sizes are predicted from the counts of the clusters.
+        rungs: those begun so far, with those on the way to a small target (``between``); sizes are
+            predicted from the counts of the clusters.
         chosen: the number of the rung whose network the model is in the end.
         reference: the quality before compression, where `evaluate` was given.
         strength: of the coupling, and its ratio to the gradients of the first step.
@@ -47,6 +48,11 @@ class TargetReport:
         return self.rungs[-1 if self.chosen is None else self.chosen]
 
     @property
+    def networks(self) -> tuple[Rung, ...]:
+        """The rungs that were asked for, or searched."""
+        return asked_for(self.rungs)
+
+    @property
     def met(self) -> bool:
         """Whether all targets are met."""
         return not self.warnings
@@ -61,13 +67,13 @@ class TargetReport:
         """Which networks are much smaller than their targets; empty before the end."""
         if self.phase != "done" or self.targets[0].searched:
             return ()
-        return tuple(filter(None, map(_undershoot, self.rungs)))
+        return tuple(filter(None, map(_undershoot, self.networks)))
 
     def _shortfalls(self) -> Iterator[str]:
         searched = self.targets[0].searched
-        if missing := 0 if searched else len(self.targets) - len(self.rungs):
+        if missing := 0 if searched else len(self.targets) - len(self.networks):
             yield f"the last {missing} of {len(self.targets)} targets have not been begun"
-        for rung in self.rungs if not searched or self.rung is None else (self.rung,):
+        for rung in self.networks if not searched or self.rung is None else (self.rung,):
             target = self.targets[0] if searched else rung.target
             size = f"{rung.bits:.3f} bits per weight, {rung.bytes:,} bytes"
             if target.bytes is not None and rung.bytes > target.bytes:
@@ -99,7 +105,8 @@ class TargetReport:
         lines = [f"{self.phase}: step {self.step:,} of {self.total_steps:,}"]
         for number, rung in enumerate(self.rungs):
             quality = "" if rung.drop is None else f", a drop of {rung.drop:.4g}"
-            mark = " (chosen)" if number == self.chosen and len(self.rungs) > 1 else ""
+            mark = " (chosen)" if number == self.chosen and len(self.networks) > 1 else ""
+            mark = " (on the way)" if rung.between else mark
             lines.append(f"{rung.bytes:,} bytes, {rung.bits:.3f} bits per weight{quality}{mark}")
         lines += [f"warning: {text}" for text in (*self.warnings, *self.notes)]
         if self.layers is not None:

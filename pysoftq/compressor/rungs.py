@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pysoftq.compressor.target import Target
 
 SEARCHED = 6  # rungs of a search
-_FIRST = 2.0  # bits of the first one
+_FIRST = 2.0  # bits of the first one, and of the first on the way to fewer
 _FACTOR = 0.6  # from one to the next as long as all are good, or all bad
 _RANGE = (0.05, 12.0)  # bits
+MIN_STEPS = 100  # of a rung that is on the way
 _COUPLED, _COUPLED_BEFORE_RUNGS = 0.75, 0.6  # of the steps
 
 
@@ -28,6 +29,7 @@ class Rung:
         rd_weight: the price at its end.
         quality: what `evaluate` returned; None without.
         drop: by how much that is below the quality before compression.
+        between: whether it is on the way to a target, and not asked for.
     """
 
     target: Target
@@ -37,6 +39,7 @@ class Rung:
     rd_weight: float = math.nan
     quality: float | None = None
     drop: float | None = None
+    between: bool = False
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Rung:
@@ -46,6 +49,11 @@ class Rung:
     def within(self, max_drop: float | None) -> bool:
         """Whether it loses no more than allowed."""
         return max_drop is None or (self.drop is not None and self.drop <= max_drop)
+
+
+def asked_for(rungs: Iterable[Rung]) -> tuple[Rung, ...]:
+    """Those that are not only on the way to a target."""
+    return tuple(rung for rung in rungs if not rung.between)
 
 
 def rungs_of(targets: Sequence[Target]) -> int:
@@ -61,13 +69,56 @@ def rungs_of(targets: Sequence[Target]) -> int:
     return SEARCHED if _searched(targets) else len(targets)
 
 
+def path(
+    targets: Sequence[Target], smallest_bytes: int, weights: int, spare: int
+) -> tuple[Target, ...]:
+    """The targets of all rungs: those given, and others on the way to small ones.
+
+    Merged to few bits at once, a network loses what training does not bring back. So the first rung
+    has 2 bits at least, and each next one about 60 % of the bits of the one before, or more.
+
+    Args:
+        targets: from large to small.
+        smallest_bytes: of a file with a single value for each layer.
+        weights: that are coupled.
+        spare: rungs that there are steps for besides those given.
+    """
+    found: list[Target] = []
+    before, first = _FIRST, 0  # the first rung may be on the way itself
+    for target in targets:
+        bits = _bits(target, smallest_bytes, weights)
+        count = round(math.log(min(bits / before, 1)) / math.log(_FACTOR))
+        count = max(min(count, spare + first), first)
+        for number in range(first, count):
+            more = before * (bits / before) ** (number / count)
+            found.append(_of_bits(more, target, smallest_bytes, weights))
+        spare -= count - first
+        found.append(target)
+        before, first = min(before, bits), 1
+    return tuple(found)
+
+
+def _of_bits(bits: float, target: Target, smallest_bytes: int, weights: int) -> Target:
+    """A target of so many bits, in the unit of another one."""
+    if target.bytes is None:
+        return Target(bits=bits)
+    return Target(bytes=smallest_bytes + round(bits * weights / 8))
+
+
+def _bits(target: Target, smallest_bytes: int, weights: int) -> float:
+    """Entropy bits of a weight at a target; infinitely many where it has no size."""
+    if target.bytes is not None:
+        return max(8 * (target.bytes - smallest_bytes) / max(weights, 1), _RANGE[0])
+    return math.inf if target.bits is None else target.bits
+
+
 def coupled_at_most(targets: Sequence[Target]) -> float:
     """The share of the steps that is for the coupling."""
     return _COUPLED if rungs_of(targets) == 1 else _COUPLED_BEFORE_RUNGS
 
 
 def next_target(targets: Sequence[Target], done: Sequence[Rung]) -> Target | None:
-    """The target of the next rung; None after the last one.
+    """The target of the next rung of a path; None after the last one.
 
     A largest drop without a size is searched for: from rung to rung fewer bits as long as none has
     lost too much, or more as long as each has, and from then on the middle, in the logarithm,

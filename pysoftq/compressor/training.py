@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from pysoftq.clusters.binning import Bins
@@ -56,9 +56,11 @@ class RungTraining:
         self.done = 0
         self._softq = softq
         self._meter = meter
-        self._peaks = [values_lr * layer.sigma for layer in softq.layers]
-        values = [codebooks.values[layer.name] for layer in softq.layers]
-        self._values = Adam([{"params": [value]} for value in values])
+        self._values = ScaledAdam(
+            [codebooks.values[layer.name] for layer in softq.layers],
+            [layer.sigma for layer in softq.layers],
+            values_lr,
+        )
         lengths = [found.bounds for found in codebooks.palettes().values()]
         sizes = [
             torch.tensor([layer.size]) if bounds is None else bounds.diff()
@@ -88,10 +90,8 @@ class RungTraining:
     def after_step(self, optimizer: Optimizer) -> None:
         """Take the weights back, step the values, assign the weights, and control the size."""
         self._rates.restore()
-        for group, peak in zip(self._values.param_groups, self._peaks, strict=True):
-            group["lr"] = self.anneal * peak
         if not _skipped(optimizer):
-            self._values.step()
+            self._values.step(self.anneal)
         self.codebooks.after_step()
         self.done += 1
         if self.done % CONTROL_STEPS == 0:
@@ -197,6 +197,50 @@ class RungTraining:
         found.done = state["done"]
         meter.overhead = state["overhead"]
         return found
+
+
+class ScaledAdam:
+    """Adam for the values of all layers at once, in units of the scale of each layer.
+
+    One step after the other would take a small network as long as its own.
+
+    Args:
+        values: (K,) of each layer.
+        scales: of the layers.
+        lr: peak learning rate, in these.
+    """
+
+    def __init__(self, values: Sequence[nn.Parameter], scales: Sequence[float], lr: float) -> None:
+        self._values, self._lr = values, lr
+        self._lengths = [len(value) for value in values]
+        joined = torch.cat([value.detach() for value in values])
+        lengths = torch.tensor(self._lengths)
+        own = torch.tensor(scales, dtype=torch.float64).repeat_interleave(lengths)
+        self._scales = own.to(joined)
+        self._scaled = nn.Parameter(joined / self._scales)
+        self._adam = Adam([self._scaled], lr=lr)
+
+    def step(self, share: float) -> None:
+        """At a share of the learning rate; values without a gradient have that of 0."""
+        gradients = [
+            torch.zeros_like(value) if value.grad is None else value.grad for value in self._values
+        ]
+        self._scaled.grad = torch.cat(gradients).mul_(self._scales)
+        self._adam.param_groups[0]["lr"] = share * self._lr
+        self._adam.step()
+        parts = (self._scaled * self._scales).split(self._lengths)
+        for value, own in zip(self._values, parts, strict=True):
+            value.copy_(own)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` continues from."""
+        return {"scaled": self._scaled.detach(), "adam": self._adam.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a state."""
+        with torch.no_grad():
+            self._scaled.copy_(state["scaled"])
+        self._adam.load_state_dict(state["adam"])
 
 
 class LoweredRates:

@@ -11,7 +11,6 @@ import hashlib
 import io
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
@@ -58,13 +57,22 @@ def save_checkpoint(run: Run, optimizer: torch.optim.Optimizer, state: RunState)
         content = {
             "config": run.config.model_dump(mode="json"),
             "data": run.fingerprint,
-            "state": {**asdict(state), **{name: _stacked(getattr(state, name)) for name in ROWS}},
+            "state": _plain(state),
             **exchanged,
             **random_state(),
         }
         write_sealed(run.folder.checkpoint, content)
 
     run.processes.lead(write)
+
+
+def _plain(state: RunState) -> dict[str, Any]:
+    """The state as plain values; `asdict` would copy all that has been recorded so far."""
+    return {
+        **vars(state),
+        "metrics": [vars(row) for row in state.metrics],
+        **{name: _stacked(getattr(state, name)) for name in ROWS},
+    }
 
 
 def load_checkpoint(run: Run, optimizer: torch.optim.Optimizer) -> RunState:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pysoftq.artifact import load_compressed
 from pysoftq.compressor.compressor import Compressor
+from pysoftq.compressor.rungs import asked_for
 from pysoftq.run.compressed_file import write_compressed
 from pysoftq.run.evaluation import evaluate
 from pysoftq.run.folder import RUNGS
@@ -25,7 +26,7 @@ def record_rung(run: Run, compressor: Compressor) -> None:
     front = processes.lead(lambda: _without_present(run, compressor))
     if front is None:
         return
-    number, rung = len(compressor.rungs) - 1, compressor.rungs[-1]
+    number, rung = len(asked_for(compressor.rungs)) - 1, compressor.rungs[-1]
     assert rung.target.bytes is not None
     assert rung.quality is not None
     file = file_name(rung.target.bytes, front.sizes[0])
@@ -73,7 +74,7 @@ def finish_front(run: Run, pretrained: NetworkRow) -> int:
 
 def _without_present(run: Run, compressor: Compressor) -> Front | None:
     """The front so far, if the file of the present rung is not listed, or not there."""
-    number, front = len(compressor.rungs) - 1, _front(run, compressor)
+    number, front = len(asked_for(compressor.rungs)) - 1, _front(run, compressor)
     if number < len(front.rungs) and _path(run, front.rungs[number]).is_file():
         return None
     run.folder.rungs.mkdir(exist_ok=True)

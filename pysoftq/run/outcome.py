@@ -95,8 +95,8 @@ def finish_target(
         comparison = Comparison(alone, state, pretrained, load_weights(run.folder.soft))
         comparison.coupled()
         if run.config.front is not None:
-            chosen = finish_front(alone, comparison.pretrained)
-            return comparison.summary(replace(report, chosen=chosen))
+            rung = report.networks[finish_front(alone, comparison.pretrained)]
+            return comparison.summary(replace(report, chosen=report.rungs.index(rung)))
         alone.model.load_state_dict(compressed)
         write_clusters(alone.model, clusters)  # the same values; `save_compressed` expects them
         return comparison.summary(report)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pysoftq.compressor.rungs import Rung
+from pysoftq.compressor.rungs import Rung, asked_for
 from pysoftq.compressor.target import Target
 
 
@@ -15,7 +15,7 @@ class Reached:
     """A target, and the network that the run ends with.
 
     Attributes:
-        target: as given.
+        target: as given; of a front, that of the network in the compressed file.
         rungs: networks on the way, with sizes as predicted from the counts of clusters; the drop of
             each is that on the validation data.
         chosen: the number of the one that is in the compressed file.
@@ -46,7 +46,14 @@ class Reached:
     @property
     def easier(self) -> str:
         """How to ask for a network that loses less."""
+        if self.of_front:
+            return "pick a larger network of the front"
         return "lower `max_drop`" if self.target.searched else "raise the target"
+
+    @property
+    def of_front(self) -> bool:
+        """Whether there are several networks, each with its own target."""
+        return not self.target.searched and len(asked_for(self.rungs)) > 1
 
     @property
     def rung(self) -> Rung:
@@ -63,8 +70,11 @@ class Reached:
         drop = "" if rung.drop is None else f"{rung.drop:.2f} on validation data, "
         size = f"{self.bytes_on_disk:,} bytes on disk ({rung.bytes:,} predicted)"
         force = "" if self.ratio is None else f" (force {self.ratio:.3g} times the gradient)"
+        wanted = f"target: {', '.join(self._wanted())}"
+        if self.of_front:
+            wanted = f"front: {len(asked_for(self.rungs))} networks within their sizes"
         return [
-            f"target: {', '.join(self._wanted())}: {'met' if self.met else 'NOT met'}",
+            f"{wanted}: {'met' if self.met else 'NOT met'}",
             f"reached: {size}, {rung.bits:.3f} bits per weight (entropy), h {self.h:g}{force}",
             f"lost: {drop}{test_degradation:.2f} on test data, in {self.lost}",
         ]

@@ -7,6 +7,7 @@ import warnings
 from torch.optim import Optimizer
 
 from pysoftq.compressor.compressor import Compressor
+from pysoftq.compressor.rungs import asked_for, rungs_of
 from pysoftq.errors import QualityWarning
 from pysoftq.models.weight_files import save_state
 from pysoftq.run.evaluation import evaluate
@@ -28,7 +29,7 @@ def attach(run: Run, compressor: Compressor, optimizer: Optimizer, steps: int) -
         return task.quality(*evaluate(run.model, run.data, validation, run.processes))
 
     compressor.on_strength = lambda found: run.observer.message(strength_line(found))
-    compressor.before_merging = lambda _: save_soft(run)
+    compressor.before_merging = lambda found: end_coupling(run, found)
     compressor.on_rung = lambda found: end_rung(run, found)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", QualityWarning)
@@ -39,8 +40,14 @@ def attach(run: Run, compressor: Compressor, optimizer: Optimizer, steps: int) -
         run.observer.message(str(warning.message))
 
 
-def save_soft(run: Run) -> None:
-    """Write the weights as the coupling leaves them."""
+def end_coupling(run: Run, compressor: Compressor) -> None:
+    """Write the weights as the coupling leaves them, and say which networks follow."""
+    if len(compressor.path) > len(compressor.targets):
+        names = [
+            f"{target.bits:.3g} bits" if target.bytes is None else f"{target.bytes:,} bytes"
+            for target in compressor.path
+        ]
+        run.observer.message(f"training of clusters: to {', then '.join(names)}")
     soft = kept_state(run.model, run.processes)
     run.processes.lead(lambda: save_state(soft, run.folder.soft))
 
@@ -86,8 +93,8 @@ def rung_line(run: Run, compressor: Compressor) -> str:
     of_bytes = "" if target.bytes is None else f" of {target.bytes:,}"
     of_bits = "" if target.bits is None else f" of {target.bits:g}"
     text = f"{rung.bytes:,}{of_bytes} bytes, {rung.bits:.3f}{of_bits} bits per weight (entropy)"
-    if compressor.rung_count > 1:
-        text = f"network {len(compressor.rungs)} of {compressor.rung_count}: {text}"
+    if (count := rungs_of(compressor.targets)) > 1:
+        text = f"network {len(asked_for(compressor.rungs))} of {count}: {text}"
     if rung.drop is not None:
         of_drop = "" if target.max_drop is None else f" of {target.max_drop:g}"
         text += f", {rung.drop:.2f}{of_drop} {run.data.task.lost} lost on validation"

@@ -9,7 +9,7 @@ import torch
 from compressing import network, sgd, steps
 
 from pysoftq import Compressor, Target
-from pysoftq.compressor.rungs import SEARCHED, Rung, chosen, next_target
+from pysoftq.compressor.rungs import SEARCHED, Rung, chosen, next_target, path
 from pysoftq.errors import QualityWarning
 
 SEARCH = (Target(max_drop=1.0),)
@@ -46,6 +46,73 @@ def test_a_ladder_has_each_target_once() -> None:
         done.append(Rung(target, 10, bits=1.0))
     assert tuple(rung.target for rung in done) == targets
     assert chosen(targets, done) == 2
+
+
+SIZED = {"smallest_bytes": 1000, "weights": 8000}  # a kilobyte for each bit
+
+
+@pytest.mark.parametrize(
+    ("bits", "larger"),
+    [
+        ((8.0,), ()),
+        ((2.0,), ()),
+        ((1.6,), ()),
+        ((1.5,), (2.0,)),
+        ((1.2,), (2.0,)),
+        ((0.72,), (2.0, 1.2)),
+        ((8.0, 1.2), ()),  # from the coupled network to 2 bits at once, whatever is first
+        ((8.0, 0.72), (1.2,)),
+        ((1.2, 0.72), (2.0,)),
+        ((1.2, 0.432), (2.0, 0.72)),
+    ],
+)
+@pytest.mark.parametrize("unit", ["bits", "bytes"])
+def test_a_small_target_has_others_on_the_way(
+    unit: str, bits: tuple[float, ...], larger: tuple[float, ...]
+) -> None:
+    def target(one: float) -> Target:
+        return Target(bits=one) if unit == "bits" else Target(bytes=1000 + round(1000 * one))
+
+    def size(one: Target) -> float:
+        return one.bits if one.bytes is None else (one.bytes - 1000) / 1000
+
+    targets = [target(one) for one in bits]
+    found = path(targets, spare=10, **SIZED)
+    assert [one for one in found if one in targets] == targets
+    assert [size(one) for one in found] == pytest.approx(sorted(bits + larger, reverse=True))
+    assert len(path(targets, spare=1, **SIZED)) == len(targets) + min(len(larger), 1)
+    assert path(targets, spare=0, **SIZED) == path(targets, spare=-3, **SIZED) == tuple(targets)
+
+
+def test_a_size_that_cannot_be_reached_has_a_short_way() -> None:
+    found = path([Target(bytes=10)], spare=100, **SIZED)
+    assert 5 < len(found) < 10
+    assert all(one.bytes > 1000 for one in found[:-1])
+
+
+def test_what_has_no_size_has_nothing_on_the_way() -> None:
+    targets = (Target(rd_weight=1.0), Target(bits=3.0))
+    assert path(targets, spare=10, **SIZED) == targets
+
+
+def test_networks_on_the_way_are_not_presented() -> None:
+    model, seen = network(), []
+    optimizer, compressor = sgd(model), Compressor(model, Target(bits=0.7), {"bits": 6})
+    compressor.on_rung = lambda found: seen.append(found.rungs[-1].target)
+    told = iter([10.0, 9.0])
+    compressor.attach(optimizer, total_steps=1600, evaluate=lambda: next(told))
+    steps(model, optimizer, 0, 1600)
+    report = compressor.finalize()
+    assert report.met
+    assert [rung.between for rung in report.rungs] == [True, True, False]
+    assert [rung.drop for rung in report.rungs] == [None, None, 1.0]
+    assert seen == [Target(bits=0.7)] == [rung.target for rung in report.networks]
+    assert [rung.steps for rung in report.rungs] == pytest.approx(
+        [rung.steps for rung in report.rungs[:1]] * 3, abs=1
+    )
+    assert str(report).count("(on the way)") == 2
+    for rung in report.rungs:
+        assert 0.97 * rung.target.bits <= rung.bits <= rung.target.bits
 
 
 @pytest.mark.parametrize("threshold", [0.9, 2.6])

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from tiny import Options, Recorder, tiny_digits, tiny_options, tiny_weights
 
 from pysoftq.artifact import inspect_compressed
+from pysoftq.compressor.rungs import Rung
 from pysoftq.compressor.target import Target
 from pysoftq.data.images import Dataset, Images
 from pysoftq.data.text import TextData, Tokens
@@ -365,6 +366,10 @@ def test_advice_names_what_to_change() -> None:
 
     assert easier(Target(max_drop=1.0)) == "lower `max_drop`"
     assert easier(Target(max_drop=1.0, bytes=1_000)) == "raise the target"
+    front = tuple(Rung(Target(bytes=size), 10, drop=0.5) for size in (2_000, 1_000))
+    reached = Reached(front[1].target, front, 1, 990, 0.1, "points")
+    assert reached.easier == "pick a larger network of the front"
+    assert reached.lines(0.5)[0] == "front: 2 networks within their sizes: met"
 
 
 def test_a_size_that_is_no_compression_is_refused(options: Options, tmp_path: Path) -> None:

@@ -19,6 +19,13 @@ struct Intervals {
   const std::int32_t* order;
 };
 
+// Where the least of the parabolas (x - values)^2 + offsets changes: for each of `rows` rows of
+// `width` values, ascending and then infinite, width - 1 ends, ascending. The least parabola at x is
+// the first k with x <= ends[k], or the last one; one that is nowhere the least has the end of the
+// one before it. Every pair is compared, as elsewhere than on a CPU, and with the same rounding.
+template <class T>
+void lower_envelope(const T* values, const T* offsets, std::size_t rows, std::size_t width, T* ends);
+
 // Writes the cluster of each weight, among those of all segments, and its value, which has 2, 4 or
 // 8 bytes. Weights that are `kept`, if given, stay in the cluster that they are in. Returns how
 // many weights each cluster has. The call cannot be interrupted.
