@@ -135,7 +135,7 @@ def _rebuild(file: File) -> nn.Module:
     if file.model is None:
         raise ArtifactError(
             f"{file.path} does not say how to build its model; "
-            "give one: load_compressed(path, model)"
+            "pass one: load_compressed(path, model), or --model on the command line"
         )
     if _opens_a_folder(file.model):
         raise ArtifactError(f"{file.path}: its model is in a folder; pass the model")

@@ -34,11 +34,13 @@ _NOT_USED = [
     for name, field in CompressConfig.model_fields.items()
     if name not in _USED and (option_info(field)["group"] != "Data" or name == "augment")
 ]
+_OF_RUN = "[default: that of the run]"
+_DEFAULTS = {"dataset": _OF_RUN, "split_seed": _OF_RUN, "context": "[default: that of FILE]"}
 
 
 @click.command("evaluate", epilog=EXAMPLES)
 @click.argument("file", type=UserPath(exists=True, dir_okay=False, path_type=Path))
-@config_options(*_NOT_USED)
+@config_options(*_NOT_USED, defaults=_DEFAULTS)
 @model_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 def evaluate(file: Path, model: str | None, as_json: bool, **values: Any) -> None:

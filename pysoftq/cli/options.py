@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -47,15 +47,25 @@ class ConfigOption(click.Option):
         self.group = group
 
 
-def config_options(*without: str) -> Callable[[Function], Function]:
-    """Add one option for each field but those; absent ones come as None (repeatable ones as ())."""
+def config_options(
+    *without: str, defaults: Mapping[str, str] | None = None
+) -> Callable[[Function], Function]:
+    """Add one option for each field but those; absent ones come as None (repeatable ones as ()).
+
+    ``defaults`` are texts for options whose default is not that of a run.
+    """
 
     def add(function: Function) -> Function:
         fields = CompressConfig.model_fields.items()
         ordered = sorted(fields, key=lambda item: GROUPS.index(option_info(item[1])["group"]))
         for name, field in reversed(ordered):
             if name not in without:
-                function = _option(name, field)(function)
+                text = str(field.description)
+                if defaults and name in defaults:
+                    text = f"{text.partition('  [')[0]} {defaults[name]}"
+                else:
+                    text = f"{text} {_default_text(name, field)}".strip()
+                function = _option(name, field, text)(function)
         return function
 
     return add
@@ -78,7 +88,7 @@ def given_options(values: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None and value != ()}
 
 
-def _option(name: str, field: FieldInfo) -> Callable[[Function], Function]:
+def _option(name: str, field: FieldInfo, text: str) -> Callable[[Function], Function]:
     flag = "--" + name.replace("_", "-")
     kind, repeatable = _click_type(field.annotation)
     if kind is bool:
@@ -93,7 +103,7 @@ def _option(name: str, field: FieldInfo) -> Callable[[Function], Function]:
         multiple=repeatable,
         default=None,
         metavar=info["metavar"],
-        help=f"{field.description} {_default_text(name, field)}".strip(),
+        help=text,
     )
 
 

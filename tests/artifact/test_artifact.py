@@ -643,7 +643,7 @@ def test_another_shape_of_as_many_weights_is_refused(saved: Path) -> None:
 
 
 def test_no_or_wrong_specification(saved: Path, tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match=r"give one: load_compressed\(path, model\)"):
+    with pytest.raises(ArtifactError, match=r"pass one: load_compressed\(path, model\)"):
         load_compressed(saved)
     rewrite(saved, header=lambda header: header.update(model={"name": "none", "num_classes": 2}))
     with pytest.raises(ArtifactError, match="its model cannot be built: unknown model 'none'"):
