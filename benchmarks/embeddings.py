@@ -26,9 +26,18 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.digits import spread
+from benchmarks.harness import Options
 from benchmarks.report import environment
 from benchmarks.sentences import HELD_OUT, Encoder, closeness, sentences
-from pysoftq import Codebooks, Compressor, SoftQuantizer, Target, load_compressed, save_compressed
+from pysoftq import (
+    Codebooks,
+    Compressor,
+    SoftQuantizer,
+    Target,
+    get_num_threads,
+    load_compressed,
+    save_compressed,
+)
 from pysoftq.atomic import atomic_write
 from pysoftq.baselines import ecvq, kmeans, uniform
 from pysoftq.clusters.clusters import Clusters
@@ -118,7 +127,10 @@ class Study:
         return found
 
     def loss(self, model: nn.Module, step: int) -> torch.Tensor:
-        """One minus the cosine to the teacher, in the mean over the batch of a step."""
+        """One minus the cosine to the teacher, in the mean over the batch of a step.
+
+        Models stay in evaluation mode: the teacher has no dropout either.
+        """
         generator = torch.Generator().manual_seed(1_000_003 * self.seed + step)
         batch = torch.randint(len(self.texts), (BATCH,), generator=generator)
         with torch.autocast("cpu", torch.bfloat16):
@@ -196,13 +208,11 @@ def trained_values(study: Study, known: Known) -> Iterator[Row]:
         optimizer = torch.optim.Adam([*groups, {"params": codebooks.rest(), "lr": VALUES_LR / 10}])
         codebooks.attach(optimizer)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, study.steps)
-        model.train()
         for step in range(study.steps):
             optimizer.zero_grad()
             study.loss(model, step).backward()
             optimizer.step()
             schedule.step()
-        model.eval()
         now = codebooks.clusters()
         with torch.no_grad():
             write_clusters(model, now)
@@ -233,7 +243,6 @@ def ladder(study: Study, known: Known, *, coupled: bool) -> Iterator[Row]:
     checkpoint = study.work / f"{method}, seed {study.seed}.pt"
     begun = _resumed(checkpoint, (model, optimizer, compressor), rows)
     compressor.attach(optimizer, total_steps=study.steps)
-    model.train()
     for step in range(begun, study.steps):
         optimizer.zero_grad()
         study.loss(model, step).backward()
@@ -324,7 +333,10 @@ def say(text: str) -> None:
 
 def write(path: Path, rows: Sequence[Row]) -> None:
     """Keep the rows, with the machine that the last one comes from."""
-    content = {"environment": environment(), "rows": [asdict(row) for row in rows]}
+    content = {
+        "environment": environment(Options(threads=get_num_threads())),
+        "rows": [asdict(row) for row in rows],
+    }
     text = json.dumps(content, indent=1)
     with atomic_write(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
