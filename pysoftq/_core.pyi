@@ -1,7 +1,7 @@
 """The C++ core; the package's functions check and convert what these take."""
 
 import enum
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -210,14 +210,14 @@ def merge(
     rd_weight: float,
     entropy: bool,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]: ...
-@overload
-def lower_envelope(
-    values: npt.NDArray[np.float32], offsets: npt.NDArray[np.float32]
-) -> npt.NDArray[np.float32]: ...
-@overload
-def lower_envelope(
-    values: npt.NDArray[np.float64], offsets: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float64]: ...
+def lower_envelope(values: npt.NDArray[Any], offsets: npt.NDArray[Any]) -> npt.NDArray[Any]: ...
+def cheapest_clusters(
+    values: npt.NDArray[np.float32],
+    counts: npt.NDArray[np.int64],
+    sizes: npt.NDArray[np.int64],
+    weights: npt.NDArray[np.int64],
+    rd_weight: float,
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]: ...
 def assign(
     weights: int,
     edges: npt.NDArray[np.int64],

@@ -24,6 +24,32 @@ py::array_t<T> envelope(const Array<T>& values, const Array<T>& offsets) {
   return ends;
 }
 
+// The cheapest clusters of each segment and their intervals: ends (S, K - 1), order (S, K).
+py::tuple cheapest(const Array<float>& values, const Array<std::int64_t>& counts,
+                   const Array<std::int64_t>& sizes, const Array<std::int64_t>& weights,
+                   float rd_weight) {
+  const SegmentClusters clusters{span_of(values), span_of(counts), span_of(sizes), span_of(weights)};
+  std::int64_t sum = 0, width = 1;
+  for (const std::int64_t size : clusters.sizes) {
+    if (size < 0) throw py::value_error("a segment has a negative number of clusters");
+    sum += size;
+    width = std::max(width, size);
+  }
+  if (static_cast<std::size_t>(sum) != clusters.values.size() ||
+      clusters.counts.size() != clusters.values.size() ||
+      clusters.weights.size() != clusters.sizes.size())
+    throw py::value_error("values, counts and sizes of the segments do not agree");
+  const auto rows = static_cast<py::ssize_t>(clusters.sizes.size());
+  py::array_t<float> ends({rows, static_cast<py::ssize_t>(width - 1)});
+  py::array_t<std::int32_t> order({rows, static_cast<py::ssize_t>(width)});
+  float* end = ends.mutable_data();
+  std::int32_t* place = order.mutable_data();
+  released([&] {
+    cheapest_clusters(clusters, rd_weight, static_cast<std::size_t>(width), end, place);
+  });
+  return py::make_tuple(ends, order);
+}
+
 // Moves the weights at one address and writes to others, which Python keeps.
 py::array_t<std::int64_t> assign_weights(std::uint64_t weights, const Array<std::int64_t>& edges,
                                          const Array<std::int64_t>& first, const Array<float>& ends,
@@ -82,6 +108,9 @@ void bind_assign(py::module_& m) {
   m.def("lower_envelope", &envelope<float>, py::arg("values"), py::arg("offsets"),
         "Ends of the intervals in which each parabola of a row is the least, (S, K - 1)");
   m.def("lower_envelope", &envelope<double>, py::arg("values"), py::arg("offsets"));
+  m.def("cheapest_clusters", &cheapest, py::arg("values"), py::arg("counts"), py::arg("sizes"),
+        py::arg("weights"), py::arg("rd_weight"),
+        "Intervals in which each cluster of a segment is the cheapest: ends and order of clusters");
   m.def("assign", &assign_weights, py::arg("weights"), py::arg("edges"), py::arg("first"),
         py::arg("ends"), py::arg("order"), py::arg("values"), py::arg("kept"), py::arg("clusters"),
         py::arg("out"),

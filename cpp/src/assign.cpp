@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 #include <mutex>
+#include <numeric>
 
 #include "schedule.h"
 #include "softq/threads.h"
@@ -169,6 +170,34 @@ std::vector<std::int64_t> assign_all(const float* weights, const Intervals& inte
 }
 
 }  // namespace
+
+void cheapest_clusters(const SegmentClusters& clusters, float rd_weight, std::size_t width,
+                       float* ends, std::int32_t* order) {
+  const std::size_t segments = clusters.sizes.size();
+  std::vector<float> values(width), offsets(width);
+  std::fill_n(ends, segments * (width - 1), std::numeric_limits<float>::infinity());
+  std::size_t first = 0;
+  for (std::size_t s = 0; s < segments; ++s) {
+    const auto size = static_cast<std::size_t>(clusters.sizes[s]);
+    const std::span<const float> own = clusters.values.subspan(first, size);
+    std::int32_t* row = order + s * width;
+    std::iota(row, row + size, 0);
+    const auto value = [&](std::int32_t k) { return own[static_cast<std::size_t>(k)]; };
+    std::stable_sort(row, row + size, [&](std::int32_t a, std::int32_t b) {
+      return value(a) < value(b) || (std::isnan(value(b)) && !std::isnan(value(a)));
+    });
+    for (std::size_t k = 0; k < size; ++k) {
+      const auto place = first + static_cast<std::size_t>(row[k]);
+      const auto count = static_cast<double>(std::max<std::int64_t>(clusters.counts[place], 1));
+      const double share = static_cast<double>(clusters.weights[s]) / count;
+      values[k] = clusters.values[place];
+      offsets[k] = rd_weight * static_cast<float>(std::log2(share));
+    }
+    std::fill(row + size, row + width, static_cast<std::int32_t>(std::max(size, std::size_t{1}) - 1));
+    if (size > 1) lower_envelope(values.data(), offsets.data(), 1, size, ends + s * (width - 1));
+    first += size;
+  }
+}
 
 template <class T>
 void lower_envelope(const T* values, const T* offsets, std::size_t rows, std::size_t width,

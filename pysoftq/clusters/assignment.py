@@ -58,8 +58,8 @@ class Assignment:
         self._first = first.to(device)
         self._missing = (slots >= sizes[:, None]).to(device)
         self._slots = (first[:, None] + slots).clamp_max(clusters.K - 1).to(device)
-        self._weights = bounds.diff()[:, None].to(device)
-        self._last = (sizes - 1).clamp_min(0)[:, None].to(device)
+        self._weights = bounds.diff().to(device)
+        self._sizes = sizes
         self._edges = edges
 
     def __call__(self, weights: Tensor, values: Tensor, counts: Tensor, rd_weight: float) -> Tensor:
@@ -106,8 +106,8 @@ class Assignment:
             weights.data_ptr(),
             self._edges.numpy(),
             self._first.numpy(),
-            ends.contiguous().numpy(),
-            order.minimum(self._last).int().numpy(),
+            ends.numpy(),
+            order.numpy(),
             entries.contiguous().numpy(),
             0 if kept is None else kept.data_ptr(),
             to.clusters.data_ptr(),
@@ -117,7 +117,22 @@ class Assignment:
 
     def _intervals(self, values: Tensor, counts: Tensor, rd_weight: float) -> tuple[Tensor, Tensor]:
         """Ends of the intervals of each segment, and the clusters in their order."""
-        lengths = -(counts[self._slots].clamp_min(1) / self._weights).log2()
+        if values.device.type == "cpu":
+            ends, order = _core.cheapest_clusters(
+                values.contiguous().numpy(),
+                counts.numpy(),
+                self._sizes.numpy(),
+                self._weights.numpy(),
+                rd_weight,
+            )
+            return torch.from_numpy(ends), torch.from_numpy(order)
+        return self.intervals_on_device(values, counts, rd_weight)
+
+    def intervals_on_device(
+        self, values: Tensor, counts: Tensor, rd_weight: float
+    ) -> tuple[Tensor, Tensor]:
+        """The same by operations of PyTorch."""
+        lengths = -(counts[self._slots].clamp_min(1) / self._weights[:, None]).log2()
         # Slots beyond the clusters of a segment sort last.
         table, order = values[self._slots].masked_fill(self._missing, math.inf).sort(stable=True)
         return lower_envelope(table, rd_weight * lengths.gather(1, order)), order

@@ -32,22 +32,35 @@ def largest(gradient: Tensor) -> Tensor:
 
 
 class Units(NamedTuple):
-    """The units that gradients of a layer are counted in.
+    """The units that gradients of a layer are counted in: numbers, or () float64 of a device.
 
     Attributes:
-        exponent: () int64: a gradient of 2^-exponent is 1.
-        fit: () bool, whether all gradients are finite.
+        scale: units of a gradient of 1; 0 if a gradient is not finite.
+        size: the gradient of a unit; NaN if a gradient is not finite.
     """
 
-    exponent: Tensor
-    fit: Tensor
+    scale: Tensor | float
+    size: Tensor | float
 
     @classmethod
-    def of(cls, largest: Tensor, size: int) -> Units:
+    def of(cls, largest: Tensor, weights: int) -> Units:
         """For so many weights, () the largest of whose gradients is given."""
-        bits = min(_BITS, _SUM_BITS - max(size - 1, 1).bit_length())
-        exponent = bits - largest.frexp().exponent.long()
-        return cls(exponent.clamp(-_MOST, _MOST), largest.isfinite())
+        bits = min(_BITS, _SUM_BITS - max(weights - 1, 1).bit_length())
+        if largest.device.type != "cpu":
+            return cls.on_device(largest, bits)
+        top = float(largest)
+        if not math.isfinite(top):
+            return cls(0.0, math.nan)
+        power = min(max(bits - math.frexp(top)[1], -_MOST), _MOST)
+        return cls(math.ldexp(1.0, power), math.ldexp(1.0, -power))
+
+    @classmethod
+    def on_device(cls, largest: Tensor, bits: int) -> Units:
+        """For terms of so many bits, by operations of PyTorch, which do not wait for the device."""
+        exponent = (bits - largest.frexp().exponent.long()).clamp(-_MOST, _MOST)
+        fit = largest.isfinite()
+        powers = _power(exponent), _power(-exponent)
+        return cls(torch.where(fit, powers[0], 0.0), torch.where(fit, powers[1], math.nan))
 
     def sums(self, gradient: Tensor, clusters: Tensor, number: int) -> Tensor:
         """The sum over the weights of each cluster, in units, int64 (K,).
@@ -57,14 +70,13 @@ class Units(NamedTuple):
             clusters: (N,) int32.
             number: K.
         """
-        scale = torch.where(self.fit, _power(self.exponent), 0.0)
         if gradient.device.type != "cpu":
             found = torch.zeros(number, dtype=torch.int64, device=gradient.device)
             for part, own in zip(gradient.split(PIECE), clusters.split(PIECE), strict=True):
-                terms = part.double().mul_(scale).round_().nan_to_num_(0, 0, 0)
+                terms = part.double().mul_(self.scale).round_().nan_to_num_(0, 0, 0)
                 found.index_add_(0, own, terms.long())
             return found
-        factor = float(scale)
+        factor = float(self.scale)
         if not factor:
             return torch.zeros(number, dtype=torch.int64)
         own, places = gradient.contiguous(), clusters.contiguous()
@@ -73,7 +85,7 @@ class Units(NamedTuple):
 
     def gradients(self, sums: Tensor) -> Tensor:
         """The sums as float64; NaN where a gradient of the layer is not finite."""
-        return sums.double() * torch.where(self.fit, _power(-self.exponent), math.nan)
+        return sums.double() * self.size
 
 
 def _power(exponent: Tensor) -> Tensor:

@@ -125,6 +125,23 @@ def test_segments_keep_to_their_own_clusters(granularity: str, rd_weight: float)
     check(clusters, moved, values, rd_weight)
 
 
+@pytest.mark.parametrize("granularity", ["layer", "channel"])
+@pytest.mark.parametrize("rd_weight", [0.0, 0.01, 0.3])
+def test_intervals_of_a_device_are_those_of_the_core(granularity: str, rd_weight: float) -> None:
+    generator = torch.Generator().manual_seed(4)
+    theta = torch.randn(5, 60, generator=generator)
+    theta[2] = 1.5
+    clusters = identify(theta, 4, segment_bounds(theta.shape, granularity))
+    assignment = Assignment(clusters, theta.device)
+    values = clusters.codebook + 0.5 * torch.randn(clusters.K, generator=generator)
+    counts = torch.where(torch.rand(clusters.K, generator=generator) < 0.2, 0, clusters.counts)
+    ends, order = assignment._intervals(values, counts, rd_weight)
+    expected, slots = assignment.intervals_on_device(values, counts, rd_weight)
+    torch.testing.assert_close(ends, expected, rtol=1e-5, atol=1e-5)  # log2 may round otherwise
+    own = clusters.codebook_sizes[:, None] > torch.arange(slots.shape[1])
+    assert torch.equal(order[own].long(), slots[own])
+
+
 def test_without_an_rd_weight_it_is_the_nearest_and_clusters_stay_as_they_were() -> None:
     theta = torch.randn(500, generator=torch.Generator().manual_seed(0))
     clusters = identify(theta, 4)

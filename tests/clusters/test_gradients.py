@@ -52,10 +52,19 @@ def test_order_and_threads_do_not_matter(dtype: torch.dtype, size: int) -> None:
     finally:
         set_num_threads(before)
     units = Units.of(largest(gradient), size)
-    scale = 2.0 ** int(units.exponent)
-    terms = gradient.double().mul(scale).round().long()
+    terms = gradient.double().mul(units.scale).round().long()
     by_torch = torch.zeros(300, dtype=torch.int64).index_add_(0, clusters, terms)
     assert torch.equal(units.sums(gradient, clusters, 300), by_torch)
+
+
+@pytest.mark.parametrize(
+    "value", [0.0, 1e-320, 1e-45, 1e-3, 0.5, 1.0, 77.0, 3e38, 1.7e308, math.inf]
+)
+def test_units_of_a_device_are_those_of_the_cpu(value: float) -> None:
+    top = torch.tensor(value, dtype=torch.float64)
+    expected, found = Units.of(top, 1000), Units.on_device(top, 51)
+    assert float(found.scale) == expected.scale
+    assert float(found.size) == pytest.approx(expected.size, rel=0, nan_ok=True)
 
 
 @pytest.mark.parametrize("value", [0.0, 1e-45, 1e-280, 3e38, 1.7e308, -1e300])

@@ -16,6 +16,7 @@ from pysoftq.clusters import intervals, sorted_weights
 from pysoftq.clusters.intervals import (
     Floats,
     PartialSums,
+    envelope_on_device,
     lower_envelope,
     neighbour_crossings,
 )
@@ -120,6 +121,23 @@ def test_the_envelope_is_the_least_of_all_parabolas(K: int, grid: bool) -> None:
     torch.testing.assert_close(heights, least(values, offsets, x), rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("K", [2, 9, 10, 137, 400])
+@pytest.mark.parametrize("grid", [False, True], ids=["generic", "ties"])
+def test_the_envelope_of_a_device_is_that_of_the_core(
+    K: int, grid: bool, dtype: torch.dtype
+) -> None:
+    generator = torch.Generator().manual_seed(K)
+    values = torch.randn(4, K, generator=generator, dtype=dtype)
+    offsets = torch.rand(4, K, generator=generator, dtype=dtype)
+    if grid:
+        values, offsets = (values * 4).round() / 4, (offsets * 4).round() / 4
+    values = values.sort(1).values
+    values[1, K // 2 :] = math.inf
+    values[2] = math.inf
+    assert torch.equal(envelope_on_device(values, offsets), lower_envelope(values, offsets))
+
+
 @pytest.mark.parametrize("rows", [1, 2, 128])
 def test_the_envelope_does_not_depend_on_the_block_size(
     rows: int, monkeypatch: pytest.MonkeyPatch
@@ -130,7 +148,7 @@ def test_the_envelope_does_not_depend_on_the_block_size(
     offsets = torch.rand(2, 40, generator=generator)
     whole = lower_envelope(values, offsets)
     monkeypatch.setattr(intervals, "_ROWS", rows)
-    assert torch.equal(lower_envelope(values, offsets), whole)
+    assert torch.equal(envelope_on_device(values, offsets), whole)
 
 
 @pytest.mark.parametrize("zeros", [(-0.0, 0.0), (0.0, -0.0), (0.0, 0.0)])

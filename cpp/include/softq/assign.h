@@ -26,6 +26,22 @@ struct Intervals {
 template <class T>
 void lower_envelope(const T* values, const T* offsets, std::size_t rows, std::size_t width, T* ends);
 
+// The clusters of all segments, in any order: each segment has so many of them, in a row, and so
+// many weights.
+struct SegmentClusters {
+  std::span<const float> values;
+  std::span<const std::int64_t> counts;  // of weights so far
+  std::span<const std::int64_t> sizes;
+  std::span<const std::int64_t> weights;
+};
+
+// The intervals in which each cluster of a segment is the cheapest for a weight x: least is
+// (x - value)^2 + rd_weight * log2(weights / count), where an empty cluster counts as one of a single
+// weight. Rows of `width` clusters and width - 1 ends, as above; shorter ones repeat their last
+// cluster.
+void cheapest_clusters(const SegmentClusters& clusters, float rd_weight, std::size_t width,
+                       float* ends, std::int32_t* order);
+
 // Writes the cluster of each weight, among those of all segments, and its value, which has 2, 4 or
 // 8 bytes. Weights that are `kept`, if given, stay in the cluster that they are in. Returns how
 // many weights each cluster has. The call cannot be interrupted.
