@@ -28,7 +28,8 @@ py::array_t<T> envelope(const Array<T>& values, const Array<T>& offsets) {
 py::tuple cheapest(const Array<float>& values, const Array<std::int64_t>& counts,
                    const Array<std::int64_t>& sizes, const Array<std::int64_t>& weights,
                    float rd_weight) {
-  const SegmentClusters clusters{span_of(values), span_of(counts), span_of(sizes), span_of(weights)};
+  const SegmentClusters clusters{span_of(values), span_of(counts), span_of(sizes),
+                                 span_of(weights)};
   std::int64_t sum = 0, width = 1;
   for (const std::int64_t size : clusters.sizes) {
     if (size < 0) throw py::value_error("a segment has a negative number of clusters");
@@ -44,9 +45,8 @@ py::tuple cheapest(const Array<float>& values, const Array<std::int64_t>& counts
   py::array_t<std::int32_t> order({rows, static_cast<py::ssize_t>(width)});
   float* end = ends.mutable_data();
   std::int32_t* place = order.mutable_data();
-  released([&] {
-    cheapest_clusters(clusters, rd_weight, static_cast<std::size_t>(width), end, place);
-  });
+  released(
+      [&] { cheapest_clusters(clusters, rd_weight, static_cast<std::size_t>(width), end, place); });
   return py::make_tuple(ends, order);
 }
 

@@ -70,7 +70,8 @@ class Finder {
 // Where the parabola `own` is first beaten by one of the later ones.
 template <class T>
 T first_crossing(const T* values, const T* offsets, std::size_t own, std::size_t width) {
-  const T value = values[own] + T{0}, offset = offsets[own];  // -0 would turn the sign of a quotient
+  const T value = values[own] + T{0},
+          offset = offsets[own];  // -0 would turn the sign of a quotient
   // Of equal values the cheaper one is the least everywhere: x / 0. On a tie, 0 / 0, the lower one.
   const auto crossing = [&](std::size_t k) {
     const T later = values[k] + T{0};
@@ -193,7 +194,8 @@ void cheapest_clusters(const SegmentClusters& clusters, float rd_weight, std::si
       values[k] = clusters.values[place];
       offsets[k] = rd_weight * static_cast<float>(std::log2(share));
     }
-    std::fill(row + size, row + width, static_cast<std::int32_t>(std::max(size, std::size_t{1}) - 1));
+    std::fill(row + size, row + width,
+              static_cast<std::int32_t>(std::max(size, std::size_t{1}) - 1));
     if (size > 1) lower_envelope(values.data(), offsets.data(), 1, size, ends + s * (width - 1));
     first += size;
   }

@@ -20,11 +20,13 @@ struct Intervals {
 };
 
 // Where the least of the parabolas (x - values)^2 + offsets changes: for each of `rows` rows of
-// `width` values, ascending and then infinite, width - 1 ends, ascending. The least parabola at x is
-// the first k with x <= ends[k], or the last one; one that is nowhere the least has the end of the
-// one before it. Every pair is compared, as elsewhere than on a CPU, and with the same rounding.
+// `width` values, ascending and then infinite, width - 1 ends, ascending. The least parabola at x
+// is the first k with x <= ends[k], or the last one; one that is nowhere the least has the end of
+// the one before it. Every pair is compared, as elsewhere than on a CPU, and with the same
+// rounding.
 template <class T>
-void lower_envelope(const T* values, const T* offsets, std::size_t rows, std::size_t width, T* ends);
+void lower_envelope(const T* values, const T* offsets, std::size_t rows, std::size_t width,
+                    T* ends);
 
 // The clusters of all segments, in any order: each segment has so many of them, in a row, and so
 // many weights.
@@ -36,9 +38,9 @@ struct SegmentClusters {
 };
 
 // The intervals in which each cluster of a segment is the cheapest for a weight x: least is
-// (x - value)^2 + rd_weight * log2(weights / count), where an empty cluster counts as one of a single
-// weight. Rows of `width` clusters and width - 1 ends, as above; shorter ones repeat their last
-// cluster.
+// (x - value)^2 + rd_weight * log2(weights / count), where an empty cluster counts as one of a
+// single weight. Rows of `width` clusters and width - 1 ends, as above; shorter ones repeat their
+// last cluster.
 void cheapest_clusters(const SegmentClusters& clusters, float rd_weight, std::size_t width,
                        float* ends, std::int32_t* order);
 
