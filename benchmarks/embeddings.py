@@ -52,6 +52,7 @@ WORK = Path("runs/embeddings")
 BITS = (4.0, 3.0, 2.0, 1.5)
 LEVELS = (16, 8, 4)
 ECVQ_K = 256
+PART = 2**15  # weights of a tensor at least, on which the rate of ECVQ is searched
 STEPS = 2000
 BATCH = 24
 LR = 3e-4
@@ -179,18 +180,28 @@ def clusters_of(model: nn.Module, quantize: Callable[[Tensor], Clusters]) -> dic
 
 
 def ecvq_weight(study: Study, bits: float) -> float:
-    """The rate-distortion weight at which ECVQ takes so many bits."""
+    """The rate-distortion weight at which ECVQ of a part of the weights takes so many bits."""
     model = study.encoder.model()
 
     def size_of(rd_weight: float) -> float:
-        found = clusters_of(model, lambda theta: ecvq(theta, ECVQ_K, rd_weight))
+        found = clusters_of(model, lambda theta: ecvq(part_of(theta), ECVQ_K, rd_weight))
         return mean_entropy(found.values())
 
     return find_price(size_of, bits, BEGIN * 4**-bits)
 
 
+def part_of(theta: Tensor) -> Tensor:
+    """Evenly spaced weights of a large tensor, which are enough to find a rate."""
+    flat = theta.reshape(-1)
+    return flat[:: max(len(flat) // PART, 1)]
+
+
 def trained_values(study: Study, known: Known) -> Iterator[Row]:
-    """ECVQ, then training of its values and all other parameters; weights keep their clusters."""
+    """ECVQ, then training of its values and all other parameters; weights keep their clusters.
+
+    All networks together take as many steps as a ladder.
+    """
+    steps = study.steps // len(BITS)
     for bits in BITS:
         name = Name("ECVQ, values trained", f"{bits:g} bits")
         if (name, study.seed) in known:
@@ -207,8 +218,8 @@ def trained_values(study: Study, known: Known) -> Iterator[Row]:
         ]
         optimizer = torch.optim.Adam([*groups, {"params": codebooks.rest(), "lr": VALUES_LR / 10}])
         codebooks.attach(optimizer)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, study.steps)
-        for step in range(study.steps):
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        for step in range(steps):
             optimizer.zero_grad()
             study.loss(model, step).backward()
             optimizer.step()
@@ -217,7 +228,7 @@ def trained_values(study: Study, known: Known) -> Iterator[Row]:
         with torch.no_grad():
             write_clusters(model, now)
         seconds = time.perf_counter() - start
-        yield study.row(model, name, mean_entropy(now.values()), seconds, study.steps)
+        yield study.row(model, name, mean_entropy(now.values()), seconds, steps)
 
 
 def ladder(study: Study, known: Known, *, coupled: bool) -> Iterator[Row]:
