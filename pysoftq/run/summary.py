@@ -140,11 +140,15 @@ class Summary:
         return (*found, *self._layer_warnings())
 
     def _layer_warnings(self) -> Iterator[ReportWarning]:
-        """Of the layers; with a target, the rate-distortion weight is no option."""
+        """Of the layers.
+
+        With a target, the rate-distortion weight is no option, and the coupling ends before the
+        weights have gathered if they require no more than the target.
+        """
         for warning in self.layers.warnings:
             if self.target is None:
                 yield warning
-            else:
+            elif warning.kind != "not gathered":
                 advice = warning.advice.replace("lower `rd_weight`", self.target.easier)
                 yield replace(warning, advice=advice)
 

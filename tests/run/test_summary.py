@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from pysoftq.compressor.rungs import Rung
+from pysoftq.compressor.target import Target
 from pysoftq.coupling.report import CompressionReport, LayerReport
 from pysoftq.data.tasks import CLASSIFICATION, LANGUAGE_MODELLING
 from pysoftq.run.networks import NetworkRow
+from pysoftq.run.reached import Reached
 from pysoftq.run.summary import Summary, TrainingSpeed
 
 
@@ -71,6 +75,17 @@ def test_warnings_of_layers_follow(tmp_path: Path) -> None:
     assert Summary.read(path).warnings == ended.warnings
     kinds = [warning["kind"] for warning in json.loads(path.read_text())["warnings"]]
     assert kinds == ["degradation", "constant"]
+
+
+def test_a_target_determines_when_the_coupling_ends() -> None:
+    ended = summary(0.99, 0.985, 0.98, 0.98)
+    (layer,) = ended.layers.layers
+    loose = replace(layer, clusters_before=100, clusters=80)
+    ended = replace(ended, layers=replace(ended.layers, layers=(loose,)))
+    assert [warning.kind for warning in ended.warnings] == ["not gathered"]
+    target = Target(bytes=2_000)
+    reached = Reached(target, (Rung(target, 10, bytes=1_990),), 0, 1_990, 0.1, "points")
+    assert replace(ended, target=reached).warnings == ()
 
 
 def test_only_compressed_networks_have_a_ratio() -> None:
