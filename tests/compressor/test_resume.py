@@ -14,12 +14,14 @@ from compressing import accuracy, adamw, network, sgd, steps
 from torch import nn
 
 from pysoftq import Compressor, Target
+from pysoftq.compressor import compressor
 
 TOTAL = 48
 CUTS = (1, 19, 33, 48)
 QUICK = {"bits": 6}  # few bins, which merge at once
 TARGETS = {
     "bytes": Target(bytes=2600),
+    "low": Target(bits=0.8),  # with others on the way
     "ladder": [Target(bits=3.0), Target(bits=2.0)],
     "drop": Target(max_drop=40.0),
     "weight": Target(rd_weight=0.05),
@@ -49,6 +51,12 @@ class Training:
             return self.compressor.finalize()
 
 
+@pytest.fixture(autouse=True)
+def _short_rungs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps are few here."""
+    monkeypatch.setattr(compressor, "MIN_STEPS", 8)
+
+
 def saved(training: Training) -> list[Any]:
     """What comes out of a checkpoint file."""
     file = io.BytesIO()
@@ -64,7 +72,10 @@ def assert_same(a: nn.Module, b: nn.Module) -> None:
 
 @pytest.mark.parametrize(
     ("name", "make"),
-    [("bytes", sgd), ("bytes", adamw), ("ladder", adamw), ("drop", sgd), ("weight", sgd)],
+    [
+        *(("bytes", sgd), ("bytes", adamw), ("low", sgd), ("ladder", adamw)),
+        *(("drop", sgd), ("weight", sgd)),
+    ],
 )
 def test_resumed_in_every_phase(name: str, make: Any) -> None:
     straight = Training(name, make)

@@ -13,9 +13,10 @@ from killed_run import exit_code_of_killed
 from tiny import Options, Recorder, tiny_digits, tiny_options, tiny_weights
 
 from pysoftq.artifact import inspect_compressed, load_compressed
+from pysoftq.compressor import compressor
 from pysoftq.data.text import TextData
 from pysoftq.errors import ConfigError
-from pysoftq.run import evaluation, front_files
+from pysoftq.run import evaluation, finetune, front_files
 from pysoftq.run.config import CompressConfig, command_line, make_config, read_config
 from pysoftq.run.driver import compress
 from pysoftq.run.folder import RunFolder
@@ -112,6 +113,32 @@ def test_the_file_of_the_run_is_one_of_the_front(finished: Finished) -> None:
     assert "Front" in text
     assert rung.file in text
     assert overview(path).rungs == len(SIZES)
+
+
+def test_networks_on_the_way_have_no_files(
+    options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compressor, "MIN_STEPS", 1)
+    config, path, observer = options(front=(6000, 2000)), tmp_path / "run", Recorder()
+    summary = compress(config, path, observer, data=tiny_digits())
+    assert summary.target is not None
+    ways = [rung.between for rung in summary.target.rungs]
+    assert ways.count(False) == 2
+    assert ways.count(True) >= 1
+    front = Front.read(path / "front.json")
+    assert [rung.target_bytes for rung in front.rungs] == [6000, 2000]
+    assert len(list((path / "front").iterdir())) == 2
+    chosen = front.rungs[front.chosen]
+    assert summary.target.rung.target.bytes == chosen.target_bytes
+    assert summary.target.rung.bytes == chosen.predicted_bytes
+    told = [text for text in observer.messages if text.startswith("network ")]
+    assert [text.partition(":")[0] for text in told] == ["network 1 of 2", "network 2 of 2"]
+    (way,) = [text for text in observer.messages if text.startswith("training of clusters: to")]
+    assert way.count("bytes") == len(ways)
+    again = tmp_path / "again"
+    _killed(again, config, finetune__save_checkpoint=_dying(finetune.save_checkpoint, 3))
+    compress(config, again, Recorder(), resume=True, data=tiny_digits())
+    assert contents(again) == contents(path)
 
 
 def test_the_test_data_are_read_once_and_at_the_end(
