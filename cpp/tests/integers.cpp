@@ -31,14 +31,16 @@ namespace {
 
 constexpr std::int32_t bins = 1 << 14;
 
-// FNV-1a, a byte at a time.
+// As FNV-1a, but a value at a time: the sanitizers look at each access.
 template <class T>
 std::uint64_t hash(const std::vector<T>& values) {
+  static_assert(sizeof(T) <= sizeof(std::uint64_t));
   std::uint64_t h = 0xCBF29CE484222325U;
   for (const T& value : values) {
-    unsigned char bytes[sizeof(T)];
-    std::memcpy(bytes, &value, sizeof(T));
-    for (const unsigned char byte : bytes) h = (h ^ byte) * 0x100000001B3U;
+    std::uint64_t word = 0;
+    std::memcpy(&word, &value, sizeof(T));
+    h = (h ^ word) * 0x100000001B3U;
+    h ^= h >> 32;
   }
   return h;
 }

@@ -11,8 +11,6 @@ import numpy as np
 import onnx
 import onnx.numpy_helper
 import onnxruntime
-import onnxscript.optimizer
-import onnxsim
 import pytest
 import torch
 from networks import language_model, mixed_mlp, resnet
@@ -129,6 +127,8 @@ def test_onnxruntime_gives_the_outputs_of_dense_weights(case: Case, level: str) 
 
 
 def folded_by_onnxsim(model: onnx.ModelProto) -> onnx.ModelProto:
+    import onnxsim  # hundreds of modules, which other processes of the tests need not load
+
     simplified, valid = onnxsim.simplify(model)
     assert valid
     assert isinstance(simplified, onnx.ModelProto)
@@ -136,6 +136,8 @@ def folded_by_onnxsim(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def folded_by_onnxscript(model: onnx.ModelProto) -> onnx.ModelProto:
+    import onnxscript.optimizer
+
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     folded = onnxscript.optimizer.optimize(copy)
