@@ -18,7 +18,7 @@ import time
 import warnings
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -113,16 +113,17 @@ class Study:
         found = sentences()
         self.held_out, self.texts = found[:HELD_OUT], found[HELD_OUT:]
         self.original = self.encoder.embed_all(self.encoder.model(), self.held_out)
-        self.teacher = self._teacher()
 
-    def _teacher(self) -> torch.Tensor:
+    @cached_property
+    def teacher(self) -> Tensor:
+        """The embeddings of the training sentences, which take minutes."""
         path = self.work / "teacher.pt"
         if not path.exists():
             say(f"embedding {len(self.texts):,} sentences")
             found = self.encoder.embed_all(self.encoder.model(), self.texts)
             with atomic_write(path) as temporary:
                 torch.save(found, temporary)
-        found = torch.load(path, weights_only=True)
+        found: Tensor = torch.load(path, weights_only=True)
         if len(found) != len(self.texts):
             raise SystemExit(f"{path} is of other sentences: remove it")
         return found

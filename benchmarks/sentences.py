@@ -91,12 +91,11 @@ class Encoder:
 
     @torch.no_grad()
     def embed_all(self, model: nn.Module, texts: Sequence[str]) -> Tensor:
-        """The same of many, in evaluation mode and float32."""
-        was = model.training
-        model.eval()
-        parts = [self.embed(model, texts[i : i + BATCH]) for i in range(0, len(texts), BATCH)]
-        model.train(was)
-        return torch.cat(parts)
+        """The same of many; those of similar length are embedded together."""
+        order = sorted(range(len(texts)), key=lambda place: len(texts[place]))
+        parts = [order[first : first + BATCH] for first in range(0, len(order), BATCH)]
+        found = [self.embed(model, [texts[place] for place in part]) for part in parts]
+        return torch.cat(found)[torch.tensor(order).argsort()]
 
 
 @dataclass(frozen=True)
