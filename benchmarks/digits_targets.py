@@ -72,7 +72,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Row:
-    """What a run has ended with; accuracies in per cent, drops in points."""
+    """What a run has ended with; accuracies in per cent, drops in points.
+
+    CPU seconds are None where other work kept the machine busy.
+    """
 
     kind: str
     value: float
@@ -82,7 +85,7 @@ class Row:
     accuracy: float
     pretrained: float
     validation_drop: float | None
-    seconds: float
+    seconds: float | None
 
     @property
     def drop(self) -> float:
@@ -241,7 +244,10 @@ def time_ratio(rows: Sequence[Row], kind: str, other: str) -> str:
     """How long runs of a kind take, in the time of those of another."""
     ratios = []
     for seed in sorted({row.seed for row in rows}):
-        pair = [[row.seconds for row in rows if is_of(row, one, seed)] for one in (kind, other)]
+        pair = [
+            [row.seconds for row in rows if is_of(row, one, seed) and row.seconds is not None]
+            for one in (kind, other)
+        ]
         if all(pair):
             ratios.append(statistics.median(pair[0]) / statistics.median(pair[1]))
     return spread(ratios, 2) if ratios else "not measured"
