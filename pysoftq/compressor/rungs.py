@@ -122,7 +122,8 @@ def next_target(targets: Sequence[Target], done: Sequence[Rung]) -> Target | Non
 
     A largest drop without a size is searched for: from rung to rung fewer bits as long as none has
     lost too much, or more as long as each has, and from then on the middle, in the logarithm,
-    between the smallest good network and the largest smaller bad one.
+    between the smallest good network and the largest smaller bad one. Bad ones before the first
+    good one do not count any more: they began with less trained weights.
     """
     if len(done) == rungs_of(targets):
         return None
@@ -130,14 +131,13 @@ def next_target(targets: Sequence[Target], done: Sequence[Rung]) -> Target | Non
         return targets[len(done)]
     max_drop = targets[0].max_drop
     good = [rung.bits for rung in done if rung.within(max_drop)]
-    bad = [rung.bits for rung in done if not rung.within(max_drop)]
-    low = max((bits for bits in bad if not good or bits < min(good)), default=None)
-    if good and low is not None:
-        bits = math.sqrt(min(good) * low)
-    elif good:
-        bits = min(good) * _FACTOR
+    if not good:
+        bits = max(rung.bits for rung in done) / _FACTOR if done else _FIRST
     else:
-        bits = _FIRST if low is None else max(bad) / _FACTOR
+        first = next(n for n, rung in enumerate(done) if rung.within(max_drop))
+        bad = [rung.bits for rung in done[first:] if not rung.within(max_drop)]
+        low = max((bits for bits in bad if bits < min(good)), default=None)
+        bits = min(good) * _FACTOR if low is None else math.sqrt(min(good) * low)
     return Target(bits=min(max(bits, _RANGE[0]), _RANGE[1]))
 
 

@@ -39,6 +39,22 @@ def test_a_search_without_a_threshold_stays_in_range(threshold: float, least: fl
     assert done[number].bits == (done[-1].bits if threshold == 0 else done[0].bits)
 
 
+def test_what_failed_before_the_first_success_is_tried_again() -> None:
+    done = [Rung(Target(bits=2.0), 10, bits=2.0, drop=3.0), Rung(Target(bits=3.0), 10, bits=3.0)]
+    done[1].drop = 0.5
+    again = next_target(SEARCH, done)
+    assert again is not None
+    assert again.bits == pytest.approx(1.8)
+    done.append(Rung(again, 10, bits=1.8, drop=0.5))  # as the first one should have been
+    lower = next_target(SEARCH, done)
+    assert lower is not None
+    assert lower.bits == pytest.approx(1.08)
+    done.append(Rung(lower, 10, bits=1.0, drop=3.0))
+    middle = next_target(SEARCH, done)
+    assert middle is not None
+    assert middle.bits == pytest.approx(1.8**0.5)
+
+
 def test_a_ladder_has_each_target_once() -> None:
     targets = (Target(bits=3.0), Target(bytes=300), Target(rd_weight=0.1))
     done: list[Rung] = []

@@ -212,7 +212,7 @@ def test_a_model_from_a_module(
     out = tmp_path / "a.onnx"
     result = run(foreign, "--onnx", out)
     assert isinstance(result.exception, ArtifactError)
-    assert "give one" in str(result.exception)
+    assert "pass one" in str(result.exception)
     options = (foreign, "--onnx", out, "--model")
     result = run(*options, "nets_of_export:make")
     assert isinstance(result.exception, ExportError)
