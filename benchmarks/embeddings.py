@@ -324,7 +324,9 @@ def main(arguments: list[str] | None = None) -> int:
                 rows.append(row)
                 write(path, rows)
     text = "\n".join(table(rows))
-    (chosen.output / "embeddings.md").write_text(f"{HEADING}\n{text}\n", encoding="utf-8")
+    trained = f"A ladder, and all trainings of values together, have {chosen.steps} steps."
+    page = f"{HEADING}{trained}\n\n{text}\n"
+    (chosen.output / "embeddings.md").write_text(page, encoding="utf-8")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     print(f"{text}\n\npeak memory of this process: {peak:.2f} GB")
     return 0
