@@ -69,19 +69,19 @@ def test_metadata_counts(tmp_path: Path) -> None:
     assert report.met
 
 
-@pytest.mark.filterwarnings("ignore:.* of the target. accuracy may be lost")  # of 3 bits
 def test_a_ladder_goes_down(tmp_path: Path) -> None:
     targets, seen = [Target(bits=3.0), Target(bits=2.0), Target(bytes=2200)], []
     model = network()
-    optimizer, compressor = sgd(model), Compressor(model, targets, coupled=0.4)
+    optimizer = sgd(model, lr=0.02)
+    compressor = Compressor(model, targets, coupled=0.4)
     compressor.on_rung = lambda found: seen.append(found.rungs[-1].bytes)
-    compressor.attach(optimizer, total_steps=240)
-    steps(model, optimizer, 0, 240)
+    compressor.attach(optimizer, total_steps=480)
+    steps(model, optimizer, 0, 480)
     report = compressor.finalize()
     assert report.met
     assert [rung.target for rung in report.rungs] == targets
     assert seen == [rung.bytes for rung in report.rungs]
     for rung, most in zip(report.rungs, (3.0, 2.0), strict=False):
-        assert 0.95 * most <= rung.bits <= most
+        assert 0.97 * most <= rung.bits <= most
     save_compressed(model, tmp_path / "a.safetensors")
     assert 0.97 * 2200 <= (tmp_path / "a.safetensors").stat().st_size <= 2200
