@@ -70,11 +70,11 @@ class Reached:
         drop = "" if rung.drop is None else f"{rung.drop:.2f} on validation data, "
         size = f"{self.bytes_on_disk:,} bytes on disk ({rung.bytes:,} predicted)"
         force = "" if self.ratio is None else f" (force {self.ratio:.3g} times the gradient)"
-        wanted = f"target: {', '.join(self._wanted())}"
+        requested = f"target: {', '.join(self._wanted())}"
         if self.of_front:
-            wanted = f"front: {len(asked_for(self.rungs))} networks within their sizes"
+            requested = f"front: {len(asked_for(self.rungs))} target sizes"
         return [
-            f"{wanted}: {'met' if self.met else 'NOT met'}",
+            f"{requested}: {'met' if self.met else 'NOT met'}",
             f"reached: {size}, {rung.bits:.3f} bits per weight (entropy), h {self.h:g}{force}",
             f"lost: {drop}{test_degradation:.2f} on test data, in {self.lost}",
         ]

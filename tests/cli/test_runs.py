@@ -135,9 +135,9 @@ def test_a_file_elsewhere_requires_data(finished: Path, tmp_path: Path) -> None:
     result = invoke("evaluate", file)
     assert result.exit_code == 2
     assert "missing option --dataset" in result.output
-    told = " ".join(invoke("evaluate", "--help").output.split())
-    assert "moved. [default: that of the run]" in told
-    assert "test images. [default: that of the run]" in told
+    text = " ".join(invoke("evaluate", "--help").output.split())
+    assert "moved. [default: that of the run]" in text
+    assert "test images. [default: that of the run]" in text
     result = invoke("evaluate", file, "--dataset", "digits", "--split-seed", 5, "--json")
     expected = Summary.read(finished / "report.json")[REFINED]
     assert json.loads(result.stdout)["accuracy"] == expected.accuracy

@@ -115,8 +115,8 @@ def test_networks_on_the_way_are_not_presented() -> None:
     model, seen = network(), []
     optimizer, compressor = sgd(model), Compressor(model, Target(bits=0.7), {"bits": 6})
     compressor.on_rung = lambda found: seen.append(found.rungs[-1].target)
-    told = iter([10.0, 9.0])
-    compressor.attach(optimizer, total_steps=1600, evaluate=lambda: next(told))
+    qualities = iter([10.0, 9.0])
+    compressor.attach(optimizer, total_steps=1600, evaluate=lambda: next(qualities))
     steps(model, optimizer, 0, 1600)
     report = compressor.finalize()
     assert report.met

@@ -131,8 +131,8 @@ def test_networks_on_the_way_have_no_files(
     chosen = front.rungs[front.chosen]
     assert summary.target.rung.target.bytes == chosen.target_bytes
     assert summary.target.rung.bytes == chosen.predicted_bytes
-    told = [text for text in observer.messages if text.startswith("network ")]
-    assert [text.partition(":")[0] for text in told] == ["network 1 of 2", "network 2 of 2"]
+    lines = [text for text in observer.messages if text.startswith("network ")]
+    assert [text.partition(":")[0] for text in lines] == ["network 1 of 2", "network 2 of 2"]
     (way,) = [text for text in observer.messages if text.startswith("training of clusters: to")]
     assert way.count("bytes") == len(ways)
     again = tmp_path / "again"

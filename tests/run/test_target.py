@@ -369,7 +369,7 @@ def test_advice_names_what_to_change() -> None:
     front = tuple(Rung(Target(bytes=size), 10, drop=0.5) for size in (2_000, 1_000))
     reached = Reached(front[1].target, front, 1, 990, 0.1, "points")
     assert reached.easier == "pick a larger network of the front"
-    assert reached.lines(0.5)[0] == "front: 2 networks within their sizes: met"
+    assert reached.lines(0.5)[0] == "front: 2 target sizes: met"
 
 
 def test_a_size_that_is_no_compression_is_refused(options: Options, tmp_path: Path) -> None:
