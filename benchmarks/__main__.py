@@ -21,6 +21,7 @@ from benchmarks import (
     growth,
     memory,
     pairs,
+    palettes,
     potential,
     sorting,
     training_step,
@@ -43,6 +44,7 @@ CASES: dict[str, Callable[[Options], Iterable[Comparison]]] = {
     "coding": coding.run,
     "files": files.run,
     "whole_model": whole_model.run,
+    "palettes": palettes.run,
 }
 RESULTS = Path(__file__).parent / "results"
 

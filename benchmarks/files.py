@@ -17,6 +17,7 @@ from benchmarks.harness import (
     Options,
     Spread,
     count,
+    nanoseconds_per_weight,
     race,
     require,
 )
@@ -37,10 +38,10 @@ def run(options: Options) -> Iterator[Comparison]:
     for power in options.choose((4,), (5, 6, 7), (5, 6, 7, 8)):
         theta = gaussian(10**power // COLUMNS, COLUMNS)
         for clusters in CLUSTERS:
-            yield from _compare(_clustered(theta, clusters), clusters, options)
+            yield from _compare(clustered(theta, clusters), clusters, options)
 
 
-def _clustered(theta: Tensor, clusters: int) -> Tensor:
+def clustered(theta: Tensor, clusters: int) -> Tensor:
     """The weights in clusters of equal width, which cover eight standard deviations."""
     step = 8 * float(theta.std()) / clusters
     return theta.div(step).round_().clamp_(-(clusters // 2), clusters // 2 - 1).mul_(step) + 0.0
@@ -71,17 +72,13 @@ def _compare(theta: Tensor, clusters: int, options: Options) -> Iterator[Compari
             bits[f"{name}, bits"] = Measure(Spread.exactly(8 * size / theta.numel()), "bits")
         for operation, contestants in (("saving", saving), ("loading", loading)):
             timings = race(contestants, options)
-            nanoseconds = {
-                f"{one.name}, ns per weight": Measure(one.seconds * (1e9 / theta.numel()), "ns")
-                for one in timings
-            }
             yield Comparison(
                 key=f"files/{count(theta.numel())}/{operation}, {clusters} clusters",
                 setting=f"{operation} {theta.numel():,} float32 weights in {clusters} clusters",
                 timings=timings,
                 checks=("the weights are those saved",),
                 skipped=tuple(f"{name}: not installed" for name in skipped),
-                extra={**nanoseconds, **bits},
+                extra=nanoseconds_per_weight(timings, theta.numel()) | bits,
             )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -124,6 +124,16 @@ def threads(count: int) -> Iterator[None]:
     finally:
         set_num_threads(before[0])
         torch.set_num_threads(before[1])
+
+
+def nanoseconds_per_weight(timings: Iterable[Timing], size: int) -> dict[str, Measure]:
+    """Of each contestant; that of "pysoftq" has no name before it, as the targets find it."""
+    return {
+        ("" if one.name == "pysoftq" else f"{one.name}, ") + "ns per weight": Measure(
+            one.seconds * (1e9 / size), "ns"
+        )
+        for one in timings
+    }
 
 
 def optional(builders: Mapping[str, Callable[[], T]]) -> tuple[dict[str, T], tuple[str, ...]]:

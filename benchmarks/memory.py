@@ -4,16 +4,37 @@ from __future__ import annotations
 
 import multiprocessing
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from benchmarks.files import clustered
 from benchmarks.harness import Comparison, Measure, Options, Spread, count, threads
 from benchmarks.states import STATES, WIDTH, Layers, weights
-from pysoftq import SoftQuantizer, pair_energy, pair_force
+from pysoftq import SoftQuantizer, load_compressed, pair_energy, pair_force, save_compressed
+from pysoftq.clusters.values import unique
 
-RESULT_BYTES = {"force step": 0, "exact energy": 0, "exact force": 8}  # of each weight
+# Bytes of each weight in what a call returns.
+RESULT_BYTES = {
+    "force step": 0,
+    "exact energy": 0,
+    "exact force": 8,
+    "construction": 0,
+    "finalize": 0,
+    "energy": 0,
+    "energy, channels": 0,
+    "distinct values": 1,
+    "saving, packed": 0,
+    "saving, entropy": 0,
+    "loading, packed": 0,
+    "loading, entropy": 0,
+}
+ON_DEVICES = ("force step", "exact energy", "exact force")
+COLUMNS = 1000  # of the weights of whole-model operations, whose channels have as many
 _PROC = Path("/proc/self")
 
 
@@ -23,7 +44,8 @@ def run(options: Options) -> Iterator[Comparison]:
         yield Comparison(key="memory", setting="peaks", skipped=("memory: needs Linux",))
         return
     sizes = options.choose((10**5,), (10**6, 10**7), (10**6, 10**7, 10**8))
-    yield from (_measure(call, sizes, options) for call in RESULT_BYTES)
+    calls = RESULT_BYTES if options.device == "cpu" else ON_DEVICES
+    yield from (_measure(call, sizes, options) for call in calls)
 
 
 def _measure(call: str, sizes: tuple[int, ...], options: Options) -> Comparison:
@@ -70,8 +92,33 @@ def prepare(call: str, size: int, device: str) -> Callable[[], object]:
     if call == "force step":
         return SoftQuantizer(Layers([weights(size, STATES[0], device)]), h=0.1, w=WIDTH).add_force_
     theta = weights(size, STATES[0], device)
-    exact = {"exact energy": pair_energy, "exact force": pair_force}[call]
-    return lambda: exact(theta, WIDTH)
+    if call == "exact energy":
+        return lambda: pair_energy(theta, WIDTH)
+    if call == "exact force":
+        return lambda: pair_force(theta, WIDTH)
+    return _prepare_whole_model(call, theta.view(-1, COLUMNS))
+
+
+def _prepare_whole_model(call: str, theta: Tensor) -> Callable[[], object]:
+    name, _, how = call.partition(", ")
+    if name == "energy":
+        granularity = "channel" if how else "layer"
+        return SoftQuantizer(Layers([theta]), w=WIDTH, granularity=granularity).energy
+    if name in ("construction", "finalize"):
+        model = Layers([theta])
+        softq = SoftQuantizer(model, w=WIDTH)
+        return softq.finalize if name == "finalize" else lambda: SoftQuantizer(model)
+    theta = clustered(theta, 16)
+    if name == "distinct values":
+        return lambda: unique(theta)
+    model = Layers([theta])
+    folder = tempfile.TemporaryDirectory()  # goes with the process
+    path = Path(folder.name) / "compressed"
+    save = partial(save_compressed, model, path, coding=how)
+    if name == "saving":
+        return lambda: (save(), folder)
+    save()
+    return lambda: (load_compressed(path, model), folder)
 
 
 def _start_peak(device: str) -> int:

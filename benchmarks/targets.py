@@ -134,6 +134,7 @@ WHOLE_MODEL = (
     ("saving, entropy-coded", "files/*/saving, */entropy, ns per weight", 15),
     ("loading, packed", "files/*/loading, */packed, ns per weight", 4),
     ("loading, entropy-coded", "files/*/loading, */entropy, ns per weight", 12),
+    ("a step of moving weights, 16 values", "palettes/*/moving weights/ns per weight", 6),
 )
 
 CPU += tuple(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 import torch
@@ -11,14 +11,14 @@ from torch import Tensor
 from benchmarks.harness import (
     Comparison,
     Contestants,
-    Measure,
     Options,
-    Timing,
     count,
+    nanoseconds_per_weight,
     race,
     require,
 )
 from benchmarks.peers import whole_model as peers
+from benchmarks.peers.memory import stream
 from benchmarks.states import WIDTH, Layers, gaussian
 from pysoftq import SoftQuantizer, pair_energy
 from pysoftq.clusters.binning import find_bins
@@ -42,6 +42,7 @@ def _of_size(size: int, options: Options) -> Iterator[Comparison]:
     theta = gaussian(size // COLUMNS, COLUMNS)
     softq = SoftQuantizer(Layers([theta]), w=WIDTH)
     contest = {"pysoftq": lambda: SoftQuantizer(softq.model)} | _given(theta, peers.SPREADS)
+    yield _memory(size, options)
     yield _time("construction", size, contest, _check_spread(theta), options)
     contest = {"pysoftq": partial(_written, theta, theta.clone())} | _given(theta, peers.CLUSTERS)
     yield _time("clusters", size, contest, _check_clusters(theta), options)
@@ -53,6 +54,17 @@ def _of_size(size: int, options: Options) -> Iterator[Comparison]:
         tensor = drawn.float() / 7
         contest = {"pysoftq": partial(unique, tensor)} | _given(tensor, peers.VALUES)
         yield _time(f"{values} values", size, contest, _check_values(tensor), options)
+
+
+def _memory(size: int, options: Options) -> Comparison:
+    """How fast the memory is at this size, to read the others by."""
+    timings = race(stream(size, options.device), options)
+    return Comparison(
+        key=f"whole_model/{count(size)}/memory",
+        setting=f"loops over {size:,} float32 elements: 4 bytes (read), 8 (copy), 12 (triad)",
+        timings=timings,
+        extra=nanoseconds_per_weight(timings, size),
+    )
 
 
 def _given(
@@ -108,21 +120,5 @@ def _time(
         setting=f"{name}, {size:,} float32 weights",
         timings=timings,
         checks=(check,),
-        rates={timing.name: f"{_nanoseconds(timing, size):.2f} ns/weight" for timing in timings},
-        extra=_ns_per_weight(timings, size),
+        extra=nanoseconds_per_weight(timings, size),
     )
-
-
-def _ns_per_weight(timings: Sequence[Timing], size: int) -> dict[str, Measure]:
-    """Of ours: of one contestant, or of each where several are."""
-    own = [timing for timing in timings if timing.name in ("pysoftq", "layer", "channel")]
-    return {
-        ("" if len(own) == 1 else f"{timing.name}, ") + "ns per weight": Measure(
-            timing.seconds * (1e9 / size), "ns"
-        )
-        for timing in own
-    }
-
-
-def _nanoseconds(timing: Timing, size: int) -> float:
-    return 1e9 * timing.seconds.median / size

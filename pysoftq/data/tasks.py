@@ -204,3 +204,9 @@ class Data(Protocol):
 
     def ordered(self, half: Any) -> Iterator[tuple[Tensor, Tensor]]:
         """All inputs and targets of ``train`` or ``test``, as stored."""
+
+    def varied(self, half: Any) -> Iterator[tuple[Tensor, Tensor]]:
+        """The same of held-out data; if they are few, with copies that are varied as in training.
+
+        What a loss of quality is measured on.
+        """

@@ -195,6 +195,10 @@ class TextData:
             part = half.read(slice(whole, last + 1))
             yield part[None, :-1], part[None, 1:]
 
+    def varied(self, half: Tokens) -> Iterator[tuple[Tensor, Tensor]]:
+        """The same: training does not vary a text."""
+        return self.ordered(half)
+
 
 class Tokenizer(Protocol):
     """Turns text into numbers."""

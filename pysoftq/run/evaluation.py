@@ -17,11 +17,23 @@ from pysoftq.run.processes import ALONE, Processes
 
 
 def evaluate(
-    model: nn.Module, data: Data, half: Half, processes: Processes = ALONE
+    model: nn.Module,
+    data: Data,
+    half: Half,
+    processes: Processes = ALONE,
+    *,
+    varied: bool = False,
 ) -> tuple[float, float]:
     """Mean cross-entropy and accuracy, both over all predictions, in evaluation mode.
 
     Several processes divide the batches between them.
+
+    Args:
+        model: the network.
+        data: that a half is of.
+        half: to measure on.
+        processes: that do so together.
+        varied: with copies of few images, as `Data.varied` makes them.
     """
     model.eval()
     device = next(model.parameters()).device
@@ -31,7 +43,7 @@ def evaluate(
     # What FSDP gathers in inference mode cannot be trained on afterwards.
     sharded = any(map(is_dtensor, model.parameters()))
     with torch.no_grad() if sharded else torch.inference_mode():
-        for batch, answers in data.ordered(half):
+        for batch, answers in data.varied(half) if varied else data.ordered(half):
             part = processes.share.part(slice(0, len(answers)))
             inputs, targets = batch[part.place], answers[part.place]
             logits = logits_of(model(inputs))

@@ -26,7 +26,7 @@ def attach(run: Run, compressor: Compressor, optimizer: Optimizer, steps: int) -
 
     def quality() -> float:
         assert validation is not None
-        return task.quality(*evaluate(run.model, run.data, validation, run.processes))
+        return task.quality(*evaluate(run.model, run.data, validation, run.processes, varied=True))
 
     compressor.on_strength = lambda found: run.observer.message(strength_line(found))
     compressor.before_merging = lambda found: end_coupling(run, found)

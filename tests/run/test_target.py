@@ -6,7 +6,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -98,10 +98,12 @@ def whole(options: Options, tmp_path_factory: pytest.TempPathFactory) -> Whole:
 
     data, evaluate = tiny_digits(), evaluation.evaluate
 
-    def counted(model: Any, data: Any, half: Any, *more: Any) -> tuple[float, float]:
+    def counted(
+        model: Any, data: Any, half: Any, *more: Any, varied: bool = False
+    ) -> tuple[float, float]:
         name = {len(data.test): "test", len(data.train): "train"}.get(len(half), "validation")
-        READS.append(name)
-        return evaluate(model, data, half, *more)
+        READS.append(f"{name}, varied" if varied else name)
+        return evaluate(model, data, half, *more, varied=varied)
 
     @cache
     def make(kind: str) -> tuple[CompressConfig, Path, Summary]:
@@ -204,7 +206,8 @@ def test_the_test_set_is_not_read_before_the_end(whole: Whole) -> None:
     end = READS.index("test")
     assert set(READS[end:]) == {"test"}  # each network of the table once
     assert len(READS[end:]) == len(summary.networks)
-    assert READS[:end].count("validation") >= 1 + 6  # the pretrained network, those on the way
+    assert READS[:end].count("validation, varied") == 1 + 6  # before compression, then the search
+    assert READS[:end].count("validation") >= 1  # metrics of each epoch
     assert READS[:end].count("train") == 1  # metrics of epoch 0
     row = read_metrics(path / "metrics.jsonl")[0].to_dict()
     assert "validation_accuracy_soft" in row
@@ -228,6 +231,39 @@ def test_validation_data_are_of_all_classes_alike() -> None:
     assert not torch.equal(other.pixels, held.pixels)
 
 
+@pytest.mark.parametrize(
+    ("held", "moves", "copies"),
+    [(100, (1, True), 8), (100, (0, True), 8), (1700, (2, False), 2), (5000, (1, True), 0)],
+)
+def test_few_images_are_judged_with_copies(
+    held: int, moves: tuple[int, bool], copies: int
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(1, 256, (held, 4, 4, 1), generator=generator, dtype=torch.uint8)
+    images = Images(pixels, torch.arange(held) % 3)
+    data = Dataset("few", images, images, ("a", "b", "c"), (0.0,), (1 / 255,), *moves)
+    found, labels = (torch.cat(parts) for parts in zip(*data.varied(images), strict=True))
+    as_stored = torch.cat([batch for batch, _ in data.ordered(images)])
+    assert len(found) == (1 + copies) * held
+    assert torch.equal(found[:held], as_stored)
+    assert torch.equal(labels.view(-1, held), images.labels.expand(1 + copies, held))
+    assert torch.equal(found, torch.cat([batch for batch, _ in data.varied(images)]))
+    for copy in found.view(-1, held, 1, 4, 4)[1:]:
+        assert not torch.equal(copy, as_stored)
+        one = copy[0, 0]  # what is left of the image lies somewhere in it, or in its mirror image
+        kept = one[one.any(1)][:, one.any(0)]
+        windows = [
+            whole.unfold(0, kept.shape[0], 1).unfold(1, kept.shape[1], 1)
+            for whole in (as_stored[0, 0], as_stored[0, 0].flip(1))
+        ]
+        assert any((window == kept).all((2, 3)).any() for window in windows)
+
+
+def test_images_that_training_does_not_vary_are_judged_alone() -> None:
+    data = replace(tiny_digits(train=40), shift=0, flip=False)
+    assert sum(len(labels) for _, labels in data.varied(data.train)) == len(data.train)
+
+
 def test_small_classes_keep_an_image_and_give_one() -> None:
     labels = torch.tensor([0, 1, 1, 2, 2, 2])
     images = Images(torch.arange(6, dtype=torch.uint8).view(6, 1, 1, 1), labels)
@@ -247,6 +283,7 @@ def test_the_end_of_a_text_is_held_out(options: Options) -> None:
     rest, held = data.hold_out(0.1, seed=0)
     assert torch.equal(torch.cat([rest.train.ids, held.ids]), ids)
     assert held.ids.numel() == 100
+    assert sum(targets.numel() for _, targets in data.varied(held)) == 99
     assert rest.fingerprint() != data.fingerprint()  # its pretrained network is another one
     with pytest.raises(ConfigError, match=r"letters: a share of 0\.005 of"):
         held_out(data, options(max_drop=1.0, validation=0.005))
