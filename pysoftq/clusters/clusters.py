@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 PIECE = 2**18  # weights or clusters at a time
+LEAST_SENSITIVITY = 1e-3  # of the mean, per weight: the measured one may be 0
 _CODES = (torch.uint8, torch.int16, torch.int32)
 
 AnyPalette = TypeVar("AnyPalette", bound="Palette")
@@ -272,17 +273,31 @@ def join(parts: Sequence[Clusters], bounds: Tensor) -> Clusters:
 
 
 def layer_rd_weights(
-    rd_weight: float, variances: Sequence[float], sizes: Sequence[int]
+    rd_weight: float,
+    variances: Sequence[float],
+    sizes: Sequence[int],
+    sensitivities: Sequence[float] | None = None,
 ) -> list[float]:
     """Rate-distortion weight of each layer, in its weights squared per bit; 0 for an empty one.
 
-    Proportional to sigma_l² N_l, and `rd_weight` sigma_l² for a layer of the mean size over all
-    weights, sum_l N_l² / sum_l N_l. This minimizes the sum over the layers of MSE_l / sigma_l² at
-    the total number of bits.
+    Proportional to sigma_l² N_l / s_l, which minimizes the sum over the layers of s_l MSE_l /
+    sigma_l² at the total number of bits, and `rd_weight` sigma_l² in the mean over all weights.
+
+    s_l is what a relative error in the layer costs, by default the same for each. Where it has been
+    measured, s_l is the geometric mean of what was measured and sqrt(N_l): by the measurement alone
+    a large layer that matters little would be left with almost no bits, and the second order of the
+    loss does not hold for errors of this size.
     """
     total = sum(sizes)
-    typical = sum(size * size for size in sizes) / total if total else 0.0
+    worth = [float(size) for size in sizes]
+    if sensitivities is not None and any(sensitivities):
+        least = LEAST_SENSITIVITY * math.fsum(sensitivities) / total
+        worth = [
+            size / math.sqrt(max(own, least * size) * math.sqrt(size)) if size else 0.0
+            for own, size in zip(sensitivities, sizes, strict=True)
+        ]
+    typical = math.fsum(size * own for size, own in zip(sizes, worth, strict=True))
     return [
-        rd_weight * variance * size / typical if size else 0.0
-        for variance, size in zip(variances, sizes, strict=True)
+        rd_weight * variance * own * total / typical if typical else 0.0
+        for variance, own in zip(variances, worth, strict=True)
     ]

@@ -29,6 +29,7 @@ from pysoftq.compressor.rungs import (
     path,
     rungs_of,
 )
+from pysoftq.compressor.sensitivity import Sensitivity
 from pysoftq.compressor.strength import Strength, choose_strength, measure_strength
 from pysoftq.compressor.target import Target, targets_of
 from pysoftq.compressor.training import RungTraining
@@ -40,7 +41,7 @@ from pysoftq.errors import QualityWarning, abridged
 from pysoftq.models.sharding import initializes_state
 from pysoftq.models.wrappers import torch_optimizer
 
-LOOKS = 100  # at the size of the coupled network, in the course of the coupling
+LOOKS = 100  # at the size of the coupled network in the course of the coupling, and at gradients
 SPARE_BITS = 1.0  # that merging and training save on top of the coupling
 VALUES_LR = 0.01
 NEARLY = 0.01  # share of the peak learning rates at which a training is as good as done
@@ -165,6 +166,7 @@ class Compressor:
             metadata=metadata,
         )
         self._step = self._steps = self._coupling_ends = 0
+        self._sensitivity = Sensitivity(self.softq)
         self._training: RungTraining | None = None
         self._ended = self._prepared = False
         self._layers: CompressionReport | None = None
@@ -336,6 +338,7 @@ class Compressor:
             chosen=chosen(self.path, self.rungs) if self._ended else None,
             reference=self._reference,
             strength=self.strength,
+            sensitivities=self.softq.sensitivities,
             layers=layers,
         )
 
@@ -366,10 +369,13 @@ class Compressor:
             self._leave_out(optimizer)
             return
         self.softq.refuse_replaced()
+        looks = self._step % max(self._steps // LOOKS, 1) == 0
+        if self._training is not None:
+            self._training.before_step(optimizer)
+        if looks:
+            self._sensitivity.look(gradient_scale(optimizer))
         if self._training is None:
             self._couple(optimizer)
-        else:
-            self._training.before_step(optimizer)
 
     def _after(self, optimizer: Optimizer, *_: Any) -> None:
         if initializes_state(optimizer):
@@ -451,6 +457,7 @@ class Compressor:
             self._warn_of_strength()
             if self.before_merging is not None:
                 self.before_merging(self)
+        self._sensitivity.apply()
         target = next_target(self.path, self.rungs)
         assert target is not None
         meter = Meter(target, self.file_size)
@@ -548,6 +555,7 @@ class Compressor:
             "rungs": [asdict(rung) for rung in self.rungs],
             "layers": rows,
             "softq": self.softq.state_dict(),
+            "sensitivity": self._sensitivity.state_dict(),
             "training": None if self._training is None else self._training.state_dict(),
             "trunk": self._trunk,
             "kept": self._kept,
@@ -568,6 +576,7 @@ class Compressor:
         if changed := [name for name, value in mine.items() if state["options"].get(name) != value]:
             raise ValueError(f"the state is of other options: {', '.join(changed)}")
         self.softq.load_state_dict(state["softq"])
+        self._sensitivity.load_state_dict(state["sensitivity"])
         self._step, self._ended = state["step"], state["ended"]
         self._plan(state["steps"])
         self._coupling_ends = state["coupling_ends"]

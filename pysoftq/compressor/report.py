@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -27,6 +27,8 @@ class TargetReport:
         chosen: the number of the rung whose network the model is in the end.
         reference: the quality before compression, where `evaluate` was given.
         strength: of the coupling, and its ratio to the gradients of the first step.
+        sensitivities: what a relative error in each layer costs, as measured before the present
+            rung; empty if no gradients were there.
         layers: the table of coupled layers; None as long as they have no clusters.
     """
 
@@ -38,6 +40,7 @@ class TargetReport:
     chosen: int | None
     reference: float | None
     strength: Strength | None
+    sensitivities: Mapping[str, float]
     layers: CompressionReport | None
 
     @property
@@ -94,6 +97,7 @@ class TargetReport:
             "chosen": self.chosen,
             "reference": self.reference,
             "strength": None if self.strength is None else asdict(self.strength),
+            "sensitivities": dict(self.sensitivities),
             "met": self.met,
             "warnings": list(self.warnings),
             "notes": list(self.notes),

@@ -57,6 +57,8 @@ from pysoftq.models.sharding import (
 )
 from pysoftq.models.wrappers import innermost, owner, torch_optimizer, unwrapped
 
+_SQUARED = 2**22  # gradients squared at a time
+
 
 @dataclass(frozen=True)
 class CouplingEnergy:
@@ -206,6 +208,7 @@ class SoftQuantizer:
         self._fft = check_method(method, METHODS)
         self._granularity = _granularity(granularity, self._fft)
         self._fraction = check_fraction(fraction)
+        self._sensitivities: dict[str, float] = {}
         self.seed = check_seed(seed)
         self._step = 0
         self.optimizers: tuple[Optimizer, ...] = ()
@@ -469,12 +472,46 @@ class SoftQuantizer:
     def rd_weights(self, rd_weight: float) -> dict[str, float]:
         """The rate-distortion weight of each layer, in its weights squared per bit.
 
-        In proportion to sigma_l² N_l; see `pysoftq.clusters.clusters.layer_rd_weights`.
+        In proportion to sigma_l² N_l / s_l with the sensitivities s_l, all 1 unless they are set;
+        see `pysoftq.clusters.clusters.layer_rd_weights`.
         """
         names = [layer.name for layer in self.layers]
         variances = [layer.sigma**2 for layer in self.layers]
         sizes = [layer.size for layer in self.layers]
-        return dict(zip(names, layer_rd_weights(rd_weight, variances, sizes), strict=True))
+        known = self._sensitivities
+        measured = [known.get(name, 0.0) for name in names] if known else None
+        found = layer_rd_weights(rd_weight, variances, sizes, measured)
+        return dict(zip(names, found, strict=True))
+
+    @property
+    def sensitivities(self) -> dict[str, float]:
+        """What a relative error in each layer costs, by name; empty unless set."""
+        return dict(self._sensitivities)
+
+    def set_sensitivities(self, sensitivities: Mapping[str, float]) -> None:
+        """Set what a relative error in each layer costs: its squared gradient times sigma_l².
+
+        Rate-distortion weights follow it (`rd_weights`); only ratios matter. Layers that are not
+        named count as insensitive. An empty mapping makes all layers alike.
+
+        Raises:
+            ValueError: a value is negative or not finite, or a name is no coupled layer's.
+        """
+        names = {layer.name for layer in self.layers}
+        for name, value in sensitivities.items():
+            if name not in names:
+                raise ValueError(f"`sensitivities` has '{name}', which is no coupled layer")
+            if not 0 <= value < math.inf:
+                raise ValueError(f"layer '{name}': sensitivity must be finite, >= 0, got {value}")
+        self._sensitivities = dict(sensitivities)
+
+    def squared_gradients(self) -> dict[str, float]:
+        """The sum of squares of the gradient of each layer that has one, before a step."""
+        layers = [layer for layer in self.layers if layer.gradient is not None]
+        rows = {layer.name: _square(layer.gradient, layer) for layer in layers}
+        parts = self._sharding.ranks.collected(rows)
+        names = dict.fromkeys(name for part in parts for name in part)
+        return {name: math.fsum(part.get(name, 0.0) for part in parts) for name in names}
 
     def bounds(self, layer: CoupledLayer) -> Tensor | None:
         """Where the layer's segments begin and end, (G+1,); None where the layer is one."""
@@ -651,6 +688,7 @@ class SoftQuantizer:
             "layers": [layer.record() for layer in self.layers],
             "excluded": dict(self.excluded),
             "zeros": self._zeros.state(self.layers),
+            "sensitivities": self.sensitivities,
         }
 
     @on_host()
@@ -667,8 +705,8 @@ class SoftQuantizer:
                 it in another size, or a layer belongs to none of the attached optimizers; nothing
                 has changed then.
         """
-        older = {"granularity": "layer", "potential": "linear", "override": [], "zeros": {}}
-        state = {**older, **state}
+        older = {"granularity": "layer", "potential": "linear", "override": []}
+        state = {**older, "zeros": {}, "sensitivities": {}, **state}
         if missing := sorted(set(self.state_dict()) - set(state)):
             raise ValueError(f"the state lacks {', '.join(missing)}")
         fft, log = check_method(state["method"], METHODS), check_potential(state["potential"])
@@ -706,6 +744,7 @@ class SoftQuantizer:
         self.excluded = dict(state["excluded"])
         self._couple(layers)
         self._zeros = KeptZeros.restore(state["zeros"], layers)
+        self._sensitivities = dict(state["sensitivities"])
         if self.optimizers:
             optimizers = self.optimizers
             self.detach()
@@ -853,7 +892,8 @@ def _square(values: Tensor | None, layer: CoupledLayer) -> float:
     """The sum of squares over the weights that this process reports."""
     if values is None or not (layer.piece is None or layer.piece.first):
         return 0.0
-    return float(values.double().square().sum())
+    parts = values.reshape(-1).split(_SQUARED)  # in float64, which takes twice their memory
+    return math.fsum(float(part.double().square().sum()) for part in parts)
 
 
 def before_update(
