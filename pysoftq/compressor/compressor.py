@@ -86,13 +86,14 @@ class Compressor:
 
     Args:
         model: as for `SoftQuantizer`; or a `SoftQuantizer` after a training with it, which is
-            detached. All steps then are for merged clusters.
+            detached. Its clusters merge in `attach`, and all steps are for merged clusters.
         target: one, or several of a ladder.
         config: of coupling and clusters; also as a mapping. The strength h is chosen from the
             gradients of the first step if it is not set there (`pysoftq.compressor.strength`).
             Those of the coupling have no effect with a `SoftQuantizer`.
         coupled: share of the steps with coupling at most, from 0 to below 1; by default three
-            quarters, or 60 % if several rungs follow.
+            quarters, or 60 % if several rungs follow. With 0 clusters merge in the first step, as
+            soon as its gradients tell what errors in each layer cost.
         values_lr: peak learning rate of the values, in standard deviations of their layer.
         coding: of the file, as in `save_compressed`.
         metadata: that the file will have, which counts in its bytes.
@@ -144,6 +145,7 @@ class Compressor:
         if config.refinement == "count" and not priced:
             raise ValueError("`refinement` must be levels or entropy, whose price leads to a size")
         self.config = config
+        self._soft = isinstance(model, SoftQuantizer)  # which a coupling has gathered already
         if isinstance(model, SoftQuantizer):
             model.detach()
             self.softq, coupled = model, 0.0
@@ -265,7 +267,7 @@ class Compressor:
             self._warn_of_size()
         self._plan(total_steps)
         self._evaluate = evaluate
-        if self.phase == "coupling" and not self.coupling_steps:
+        if self._soft and self.phase == "coupling":
             self._begin()
         self.optimizer = inner
         self._register()
@@ -369,13 +371,14 @@ class Compressor:
             self._leave_out(optimizer)
             return
         self.softq.refuse_replaced()
-        looks = self._step % max(self._steps // LOOKS, 1) == 0
         if self._training is not None:
             self._training.before_step(optimizer)
-        if looks:
+        if self._step % max(self._steps // LOOKS, 1) == 0:
             self._sensitivity.look(gradient_scale(optimizer))
-        if self._training is None:
+        if self._training is None and self.coupling_steps:
             self._couple(optimizer)
+        elif self._training is None:  # the gradients of the first step tell the layers apart
+            self._begin().before_step(optimizer)
 
     def _after(self, optimizer: Optimizer, *_: Any) -> None:
         if initializes_state(optimizer):
@@ -448,7 +451,7 @@ class Compressor:
         begin = self._coupling_ends
         return begin + (self._steps - begin) * number // self.rung_count
 
-    def _begin(self) -> None:
+    def _begin(self) -> RungTraining:
         """Merge the clusters of the weights at the price of the next target, to train them on."""
         if self._training is not None:
             self._training.codebooks.lend()
@@ -475,6 +478,7 @@ class Compressor:
         self.rungs.append(rung)
         self._training = RungTraining(self.softq, codebooks, rung, meter, self._values_lr)
         self._training.settle(merged.bins, merged.clusters)
+        return self._training
 
     def _warn_of_size(self) -> None:
         wanted = [target.bytes for target in self.targets if target.bytes is not None]

@@ -14,7 +14,13 @@ from hypothesis import strategies as st
 from pysoftq import density
 from pysoftq.clusters.binning import identify
 from pysoftq.clusters.bit_width import mean_bit_width
-from pysoftq.clusters.clusters import Clusters, join, layer_rd_weights, split
+from pysoftq.clusters.clusters import (
+    LEAST_SENSITIVITY,
+    Clusters,
+    join,
+    layer_rd_weights,
+    split,
+)
 from pysoftq.clusters.refinement import refine
 from pysoftq.clusters.values import by_segment, unique
 from pysoftq.interaction.segments import segment_bounds
@@ -346,3 +352,27 @@ def test_rd_weights_of_layers_are_relative_to_the_layer_of_a_typical_weight() ->
     assert layer_rd_weights(0.1, [], []) == []
     assert layer_rd_weights(0.1, [1.0, 2.0], [0, 0]) == [0.0, 0.0]
     assert layer_rd_weights(0.1, [3.0], [7]) == pytest.approx([0.3])
+
+
+def test_rd_weights_follow_sensitivities() -> None:
+    sizes, variances = [100, 10_000, 400], [0.5, 1.0, 4.0]
+    known = [3.0, 5.0, 0.0]
+    found = layer_rd_weights(0.1, variances, sizes, known)
+    least = LEAST_SENSITIVITY * sum(known) / sum(sizes)
+    worth = [
+        size / (max(own, least * size) * size**0.5) ** 0.5
+        for own, size in zip(known, sizes, strict=True)
+    ]
+    factor = found[0] / (variances[0] * worth[0])
+    assert found == pytest.approx(
+        [factor * v * one for v, one in zip(variances, worth, strict=True)]
+    )
+    relative = [one / v for one, v in zip(found, variances, strict=True)]
+    mean = sum(n * one for n, one in zip(sizes, relative, strict=True)) / sum(sizes)
+    assert mean == pytest.approx(0.1)
+    assert layer_rd_weights(0.1, variances, sizes, [1e6 * one for one in known]) == pytest.approx(
+        found
+    )
+    alike = layer_rd_weights(0.1, variances, sizes)
+    assert layer_rd_weights(0.1, variances, sizes, [0.0, 0.0, 0.0]) == alike
+    assert layer_rd_weights(0.1, [1.0, 2.0], [0, 0], [0.0, 0.0]) == [0.0, 0.0]

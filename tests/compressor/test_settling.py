@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
-from pysoftq import Compressor, Target
+from pysoftq import Compressor, SoftQuantizer, Target
 from pysoftq.clusters.codebooks import Codebooks
 
 
 @pytest.mark.parametrize("config", [{}, {"bits": 5}, {"granularity": "channel"}])
 @pytest.mark.parametrize("bits", [1.0, 2.5])
 def test_weights_are_assigned_a_few_times_only(
-    config: dict[str, object], bits: float, monkeypatch: pytest.MonkeyPatch
+    config: dict[str, Any], bits: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 128), nn.Linear(128, 9))
     written = []
     original = Codebooks.write
     monkeypatch.setattr(Codebooks, "write", lambda self: (written.append(None), original(self))[1])
-    compressor = Compressor(model, Target(bits=bits), config, coupled=0.0)
+    softq = SoftQuantizer(model, granularity=config.get("granularity", "layer"))
+    compressor = Compressor(softq, Target(bits=bits), config)
     compressor.attach(torch.optim.SGD(model.parameters(), lr=0.01), total_steps=50)
     assert 0.8 * bits <= compressor.rungs[0].bits <= bits
     assert len(written) <= 5

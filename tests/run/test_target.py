@@ -235,9 +235,7 @@ def test_validation_data_are_of_all_classes_alike() -> None:
     ("held", "moves", "copies"),
     [(100, (1, True), 8), (100, (0, True), 8), (1700, (2, False), 2), (5000, (1, True), 0)],
 )
-def test_few_images_are_judged_with_copies(
-    held: int, moves: tuple[int, bool], copies: int
-) -> None:
+def test_few_images_are_judged_with_copies(held: int, moves: tuple[int, bool], copies: int) -> None:
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(1, 256, (held, 4, 4, 1), generator=generator, dtype=torch.uint8)
     images = Images(pixels, torch.arange(held) % 3)
