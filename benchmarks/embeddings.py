@@ -50,7 +50,9 @@ from pysoftq.errors import QualityWarning
 
 RESULTS = Path(__file__).parent / "results"
 WORK = Path("runs/embeddings")
-BITS = (4.0, 3.0, 2.0, 1.5)
+LADDERS = ((4.0, 3.0), (2.0, 1.5))  # bits of the networks that come from one training
+BITS = tuple(bits for ladder in LADDERS for bits in ladder)
+SIZES = (6_000_000, 4_500_000)  # bytes
 LEVELS = (16, 8, 4)
 ECVQ_K = 256
 PART = 2**15  # weights of a tensor at least, on which the rate of ECVQ is searched
@@ -203,9 +205,9 @@ def part_of(theta: Tensor) -> Tensor:
 def trained_values(study: Study, known: Known) -> Iterator[Row]:
     """ECVQ, then training of its values and all other parameters; weights keep their clusters.
 
-    All networks together take as many steps as a ladder.
+    Two networks together take as many steps as a training of the recipe for two.
     """
-    steps = study.steps // len(BITS)
+    steps = study.steps // 2
     for bits in BITS:
         name = Name("ECVQ, values trained", f"{bits:g} bits")
         if (name, study.seed) in known:
@@ -232,19 +234,37 @@ def trained_values(study: Study, known: Known) -> Iterator[Row]:
         with torch.no_grad():
             write_clusters(model, now)
         seconds = time.perf_counter() - start
-        yield study.row(model, name, mean_entropy(now.values()), seconds, steps)
+        yield study.row(model, name, mean_entropy(now.values()), seconds, study.steps)
 
 
-def ladder(study: Study, known: Known, *, coupled: bool) -> Iterator[Row]:
-    """All bits from one training by a `Compressor`, with coupling or without."""
+def ladders(study: Study, known: Known, *, coupled: bool) -> Iterator[Row]:
+    """All bits, two from each training by a `Compressor`, with coupling or without."""
     method = "recipe" if coupled else "recipe without coupling"
-    names = [Name(method, f"{bits:g} bits") for bits in BITS]
+    for bits in LADDERS:
+        settings = {f"{one:g} bits": Target(bits=one) for one in bits}
+        yield from ladder(study, known, method, settings, {} if coupled else {"coupled": 0.0})
+
+
+def sizes(study: Study, known: Known) -> Iterator[Row]:
+    """Files of two sizes from one training."""
+    settings = {f"{size / 1e6:g} MB": Target(bytes=size) for size in SIZES}
+    yield from ladder(study, known, "recipe", settings, {})
+
+
+def ladder(
+    study: Study,
+    known: Known,
+    method: str,
+    settings: Mapping[str, Target],
+    options: Mapping[str, Any],
+) -> Iterator[Row]:
+    """The networks of one training."""
+    names = [Name(method, setting) for setting in settings]
     if all((name, study.seed) in known for name in names):
         return
     rows: list[Row] = []
     model, start = study.encoder.model(), time.perf_counter()
-    options = {} if coupled else {"coupled": 0.0}
-    compressor = Compressor(model, [Target(bits=bits) for bits in BITS], **options)
+    compressor = Compressor(model, list(settings.values()), **options)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.0, fused=True)
     compressor.on_rung = lambda found: rows.append(
         study.row(
@@ -255,7 +275,7 @@ def ladder(study: Study, known: Known, *, coupled: bool) -> Iterator[Row]:
             study.steps,
         )
     )
-    checkpoint = study.work / f"{method}, seed {study.seed}.pt"
+    checkpoint = study.work / f"{method} {', '.join(settings)}, seed {study.seed}.pt"
     begun = _resumed(checkpoint, (model, optimizer, compressor), rows)
     compressor.attach(optimizer, total_steps=study.steps)
     for step in range(begun, study.steps):
@@ -333,9 +353,9 @@ def main(arguments: list[str] | None = None) -> int:
                 write(path, rows)
     text = "\n".join(table(rows))
     seeds = len({row.seed for row in rows})
+    found = [f"{steps:,}" for steps in sorted({row.steps for row in rows if row.steps})]
     trained = (
-        f"A ladder, and all trainings of values together, have {chosen.steps:,} steps of {BATCH} "
-        f"sentences. {'One seed' if seeds == 1 else f'{seeds} seeds'}; one standard error of a "
+        f"A training for two networks has {', '.join(found)} steps of {BATCH} sentences. {'One seed' if seeds == 1 else f'{seeds} seeds'}; one standard error of a "
         f"cosine over the sentences is {max(row.error for row in rows):.4f} at most."
     )
     page = f"{HEADING}{trained}\n\n{text}\n"
@@ -372,8 +392,9 @@ def write(path: Path, rows: Sequence[Row]) -> None:
 METHODS: Mapping[str, Callable[[Study, Known], Iterator[Row]]] = {
     "untrained": untrained,
     "values": trained_values,
-    "recipe": partial(ladder, coupled=True),
-    "uncoupled": partial(ladder, coupled=False),
+    "recipe": partial(ladders, coupled=True),
+    "uncoupled": partial(ladders, coupled=False),
+    "sizes": sizes,
 }
 
 if __name__ == "__main__":

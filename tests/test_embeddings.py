@@ -46,6 +46,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(embeddings, "sentences", lambda: texts)
     monkeypatch.setattr(embeddings, "HELD_OUT", 30)
     monkeypatch.setattr(embeddings, "BITS", (3.0, 2.0))
+    monkeypatch.setattr(embeddings, "LADDERS", ((3.0, 2.0),))
+    monkeypatch.setattr(embeddings, "SIZES", (14_000, 12_000))
     monkeypatch.setattr(embeddings, "EVERY", 10)
     return path
 
@@ -70,6 +72,7 @@ def test_every_network_is_saved_and_measured(folder: Path, tmp_path: Path) -> No
             for bits in (3, 2)
         ),
         *((f"recipe{how}", f"{bits} bits") for how in ("", " without coupling") for bits in (3, 2)),
+        *(("recipe", f"{size / 1e6:g} MB") for size in embeddings.SIZES),
     ]
     encoder = sentences.Encoder(folder)
     held_out = embeddings.sentences()[:30]
@@ -80,7 +83,9 @@ def test_every_network_is_saved_and_measured(folder: Path, tmp_path: Path) -> No
         loaded = load_compressed(path, encoder.model())
         cosine = (encoder.embed_all(loaded, held_out) * original).sum(1).mean()
         assert row["cosine"] == pytest.approx(float(cosine), abs=1e-6)
-        if row["setting"].endswith("bits"):
+        if row["setting"].endswith("MB"):
+            assert row["bytes"] <= 1e6 * float(row["setting"].split()[0])
+        elif row["setting"].endswith("bits"):
             assert row["bits"] <= 1.02 * float(row["setting"].split()[0])
     text = (tmp_path / "embeddings.md").read_text()
     assert text.count("\n| ") == 1 + len(rows)
