@@ -352,11 +352,12 @@ def main(arguments: list[str] | None = None) -> int:
                 rows.append(row)
                 write(path, rows)
     text = "\n".join(table(rows))
+    found = sorted({row.steps for row in rows if row.steps})
     seeds = len({row.seed for row in rows})
-    found = [f"{steps:,}" for steps in sorted({row.steps for row in rows if row.steps})]
     trained = (
-        f"A training for two networks has {', '.join(found)} steps of {BATCH} sentences. {'One seed' if seeds == 1 else f'{seeds} seeds'}; one standard error of a "
-        f"cosine over the sentences is {max(row.error for row in rows):.4f} at most."
+        f"A training for two networks has {' or '.join(f'{steps:,}' for steps in found)} steps of "
+        f"{BATCH} sentences. {'One seed' if seeds == 1 else f'{seeds} seeds'}; one standard error "
+        f"of a cosine over the sentences is {max(row.error for row in rows):.4f} at most."
     )
     page = f"{HEADING}{trained}\n\n{text}\n"
     (chosen.output / "embeddings.md").write_text(page, encoding="utf-8")

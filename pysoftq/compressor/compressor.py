@@ -371,11 +371,14 @@ class Compressor:
             self._leave_out(optimizer)
             return
         self.softq.refuse_replaced()
+        coupled = self._training is None and self.coupling_steps > 0
         if self._training is not None:
             self._training.before_step(optimizer)
         if self._step % max(self._steps // LOOKS, 1) == 0:
-            self._sensitivity.look(gradient_scale(optimizer))
-        if self._training is None and self.coupling_steps:
+            gradient = self._sensitivity.look(gradient_scale(optimizer))
+            if coupled and self.strength is not None and self.strength.outgrown(gradient):
+                self.strength = None
+        if coupled:
             self._couple(optimizer)
         elif self._training is None:  # the gradients of the first step tell the layers apart
             self._begin().before_step(optimizer)
@@ -415,7 +418,10 @@ class Compressor:
         self.softq.add_force_(gradient_scale(optimizer))
 
     def _find_strength(self, optimizer: Optimizer) -> None:
-        """Choose the strength if it is not set, and measure what it means for the network."""
+        """Choose the strength if it is not set, and measure what it means for the network.
+
+        From the gradients of the first step, and again where they become far larger.
+        """
         if "h" in self.config.model_fields_set:
             self.strength = measure_strength(self.softq, optimizer)
         else:

@@ -25,10 +25,11 @@ class Sensitivity:
         self._softq = softq
         self._squares: dict[str, float] = {}
 
-    def look(self, scale: float) -> None:
+    def look(self, scale: float) -> float:
         """Add the present gradients, which a GradScaler may have multiplied by ``scale``.
 
-        Gradients that are not finite are left out.
+        Returns their root mean square over all coupled weights. Gradients that are not finite are
+        left out.
         """
         found = {
             name: square / scale**2 for name, square in self._softq.squared_gradients().items()
@@ -36,6 +37,7 @@ class Sensitivity:
         if all(map(math.isfinite, found.values())):
             for name, square in found.items():
                 self._squares[name] = self._squares.get(name, 0.0) + square
+        return math.sqrt(math.fsum(found.values()) / self._softq.size)
 
     def apply(self) -> None:
         """Let the rate-distortion weights of the layers follow what was found so far."""

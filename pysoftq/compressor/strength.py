@@ -16,6 +16,7 @@ CROSSINGS = 64  # wells that a weight could cross in the time of the coupling, b
 # network is lost before it adapts. Steps of Adam have the length of the learning rate whatever the
 # gradient, so a force beyond the gradient adds little but harm.
 BOUNDS = {False: (4.0, 80.0), True: (0.4, 4.0)}  # by whether the optimizer is adaptive
+OUTGROWN = 10.0  # rms gradients, over those that a strength was chosen from
 DIGITS = 3  # of a strength, so that sums in another order of processes give the same
 
 
@@ -28,12 +29,22 @@ class Strength:
         ratio: rms force over rms gradient, of all coupled weights.
         ratios: the same of each layer; inf where the gradient is 0.
         steps: that a weight takes to cross a well by the rms force.
+        gradient: root mean square of the gradients of all coupled weights that it was measured at.
     """
 
     h: float
     ratio: float
     ratios: Mapping[str, float]
     steps: float
+    gradient: float
+
+    def outgrown(self, gradient: float) -> bool:
+        """Whether gradients have become so much larger that the strength means nothing any more.
+
+        They do where a training begins at a minimum of its loss, as a distillation does in which
+        the teacher is the network itself.
+        """
+        return OUTGROWN * self.gradient < gradient < math.inf
 
 
 class _Measured(NamedTuple):
@@ -63,6 +74,7 @@ class _Measured(NamedTuple):
             ratio,
             {name: factor * own for name, own in self.ratios.items()},
             self.width / moved if moved else math.inf,
+            self.gradient,
         )
 
 

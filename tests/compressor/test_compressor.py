@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from compressing import BATCHES, accuracy, adamw, compressed, loss_of, network, sgd, steps
+from compressing import (
+    BATCHES,
+    INPUTS,
+    accuracy,
+    adamw,
+    compressed,
+    loss_of,
+    network,
+    sgd,
+    steps,
+)
 from torch import nn
 
 from pysoftq import Compressor, SoftQuantizer, Target, validate_clustering
+from pysoftq.compressor.strength import Strength
 from pysoftq.errors import NonFiniteLossError, QualityWarning
 
 # Networks this small change in steps of several percent, where a cluster empties.
@@ -355,6 +367,30 @@ def test_a_strength_that_was_never_chosen_is_reported() -> None:
     (0 * loss_of(model, 0)).backward()
     with pytest.warns(QualityWarning, match="no step had gradients to choose `h` from"):
         optimizer.step()
+
+
+def test_a_distillation_that_begins_at_its_teacher_is_coupled() -> None:
+    model = network()
+    teacher = copy.deepcopy(model).eval()
+    optimizer = adamw(model)
+    compressor = Compressor(model, BITS, QUICK, coupled=0.5)
+    found: list[Strength] = []
+    compressor.on_strength = lambda one: found.append(one.strength)
+    compressor.attach(optimizer, total_steps=200)
+    noise = torch.randn(32, 4, generator=torch.Generator().manual_seed(0))
+    model.eval()
+    for number in range(90):
+        optimizer.zero_grad()
+        with torch.no_grad():
+            wanted = teacher(INPUTS[number % BATCHES])
+        (model(INPUTS[number % BATCHES]) - wanted + 1e-5 * noise).square().mean().backward()
+        optimizer.step()
+    assert len(found) > 1
+    for one, later in itertools.pairwise(found):
+        assert later.gradient > 10 * one.gradient
+        assert later.h > one.h
+    assert compressor.strength == found[-1]
+    assert compressor.softq.h == found[-1].h
 
 
 def test_a_warm_up_does_not_change_the_strength() -> None:
