@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from encoders import sentences as few_sentences
+from encoders import tiny_encoder
 from paths import ROOT
 
 if not (ROOT / "benchmarks").is_dir():
@@ -19,37 +20,17 @@ sys.path.append(str(ROOT))
 from benchmarks import embeddings, sentences
 from pysoftq import load_compressed
 
-WORDS = [f"word{number}" for number in range(40)]
-
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An encoder of 12,000 weights; sentences are few."""
-    import transformers
-
-    vocabulary = tmp_path / "vocab.txt"
-    vocabulary.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]))
-    path = tmp_path / "encoder"
-    transformers.BertTokenizerFast(str(vocabulary)).save_pretrained(path)
-    torch.manual_seed(0)
-    config = transformers.BertConfig(
-        vocab_size=45,
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=16,
-    )
-    transformers.BertModel(config, add_pooling_layer=False).save_pretrained(path)
-    draw = np.random.default_rng(0)
-    texts = [" ".join(draw.choice(WORDS, 8)) for _ in range(80)]
-    monkeypatch.setattr(embeddings, "sentences", lambda: texts)
+    """An encoder; sentences are few."""
+    monkeypatch.setattr(embeddings, "sentences", lambda: few_sentences(80))
     monkeypatch.setattr(embeddings, "HELD_OUT", 30)
     monkeypatch.setattr(embeddings, "BITS", (3.0, 2.0))
     monkeypatch.setattr(embeddings, "LADDERS", ((3.0, 2.0),))
     monkeypatch.setattr(embeddings, "SIZES", (14_000, 12_000))
     monkeypatch.setattr(embeddings, "EVERY", 10)
-    return path
+    return tiny_encoder(tmp_path)
 
 
 def study(folder: Path, output: Path, *more: str) -> list[dict[str, Any]]:
