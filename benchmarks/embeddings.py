@@ -181,8 +181,13 @@ def clustered(study: Study, name: Name, quantize: Callable[[Tensor], Clusters]) 
 
 def clusters_of(model: nn.Module, quantize: Callable[[Tensor], Clusters]) -> dict[str, Clusters]:
     """Those of the tensors that a `SoftQuantizer` couples."""
-    layers = SoftQuantizer(model).layers
+    layers = SoftQuantizer(model, include=included(model)).layers
     return {layer.name: quantize(layer.parameter.detach()) for layer in layers}
+
+
+def included(model: nn.Module) -> list[str]:
+    """All weights, position embeddings too, which would take a tenth of a file in float32."""
+    return ["*", *(name for name, _ in model.named_parameters() if "position_embeddings" in name)]
 
 
 def ecvq_weight(study: Study, bits: float) -> float:
@@ -216,7 +221,8 @@ def trained_values(study: Study, known: Known) -> Iterator[Row]:
         model = study.encoder.model()
         rd_weight = ecvq_weight(study, bits)
         found = clusters_of(model, lambda theta, d=rd_weight: ecvq(theta, ECVQ_K, d))
-        scales = {layer.name: layer.sigma for layer in SoftQuantizer(model).layers}
+        softq = SoftQuantizer(model, include=included(model))
+        scales = {layer.name: layer.sigma for layer in softq.layers}
         codebooks = Codebooks(model, found)
         groups = [
             {"params": [value], "lr": VALUES_LR * scales[layer]}
@@ -245,10 +251,11 @@ def ladders(study: Study, known: Known, *, coupled: bool) -> Iterator[Row]:
         yield from ladder(study, known, method, settings, {} if coupled else {"coupled": 0.0})
 
 
-def sizes(study: Study, known: Known) -> Iterator[Row]:
-    """Files of two sizes from one training."""
+def sizes(study: Study, known: Known, *, coupled: bool) -> Iterator[Row]:
+    """Files of two sizes from one training, with coupling or without."""
+    method = "recipe" if coupled else "recipe without coupling"
     settings = {f"{size / 1e6:g} MB": Target(bytes=size) for size in SIZES}
-    yield from ladder(study, known, "recipe", settings, {})
+    yield from ladder(study, known, method, settings, {} if coupled else {"coupled": 0.0})
 
 
 def ladder(
@@ -264,7 +271,8 @@ def ladder(
         return
     rows: list[Row] = []
     model, start = study.encoder.model(), time.perf_counter()
-    compressor = Compressor(model, list(settings.values()), **options)
+    config = {"include": included(model)}
+    compressor = Compressor(model, list(settings.values()), config, **options)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.0, fused=True)
     compressor.on_rung = lambda found: rows.append(
         study.row(
@@ -395,7 +403,7 @@ METHODS: Mapping[str, Callable[[Study, Known], Iterator[Row]]] = {
     "values": trained_values,
     "recipe": partial(ladders, coupled=True),
     "uncoupled": partial(ladders, coupled=False),
-    "sizes": sizes,
+    "sizes": partial(sizes, coupled=False),
 }
 
 if __name__ == "__main__":

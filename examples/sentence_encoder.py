@@ -78,7 +78,8 @@ def cosine(network: nn.Module) -> float:
 
 
 optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, weight_decay=0.0, fused=True)
-compressor = Compressor(model, Target(bytes=options.bytes))
+positions = [name for name, _ in model.named_parameters() if "position_embeddings" in name]
+compressor = Compressor(model, Target(bytes=options.bytes), {"include": ["*", *positions]})
 compressor.attach(optimizer, total_steps=options.steps)
 for step in range(options.steps):
     tokens = encoded(random.sample(texts[HELD_OUT:], BATCH))

@@ -53,7 +53,7 @@ def test_every_network_is_saved_and_measured(folder: Path, tmp_path: Path) -> No
             for bits in (3, 2)
         ),
         *((f"recipe{how}", f"{bits} bits") for how in ("", " without coupling") for bits in (3, 2)),
-        *(("recipe", f"{size / 1e6:g} MB") for size in embeddings.SIZES),
+        *(("recipe without coupling", f"{size / 1e6:g} MB") for size in embeddings.SIZES),
     ]
     encoder = sentences.Encoder(folder)
     held_out = embeddings.sentences()[:30]
