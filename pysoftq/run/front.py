@@ -31,7 +31,7 @@ class FrontRung:
         predicted_bytes: from the counts of its clusters.
         bytes: on disk.
         bits: entropy of a coupled weight.
-        validation: figure of merit on the validation data.
+        validation: figure of merit on the validation data, with copies of few images.
         test: figure of merit on the test data, once the run is finished.
     """
 
