@@ -112,8 +112,11 @@ class Row:
 class Study:
     """What all methods share: the encoder, its sentences and its embeddings of them."""
 
-    def __init__(self, folder: Path, work: Path, steps: int, seed: int) -> None:
+    def __init__(
+        self, folder: Path, work: Path, steps: int, seed: int, strengths: Sequence[float]
+    ) -> None:
         self.encoder, self.work, self.steps, self.seed = Encoder(folder), work, steps, seed
+        self.strengths = strengths
         found = sentences()
         self.held_out, self.texts = found[:HELD_OUT], found[HELD_OUT:]
         self.original = self.encoder.embed_all(self.encoder.model(), self.held_out)
@@ -245,34 +248,31 @@ def trained_values(study: Study, known: Known) -> Iterator[Row]:
 
 def ladders(study: Study, known: Known, *, coupled: bool) -> Iterator[Row]:
     """All bits, two from each training by a `Compressor`, with coupling or without."""
-    method = "recipe" if coupled else "recipe without coupling"
-    for bits in LADDERS:
-        settings = {f"{one:g} bits": Target(bits=one) for one in bits}
-        yield from ladder(study, known, method, settings, {} if coupled else {"coupled": 0.0})
+    for h in (study.strengths or (None,)) if coupled else (0.0,):
+        for bits in LADDERS:
+            settings = {f"{one:g} bits": Target(bits=one) for one in bits}
+            yield from ladder(study, known, settings, h)
 
 
-def sizes(study: Study, known: Known, *, coupled: bool) -> Iterator[Row]:
-    """Files of two sizes from one training, with coupling or without."""
-    method = "recipe" if coupled else "recipe without coupling"
+def sizes(study: Study, known: Known) -> Iterator[Row]:
+    """Files of two sizes from one training without coupling."""
     settings = {f"{size / 1e6:g} MB": Target(bytes=size) for size in SIZES}
-    yield from ladder(study, known, method, settings, {} if coupled else {"coupled": 0.0})
+    yield from ladder(study, known, settings, 0.0)
 
 
 def ladder(
-    study: Study,
-    known: Known,
-    method: str,
-    settings: Mapping[str, Target],
-    options: Mapping[str, Any],
+    study: Study, known: Known, settings: Mapping[str, Target], h: float | None
 ) -> Iterator[Row]:
-    """The networks of one training."""
+    """The networks of one training; ``h`` of None is chosen from the gradients."""
+    method = "recipe" if h is None else f"recipe, h = {h:g}" if h else "recipe without coupling"
     names = [Name(method, setting) for setting in settings]
     if all((name, study.seed) in known for name in names):
         return
     rows: list[Row] = []
     model, start = study.encoder.model(), time.perf_counter()
-    config = {"include": included(model)}
-    compressor = Compressor(model, list(settings.values()), config, **options)
+    config = {"include": included(model)} | ({"h": h} if h else {})
+    coupled = 0.0 if h == 0 else None
+    compressor = Compressor(model, list(settings.values()), config, coupled=coupled)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.0, fused=True)
     compressor.on_rung = lambda found: rows.append(
         study.row(
@@ -344,6 +344,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=STEPS, help=f"of each training ({STEPS})")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--h", type=float, nargs="+", default=[], help="of the recipe (chosen)")
     parser.add_argument("--work", type=Path, default=WORK, help=f"folder of files ({WORK})")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder (benchmarks/results)")
     chosen = parser.parse_args(arguments)
@@ -353,7 +354,8 @@ def main(arguments: list[str] | None = None) -> int:
     content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"rows": []}
     rows = [Row(**row) for row in content["rows"]]
     for seed in chosen.seeds:
-        study = Study(chosen.model or package_folder(), chosen.work, chosen.steps, seed)
+        folder = chosen.model or package_folder()
+        study = Study(folder, chosen.work, chosen.steps, seed, chosen.h)
         for method in chosen.methods:
             known = {(Name(row.method, row.setting), row.seed) for row in rows}
             for row in METHODS[method](study, known):
@@ -403,7 +405,7 @@ METHODS: Mapping[str, Callable[[Study, Known], Iterator[Row]]] = {
     "values": trained_values,
     "recipe": partial(ladders, coupled=True),
     "uncoupled": partial(ladders, coupled=False),
-    "sizes": partial(sizes, coupled=False),
+    "sizes": sizes,
 }
 
 if __name__ == "__main__":

@@ -377,7 +377,7 @@ class Compressor:
         if self._step % max(self._steps // LOOKS, 1) == 0:
             gradient = self._sensitivity.look(gradient_scale(optimizer))
             if coupled and self.strength is not None and self.strength.outgrown(gradient):
-                self.strength = None
+                self._find_strength(optimizer, again=True)
         if coupled:
             self._couple(optimizer)
         elif self._training is None:  # the gradients of the first step tell the layers apart
@@ -417,15 +417,17 @@ class Compressor:
             self.softq.fraction = fraction
         self.softq.add_force_(gradient_scale(optimizer))
 
-    def _find_strength(self, optimizer: Optimizer) -> None:
+    def _find_strength(self, optimizer: Optimizer, *, again: bool = False) -> None:
         """Choose the strength if it is not set, and measure what it means for the network.
 
-        From the gradients of the first step, and again where they become far larger.
+        From the gradients of the first step, and again where they become far larger: then they are
+        those that the training itself causes, and the force stays below them.
         """
         if "h" in self.config.model_fields_set:
             self.strength = measure_strength(self.softq, optimizer)
         else:
-            self.strength = choose_strength(self.softq, optimizer, self.coupling_steps)
+            steps = None if again else self.coupling_steps
+            self.strength = choose_strength(self.softq, optimizer, steps)
         if self.strength is None:
             return
         if self.strength.h != self.softq.h:

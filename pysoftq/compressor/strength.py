@@ -88,17 +88,21 @@ def measure_strength(softq: SoftQuantizer, optimizer: Optimizer) -> Strength | N
     return None if found is None else found.at(softq.h, 1.0)
 
 
-def choose_strength(softq: SoftQuantizer, optimizer: Optimizer, steps: int) -> Strength | None:
+def choose_strength(
+    softq: SoftQuantizer, optimizer: Optimizer, steps: int | None
+) -> Strength | None:
     """The strength at which weights could cross `CROSSINGS` wells in so many steps.
 
-    Within `BOUNDS`. As `measure_strength` else.
+    Within `BOUNDS`, and the least of these without ``steps``. As `measure_strength` else.
     """
     found = _measured(softq, optimizer)
     if found is None or not found.force:
         return None
     low, high = BOUNDS[found.adaptive]
-    crossings = CROSSINGS * found.width / max(found.reach * steps, math.ulp(0))
-    ratio = min(max(crossings, low), high)
+    ratio = low
+    if steps is not None:
+        crossings = CROSSINGS * found.width / max(found.reach * steps, math.ulp(0))
+        ratio = min(max(crossings, low), high)
     h = float(f"{softq.h * ratio * found.gradient / found.force:.{DIGITS}g}")
     return found.at(h, h / softq.h)
 

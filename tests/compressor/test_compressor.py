@@ -388,7 +388,7 @@ def test_a_distillation_that_begins_at_its_teacher_is_coupled() -> None:
     assert len(found) > 1
     for one, later in itertools.pairwise(found):
         assert later.gradient > 10 * one.gradient
-        assert later.h > one.h
+        assert later.ratio == pytest.approx(0.4, rel=0.01)  # the least of an adaptive optimizer
     assert compressor.strength == found[-1]
     assert compressor.softq.h == found[-1].h
 
