@@ -58,11 +58,15 @@ def _of_size(size: int, options: Options) -> Iterator[Comparison]:
 
 def _memory(size: int, options: Options) -> Comparison:
     """How fast the memory is at this size, to read the others by."""
-    timings = race(stream(size, options.device), options)
+    loops = stream(size, options.device)
+    total = float(loops["read"]())
+    require(abs(total - size) < 1e-5 * size, "the sum of ones")
+    timings = race(loops, options)
     return Comparison(
         key=f"whole_model/{count(size)}/memory",
         setting=f"loops over {size:,} float32 elements: 4 bytes (read), 8 (copy), 12 (triad)",
         timings=timings,
+        checks=("as many ones add up to their number",),
         extra=nanoseconds_per_weight(timings, size),
     )
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 BYTES = {"copy": 8, "triad": 12, "read": 4}  # of each float32 element
 STREAM = ("copy", "triad")
 
 
-def stream(size: int, device: str) -> dict[str, Callable[[], object]]:
+def stream(size: int, device: str) -> dict[str, Callable[[], Tensor]]:
     """The loops over float32 arrays of ``size`` elements, on PyTorch's threads."""
     a, b = (torch.ones(size, device=device) for _ in range(2))
     return {
