@@ -143,9 +143,9 @@ class Study:
         texts = self.batch(step)
         with torch.autocast("cpu", torch.bfloat16):
             with torch.no_grad():
-                wanted = self.encoder.states(self.teacher, texts)
+                original = self.encoder.states(self.teacher, texts)
             found = self.encoder.states(model, texts)
-        return found.distance(wanted)
+        return found.distance(original)
 
     def row(self, model: nn.Module, name: Name, bits: float, seconds: float, steps: int) -> Row:
         """Save a network, and measure it as it is loaded."""

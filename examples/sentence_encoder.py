@@ -85,10 +85,10 @@ for step in range(options.steps):
     tokens = encoded(random.sample(texts[HELD_OUT:], BATCH))
     with torch.autocast("cpu", torch.bfloat16):
         with torch.no_grad():
-            wanted = states(teacher, tokens)
+            original = states(teacher, tokens)
         found = states(model, tokens)
     count = tokens["attention_mask"].sum()
-    single, whole = ((a * b).sum() for a, b in zip(found, wanted, strict=True))
+    single, whole = ((a * b).sum() for a, b in zip(found, original, strict=True))
     optimizer.zero_grad()
     (2 - single / count - whole / BATCH).backward()
     optimizer.step()

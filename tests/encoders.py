@@ -1,4 +1,4 @@
-"""A tiny encoder of transformers, and sentences that it knows all words of."""
+"""A tiny encoder of transformers, and sentences made of the words in its vocabulary."""
 
 from __future__ import annotations
 

@@ -290,11 +290,13 @@ def layer_rd_weights(
     """
     total = sum(sizes)
     worth = [float(size) for size in sizes]
-    if sensitivities is not None and any(sensitivities):
-        least = LEAST_SENSITIVITY * math.fsum(sensitivities) / total
+    if sensitivities is not None and any(sensitivities) and total:
+        most = max(sensitivities)  # ratios to it neither overflow nor underflow together
+        relative = [own / most for own in sensitivities]
+        least = LEAST_SENSITIVITY * math.fsum(relative) / total
         worth = [
             size / math.sqrt(max(own, least * size) * math.sqrt(size)) if size else 0.0
-            for own, size in zip(sensitivities, sizes, strict=True)
+            for own, size in zip(relative, sizes, strict=True)
         ]
     typical = math.fsum(size * own for size, own in zip(sizes, worth, strict=True))
     return [

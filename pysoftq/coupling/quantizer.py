@@ -497,13 +497,7 @@ class SoftQuantizer:
         Raises:
             ValueError: a value is negative or not finite, or a name is no coupled layer's.
         """
-        names = {layer.name for layer in self.layers}
-        for name, value in sensitivities.items():
-            if name not in names:
-                raise ValueError(f"`sensitivities` has '{name}', which is no coupled layer")
-            if not 0 <= value < math.inf:
-                raise ValueError(f"layer '{name}': sensitivity must be finite, >= 0, got {value}")
-        self._sensitivities = dict(sensitivities)
+        self._sensitivities = _check_sensitivities(sensitivities, self.layers)
 
     def squared_gradients(self) -> dict[str, float]:
         """The sum of squares of the gradient of each layer that has one, before a step."""
@@ -735,6 +729,7 @@ class SoftQuantizer:
         step = check_seed(state["step"], name="step")
         override = check_override(dict(state["override"]))
         fraction = check_fraction(state["fraction"])
+        sensitivities = _check_sensitivities(state["sensitivities"], layers)
         self._warn_of_graphs(group for groups in self._groups.values() for group in groups)
         self._fraction = fraction
         self._fft, self._bins, self.seed, self._step = fft, bins, seed, step
@@ -744,7 +739,7 @@ class SoftQuantizer:
         self.excluded = dict(state["excluded"])
         self._couple(layers)
         self._zeros = KeptZeros.restore(state["zeros"], layers)
-        self._sensitivities = dict(state["sensitivities"])
+        self._sensitivities = sensitivities
         if self.optimizers:
             optimizers = self.optimizers
             self.detach()
@@ -886,6 +881,19 @@ class SoftQuantizer:
 
 def _parameters_of(optimizer: Optimizer) -> set[int]:
     return {id(p) for group in optimizer.param_groups for p in group["params"]}
+
+
+def _check_sensitivities(
+    sensitivities: Mapping[str, float], layers: Iterable[CoupledLayer]
+) -> dict[str, float]:
+    """A copy; ValueError if a value is negative or not finite, or a name is no layer's."""
+    names = {layer.name for layer in layers}
+    for name, value in sensitivities.items():
+        if name not in names:
+            raise ValueError(f"`sensitivities` has '{name}', which is no coupled layer")
+        if not 0 <= value < math.inf:
+            raise ValueError(f"layer '{name}': sensitivity must be finite, >= 0, got {value}")
+    return dict(sensitivities)
 
 
 def _square(values: Tensor | None, layer: CoupledLayer) -> float:

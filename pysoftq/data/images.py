@@ -193,12 +193,12 @@ class Dataset:
     def varied(self, images: Images) -> Iterator[tuple[Tensor, Tensor]]:
         """The same, followed by copies that are shifted and mirrored at random, as in training.
 
-        Of fewer than 5,000 images there are up to eight copies, always the same ones: the mean over
-        them tells two networks apart with less noise than the images alone.
+        Of fewer than 5,000 images there are up to eight copies, always the same ones. Averaging
+        over them makes the comparison of two networks less noisy.
         """
         yield from self.ordered(images)
-        wanted = -(-_MANY // max(len(images), 1)) - 1
-        for copy in range(min(wanted, _COPIES) if self.shift or self.flip else 0):
+        missing = -(-_MANY // max(len(images), 1)) - 1
+        for copy in range(min(missing, _COPIES) if self.shift or self.flip else 0):
             rng = np.random.default_rng((copy, _HELD_OUT, 1))
             drawn = draw_moves(rng, len(images), self.shift, self.flip)
             moves = torch.from_numpy(drawn).to(images.labels.device)

@@ -370,9 +370,9 @@ def test_rd_weights_follow_sensitivities() -> None:
     relative = [one / v for one, v in zip(found, variances, strict=True)]
     mean = sum(n * one for n, one in zip(sizes, relative, strict=True)) / sum(sizes)
     assert mean == pytest.approx(0.1)
-    assert layer_rd_weights(0.1, variances, sizes, [1e6 * one for one in known]) == pytest.approx(
-        found
-    )
+    for factor in (1e6, 1e307, 1e-320):
+        scaled = [factor * one for one in known]
+        assert layer_rd_weights(0.1, variances, sizes, scaled) == pytest.approx(found, rel=1e-3)
     alike = layer_rd_weights(0.1, variances, sizes)
     assert layer_rd_weights(0.1, variances, sizes, [0.0, 0.0, 0.0]) == alike
     assert layer_rd_weights(0.1, [1.0, 2.0], [0, 0], [0.0, 0.0]) == [0.0, 0.0]

@@ -382,8 +382,8 @@ def test_a_distillation_that_begins_at_its_teacher_is_coupled() -> None:
     for number in range(90):
         optimizer.zero_grad()
         with torch.no_grad():
-            wanted = teacher(INPUTS[number % BATCHES])
-        (model(INPUTS[number % BATCHES]) - wanted + 1e-5 * noise).square().mean().backward()
+            original = teacher(INPUTS[number % BATCHES])
+        (model(INPUTS[number % BATCHES]) - original + 1e-5 * noise).square().mean().backward()
         optimizer.step()
     assert len(found) > 1
     for one, later in itertools.pairwise(found):

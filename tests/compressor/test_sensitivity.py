@@ -37,8 +37,8 @@ def test_squared_gradients_add_up_over_looks() -> None:
         }
     found.apply()
     for layer in softq.layers:
-        wanted = expected[layer.name] * layer.sigma**2
-        assert softq.sensitivities[layer.name] == pytest.approx(wanted, rel=5e-3)
+        value = expected[layer.name] * layer.sigma**2
+        assert softq.sensitivities[layer.name] == pytest.approx(value, rel=5e-3)
     assert found.state_dict() == pytest.approx(expected)
 
 
@@ -88,7 +88,12 @@ def test_sensitivities_are_checked(sensitivities: dict[str, float], message: str
     softq = SoftQuantizer(network())
     with pytest.raises(ValueError, match=message):
         softq.set_sensitivities(sensitivities)
+    state = {**softq.state_dict(), "h": 7.0, "sensitivities": sensitivities}
+    before = softq.h
+    with pytest.raises(ValueError, match=message):
+        softq.load_state_dict(state)
     assert softq.sensitivities == {}
+    assert softq.h == before
 
 
 @pytest.mark.parametrize("make", [sgd, adamw])

@@ -248,7 +248,7 @@ def test_few_images_are_judged_with_copies(held: int, moves: tuple[int, bool], c
     assert torch.equal(found, torch.cat([batch for batch, _ in data.varied(images)]))
     for copy in found.view(-1, held, 1, 4, 4)[1:]:
         assert not torch.equal(copy, as_stored)
-        one = copy[0, 0]  # what is left of the image lies somewhere in it, or in its mirror image
+        one = copy[0, 0]  # the part in view occurs in the image or its mirror image
         kept = one[one.any(1)][:, one.any(0)]
         windows = [
             whole.unfold(0, kept.shape[0], 1).unfold(1, kept.shape[1], 1)
