@@ -65,7 +65,7 @@ prepare() {
   for number in 17 24 27 28 34; do download+=(--platform "manylinux_2_${number}_x86_64"); done
   download+=(--platform manylinux2014_x86_64 --python-version "$wanted")
   "${download[@]}" pydantic
-  for package in constriction kmeans1d lazy-loader optuna colorlog alembic mako sqlalchemy greenlet hypothesis \
+  for package in constriction lazy-loader optuna colorlog alembic mako sqlalchemy greenlet hypothesis \
     sortedcontainers pytest-timeout; do
     "${download[@]}" --no-deps "$package" || echo "not carried: $package"
   done

@@ -100,9 +100,9 @@ PANELS = (
 
 def draw(measures: Mapping[str, Any], note: str) -> Figure:
     """All panels; ours in colours, peers in grey, the target and reading the memory as lines."""
-    figure = Figure(figsize=(11.4, 13.2))
+    figure = Figure(figsize=(12.4, 13.2))
     panels = figure.subplots(4, 2, sharex=True)
-    figure.subplots_adjust(left=0.06, right=0.86, bottom=0.045, top=0.945, wspace=0.52, hspace=0.22)
+    figure.subplots_adjust(left=0.055, right=0.85, bottom=0.045, top=0.945, wspace=0.68, hspace=0.24)
     for axes, panel in zip(panels.flat, PANELS, strict=True):
         for names, colours, dash, marker in (
             (panel.own, (BLUE, GREEN, VERMILLION), "-", "o"),
@@ -168,7 +168,9 @@ def _dress(axes: Axes, title: str) -> None:
     axes.set_ylabel(UNIT, fontsize=9)
     axes.tick_params(labelbottom=True, labelsize=9)
     axes.xaxis.set_major_locator(LogLocator(numticks=15))
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=15))
+    low, high = axes.get_ylim()
+    subs = (1, 2, 5) if high < 3_000 * low else (1,)
+    axes.yaxis.set_major_locator(LogLocator(subs=subs, numticks=15))
     axes.yaxis.set_major_formatter("{x:g}")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_minor_formatter(NullFormatter())

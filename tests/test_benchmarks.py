@@ -14,6 +14,7 @@ import pytest
 import torch
 from forkserver import forkserver
 from paths import ROOT
+from scipy import stats
 
 import pysoftq
 from pysoftq.baselines import histogram_equalize
@@ -25,6 +26,7 @@ sys.path.append(str(ROOT))
 
 from benchmarks import (
     __main__,
+    coupling,
     digits,
     digits_granularity,
     digits_targets,
@@ -402,6 +404,51 @@ def test_targets_beside_runs_at_fixed_weights(
     assert "CPU time of a front, in that of a run to one size: 2.50 ± 0.00." in lines
     assert "| 4 | 1 | 0.30 | 0.67 | 0.67 | 6,000 | 5,714 |" in lines
     assert "in that of one by hand: 1.00 ± 0.00." in (tmp_path / "digits-targets.md").read_text()
+
+
+def test_fronts_with_and_without_coupling(tmp_path: Path) -> None:
+    config = tmp_path / "small.yaml"
+    config.write_text(
+        "{dataset: digits, model: digits-resnet-small, pretrain_epochs: 1, epochs: 1, "
+        "codebook_epochs: 1, front: [6000, 5000], threads: 1}"
+    )
+    arguments = [str(config), "--output", str(tmp_path), "--work", str(tmp_path / "runs")]
+    arguments += ["--methods", "log", "uncoupled", "--one-network", "--seeds", "3"]
+    assert coupling.main(arguments) == 0
+    assert coupling.main([*arguments, "4"]) == 0  # goes on where it was
+    content = json.loads((tmp_path / "small.json").read_text())
+    names = [(row["method"], row["seed"], row["size"]) for row in content["rows"]]
+    assert names == [
+        (method, seed, size)
+        for seed in (3, 4)
+        for method in ("log", "uncoupled")
+        for size in (6000, 5000)
+    ]
+    networks = [tmp_path / "runs" / f"{method}-{seed}" for method, seed, _ in names]
+    pretrained = {(folder / "pretrained.safetensors").read_bytes() for folder in networks}
+    assert len(pretrained) == 1
+    # The gain in accuracy is that of the figures of merit on the test images.
+    merits = {name: row["merit"] for name, row in zip(names, content["rows"], strict=True)}
+    for gain in content["gains"]:
+        each = [
+            100 * (merits["log", seed, gain["size"]] - merits["uncoupled", seed, gain["size"]])
+            for seed in (3, 4)
+        ]
+        assert gain["points"] == pytest.approx(np.mean(each), abs=1e-4)
+        assert (gain["least"], gain["most"]) == pytest.approx((min(each), max(each)), abs=1e-4)
+    assert (tmp_path / "small.md").read_text().count("\n| ") == 2 * 2 + 2 + 2
+    assert (tmp_path / "small.png").is_file()
+
+
+def test_gain_of_paired_examples() -> None:
+    rng = np.random.default_rng(0)
+    pairs = 100.0 * rng.integers(-1, 2, (3, 500))
+    found = coupling.gain("log", 1_000, pairs)
+    each = pairs.mean(axis=0)
+    assert found.points == pytest.approx(pairs.mean())
+    assert found.error == pytest.approx(np.std(each, ddof=1) / 500**0.5)
+    assert found.p == pytest.approx(2 * stats.t.sf(abs(found.points / found.error), 499))
+    assert coupling.gain("log", 1_000, np.zeros((3, 500))).p == 1
 
 
 def test_digits_table_over_seeds(

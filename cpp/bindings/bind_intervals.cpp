@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <string>
 
 #include "arrays.h"
 #include "release.h"
@@ -12,14 +13,17 @@ using Doubles = Array<double>;
 
 // Their table of errors has as many rows and columns.
 constexpr std::int64_t most_clusters = std::int64_t{1} << 12;
+constexpr std::int64_t most_free_nodes = std::int64_t{1} << 31;  // where only errors count
 
 py::array_t<std::int64_t> find_union(const Doubles& counts, const Doubles& sums,
                                      const Doubles& squares, double variance, double rd_weight,
                                      std::size_t most) {
   const NodeSums all{span_of(counts), span_of(sums), span_of(squares)};
-  if (all.nodes() < 1 || std::ssize(all.counts) > most_clusters || all.sums.size() != all.nodes() ||
+  const std::int64_t most_nodes = rd_weight > 0 ? most_clusters : most_free_nodes;
+  if (all.nodes() < 1 || std::ssize(all.counts) > most_nodes || all.sums.size() != all.nodes() ||
       all.squares.size() != all.nodes() || most < 1)
-    throw py::value_error("sums must be those before 1 to 4096 nodes, `most` at least 1");
+    throw py::value_error("sums must be those before 1 to " + std::to_string(most_nodes) +
+                          " nodes, `most` at least 1");
   return array_of(released([&] { return best_union(all, {variance, rd_weight}, most); }));
 }
 

@@ -28,6 +28,7 @@ EXAMPLES = """\b
 Examples:
   pysoftq dynamics runs/1
   pysoftq dynamics runs/1 --epochs 0,1,5,30 --threshold 0.02
+  pysoftq dynamics runs/1 --positions
 """
 
 
@@ -62,6 +63,13 @@ def _numbers(
 )
 @click.option("--animation/--no-animation", default=True, show_default=True, help="Write a GIF.")
 @click.option(
+    "--positions/--no-positions",
+    default=False,
+    show_default=True,
+    help="Measure force, loss gradient and displacement against the positions of the weights; "
+    "reads the images of the run.",
+)
+@click.option(
     "--out",
     type=UserPath(file_okay=False, path_type=Path),
     help="Folder for the figures and the JSON file.  [default: RUN/dynamics]",
@@ -72,6 +80,7 @@ def dynamics(
     epochs: tuple[float, ...] | None,
     threshold: float,
     animation: bool,
+    positions: bool,
     out: Path | None,
     as_json: bool,
 ) -> None:
@@ -94,10 +103,30 @@ def dynamics(
         print_summary(study)
     out = out or run / "dynamics"
     line = write_study("dynamics", study, partial(drawings, study, records, epochs), out)
+    if positions:
+        line += f"\n{write_positions(run, out)}"
     gif = out / "condensing.gif"
     if animation and draw_or_warn("animation", partial(animate, records, gif)) is not None:
         line += f", {gif.name}"
     click.echo(line, err=as_json)
+
+
+def write_positions(run: Path, out: Path) -> str:
+    """Measure where in a layer the coupling acts; returns a line that lists the files."""
+    from pysoftq.analysis.landscape import read_states
+    from pysoftq.analysis.positions import study_positions
+    from pysoftq.run.setup import set_threads
+
+    states = read_states(run)
+    set_threads(states.config.threads)
+    study = study_positions(states)
+
+    def draw() -> dict[str, Callable[[], Figure]]:
+        from pysoftq.analysis.figures.positions import draw_positions
+
+        return {"positions": partial(draw_positions, study)}
+
+    return write_study("positions", study, draw, out)
 
 
 def drawings(

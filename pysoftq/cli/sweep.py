@@ -25,7 +25,7 @@ from pysoftq.cli.paths import UserPath
 from pysoftq.errors import ConfigError
 from pysoftq.options import read_mapping
 from pysoftq.run.config import CompressConfig
-from pysoftq.sweep.grid import QUICK
+from pysoftq.sweep.grid import QUICK, QUICK_LOG_H
 
 if TYPE_CHECKING:
     from pysoftq.sweep.folder import SweepFolder
@@ -136,13 +136,12 @@ def _given(
     folder: SweepFolder, config_file: Path | None, quick: bool, values: dict[str, Any]
 ) -> dict[str, Any]:
     """All that was asked for; of a folder that holds a sweep, first what that was begun with."""
-    layers = [
-        folder.read() if folder.exists else {},
-        QUICK if quick else {},
-        read_mapping(config_file) if config_file else {},
-        given_options(values),
-    ]
-    return {name: value for layer in layers for name, value in layer.items()}
+    given = {**(read_mapping(config_file) if config_file else {}), **given_options(values)}
+    saved = folder.read() if folder.exists else {}
+    if not quick:
+        return {**saved, **given}
+    log = {**saved, **given}.get("potential") == "log"
+    return {**saved, **QUICK, **({"h": QUICK_LOG_H} if log else {}), **given}
 
 
 def _sweep(

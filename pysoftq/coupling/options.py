@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import ValidationInfo, field_validator
+from pydantic import ValidationInfo, field_validator, model_validator
+from typing_extensions import Self
 
 from pysoftq.clusters.defaults import DEFAULT_N_MIN
 from pysoftq.interaction.arrays import check_granularity
@@ -16,6 +17,8 @@ Refinement = Literal["count", "levels", "entropy"]
 Sparsity = Literal["auto", "keep", "ignore"]
 
 MAX_MERGED_BITS = 11
+# Strengths of the potentials, whose units differ.
+DEFAULT_H = {"linear": 0.01, "log": 100.0}
 
 
 class ClusteringConfig(Options):
@@ -30,8 +33,8 @@ class ClusteringConfig(Options):
     potential: Literal["linear", "log"] = option("Soft quantization", "linear", "Loss of a layer: "
         "the energy of its weights (linear, the paper's), or the length of their code (log), whose "
         "force is as large in the tails of a layer as in its centre.")
-    h: float = option("Soft quantization", 0.01, "Strength of the coupling: h_l = h N_l^-alpha; "
-        "of potential log, h over the number of all coupled weights (about 100 for ResNet-20).",
+    h: float = option("Soft quantization", DEFAULT_H["linear"], "Strength of the coupling: h_l = h "
+        "N_l^-alpha; of potential log, h over the number of all coupled weights, by default 100.",
         ge=0)
     w: float = option("Soft quantization", 0.5, "Width of the coupling in standard deviations of "
         "a layer's pretrained weights.", gt=0)
@@ -97,6 +100,12 @@ class ClusteringConfig(Options):
         if done >= ramp:
             return 1.0
         return self.fraction_start + (1 - self.fraction_start) * done / ramp
+
+    @model_validator(mode="after")
+    def _strength_of_potential(self) -> Self:
+        if "h" not in self.model_fields_set:  # and it stays so: a target chooses it
+            self.__dict__["h"] = DEFAULT_H[self.potential]
+        return self
 
     @field_validator("alpha")
     @classmethod

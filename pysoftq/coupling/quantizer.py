@@ -19,7 +19,7 @@ from pysoftq.clusters.refinement import refine
 from pysoftq.clusters.written import mark_clusters
 from pysoftq.coupling.devices import Batch, DeviceGroup, MovedError, group_by_device
 from pysoftq.coupling.inventory import take_inventory
-from pysoftq.coupling.options import DEFAULTS, Refinement
+from pysoftq.coupling.options import DEFAULT_H, DEFAULTS, Refinement
 from pysoftq.coupling.report import CompressionReport, LayerReport, TensorReport
 from pysoftq.coupling.selection import (
     as_patterns,
@@ -129,7 +129,8 @@ class SoftQuantizer:
         model: any module; compiled, data-parallel and other wrapped ones are looked into
             (`pysoftq.models.wrappers`). Of weights sharded by `fully_shard` or tensor parallelism
             (DTensor), results are those of one process; FSDP1 is refused.
-        h: strength of the interaction, 0 or more; 0 leaves training as it is, bit for bit.
+        h: strength of the interaction, 0 or more; 0 leaves training as it is, bit for bit. By
+            default 0.01, of the log potential 100.
         w: range of the interaction, in standard deviations of each layer.
         alpha: exponent of h_l = h · N_l^(-alpha); for the linear potential only.
         bins: number of bins N_b of each layer's histogram.
@@ -162,7 +163,7 @@ class SoftQuantizer:
     def __init__(  # noqa: PLR0913 - each option of the coupling
         self,
         model: nn.Module,
-        h: float = DEFAULTS.h,
+        h: float | None = None,
         w: float = DEFAULTS.w,
         *,
         alpha: float = DEFAULTS.alpha,
@@ -202,6 +203,7 @@ class SoftQuantizer:
             }
         )
         self._log = check_potential(potential)
+        h = DEFAULT_H[potential] if h is None else h
         self._scales = Scales(h, w, _alpha(alpha, self._log))
         self.override = check_override(override)
         self._bins = check_bins(bins)

@@ -284,8 +284,11 @@ def dataset_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     kind = dataset.partition(":")[0]
     found = dict(DATASET_DEFAULTS.get(SAME_DEFAULTS.get(kind, kind), {}))
-    if kind in TEXTS and any(given.get(name) is not None for name in TARGETS):
-        del found["h"]  # it is chosen from the gradients, which differ between language models
+    chosen = kind in TEXTS and any(given.get(name) is not None for name in TARGETS)
+    # It is chosen from the gradients, which differ between language models, or it is that of the
+    # log potential: those of the data sets are strengths of the linear one.
+    if chosen or given.get("potential") == "log":
+        found.pop("h", None)
     return found
 
 

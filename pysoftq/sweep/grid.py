@@ -26,6 +26,7 @@ QUICK: dict[str, Any] = {
     "epochs": 50,
     "lr": 0.003,
 }
+QUICK_LOG_H = "log:15:240:5"  # of the log potential
 
 
 @dataclass(frozen=True, order=True)

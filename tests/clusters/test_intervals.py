@@ -61,6 +61,45 @@ def test_no_other_union_is_cheaper(points: dict[int, int], most: int, rd_weight:
     assert cost(found, values, counts, rd_weight) == pytest.approx(least, rel=1e-9, abs=1e-9)
 
 
+def least_errors(values: np.ndarray, counts: np.ndarray, most: int) -> np.ndarray:
+    """Squared error of the best partitions into 1 to so many intervals, every start tried."""
+    x = np.repeat(values, counts)
+    ends = np.concatenate([[0], np.cumsum(counts)])
+    errors = np.full((len(ends), len(ends)), np.inf)
+    for start, first in enumerate(ends):
+        for end, last in enumerate(ends):
+            if start < end:
+                errors[start, end] = np.square(x[first:last] - x[first:last].mean()).sum()
+    best, found = errors[0], [errors[0, -1]]
+    for _ in range(most - 1):
+        best = (best[:, None] + errors).min(axis=0)
+        found.append(best[-1])
+    return np.minimum.accumulate(found)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_many_points_have_the_least_squared_error(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    draws = (rng.normal, rng.standard_cauchy, rng.random, rng.standard_exponential)
+    values = np.unique(np.round(draws[seed % 4](size=150), seed))
+    counts = rng.integers(1, 1 + 10 ** (seed % 3), values.size)
+    values = values / np.abs(values).max()  # as SortedWeights scales them
+    least = least_errors(values, counts, values.size)
+    for most in (1, 2, 3, 5, 16, 40, values.size - 1, values.size, values.size + 5):
+        if most < 1:
+            continue
+        nodes = _core.best_union(*sums_of(values, counts), 1.0, 0.0, most)
+        assert len(nodes) - 1 <= most
+        assert (nodes[0], nodes[-1]) == (0, values.size)
+        members = [slice(*pair) for pair in itertools.pairwise(nodes)]
+        found = sum(
+            float(np.square(points - points.mean()).sum())
+            for points in (np.repeat(values[part], counts[part]) for part in members)
+        )
+        expected = least[min(most, values.size) - 1]
+        assert found == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
 def test_of_equally_cheap_unions_the_one_of_fewer_intervals() -> None:
     sums = sums_of([1.0, 1.0, 1.0, 5.0, 5.0], [1, 2, 1, 1, 1])
     assert _core.best_union(*sums, 1.0, 0.0, 4).tolist() == [0, 3, 5]
@@ -75,6 +114,8 @@ def test_sums_that_do_not_fit_are_refused() -> None:
     one, two = np.zeros(1), np.zeros(2)
     for sums, most in (((one, two, two), 1), ((two, two, one), 1), ((two, two, two), 0)):
         with pytest.raises(ValueError, match="sums must be those before 1 to 4096 nodes"):
+            _core.best_union(*sums, 1.0, 0.5, most)
+        with pytest.raises(ValueError, match="sums must be those before 1 to 2147483648 nodes"):
             _core.best_union(*sums, 1.0, 0.0, most)
 
 

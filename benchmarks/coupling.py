@@ -1,0 +1,383 @@
+"""What the coupling is worth: fronts with either potential and without it, from the same networks.
+
+``python -m benchmarks.coupling CONFIG`` reads options of ``pysoftq compress`` (YAML) with the sizes
+of a front, and trains a front for each method and seed, all in as many epochs. The fronts of a seed begin
+with the same pretrained network, those of all seeds with --one-network. Networks of the same size
+are compared by a paired test over the examples of the test set. A run that was interrupted resumes;
+one that is finished is not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from scipy.stats import ttest_1samp
+from torch import Tensor, nn
+
+from benchmarks.digits import spread
+from benchmarks.figure import BLUE, GREEN, GREY, VERMILLION
+from benchmarks.harness import Options
+from benchmarks.report import environment
+from pysoftq import inspect_compressed, load_compressed
+from pysoftq.analysis.figures import save_figure
+from pysoftq.atomic import atomic_write
+from pysoftq.cli.progress import TerminalObserver
+from pysoftq.data.predictions import logits_of
+from pysoftq.data.tasks import Data
+from pysoftq.models.weight_files import load_weights
+from pysoftq.run.config import CompressConfig, make_config, read_config
+from pysoftq.run.driver import compress
+from pysoftq.run.folder import RunFolder
+from pysoftq.run.front import Front
+from pysoftq.run.setup import make_model, read_data
+
+# Without coupling, clusters merge after the first epoch at the latest, in which there is no force.
+METHODS: dict[str, dict[str, Any]] = {
+    "linear": {"potential": "linear"},
+    "log": {"potential": "log"},
+    "uncoupled": {"h": 0.0, "epochs": 1},
+}
+COLOURS = {"linear": BLUE, "log": GREEN, "uncoupled": VERMILLION}
+QUALITIES = "qualities.npz"
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A network of a front.
+
+    Attributes:
+        method, seed: of its run.
+        size: that it was trained to, in bytes.
+        bytes: of its file.
+        bits, entropy_bits: log2 K and entropy of a weight, means over the weights.
+        lost_on_validation, lost: against the pretrained network, in points of accuracy or percent
+            of perplexity.
+        merit: accuracy or perplexity on the test data.
+    """
+
+    method: str
+    seed: int
+    size: int
+    bytes: int
+    bits: float
+    entropy_bits: float
+    lost_on_validation: float
+    lost: float
+    merit: float
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What a method gains over no coupling at one size, on the same test examples.
+
+    Attributes:
+        method, size: as in `Row`.
+        seeds: number of them.
+        points: gained, mean over examples and seeds; in the unit of losses.
+        error: standard error over the examples, each a mean over the seeds.
+        p: of a gain of 0, two-sided.
+        least, most: of the seeds.
+    """
+
+    method: str
+    size: int
+    seeds: int
+    points: float
+    error: float
+    p: float
+    least: float
+    most: float
+
+
+@dataclass(frozen=True)
+class Study:
+    """Where runs are, and what they have in common."""
+
+    config: Mapping[str, Any]
+    work: Path
+    seeds: Sequence[int]
+    methods: Sequence[str]
+    one_network: bool
+
+    def folder(self, method: str, seed: int) -> Path:
+        """Of a run."""
+        return self.work / f"{method}-{seed}"
+
+    def options(self, method: str, seed: int) -> CompressConfig:
+        """Of a run."""
+        given: dict[str, Any] = {**self.config, **METHODS[method], "seed": seed}
+        own = METHODS[method].get("epochs")
+        if own is not None:
+            given["codebook_epochs"] += self.config["epochs"] - own
+        first = self.folder(self.methods[0], self.seeds[0]) / "pretrained.safetensors"
+        if self.one_network:
+            given["split_seed"] = self.seeds[0]
+            if first.is_file() and seed != self.seeds[0]:
+                given["weights"] = str(first)
+        return make_config(given)
+
+    def run(self, method: str, seed: int) -> None:
+        """Train a front unless it is finished, and measure its networks on each test example."""
+        folder = RunFolder(self.folder(method, seed))
+        if (folder.path / QUALITIES).is_file():
+            return
+        print(f"{method}, seed {seed} …", file=sys.stderr, flush=True)
+        config = self.options(method, seed)
+        progress = TerminalObserver()
+        try:
+            compress(config, folder.path, progress, resume=folder.exists)
+        finally:
+            progress.close()
+        data = read_data(config)
+        model = make_model(config, data, torch.device("cpu"))
+        model.load_state_dict(load_weights(folder.pretrained))
+        found = [qualities(model, data)]
+        for rung in Front.read(folder.front).rungs:
+            found.append(qualities(load_compressed(folder.path / rung.file, model), data))
+        with atomic_write(folder.path / QUALITIES) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, qualities=np.stack(found))
+
+    def rows(self) -> Iterator[Row]:
+        """All networks."""
+        for seed in self.seeds:
+            for method in self.methods:
+                folder = RunFolder(self.folder(method, seed))
+                front = Front.read(folder.front)
+                for rung in front.rungs:
+                    info = inspect_compressed(folder.path / rung.file)
+                    lost = front.lost_on_test(rung)
+                    if lost is None or rung.test is None:
+                        raise ValueError(f"{folder.path}: the run is not finished")
+                    yield Row(
+                        method,
+                        seed,
+                        rung.target_bytes,
+                        info.bytes_on_disk,
+                        info.mean_bits,
+                        info.entropy_bits,
+                        front.lost(rung),
+                        lost,
+                        rung.test,
+                    )
+
+    def gains(self, sizes: Sequence[int]) -> Iterator[Gain]:
+        """What coupling gains at each size, by methods."""
+        if "uncoupled" not in self.methods:
+            return
+        found = {
+            method: np.stack([self.qualities(method, seed) for seed in self.seeds])
+            for method in self.methods
+        }
+        for method in (method for method in self.methods if method != "uncoupled"):
+            for number, size in enumerate(sizes, 1):  # the first is the pretrained network
+                pairs = found[method][:, number] - found["uncoupled"][:, number]
+                yield gain(method, size, pairs)
+
+    def qualities(self, method: str, seed: int) -> np.ndarray[Any, Any]:
+        """(networks, examples), the pretrained network first."""
+        with np.load(self.folder(method, seed) / QUALITIES) as file:
+            content: np.ndarray[Any, Any] = file["qualities"]
+        return content
+
+
+def gain(method: str, size: int, pairs: np.ndarray[Any, Any]) -> Gain:
+    """From differences (seeds, examples)."""
+    each, seeds = pairs.mean(axis=0), pairs.mean(axis=1)
+    return Gain(
+        method,
+        size,
+        len(pairs),
+        float(each.mean()),
+        float(each.std(ddof=1) / len(each) ** 0.5),
+        float(ttest_1samp(each, 0).pvalue) if each.any() else 1.0,
+        float(seeds.min()),
+        float(seeds.max()),
+    )
+
+
+def qualities(model: nn.Module, data: Data) -> np.ndarray[Any, Any]:
+    """The quality of a network on each test example, whose mean is that of the test set.
+
+    100 for an image that is classified rightly and 0 for others; -100 times the mean loss of a
+    window of text.
+    """
+    model.eval()
+    found: list[float] = []
+    with torch.inference_mode():
+        for inputs, targets in data.ordered(data.test):
+            found += map(data.task.quality, *per_example(logits_of(model(inputs)), targets))
+    return np.array(found, dtype=np.float32)
+
+
+def per_example(logits: Tensor, targets: Tensor) -> tuple[list[float], list[float]]:
+    """Mean loss and share of right predictions of each example."""
+    classes = logits.float().transpose(1, -1) if logits.dim() > 2 else logits.float()
+    losses = nn.functional.cross_entropy(classes, targets, reduction="none")
+    right = (logits.argmax(-1) == targets).float()
+    return losses.flatten(1).mean(1).tolist() if losses.dim() > 1 else losses.tolist(), (
+        right.flatten(1).mean(1).tolist() if right.dim() > 1 else right.tolist()
+    )
+
+
+def networks_table(rows: Sequence[Row], unit: str) -> Iterator[str]:
+    """Means over the seeds."""
+    yield (
+        "| size / bytes | method | entropy bits | log2 K | bytes | "
+        f"lost on validation / {unit} | lost on test / {unit} |"
+    )
+    yield "|---|---|---|---|---|---|---|"
+    for size in sorted({row.size for row in rows}, reverse=True):
+        for method in METHODS:
+            own = [row for row in rows if (row.method, row.size) == (method, size)]
+            if not own:
+                continue
+            cells = (
+                f"{size:,}",
+                method,
+                f"{statistics.fmean(row.entropy_bits for row in own):.2f}",
+                f"{statistics.fmean(row.bits for row in own):.2f}",
+                f"{statistics.fmean(row.bytes for row in own):,.0f}",
+                over_seeds([row.lost_on_validation for row in own]),
+                over_seeds([row.lost for row in own]),
+            )
+            yield f"| {' | '.join(cells)} |"
+
+
+def over_seeds(values: Sequence[float]) -> str:
+    """Mean and standard deviation; of one seed its value."""
+    return spread(values, 2) if len(values) > 1 else f"{values[0]:.2f}"
+
+
+def gains_table(gains: Sequence[Gain], unit: str) -> Iterator[str]:
+    """What the coupling gains at each size."""
+    yield (
+        f"| size / bytes | method | gained / {unit} | standard error | p | least and most of the "
+        "seeds |"
+    )
+    yield "|---|---|---|---|---|---|"
+    for one in gains:
+        cells = (
+            f"{one.size:,}",
+            one.method,
+            f"{one.points:+.2f}",
+            f"{one.error:.2f}",
+            f"{one.p:.2g}",
+            f"{one.least:+.2f}, {one.most:+.2f}",
+        )
+        yield f"| {' | '.join(cells)} |"
+
+
+def draw(rows: Sequence[Row], unit: str) -> Figure:
+    """Losses on the test data against entropy bits and log2 K, one line for each method."""
+    figure = Figure(figsize=(8.6, 3.5))
+    panels = figure.subplots(1, 2, sharey=True)
+    figure.subplots_adjust(left=0.085, right=0.985, bottom=0.15, top=0.95, wspace=0.08)
+    for axes, name, label in zip(
+        panels, ("entropy_bits", "bits"), ("entropy bits per weight", "$\\log_2 K$"), strict=True
+    ):
+        for method in METHODS:
+            own = [row for row in rows if row.method == method]
+            sizes = sorted({row.size for row in own})
+            groups = [[row for row in own if row.size == size] for size in sizes]
+            axes.errorbar(
+                [statistics.fmean(getattr(row, name) for row in group) for group in groups],
+                [statistics.fmean(row.lost for row in group) for group in groups],
+                [statistics.pstdev([row.lost for row in group]) for group in groups],
+                label=method,
+                color=COLOURS[method],
+                marker="o",
+                markersize=5,
+                capsize=3,
+                linewidth=1.6,
+            )
+        axes.axhline(0, color=GREY, linewidth=0.8)
+        axes.set_xlabel(label)
+        axes.grid(color="#e8e8e8", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel(f"lost on the test data / {unit}")
+    panels[1].legend(frameon=False)
+    return figure
+
+
+def page(study: Study, rows: Sequence[Row], gains: Sequence[Gain], unit: str) -> str:
+    """The report."""
+    config, count = study.config, len(study.seeds)
+    seeds = f"{count} seeds" if count > 1 else "One seed"
+    epochs = config["epochs"] + config["codebook_epochs"]
+    conditions = (
+        f"{config['model']} on {Path(str(config['dataset']).rpartition(':')[2]).name}, "
+        f"{epochs} epochs for each front. {seeds}; mean ± standard deviation over the seeds. "
+        "Gains are those over the front without coupling at the same size, on the same test "
+        "examples; standard errors and p are those over the examples."
+    )
+    parts = [
+        "# What the coupling is worth",
+        conditions,
+        "\n".join(networks_table(rows, unit)),
+        "\n".join(gains_table(gains, unit)),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Train what is missing; write tables, JSON and figure once all is there."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.coupling", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("config", type=Path, help="options of pysoftq compress (YAML)")
+    parser.add_argument("--dataset", help="in place of that of CONFIG")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument(
+        "--one-network", action="store_true", help="pretrained for the first seed, for all"
+    )
+    parser.add_argument("--work", type=Path, help="folder of the runs (runs/NAME)")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder (benchmarks/results)")
+    chosen = parser.parse_args(arguments)
+    config = read_config(chosen.config)
+    if chosen.dataset:
+        config["dataset"] = chosen.dataset
+    missing = {"model", "dataset", "epochs", "codebook_epochs", "front"} - config.keys()
+    if missing:
+        parser.error(f"{chosen.config} has no {', '.join(sorted(missing))}")
+    name = chosen.config.stem
+    work = chosen.work or Path("runs") / name
+    study = Study(config, work, chosen.seeds, chosen.methods, chosen.one_network)
+    for seed in study.seeds:
+        for method in study.methods:
+            study.run(method, seed)
+    rows = list(study.rows())
+    front = Front.read(RunFolder(study.folder(study.methods[0], study.seeds[0])).front)
+    gains = list(study.gains([rung.target_bytes for rung in front.rungs]))
+    content = {
+        "environment": environment(Options(torch.get_num_threads())),
+        "options": {**config, "dataset": Path(str(config["dataset"])).name},
+        "pretrained": front.pretrained_test,
+        "rows": [asdict(row) for row in rows],
+        "gains": [asdict(one) for one in gains],
+    }
+    chosen.output.mkdir(parents=True, exist_ok=True)
+    with atomic_write(chosen.output / f"{name}.json") as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    unit = front.measure.lost
+    text = page(study, rows, gains, unit)
+    (chosen.output / f"{name}.md").write_text(text, encoding="utf-8")
+    save_figure(draw(rows, unit), chosen.output / name)
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
