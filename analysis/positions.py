@@ -104,7 +104,8 @@ def study_positions(states: RunStates, images: int = IMAGES, seed: int = 0) -> P
     quantizers = dict(_quantizers(states, coupling))
     own = quantizers[config.potential]
     layers = _layers(own, states)
-    unit, profiles = {}, []
+    unit: dict[str, float] = {}
+    profiles = []
     for name, state in (("pretrained", states.pretrained), ("soft", states.soft)):
         model.load_state_dict(dict(state))
         squares = _squared_gradients(states, chosen, config.batch_size)
@@ -180,9 +181,7 @@ def _squared_gradients(states: RunStates, images: Images, batch: int) -> dict[st
     """Mean over batches of the squared gradient of each coupled weight."""
     model, data = states.model, states.data
     model.eval()
-    parameters = {
-        name: value for name, value in model.named_parameters() if name in states.coupled
-    }
+    parameters = {name: value for name, value in model.named_parameters() if name in states.coupled}
     sums = {name: torch.zeros_like(value) for name, value in parameters.items()}
     count = 0
     for first in range(0, len(images) - batch + 1 if len(images) >= batch else 1, batch):
@@ -192,9 +191,9 @@ def _squared_gradients(states: RunStates, images: Images, batch: int) -> dict[st
             loss = F.cross_entropy(model(inputs), labels, reduction="sum") / len(part)
             found = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
             for total, gradient in zip(gradients, found, strict=True):
-                total += gradient
+                total.add_(gradient)
         for total, gradient in zip(sums.values(), gradients, strict=True):
-            total += gradient**2
+            total.addcmul_(gradient, gradient)
         count += 1
     return {name: value / count for name, value in sums.items()}
 
@@ -228,7 +227,7 @@ def _equal_forces(
     }
 
 
-def _profile(  # noqa: PLR0913 - what is averaged, and in which units
+def _profile(
     name: str,
     state: State,
     layers: Sequence[_Layer],

@@ -1,10 +1,10 @@
 """What the coupling is worth: fronts with either potential and without it, from the same networks.
 
 ``python -m benchmarks.coupling CONFIG`` reads options of ``pysoftq compress`` (YAML) with the sizes
-of a front, and trains a front for each method and seed, all in as many epochs. The fronts of a seed begin
-with the same pretrained network, those of all seeds with --one-network. Networks of the same size
-are compared by a paired test over the examples of the test set. A run that was interrupted resumes;
-one that is finished is not repeated.
+of a front, and trains a front for each method and seed, all in as many epochs. The fronts of a seed
+begin with the same pretrained network, those of all seeds with --one-network. Networks of the same
+size are compared by a paired test over the examples of the test set. A run that was interrupted
+resumes; one that is finished is not repeated.
 """
 
 from __future__ import annotations
@@ -142,9 +142,9 @@ class Study:
         data = read_data(config)
         model = make_model(config, data, torch.device("cpu"))
         model.load_state_dict(load_weights(folder.pretrained))
+        networks = (folder.path / rung.file for rung in Front.read(folder.front).rungs)
         found = [qualities(model, data)]
-        for rung in Front.read(folder.front).rungs:
-            found.append(qualities(load_compressed(folder.path / rung.file, model), data))
+        found += [qualities(load_compressed(path, model), data) for path in networks]
         with atomic_write(folder.path / QUALITIES) as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, qualities=np.stack(found))
 

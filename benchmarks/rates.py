@@ -102,7 +102,9 @@ def draw(measures: Mapping[str, Any], note: str) -> Figure:
     """All panels; ours in colours, peers in grey, the target and reading the memory as lines."""
     figure = Figure(figsize=(12.4, 13.2))
     panels = figure.subplots(4, 2, sharex=True)
-    figure.subplots_adjust(left=0.055, right=0.85, bottom=0.045, top=0.945, wspace=0.68, hspace=0.24)
+    figure.subplots_adjust(
+        left=0.055, right=0.85, bottom=0.045, top=0.945, wspace=0.68, hspace=0.24
+    )
     for axes, panel in zip(panels.flat, PANELS, strict=True):
         for names, colours, dash, marker in (
             (panel.own, (BLUE, GREEN, VERMILLION), "-", "o"),

@@ -27,6 +27,7 @@ from pysoftq.interaction.weights import HostWeights
 
 COLUMNS = 1024  # of the weight, whose channels have as many weights
 VALUES = (16, 256, 2**16)
+MOST_FOR_PEERS = 10**7  # weights: beyond, they take minutes
 
 
 def run(options: Options) -> Iterator[Comparison]:
@@ -74,6 +75,8 @@ def _memory(size: int, options: Options) -> Comparison:
 def _given(
     theta: Tensor, functions: Mapping[str, Callable[[Tensor], object]]
 ) -> dict[str, Callable[[], object]]:
+    if theta.numel() > MOST_FOR_PEERS:
+        return {}
     return {name: partial(function, theta) for name, function in functions.items()}
 
 

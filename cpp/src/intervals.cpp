@@ -111,9 +111,8 @@ Nodes shortest_path_within(std::size_t nodes, std::size_t most, const Cost& cost
 
 // The path of at most so many steps of least squared error about the means, the shorter one on a
 // tie. Squared errors of intervals satisfy the quadrangle inequality, so the best last step to a
-// later node begins no earlier: a node in the middle bounds the search for those on either side. Nor
-// does that of a path of more steps.
-// O(steps n log n) time, and 4 bytes for each step and node.
+// later node begins no earlier: a node in the middle bounds the search for those on either side.
+// Nor does that of a path of more steps. O(steps n log n) time, and 4 bytes for each step and node.
 class LeastSquares {
  public:
   explicit LeastSquares(const NodeSums& sums)
@@ -170,7 +169,7 @@ class LeastSquares {
   static constexpr std::size_t between_checks = 1024;  // nodes
 
   NodeSums sums_;
-  std::vector<double> best_, before_;  // errors of the paths to each node
+  std::vector<double> best_, before_;   // errors of the paths to each node
   std::vector<std::uint32_t> sources_;  // where last steps begin; of one step less, to be replaced
 };
 

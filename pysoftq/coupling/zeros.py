@@ -49,13 +49,13 @@ class KeptZeros:
         for layer in layers:
             assert layer.zeros is not None  # it has just been measured
             number = _total(layer, layer.zeros)
-            if not number:
+            few = sparsity != "keep" and number < MIN_SHARE * layer.size
+            row = padding.get(id(layer.parameter))
+            if not number or (few and row is None):
                 continue
             zeros = layer.weights.detach() == 0
-            if sparsity != "keep" and number < MIN_SHARE * layer.size:
-                row = padding.get(id(layer.parameter))
-                if row is None:
-                    continue
+            if few:
+                assert row is not None
                 zeros &= _in_row(layer, row)
                 number = _total(layer, int(zeros.sum()))
             if number:

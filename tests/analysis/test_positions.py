@@ -92,7 +92,7 @@ def mean_squares(states: RunStates) -> list[np.ndarray]:
         loss = F.cross_entropy(model(inputs[part]), labels[part])
         gradients = torch.autograd.grad(loss, [parameters[name] for name in states.coupled])
         for total, gradient in zip(sums, gradients, strict=True):
-            total += gradient**2
+            total.addcmul_(gradient, gradient)
     return [(total / count).double().flatten().numpy() for total in sums]
 
 
@@ -138,7 +138,7 @@ def test_a_strength_that_was_chosen_is_that_of_the_report(tmp_path: Path) -> Non
     (folder / "config.yaml").write_text(
         "\n".join(line for line in config.splitlines() if not line.startswith("h:")) + "\n"
     )
-    with pytest.raises(FileNotFoundError, match="report.json"):
+    with pytest.raises(FileNotFoundError, match=r"report\.json"):
         study_positions(read_states(folder))
 
 
