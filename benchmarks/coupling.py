@@ -3,14 +3,16 @@
 ``python -m benchmarks.coupling CONFIG`` reads options of ``pysoftq compress`` (YAML) with the sizes
 of a front, and trains a front for each method and seed, all in as many epochs. The fronts of a seed
 begin with the same pretrained network, those of all seeds with --one-network. Networks of the same
-size are compared by a paired test over the examples of the test set. A run that was interrupted
-resumes; one that is finished is not repeated.
+size are compared by a paired test over the examples of the test set. With --baselines, k-means and
+entropy-constrained k-means of the same networks are beside them, whose codebooks are trained for as
+many epochs. A run that was interrupted resumes; one that is finished is not repeated.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +30,7 @@ from benchmarks.digits import spread
 from benchmarks.figure import BLUE, GREEN, GREY, VERMILLION
 from benchmarks.harness import Options
 from benchmarks.report import environment
+from benchmarks.trained_codebooks import BASELINES, train
 from pysoftq import inspect_compressed, load_compressed
 from pysoftq.analysis.figures import save_figure
 from pysoftq.atomic import atomic_write
@@ -54,27 +57,29 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclass(frozen=True)
 class Row:
-    """A network of a front.
+    """A network of a front, or a baseline.
 
     Attributes:
         method, seed: of its run.
-        size: that it was trained to, in bytes.
+        size: that it was trained to, in bytes; None for a baseline.
         bytes: of its file.
         bits, entropy_bits: log2 K and entropy of a weight, means over the weights.
         lost_on_validation, lost: against the pretrained network, in points of accuracy or percent
-            of perplexity.
+            of perplexity; on validation data, None for a baseline.
         merit: accuracy or perplexity on the test data.
+        layers: entropy bits of each.
     """
 
     method: str
     seed: int
-    size: int
+    size: int | None
     bytes: int
     bits: float
     entropy_bits: float
-    lost_on_validation: float
+    lost_on_validation: float | None
     lost: float
     merit: float
+    layers: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -109,6 +114,7 @@ class Study:
     seeds: Sequence[int]
     methods: Sequence[str]
     one_network: bool
+    baselines: Sequence[tuple[str, float]]
 
     def folder(self, method: str, seed: int) -> Path:
         """Of a run."""
@@ -145,11 +151,50 @@ class Study:
         networks = (folder.path / rung.file for rung in Front.read(folder.front).rungs)
         found = [qualities(model, data)]
         found += [qualities(load_compressed(path, model), data) for path in networks]
-        with atomic_write(folder.path / QUALITIES) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, qualities=np.stack(found))
+        _keep(folder.path / QUALITIES, found)
+
+    def run_baseline(self, method: str, value: float, seed: int) -> None:
+        """Train codebooks unless it is done; the network begins as the first front of the seed."""
+        path = self.baseline(method, value, seed)
+        if path.with_suffix(".npz").is_file():
+            return
+        print(f"{path.stem} …", file=sys.stderr, flush=True)
+        config = self.options(self.methods[0], seed)
+        pretrained = RunFolder(self.folder(self.methods[0], seed)).pretrained
+        if not path.is_file():
+            train(config, pretrained, method, value, path)
+        data = read_data(config)
+        model = load_compressed(path, make_model(config, data, torch.device("cpu")))
+        _keep(path.with_suffix(".npz"), [qualities(model, data)])
+
+    def baseline(self, method: str, value: float, seed: int) -> Path:
+        """The file of a baseline."""
+        return self.work / f"{method} {value:g}, seed {seed}.safetensors"
+
+    def baseline_rows(self) -> Iterator[Row]:
+        """All baselines."""
+        for seed in self.seeds:
+            front = Front.read(RunFolder(self.folder(self.methods[0], seed)).front)
+            for method, value in self.baselines:
+                path = self.baseline(method, value, seed)
+                with np.load(path.with_suffix(".npz")) as file:
+                    merit = front.measure.merit_at(float(file["qualities"].mean(dtype=np.float64)))
+                info = inspect_compressed(path)
+                yield Row(
+                    f"{method}, {'K' if method == 'k-means' else 'rd_weight'} = {value:g}",
+                    seed,
+                    None,
+                    info.bytes_on_disk,
+                    info.mean_bits,
+                    info.entropy_bits,
+                    None,
+                    front.measure.degradation(front.pretrained_test or math.nan, merit),
+                    merit,
+                    {layer.name: layer.entropy_bits for layer in info.layers},
+                )
 
     def rows(self) -> Iterator[Row]:
-        """All networks."""
+        """All networks of the fronts."""
         for seed in self.seeds:
             for method in self.methods:
                 folder = RunFolder(self.folder(method, seed))
@@ -169,6 +214,7 @@ class Study:
                         front.lost(rung),
                         lost,
                         rung.test,
+                        {layer.name: layer.entropy_bits for layer in info.layers},
                     )
 
     def gains(self, sizes: Sequence[int]) -> Iterator[Gain]:
@@ -189,6 +235,11 @@ class Study:
         with np.load(self.folder(method, seed) / QUALITIES) as file:
             content: np.ndarray[Any, Any] = file["qualities"]
         return content
+
+
+def _keep(path: Path, found: Sequence[np.ndarray[Any, Any]]) -> None:
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, qualities=np.stack(found))
 
 
 def gain(method: str, size: int, pairs: np.ndarray[Any, Any]) -> Gain:
@@ -237,21 +288,21 @@ def networks_table(rows: Sequence[Row], unit: str) -> Iterator[str]:
         f"lost on validation / {unit} | lost on test / {unit} |"
     )
     yield "|---|---|---|---|---|---|---|"
-    for size in sorted({row.size for row in rows}, reverse=True):
-        for method in METHODS:
-            own = [row for row in rows if (row.method, row.size) == (method, size)]
-            if not own:
-                continue
-            cells = (
-                f"{size:,}",
-                method,
-                f"{statistics.fmean(row.entropy_bits for row in own):.2f}",
-                f"{statistics.fmean(row.bits for row in own):.2f}",
-                f"{statistics.fmean(row.bytes for row in own):,.0f}",
-                over_seeds([row.lost_on_validation for row in own]),
-                over_seeds([row.lost for row in own]),
-            )
-            yield f"| {' | '.join(cells)} |"
+    groups: dict[tuple[str, int | None], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.method, row.size), []).append(row)
+    for (method, size), own in sorted(groups.items(), key=lambda group: -(group[0][1] or 0)):
+        validation = [row.lost_on_validation for row in own if row.lost_on_validation is not None]
+        cells = (
+            "" if size is None else f"{size:,}",
+            method,
+            f"{statistics.fmean(row.entropy_bits for row in own):.2f}",
+            f"{statistics.fmean(row.bits for row in own):.2f}",
+            f"{statistics.fmean(row.bytes for row in own):,.0f}",
+            over_seeds(validation) if validation else "",
+            over_seeds([row.lost for row in own]),
+        )
+        yield f"| {' | '.join(cells)} |"
 
 
 def over_seeds(values: Sequence[float]) -> str:
@@ -288,7 +339,7 @@ def draw(rows: Sequence[Row], unit: str) -> Figure:
     ):
         for method in METHODS:
             own = [row for row in rows if row.method == method]
-            sizes = sorted({row.size for row in own})
+            sizes = sorted({row.size or 0 for row in own})
             groups = [[row for row in own if row.size == size] for size in sizes]
             axes.errorbar(
                 [statistics.fmean(getattr(row, name) for row in group) for group in groups],
@@ -301,6 +352,19 @@ def draw(rows: Sequence[Row], unit: str) -> Figure:
                 capsize=3,
                 linewidth=1.6,
             )
+        others = [row for row in rows if row.size is None]
+        for method, marker in zip(BASELINES, "s^", strict=True):
+            own = [row for row in others if row.method.startswith(method)]
+            if own:
+                axes.plot(
+                    [getattr(row, name) for row in own],
+                    [row.lost for row in own],
+                    marker,
+                    color=GREY,
+                    markersize=4,
+                    markerfacecolor="white",
+                    label=f"{method}, codebooks trained",
+                )
         axes.axhline(0, color=GREY, linewidth=0.8)
         axes.set_xlabel(label)
         axes.grid(color="#e8e8e8", linewidth=0.8)
@@ -343,6 +407,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--one-network", action="store_true", help="pretrained for the first seed, for all"
     )
+    parser.add_argument("--baselines", action="store_true", help="k-means and ECVQ too")
     parser.add_argument("--work", type=Path, help="folder of the runs (runs/NAME)")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder (benchmarks/results)")
     chosen = parser.parse_args(arguments)
@@ -354,11 +419,21 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"{chosen.config} has no {', '.join(sorted(missing))}")
     name = chosen.config.stem
     work = chosen.work or Path("runs") / name
-    study = Study(config, work, chosen.seeds, chosen.methods, chosen.one_network)
+    baselines = [(method, value) for method in BASELINES for value in BASELINES[method]]
+    study = Study(
+        config,
+        work,
+        chosen.seeds,
+        chosen.methods,
+        chosen.one_network,
+        baselines if chosen.baselines else (),
+    )
     for seed in study.seeds:
         for method in study.methods:
             study.run(method, seed)
-    rows = list(study.rows())
+        for method, value in study.baselines:
+            study.run_baseline(method, value, seed)
+    rows = [*study.rows(), *study.baseline_rows()]
     front = Front.read(RunFolder(study.folder(study.methods[0], study.seeds[0])).front)
     gains = list(study.gains([rung.target_bytes for rung in front.rungs]))
     content = {

@@ -413,11 +413,17 @@ def test_fronts_with_and_without_coupling(tmp_path: Path) -> None:
         "codebook_epochs: 1, front: [6000, 5000], threads: 1}"
     )
     arguments = [str(config), "--output", str(tmp_path), "--work", str(tmp_path / "runs")]
-    arguments += ["--methods", "log", "uncoupled", "--one-network", "--seeds", "3"]
+    arguments += ["--methods", "log", "uncoupled", "--one-network", "--baselines", "--seeds", "3"]
     assert coupling.main(arguments) == 0
     assert coupling.main([*arguments, "4"]) == 0  # goes on where it was
     content = json.loads((tmp_path / "small.json").read_text())
     names = [(row["method"], row["seed"], row["size"]) for row in content["rows"]]
+    baselines = [name for name in names if name[2] is None]
+    assert [name[0] for name in baselines] == 2 * [
+        *("k-means, K = 4", "k-means, K = 8"),
+        *("ECVQ, rd_weight = 0.1", "ECVQ, rd_weight = 0.3"),
+    ]
+    names = [name for name in names if name[2] is not None]
     assert names == [
         (method, seed, size)
         for seed in (3, 4)
@@ -428,7 +434,7 @@ def test_fronts_with_and_without_coupling(tmp_path: Path) -> None:
     pretrained = {(folder / "pretrained.safetensors").read_bytes() for folder in networks}
     assert len(pretrained) == 1
     # The gain in accuracy is that of the figures of merit on the test images.
-    merits = {name: row["merit"] for name, row in zip(names, content["rows"], strict=True)}
+    merits = {name: row["merit"] for name, row in zip(names, content["rows"], strict=False)}
     for gain in content["gains"]:
         each = [
             100 * (merits["log", seed, gain["size"]] - merits["uncoupled", seed, gain["size"]])
@@ -436,7 +442,7 @@ def test_fronts_with_and_without_coupling(tmp_path: Path) -> None:
         ]
         assert gain["points"] == pytest.approx(np.mean(each), abs=1e-4)
         assert (gain["least"], gain["most"]) == pytest.approx((min(each), max(each)), abs=1e-4)
-    assert (tmp_path / "small.md").read_text().count("\n| ") == 2 * 2 + 2 + 2
+    assert (tmp_path / "small.md").read_text().count("\n| ") == 2 * 2 + 4 + 2 + 2
     assert (tmp_path / "small.png").is_file()
 
 

@@ -321,15 +321,17 @@ def command_line(config: CompressConfig) -> str:
     ends = {name: values[name] for name in TARGETS if values[name] is not None}
     if not ends and config.trains_clusters:
         ends = {"rd_weight": config.rd_weight}
-    chosen = {"dataset": config.dataset, "recipe": config.recipe}
-    defaults = make_config({**chosen, **ends}).model_dump(mode="json")
+    chosen = {name: values[name] for name in ("dataset", "recipe", "potential")}
+    usual = make_config({**chosen, **ends})
+    defaults = usual.model_dump(mode="json")
+    if usual.chooses_h and not config.chooses_h:
+        defaults["h"] = None
     if ends != DEFAULT_TARGET:
         defaults |= dict.fromkeys(ends)
     words = ["pysoftq", "compress"]
-    if config.dataset != CompressConfig.model_fields["dataset"].default:
-        words += ["--dataset", config.dataset]
-    if config.recipe != CompressConfig.model_fields["recipe"].default:
-        words += ["--recipe", config.recipe]
+    for name, value in chosen.items():
+        if value != CompressConfig.model_fields[name].default:
+            words += [f"--{name}", value]
     for name, value in values.items():
         flag = name.replace("_", "-")
         if value == defaults[name] or value is None:

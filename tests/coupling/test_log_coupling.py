@@ -54,6 +54,12 @@ def test_all_layers_have_the_strength_of_one_weight_in_all(net: Net) -> None:
     assert rules["fc.weight"] == "override 'fc*': h = 6, w = 0.1"
 
 
+def test_the_strength_has_a_default_of_its_own(net: Net) -> None:
+    assert SoftQuantizer(net, potential="log").h == 100
+    assert SoftQuantizer(net).h == 0.01
+    assert SoftQuantizer(net, 0.0, potential="log").h == 0
+
+
 @pytest.mark.parametrize("method", ["scan", "fft"])
 def test_the_force_is_that_of_the_function(net: Net, method: str) -> None:
     softq = SoftQuantizer(net, h=60, w=0.4, potential="log", method=method)

@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from pysoftq.cli.compress import compress
+from pysoftq.coupling.options import ClusteringConfig
 from pysoftq.errors import ConfigError
 from pysoftq.run.config import (
     DATASET_DEFAULTS,
@@ -48,6 +49,19 @@ def test_data_sets_may_have_defaults_of_their_own() -> None:
     assert digits["dataset"] == "digits"
     assert DATASET_DEFAULTS["digits"].items() <= digits.items()
     assert make_config({"epochs": 3}).epochs == 3
+
+
+def test_the_log_potential_has_a_strength_of_its_own() -> None:
+    given: dict[str, Any]
+    for given in ({}, {"dataset": "digits"}, {"dataset": "pydoc"}, {"dataset": "cifar10"}):
+        assert make_config({**given, "potential": "log"}).h == 100
+        assert make_config({**given, "potential": "log"}, {"h": 0.2}).h == 0.2
+        target = make_config({**given, "potential": "log", "max_drop": 1.0})
+        assert target.chooses_h
+        assert not make_config({**given, "potential": "log", "max_drop": 1.0, "h": 100}).chooses_h
+    assert make_config({"potential": "linear"}).h == 0.2
+    assert (ClusteringConfig(potential="log").h, ClusteringConfig().h) == (100, 0.01)
+    assert "h" not in ClusteringConfig(potential="log").model_fields_set
 
 
 def test_later_sources_win() -> None:
@@ -231,6 +245,12 @@ def test_every_option_has_help_and_a_group() -> None:
         {"target_size": 5000, "epochs": 7},
         {"codebook_epochs": 0},
         {"refinement": "count"},
+        {"potential": "log"},
+        {"potential": "log", "h": 0.2},
+        {"potential": "log", "target_bits": 1.0},
+        {"potential": "log", "target_bits": 1.0, "h": 100.0},
+        {"dataset": "imagefolder:images", "target_bits": 1.0},
+        {"dataset": "imagefolder:images", "target_bits": 1.0, "h": 0.01},
     ],
 )
 def test_command_line_gives_the_same_options(
@@ -244,6 +264,7 @@ def test_command_line_gives_the_same_options(
     result = CliRunner().invoke(compress, words[2:])
     assert result.exit_code == 0, result.output
     assert found == [config]
+    assert found[0].chooses_h == config.chooses_h
 
 
 def test_a_new_run_ends_somewhere() -> None:

@@ -40,7 +40,7 @@ from pysoftq.models.build import build_model
 from pysoftq.run.config import CompressConfig, make_config
 from pysoftq.sweep import ledger as ledger_module
 from pysoftq.sweep.folder import SweepFolder
-from pysoftq.sweep.grid import QUICK, Run, make_spec, parse_axis, saved_spec
+from pysoftq.sweep.grid import QUICK, QUICK_LOG_H, Run, make_spec, parse_axis, saved_spec
 from pysoftq.sweep.ledger import Ledger, LostClaimError, Status, Worker, database_url
 from pysoftq.sweep.local import run_local, share_devices, share_processors
 from pysoftq.sweep.worker import Job, work
@@ -181,6 +181,7 @@ def test_wrong_options_of_a_sweep_are_named(options: dict[str, Any], message: st
 
 def test_the_quick_sweep_is_what_it_says() -> None:
     spec = make_spec(QUICK)
+    assert len(make_spec({**QUICK, "h": QUICK_LOG_H}).h) == 5
     assert (len(spec.h), len(spec.w), spec.seeds) == (5, 5, 3)
     assert spec.base().dataset == "digits"
 
