@@ -28,7 +28,13 @@ from pysoftq.options import (
     read_mapping,
 )
 from pysoftq.run.front_sizes import FrontSizes, front_epochs
-from pysoftq.run.presets import DATASET_DEFAULTS, DEFAULT_TARGET, RECIPES, SAME_DEFAULTS
+from pysoftq.run.presets import (
+    DATASET_DEFAULTS,
+    DEFAULT_TARGET,
+    LOG_H,
+    RECIPES,
+    SAME_DEFAULTS,
+)
 
 TARGETS = ("target_size", "target_bits", "max_drop", "front")
 
@@ -283,11 +289,15 @@ def dataset_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(dataset, str):
         return {}
     kind = dataset.partition(":")[0]
-    found = dict(DATASET_DEFAULTS.get(SAME_DEFAULTS.get(kind, kind), {}))
-    chosen = kind in TEXTS and any(given.get(name) is not None for name in TARGETS)
-    # It is chosen from the gradients, which differ between language models, or it is that of the
-    # log potential: those of the data sets are strengths of the linear one.
-    if chosen or given.get("potential") == "log":
+    kind = SAME_DEFAULTS.get(kind, kind)
+    found = dict(DATASET_DEFAULTS.get(kind, {}))
+    target = any(given.get(name) is not None for name in TARGETS)
+    log = given.get("potential") == "log"
+    if log:  # those of the data sets are strengths of the linear potential
+        found.pop("h", None)
+    if log and kind in LOG_H:
+        found["h"] = LOG_H[kind]
+    if target and kind in TEXTS:  # chosen from the gradients, which differ between language models
         found.pop("h", None)
     return found
 

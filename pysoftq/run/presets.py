@@ -37,6 +37,9 @@ DATASET_DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }
 
+# Strengths of the log potential, where it is not the usual one; see those of the linear potential.
+LOG_H = {"pydoc": 8.0}
+
 # Where a run of the recipe best ends that nothing else says an end of.
 DEFAULT_TARGET: dict[str, Any] = {"max_drop": 1.0}
 
