@@ -76,7 +76,7 @@ def read_states(path: str | Path) -> RunStates:
     config = make_config(read_config(folder.config))
     data = read_data(config)
     if not isinstance(data, Dataset):
-        raise ConfigError(f"{path}: flatness is for classifiers of images, not {data.task.name}")
+        raise ConfigError(f"{path}: this study is for classifiers of images, not {data.task.name}")
     model = build_model(config.model, **data.model_shape)
     states = []
     for file in (folder.pretrained, folder.soft):

@@ -66,8 +66,7 @@ def _numbers(
     "--positions/--no-positions",
     default=False,
     show_default=True,
-    help="Measure force, loss gradient and displacement against the positions of the weights; "
-    "reads the images of the run.",
+    help="Measure force, loss gradient and displacement of the weights against their positions.",
 )
 @click.option(
     "--out",
@@ -90,7 +89,9 @@ def dynamics(
     the clusters of each layer and the losses against time, and trajectories of up to 200 weights
     of the last layer. For each group in which these weights end, the table lists the time of
     collapse, at which its spread falls below the threshold for the last time, with the standard
-    error by the jackknife over its weights.
+    error by the jackknife over its weights. With --positions, force and loss gradient before and
+    after the coupling and the displacement are drawn against the distance of a weight from the mean
+    of its layer, of images only.
     """
     from pysoftq.analysis.collapse import study_dynamics
     from pysoftq.analysis.dynamics import read_run

@@ -242,7 +242,7 @@ def test_page_of_a_language_model(finished: Path) -> None:
 
 
 def test_flatness_is_refused(finished: Path) -> None:
-    with pytest.raises(ConfigError, match="flatness is for classifiers of images"):
+    with pytest.raises(ConfigError, match="this study is for classifiers of images"):
         read_states(finished)
 
 
