@@ -63,7 +63,7 @@ class Row:
         method, seed: of its run.
         size: that it was trained to, in bytes; None for a baseline.
         bytes: of its file.
-        bits, entropy_bits: log2 K and entropy of a weight, means over the weights.
+        bits, entropy_bits: log2 K and entropy, means over the clustered weights.
         lost_on_validation, lost: against the pretrained network, in points of accuracy or percent
             of perplexity; on validation data, None for a baseline.
         merit: accuracy or perplexity on the test data.
@@ -179,18 +179,14 @@ class Study:
                 path = self.baseline(method, value, seed)
                 with np.load(path.with_suffix(".npz")) as file:
                     merit = front.measure.merit_at(float(file["qualities"].mean(dtype=np.float64)))
-                info = inspect_compressed(path)
                 yield Row(
                     f"{method}, {'K' if method == 'k-means' else 'rd_weight'} = {value:g}",
                     seed,
                     None,
-                    info.bytes_on_disk,
-                    info.mean_bits,
-                    info.entropy_bits,
-                    None,
-                    front.measure.degradation(front.pretrained_test or math.nan, merit),
-                    merit,
-                    {layer.name: layer.entropy_bits for layer in info.layers},
+                    **bits_of(path),
+                    lost_on_validation=None,
+                    lost=front.measure.degradation(front.pretrained_test or math.nan, merit),
+                    merit=merit,
                 )
 
     def rows(self) -> Iterator[Row]:
@@ -200,7 +196,6 @@ class Study:
                 folder = RunFolder(self.folder(method, seed))
                 front = Front.read(folder.front)
                 for rung in front.rungs:
-                    info = inspect_compressed(folder.path / rung.file)
                     lost = front.lost_on_test(rung)
                     if lost is None or rung.test is None:
                         raise ValueError(f"{folder.path}: the run is not finished")
@@ -208,13 +203,10 @@ class Study:
                         method,
                         seed,
                         rung.target_bytes,
-                        info.bytes_on_disk,
-                        info.mean_bits,
-                        info.entropy_bits,
-                        front.lost(rung),
-                        lost,
-                        rung.test,
-                        {layer.name: layer.entropy_bits for layer in info.layers},
+                        **bits_of(folder.path / rung.file),
+                        lost_on_validation=front.lost(rung),
+                        lost=lost,
+                        merit=rung.test,
                     )
 
     def gains(self, sizes: Sequence[int]) -> Iterator[Gain]:
@@ -235,6 +227,21 @@ class Study:
         with np.load(self.folder(method, seed) / QUALITIES) as file:
             content: np.ndarray[Any, Any] = file["qualities"]
         return content
+
+
+def bits_of(path: Path) -> dict[str, Any]:
+    """Bytes and bits of a file, the bits of its clustered tensors only."""
+    info = inspect_compressed(path)
+    layers = [layer for layer in info.layers if layer.coding != "raw"]
+    weights = [layer.N for layer in layers]
+    return {
+        "bytes": info.bytes_on_disk,
+        "bits": float(np.average([layer.bits for layer in layers], weights=weights)),
+        "entropy_bits": float(
+            np.average([layer.entropy_bits for layer in layers], weights=weights)
+        ),
+        "layers": {layer.name: layer.entropy_bits for layer in layers},
+    }
 
 
 def _keep(path: Path, found: Sequence[np.ndarray[Any, Any]]) -> None:
@@ -323,7 +330,7 @@ def gains_table(gains: Sequence[Gain], unit: str) -> Iterator[str]:
             one.method,
             f"{one.points:+.2f}",
             f"{one.error:.2f}",
-            f"{one.p:.2g}",
+            f"{one.p:.2g}" if one.p > 1e-99 else "< 1e-99",
             f"{one.least:+.2f}, {one.most:+.2f}",
         )
         yield f"| {' | '.join(cells)} |"
