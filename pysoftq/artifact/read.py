@@ -204,6 +204,8 @@ def read(path: str | os.PathLike[str], mapped: bool = False) -> File:
     """
     with user_path(path).open("rb") as stream:
         start = stream.read(8 + len(HEADER_START))
+        if not start:
+            raise ArtifactError(f"{os.fspath(path)} is empty")
         stream.seek(0)
         data: Data = b""
         if start[8:] == HEADER_START and mapped:

@@ -190,7 +190,14 @@ def _run(config: CompressConfig, path: Path, *, processes: Processes, resume: bo
         raise
     finally:
         observer.close()
-    processes.lead(lambda: _report(config, path, processes, summary, observer))
+    try:
+        processes.lead(lambda: _report(config, path, processes, summary, observer))
+    except KeyboardInterrupt:
+        again = _resuming(path, processes)
+        if processes.leads:
+            text = f"interrupted; all results are in {path}; draw the figures with: {again}"
+            click.echo(text, err=True)
+        leave(INTERRUPTED)
     missed = summary.target is not None and not summary.target.met
     if missed or (config.strict and summary.warnings):
         leave(WARNED)

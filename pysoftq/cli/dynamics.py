@@ -102,6 +102,11 @@ def dynamics(
         click.echo(json.dumps(summary(study)))
     else:
         print_summary(study)
+        if (end := coupling_end(run, records)) is not None:
+            click.echo(
+                f"The coupling ended at epoch {end:.3g}: groups that collapse later were merged, "
+                "or their weights moved into one cluster."
+            )
     out = out or run / "dynamics"
     line = write_study("dynamics", study, partial(drawings, study, records, epochs), out)
     if positions:
@@ -110,6 +115,21 @@ def dynamics(
     if animation and draw_or_warn("animation", partial(animate, records, gif)) is not None:
         line += f", {gif.name}"
     click.echo(line, err=as_json)
+
+
+def coupling_end(run: Path, records: Run) -> float | None:
+    """The epoch at which clusters merged; None of a run without a target, or without a report."""
+    import numpy as np
+
+    from pysoftq.run.folder import RunFolder
+    from pysoftq.run.summary import Summary
+
+    report = RunFolder(run).report
+    reached = Summary.read(report).target if report.is_file() else None
+    if reached is None:
+        return None
+    steps = int(records.losses.steps[-1]) - sum(rung.steps for rung in reached.rungs)
+    return float(records.losses.epochs_of(np.array([steps]))[0])
 
 
 def write_positions(run: Path, out: Path) -> str:

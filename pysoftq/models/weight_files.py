@@ -59,6 +59,8 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
     if not name.endswith(_READ):
         kind, expected = path.suffix, ", ".join(_READ)
         raise ValueError(f"{path}: unknown kind of weight file {kind!r}; expected {expected}")
+    if not path.stat().st_size:
+        raise ValueError(f"{path} is empty")
     if name.endswith(".safetensors"):
         return without_prefixes(_safetensors(path))
     with path.open("rb") as file:

@@ -69,6 +69,8 @@ class Reached:
         rung = self.rung
         drop = "" if rung.drop is None else f"{rung.drop:.2f} on validation data, "
         size = f"{self.bytes_on_disk:,} bytes on disk ({rung.bytes:,} predicted)"
+        if self.target.searched:
+            size = f"network {self.chosen + 1} of {len(asked_for(self.rungs))}, {size}"
         force = "" if self.ratio is None else f" (force {self.ratio:.3g} times the gradient)"
         requested = f"target: {', '.join(self._wanted())}"
         if self.of_front:

@@ -96,6 +96,8 @@ def rung_line(run: Run, compressor: Compressor) -> str:
     if (count := rungs_of(compressor.targets)) > 1:
         text = f"network {len(asked_for(compressor.rungs))} of {count}: {text}"
     if rung.drop is not None:
-        of_drop = "" if target.max_drop is None else f" of {target.max_drop:g}"
-        text += f", {rung.drop:.2f}{of_drop} {run.data.task.lost} lost on validation"
+        text += f", {rung.drop:.2f} {run.data.task.lost} lost on validation"
+    if rung.drop is not None and target.max_drop is not None:
+        bound = "at most" if rung.within(target.max_drop) else "more than"
+        text += f" ({bound} {target.max_drop:g})"
     return text

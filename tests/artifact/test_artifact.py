@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -357,13 +358,21 @@ def test_random_damage_never_gives_another_model(
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"{}", b"PK\3\4" * 500, safetensors.torch.save({"a": torch.zeros(3)})]
+    "content", [b"{}", b"PK\3\4" * 500, safetensors.torch.save({"a": torch.zeros(3)})]
 )
 def test_foreign_files_are_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "foreign.bin"
     path.write_bytes(content)
     with pytest.raises(ArtifactError, match=r"foreign\.bin is not a compressed file of pysoftq"):
         inspect_compressed(path)
+
+
+def test_an_empty_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "empty.bin"
+    path.touch()
+    for opened in (inspect_compressed, load_compressed, partial(load_compressed, lazy=True)):
+        with pytest.raises(ArtifactError, match=r"empty\.bin is empty$"):
+            opened(path)
 
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:

@@ -388,6 +388,23 @@ def test_a_run_whose_figures_cannot_be_drawn(
     assert_same_run(run, finished)
 
 
+def test_an_interrupt_while_figures_are_drawn(
+    tmp_path: Path,
+    finished: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def stop(folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pysoftq.analysis.figures.draw_run", stop)
+    run = copied(finished, tmp_path / "run")
+    assert call("compress", "--resume", str(run)) == 130
+    again = f"draw the figures with: pysoftq compress --resume {run}"
+    assert f"interrupted; all results are in {run}; {again}\n" in capsys.readouterr().err
+    assert_same_run(run, finished)
+
+
 def test_a_damaged_file_of_a_run_is_named(
     tmp_path: Path, finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -643,7 +643,7 @@ def test_the_documented_chain_of_commands(trained: Path) -> None:
     document = DOCS / "paper.md"
     (block,) = re.findall(r"```bash\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL)
     first, *commands = [shlex.split(line)[1:] for line in block.splitlines()]
-    assert first == ["sweep", "--quick", "--out", "sweeps/digits"]
+    assert first == ["sweep", "--quick", "--recipe", "paper", "--out", "sweeps/digits"]
     few = {"--draws": 2, "--images": 40, "--line": 3, "--plane": 3, "--curvatures": 0}
     small = {
         "flatness": [str(word) for option in few.items() for word in option],
