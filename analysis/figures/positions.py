@@ -50,7 +50,8 @@ def draw_positions(study: PositionStudy) -> Figure:
     for axis, place in zip(axes, ("upper right", "lower left", "upper right"), strict=True):
         axis.legend(fontsize=SMALL - 1, frameon=False, loc=place)
     low, high = forces.get_ylim()
-    forces.set_ylim(low * (low / high) ** 0.4, high)  # room for the legend
+    forces.set_ylim(low * (low / high) ** 0.4, high)  # room for the legends
+    moved.set_ylim(top=1.3 * moved.get_ylim()[1])
     figure.supxlabel(r"distance from the mean of the layer / $\sigma_l$", fontsize=TEXT)
     figure.suptitle(
         f"{plain(study.run)}: h = {study.h:.3g}, w = {study.w:g}, potential {study.potential}; "
