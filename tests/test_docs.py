@@ -19,7 +19,8 @@ BLOCK = re.compile(r"```(python|text)\n(.*?)```", re.DOTALL)
 # Measured results are included in docs/reference/results and have names of their own.
 PAGES = sorted({ROOT / "README.md", *DOCS.rglob("*.md")} - {*DOCS.glob("reference/results/*")})
 TEXTS = sorted({*PAGES, *ROOT.glob("*.md"), *ROOT.glob("examples/*.md"), *ROOT.glob("cpp/**/*.md")})
-OPTIONS_OF_OTHERS = {"--full", "--nproc-per-node", "--one-network"}  # python -m benchmarks, torchrun
+# Of python -m benchmarks and torchrun.
+OPTIONS_OF_OTHERS = {"--full", "--nproc-per-node", "--one-network"}
 
 
 @pytest.mark.parametrize("page", ["tutorial.md", "howto/model.md", "howto/loop.md", "targets.md"])
