@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import torch
 from pydantic import TypeAdapter
+from torch import Tensor
 from torch.optim.swa_utils import update_bn
 
 from pysoftq.analysis.comparison import ComparisonStudy, Record, summarize
@@ -286,32 +287,13 @@ class Arena:
             train_parq(self.model, self.layers, bits, self.data, config)
         else:
             method, _, trained = entry.method.partition("+")
-            found = self._quantize(method, entry.parameters)
+            found = quantize(self.layers, method, entry.parameters)
             self._write(found)
             if trained:
                 epochs = {"codebook_epochs": total_epochs(self.config)}
                 config = self.config.model_copy(update=epochs)
                 lr = float(entry.parameters.get("lr", CODEBOOK_LR))
                 train_codebooks(Codebooks(self.model, found), self.run.data, config, lr)
-
-    def _quantize(self, method: str, parameters: Mapping[str, Any]) -> dict[str, Clusters]:
-        """The clusters of all layers by a method that does not train."""
-        layers = self.layers
-        if method == "heq":
-            bits = parameters["bits"]
-            return {name: histogram_equalize(theta, bits) for name, theta in layers.items()}
-        if method == "kmeans":
-            return {name: kmeans(theta, parameters["K"]) for name, theta in layers.items()}
-        if method == "ecvq":
-            # In variances of each layer: the sum of MSE_l / variance_l over the layers is least.
-            sizes = [theta.numel() for theta in layers.values()]
-            weights = layer_rd_weights(parameters["rd_weight"], [1.0] * len(sizes), sizes)
-            return {
-                name: ecvq(theta, ECVQ_K, weight)
-                for (name, theta), weight in zip(layers.items(), weights, strict=True)
-            }
-        clip: Clip = "mse" if method == "uniform" else "minmax"
-        return {name: uniform(theta, parameters["K"], clip) for name, theta in layers.items()}
 
     def _soften(self, entry: Entry) -> None:
         """Softly quantize the network, or take a finished run; then the recipe, as in a run."""
@@ -353,6 +335,27 @@ class Arena:
     def _write(self, found: Mapping[str, Clusters]) -> None:
         for name, weights in self.layers.items():
             weights.copy_(found[name].weights(weights.shape))
+
+
+def quantize(
+    layers: Mapping[str, Tensor], method: str, parameters: Mapping[str, Any]
+) -> dict[str, Clusters]:
+    """The clusters of all layers by a method that does not train."""
+    if method == "heq":
+        bits = parameters["bits"]
+        return {name: histogram_equalize(theta, bits) for name, theta in layers.items()}
+    if method == "kmeans":
+        return {name: kmeans(theta, parameters["K"]) for name, theta in layers.items()}
+    if method == "ecvq":
+        # In variances of each layer: the sum of MSE_l / variance_l over the layers is least.
+        sizes = [theta.numel() for theta in layers.values()]
+        weights = layer_rd_weights(parameters["rd_weight"], [1.0] * len(sizes), sizes)
+        return {
+            name: ecvq(theta, ECVQ_K, weight)
+            for (name, theta), weight in zip(layers.items(), weights, strict=True)
+        }
+    clip: Clip = "mse" if method == "uniform" else "minmax"
+    return {name: uniform(theta, parameters["K"], clip) for name, theta in layers.items()}
 
 
 def _images(config: CompressConfig) -> Dataset:

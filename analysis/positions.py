@@ -161,7 +161,7 @@ def _quantizers(
     states: RunStates, coupling: ClusteringConfig
 ) -> Iterator[tuple[str, SoftQuantizer]]:
     """One for each potential, of the same widths; the strength of the other is still to be set."""
-    usual = ClusteringConfig.model_fields["alpha"].default  # the other has no exponent of its own
+    usual = ClusteringConfig.model_fields["alpha"].default  # of the other potential, none is given
     for potential in POTENTIALS:
         alpha = coupling.alpha if potential == coupling.potential else usual
         options = {"potential": potential, "alpha": alpha}

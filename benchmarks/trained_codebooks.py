@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from pysoftq.baselines import ecvq, kmeans
-from pysoftq.clusters.clusters import Clusters, layer_rd_weights
+from pysoftq.analysis.contest import quantize
 from pysoftq.clusters.codebooks import Codebooks
 from pysoftq.coupling.selection import select
 from pysoftq.models.weight_files import load_weights, restore
@@ -22,7 +20,10 @@ from pysoftq.run.setup import Run
 
 # Values of each layer, and rate-distortion weights in variances of a layer per bit.
 BASELINES: Mapping[str, Sequence[float]] = {"k-means": (4, 8), "ECVQ": (0.1, 0.3)}
-ECVQ_K = 64  # values at most: many more than these weights leave
+CALLED: Mapping[str, Callable[[float], tuple[str, dict[str, float]]]] = {
+    "k-means": lambda value: ("kmeans", {"K": int(value)}),
+    "ECVQ": lambda value: ("ecvq", {"rd_weight": value}),
+}
 
 
 def train(config: CompressConfig, weights: Path, method: str, value: float, path: Path) -> None:
@@ -31,23 +32,10 @@ def train(config: CompressConfig, weights: Path, method: str, value: float, path
     run = Run.start(config, RunFolder(path.parent), Silent())  # nothing of this run is written
     restore(run.model, load_weights(weights), weights)
     layers = select(run.model, config.include or None, config.exclude or None)[0]
-    found = quantize(layers, method, value)
+    found = quantize(layers, *CALLED[method](value))
     with torch.no_grad():
         for name, theta in layers.items():
             theta.copy_(found[name].weights(theta.shape))
     epochs = {"codebook_epochs": config.epochs_in_all}
     train_codebooks(Codebooks(run.model, found), run.data, config.model_copy(update=epochs))
     write_compressed(run, path)
-
-
-def quantize(layers: Mapping[str, Tensor], method: str, value: float) -> dict[str, Clusters]:
-    """The clusters of all layers before any training."""
-    if method == "k-means":
-        return {name: kmeans(theta, int(value)) for name, theta in layers.items()}
-    # In variances of each layer: the sum of MSE_l / variance_l over the layers is least.
-    sizes = [theta.numel() for theta in layers.values()]
-    weights = layer_rd_weights(value, [1.0] * len(sizes), sizes)
-    return {
-        name: ecvq(theta, ECVQ_K, weight)
-        for (name, theta), weight in zip(layers.items(), weights, strict=True)
-    }

@@ -415,7 +415,7 @@ def test_fronts_with_and_without_coupling(tmp_path: Path) -> None:
     arguments = [str(config), "--output", str(tmp_path), "--work", str(tmp_path / "runs")]
     arguments += ["--methods", "log", "uncoupled", "--one-network", "--baselines", "--seeds", "3"]
     assert coupling.main(arguments) == 0
-    assert coupling.main([*arguments, "4"]) == 0  # goes on where it was
+    assert coupling.main([*arguments, "4"]) == 0  # seed 3 is not repeated
     content = json.loads((tmp_path / "small.json").read_text())
     names = [(row["method"], row["seed"], row["size"]) for row in content["rows"]]
     baselines = [name for name in names if name[2] is None]

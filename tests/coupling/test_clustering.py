@@ -67,7 +67,7 @@ def test_options_of_single_arguments_have_the_same_defaults() -> None:
     defaults = ClusteringConfig().model_dump()
     told = {name for name in arguments if name in defaults and name not in PATTERNS}
     assert told >= {"h", "w", "alpha", "bins", "method", "granularity", "seed", "bits", "n_min"}
-    # None there: n_min is for one refinement only, and h depends on the potential.
+    # Both are None there: n_min applies to one refinement only, and h depends on the potential.
     for name in told - {"n_min", "h"}:
         assert arguments[name].default == defaults[name], name
 
