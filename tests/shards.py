@@ -21,7 +21,9 @@ from forkserver import forkserver
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from pysoftq.interaction.pieces import own_part
+from pysoftq.interaction.pieces import flat_part, own_part
+from pysoftq.models.flattened import flattened, note_parts
+from pysoftq.models.wrappers import unwrapped
 
 PATIENCE = timedelta(seconds=60)
 
@@ -74,6 +76,32 @@ def offloaded(model: nn.Module) -> nn.Module:
     return fsdp(model, offload_policy=CPUOffloadPolicy(pin_memory=False))
 
 
+def flat(model: nn.Module, strategy: str = "FULL_SHARD", **options: Any) -> nn.Module:
+    """FSDP1: two layers of their own, and the others as one flat tensor."""
+    from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
+
+    own = {model[0], model[4]} if isinstance(model, nn.Sequential) else set()
+    found = FullyShardedDataParallel(
+        model,
+        use_orig_params=True,
+        device_id=torch.device("cpu"),
+        sharding_strategy=ShardingStrategy[strategy],
+        auto_wrap_policy=lambda module, recurse, **_: recurse or module in own,
+        **options,
+    )
+    note_parts(flattened(found))
+    return found
+
+
+def flat_gradients(model: nn.Module) -> nn.Module:
+    """FSDP1 that keeps the weights gathered from a forward pass to the end of the step."""
+    return flat(model, "SHARD_GRAD_OP")
+
+
+def flat_replicas(model: nn.Module) -> nn.Module:
+    return flat(model, "NO_SHARD")
+
+
 def hybrid(model: nn.Module) -> nn.Module:
     """Every process has all weights, by way of two dimensions of the mesh."""
     from torch.distributed.fsdp import fully_shard
@@ -101,12 +129,22 @@ def distribute(model: nn.Module, dimension: int) -> nn.Module:
     return model
 
 
+@torch.no_grad()
 def full(tensor: Any) -> Tensor:
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    part = flat_part(tensor)
+    if part is None:
+        return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, (part.begin, tensor.detach().clone()))
+    whole = tensor.new_zeros(part.shape.numel())
+    for begin, values in parts:
+        whole[begin : begin + len(values)] = values
+    return whole.view(part.shape)
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
-    return {name: full(p.detach()) for name, p in model.named_parameters()}
+    parameters = unwrapped(model).named_parameters()
+    return {name: full(p if flat_part(p) else p.detach()) for name, p in parameters}
 
 
 def set_gradients(model: nn.Module, step: int) -> None:
@@ -115,7 +153,13 @@ def set_gradients(model: nn.Module, step: int) -> None:
 
     generator = torch.Generator().manual_seed(step)
     for parameter in model.parameters():
-        whole = torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
+        part = flat_part(parameter)
+        shape = parameter.shape if part is None else part.shape
+        whole = torch.randn(shape, generator=generator).to(parameter.dtype)
+        if part is not None:  # a process without weights has no gradient, either
+            own = whole.reshape(-1)[part.begin : part.begin + part.size]
+            parameter.grad = own if part.size else None
+            continue
         if isinstance(parameter, DTensor):
             place = (parameter.device_mesh, [*parameter.placements])
             whole = distribute_tensor(whole, *place, src_data_rank=None)

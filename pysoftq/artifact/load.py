@@ -28,10 +28,10 @@ from pysoftq.artifact.tensors import (
 from pysoftq.clusters.written import forget_clusters
 from pysoftq.errors import ArtifactError, abridged
 from pysoftq.interaction.host import on_host
-from pysoftq.interaction.pieces import Alone, is_dtensor, own_part
+from pysoftq.interaction.pieces import Alone, is_divided, is_dtensor, own_part, shape_of
 from pysoftq.models.build import build_model
 from pysoftq.models.huggingface import PREFIX, is_folder_model
-from pysoftq.models.sharding import Sharding, reshard
+from pysoftq.models.sharding import Sharding
 from pysoftq.models.wrappers import owner, unwrapped
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -80,31 +80,31 @@ def load_compressed(
     with on_host():
         if model is None:
             file = read(path)
-            return _load(file, _rebuild(file), torch.device("cpu"), lazy).to(home)
-        reshard(model)
-        ranks = Sharding(model).ranks
+            model = _rebuild(file)
+            return _load(file, model, Sharding(model), torch.device("cpu"), lazy).to(home)
+        sharding = Sharding(model)
+        ranks = sharding.ranks
         file = ranks.attempt(lambda: read(path, mapped=not isinstance(ranks, Alone)))
         ranks.compare({"the file's SHA-256": file.sha256, "lazy": lazy})
         devices = (x.device for x in (*model.parameters(), *model.buffers()) if not x.is_meta)
-        return _load(file, model, next(devices, home), lazy)
+        return _load(file, model, sharding, next(devices, home), lazy)
 
 
-def _load(file: File, model: Model, home: torch.device, lazy: bool) -> Model:
+def _load(file: File, model: Model, sharding: Sharding, home: torch.device, lazy: bool) -> Model:
     """Fill the model; what it has on the meta device is made at home."""
-    bare = unwrapped(model)
-    sharding = Sharding(bare)
-    ranks = sharding.ranks
+    bare, ranks = unwrapped(model), sharding.ranks
     ranks.attempt(lambda: _check_fits(file, bare))
     if sharding and lazy:
         raise ValueError(
-            "`lazy` is for a model that one process holds, and this one has DTensors; pass False"
+            "`lazy` is for a model that one process holds, and several processes hold this one; "
+            "pass False"
         )
     unsaved = ranks.attempt(lambda: _unsaved(file, bare))
     lazily = _compressed(file, bare, home) if lazy else {}
     with unchanged_on_error(model):
         ranks.attempt(lambda: _materialize(bare, lazily.keys(), unsaved, home))
         places = bare.state_dict(keep_vars=True)
-        shared = {name: tensor for name, tensor in places.items() if is_dtensor(tensor)}
+        shared = {name: tensor for name, tensor in places.items() if is_divided(tensor)}
         # Decoded where they belong, what is clustered takes no further memory.
         state = ranks.attempt(lambda: tensors(file, without={*lazily, *shared}, places=places))
         fill_pieces(file, shared, sharding)
@@ -293,8 +293,8 @@ def _check_fits(file: File, model: nn.Module) -> None:
     for name in state.keys() & records.keys():
         tensor, record = state[name], records[name]
         check_storable(name, own_part(tensor))
-        if tuple(tensor.shape) != record.shape:
-            shapes = f"{tuple(tensor.shape)} in the model, {record.shape} in the file"
+        if (shape := tuple(shape_of(tensor))) != record.shape:
+            shapes = f"{shape} in the model, {record.shape} in the file"
             problems.append(f"{name} has shape {shapes}")
         elif tensor.dtype != (dtype := torch_dtype(record.dtype)):
             problems.append(f"{name} is {tensor.dtype} in the model, {dtype} in the file")

@@ -14,7 +14,7 @@ from pysoftq.artifact.format import Record
 from pysoftq.artifact.forms import Coding, Options
 from pysoftq.artifact.tensors import check_storable, dtype_of, identity
 from pysoftq.interaction.arrays import check_dense, check_granularity
-from pysoftq.interaction.pieces import own_part
+from pysoftq.interaction.pieces import is_divided, own_part, shape_of
 from pysoftq.interaction.ranks import digest
 from pysoftq.models.wrappers import specification, unwrapped
 
@@ -69,7 +69,7 @@ class ModelContent:
             check_dense(own, name)
             owner = owners.setdefault(identity(tensor), name)
             if owner == name:
-                tensors[name] = tensor.detach()
+                tensors[name] = tensor if is_divided(tensor) else tensor.detach()
             else:
                 ties[name] = owner
         return tensors, ties
@@ -77,7 +77,7 @@ class ModelContent:
     def facts(self, tensors: Mapping[str, Tensor], ties: Mapping[str, str]) -> dict[str, Any]:
         """What has to be the same in all processes."""
         rows = [
-            (name, tuple(x.shape), x.dtype, getattr(x, "placements", None))
+            (name, tuple(shape_of(x)), x.dtype, getattr(x, "placements", None))
             for name, x in tensors.items()
         ]
         return {
@@ -100,7 +100,7 @@ class ModelContent:
 
 def raw_record(name: str, tensor: Tensor) -> Record:
     """Of a tensor that is stored as it is."""
-    return Record(name, tuple(tensor.shape), dtype_of(tensor))
+    return Record(name, tuple(shape_of(tensor)), dtype_of(tensor))
 
 
 def _as_json(value: object) -> Any:

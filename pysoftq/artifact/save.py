@@ -18,7 +18,7 @@ from pysoftq.atomic import atomic_write, errors_naming
 from pysoftq.clusters.written import warn_of_lost_clusters
 from pysoftq.interaction.host import on_host
 from pysoftq.interaction.pieces import Alone, own_part
-from pysoftq.models.sharding import Sharding, reshard
+from pysoftq.models.sharding import Sharding
 
 
 @on_host()
@@ -55,9 +55,8 @@ def save_compressed(
             sparse, quantized, without values, …), or `metadata` is not JSON.
         OSError: the file cannot be written.
     """
-    reshard(model)
+    sharding = Sharding(model)
     content = ModelContent.of(model, coding, granularity, metadata)
-    sharding = Sharding(content.model)
     ranks = sharding.ranks
     tensors, ties = ranks.attempt(content.tensors)
     sharding.compare({"path": os.fspath(path), **content.facts(tensors, ties)})

@@ -18,7 +18,7 @@ from pysoftq.artifact.model_content import ModelContent, raw_record
 from pysoftq.artifact.packing import Integers, packed_bytes, varint_bytes
 from pysoftq.clusters.clusters import Palette
 from pysoftq.interaction.host import on_host
-from pysoftq.interaction.pieces import is_dtensor
+from pysoftq.interaction.pieces import is_divided
 from pysoftq.interaction.segments import segment_count
 
 Numbers = NDArray[np.float64]
@@ -304,7 +304,7 @@ def _starts(lengths: Integers) -> Integers:
 def _size_of(raw: Record, tensor: Tensor, options: Options) -> tuple[Lengths | None, int]:
     """How a tensor is stored, and the bytes of its entries."""
     nbytes = raw.size * raw.dtype.itemsize
-    if not raw.is_weight or is_dtensor(tensor):
+    if not raw.is_weight or is_divided(tensor):
         return None, nbytes
     found = clustered(raw, tensor.cpu().contiguous(), options)
     if found is None:

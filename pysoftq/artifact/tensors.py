@@ -12,7 +12,7 @@ from torch import Tensor
 from pysoftq.artifact.format import DTYPES, Dtype, Record
 from pysoftq.artifact.read import File
 from pysoftq.interaction.arrays import special_kind
-from pysoftq.interaction.pieces import is_dtensor
+from pysoftq.interaction.pieces import is_divided
 
 
 def dtype_of(tensor: Tensor) -> Dtype:
@@ -65,7 +65,7 @@ def tensors(
 
 def identity(tensor: Tensor) -> object:
     """Equal for two tensors that are the same memory, seen in the same way."""
-    if tensor.is_meta or not tensor.numel() or is_dtensor(tensor):
+    if tensor.is_meta or not tensor.numel() or is_divided(tensor):
         return id(tensor)
     return tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
 

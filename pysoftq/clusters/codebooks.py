@@ -18,9 +18,16 @@ from pysoftq.clusters.values import join_equal
 from pysoftq.clusters.written import mark_clusters
 from pysoftq.interaction.arrays import check_dense
 from pysoftq.interaction.host import on_host
-from pysoftq.interaction.pieces import Piece, Ranks, is_dtensor, own_gradient, own_part
+from pysoftq.interaction.pieces import (
+    Piece,
+    Ranks,
+    is_divided,
+    own_gradient,
+    own_part,
+    size_of,
+)
 from pysoftq.interaction.ranks import digest
-from pysoftq.models.sharding import Sharding, distributed_like, reshard
+from pysoftq.models.sharding import Sharding, distributed_like, divided_like
 from pysoftq.models.wrappers import torch_optimizer, unwrapped
 
 
@@ -85,13 +92,14 @@ class Codebooks:
         weights: Mapping[str, Tensor] | None = None,
         rd_weights: Mapping[str, float] | None = None,
     ) -> None:
-        reshard(model)
         sharding = Sharding(model)
         parameters = dict(unwrapped(model).named_parameters())
         sharding.ranks.attempt(lambda: _check_names(clusters, parameters, weights))
         if sharding:
             sharding.compare({"the clusters": _facts(clusters), "rd_weights": rd_weights})
         pieces = {name: sharding.piece(name, parameters[name]) for name in clusters}
+        if weights is not None:
+            weights = {name: divided_like(parameters[name], weights[name]) for name in clusters}
 
         def layer_of(name: str) -> _Layer:
             layer = _Layer(name, parameters[name], clusters[name], pieces[name])
@@ -318,7 +326,7 @@ class _Layer:
     def let_move(self, weights: Tensor, rd_weight: float) -> None:
         """Let the weights change clusters from now on."""
         self._check_size(self._palette, weights)
-        flat = self._own(weights.detach())
+        flat = self._own(weights).detach()
         if flat.numel() != self.indices.numel():
             raise ValueError(f"layer '{self.name}': `weights` are not divided as the parameter")
         if not flat.isfinite().all():
@@ -365,19 +373,19 @@ class _Layer:
     def resume(self, state: Mapping[str, Any], value: Tensor) -> None:
         """Put clusters and counts of a state in place, and write the values."""
         self.counts.copy_(state["present"])
-        self.indices.copy_(self._own(state["indices"]))
+        self.indices.copy_(self._own(divided_like(self.parameter, state["indices"])))
         self._put(self.written(value))
 
     def _like_parameter(self, own: Tensor) -> Tensor:
         """What this process has for its weights, in the shape and placement of the parameter."""
         local = own.view(self.weights.shape)
-        return local if self.piece is None else distributed_like(self.parameter, local)
+        return local if self.piece is None else distributed_like(self.parameter, local, self.piece)
 
     def _own(self, tensor: Tensor) -> Tensor:
         """What this process holds of a tensor like the parameter, flat."""
         if self.piece is None:
             return tensor.reshape(-1)
-        return own_part(tensor).reshape(-1) if is_dtensor(tensor) else self.piece.cut(tensor)
+        return own_part(tensor).reshape(-1) if is_divided(tensor) else self.piece.cut(tensor)
 
     def write(self, value: Tensor) -> None:
         """Write the values of the weights; of those that may move after their assignment.
@@ -416,10 +424,9 @@ class _Layer:
         return Clusters(found.codebook, found.counts, found.bounds, found.zeros, codes=codes)
 
     def _check_size(self, clusters: Palette, weights: Tensor) -> None:
-        if weights.numel() != clusters.size:
+        if (size := size_of(weights)) != clusters.size:
             raise ValueError(
-                f"layer '{self.name}': clusters of {clusters.size} weights for "
-                f"{weights.numel()} weights"
+                f"layer '{self.name}': clusters of {clusters.size} weights for {size} weights"
             )
 
 
@@ -515,7 +522,7 @@ def _units(
         if top is not None and gradients[place] is None:
             gradients[place] = torch.zeros_like(layer.weights)
     return [
-        None if top is None else Units.of(top, layer.parameter.numel())
+        None if top is None else Units.of(top, size_of(layer.parameter))
         for layer, top in zip(layers, tops, strict=True)
     ]
 

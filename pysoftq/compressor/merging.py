@@ -17,6 +17,7 @@ from pysoftq.coupling.options import MAX_MERGED_BITS, ClusteringConfig
 from pysoftq.coupling.quantizer import SoftQuantizer
 from pysoftq.coupling.report import CompressionReport
 from pysoftq.errors import QualityWarning
+from pysoftq.interaction.pieces import copied
 
 FIRST_PRICE = 0.05
 # Clusters are merged at a lower price than weights are assigned at, for one or two bits more: some
@@ -72,7 +73,7 @@ def merge_to(
         layer.name: merged[layer.name].clusters(softq.kept(layer), whole=False)
         for layer in softq.layers
     }
-    weights = {layer.name: layer.parameter.detach().clone() for layer in softq.layers}
+    weights = {layer.name: copied(layer.parameter) for layer in softq.layers}
     # Segments are small: bins as fine as for a layer would be as many as weights.
     fine = softq.occupied_bins(MAX_MERGED_BITS if softq.granularity == "layer" else None)
     with warnings.catch_warnings():

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from pysoftq.coupling.quantizer import SoftQuantizer
+from pysoftq.interaction.pieces import copied
+from pysoftq.models.sharding import Sharding, divided_like
 from pysoftq.models.wrappers import unwrapped
 
 Network = dict[str, Any]  # plain values and tensors, for checkpoints
@@ -22,18 +24,21 @@ def keep(
     weights: Mapping[str, Tensor] | None = None,
 ) -> Network:
     """A copy of a network: the state of its training, or its weights; and all other tensors."""
-    names = {layer.name for layer in softq.layers}
-    state = unwrapped(softq.model).state_dict()
-    rest = {name: value.clone() for name, value in state.items() if name not in names}
+    names, sharding = {layer.name for layer in softq.layers}, Sharding(softq.model)
+    state = unwrapped(softq.model).state_dict(keep_vars=True)
+    rest = {
+        name: sharding.as_dtensor(name, copied(value))
+        for name, value in state.items()
+        if name not in names
+    }
+    if weights is not None:
+        weights = {name: sharding.as_dtensor(name, value) for name, value in weights.items()}
     return {"training": copy.deepcopy(training), "weights": weights, "rest": rest}
 
 
 @torch.no_grad()
 def put_back(softq: SoftQuantizer, network: Network) -> None:
     """Write what was kept besides a state of training into the model."""
-    present = unwrapped(softq.model).state_dict()
-    for name, value in network["rest"].items():
-        present[name].copy_(value)
-    for layer in softq.layers:
-        if network["weights"] is not None:
-            layer.parameter.copy_(network["weights"][layer.name])
+    present = unwrapped(softq.model).state_dict(keep_vars=True)
+    for name, value in {**network["rest"], **(network["weights"] or {})}.items():
+        present[name].copy_(divided_like(present[name], value))

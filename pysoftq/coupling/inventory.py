@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from pysoftq.coupling.report import TensorReport
+from pysoftq.interaction.pieces import shape_of
 from pysoftq.models.wrappers import unwrapped
 
 
@@ -39,4 +40,4 @@ def take_inventory(
 
 
 def _shape(parameter: Tensor) -> tuple[int, ...]:
-    return (0,) if nn.parameter.is_lazy(parameter) else tuple(parameter.shape)
+    return (0,) if nn.parameter.is_lazy(parameter) else tuple(shape_of(parameter))

@@ -8,7 +8,7 @@ from pysoftq.clusters.values import count_shared_values, count_values
 from pysoftq.coupling.options import ClusteringConfig
 from pysoftq.coupling.quantizer import SoftQuantizer
 from pysoftq.coupling.report import CompressionReport
-from pysoftq.models.sharding import Sharding, reshard
+from pysoftq.models.sharding import Sharding
 from pysoftq.models.wrappers import unwrapped
 
 
@@ -46,7 +46,6 @@ def validate_clustering(model: nn.Module, report: CompressionReport) -> None:
     Raises:
         ValueError: naming each layer that has more, or that the model lacks.
     """
-    reshard(model)
     sharding = Sharding(model)
     parameters = dict(unwrapped(model).named_parameters())
     wrong = []

@@ -43,7 +43,7 @@ from pysoftq.interaction.arrays import (
 from pysoftq.interaction.backends import DeviceCoupling
 from pysoftq.interaction.host import on_host
 from pysoftq.interaction.layers import CoupledLayer, Scales, degeneracy
-from pysoftq.interaction.pieces import Alone, Ranks
+from pysoftq.interaction.pieces import Alone, Ranks, shape_of, size_of
 from pysoftq.interaction.potentials import METHODS
 from pysoftq.interaction.ranks import digest
 from pysoftq.interaction.scales import Segments
@@ -53,9 +53,8 @@ from pysoftq.models.sharding import (
     initializes_state,
     parameters_of,
     replicas_of,
-    reshard,
 )
-from pysoftq.models.wrappers import innermost, owner, torch_optimizer, unwrapped
+from pysoftq.models.wrappers import owner, runnable, torch_optimizer, unwrapped
 
 _SQUARED = 2**22  # gradients squared at a time
 
@@ -128,7 +127,7 @@ class SoftQuantizer:
     Args:
         model: any module; compiled, data-parallel and other wrapped ones are looked into
             (`pysoftq.models.wrappers`). Of weights sharded by `fully_shard` or tensor parallelism
-            (DTensor), results are those of one process; FSDP1 is refused.
+            (DTensor), or by FSDP1 with `use_orig_params`, results are those of one process.
         h: strength of the interaction, 0 or more; 0 leaves training as it is, bit for bit. By
             default 0.01, of the log potential 100.
         w: range of the interaction, in standard deviations of each layer.
@@ -179,8 +178,7 @@ class SoftQuantizer:
         sparsity: str = DEFAULTS.sparsity,
     ) -> None:
         include, exclude = as_patterns(include), as_patterns(exclude)
-        self.model = innermost(model)
-        reshard(self.model)
+        self.model = runnable(model)
         self._sharding = Sharding(self.model)
         self._replicas = replicas_of(model)
         # First of all: what one process refuses, others would wait for.
@@ -513,7 +511,7 @@ class SoftQuantizer:
         """Where the layer's segments begin and end, (G+1,); None where the layer is one."""
         if layer.segments is None:
             return None
-        return segment_bounds(layer.parameter.shape, self._granularity)
+        return segment_bounds(shape_of(layer.parameter), self._granularity)
 
     @on_host()
     def clusters(
@@ -714,8 +712,8 @@ class SoftQuantizer:
             if set(record) != fields:
                 raise ValueError(f"a layer of the state has {sorted(record)}")
             parameter = parameters.get(record["name"])
-            if parameter is None or parameter.numel() != record["size"]:
-                found = "none" if parameter is None else f"{parameter.numel()} weights"
+            if parameter is None or size_of(parameter) != record["size"]:
+                found = "none" if parameter is None else f"{size_of(parameter)} weights"
                 raise ValueError(
                     f"the state has layer '{record['name']}' of {record['size']} weights; "
                     f"the model has {found}"
@@ -774,8 +772,9 @@ class SoftQuantizer:
 
     def refuse_replaced(self) -> None:
         """Raise ValueError if a layer's parameter is no longer the model's, as forces are lost."""
+        self._sharding.give_back()
         replaced = self._replaced()
-        if replaced is not None and self._sharding and reshard(self.model):
+        if replaced is not None and self._sharding and self._sharding.reshard():
             replaced = self._replaced()
         if replaced is not None:
             raise ValueError(

@@ -10,6 +10,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.rnn import RNNCellBase
 
+from pysoftq.interaction.pieces import shape_of
+
 # Modules whose `weight` is one, whatever its shape and name.
 LAYERS = (
     *(nn.Linear, nn.Bilinear, _ConvNd, nn.Embedding, nn.EmbeddingBag),
@@ -53,7 +55,8 @@ def _role(module: nn.Module, owner: str, name: str, parameter: nn.Parameter) -> 
         return ""
     if words & _TOKENS:
         return "token"
-    if parameter.dim() > 1 and sum(length > 1 for length in parameter.shape) < 2:
+    shape = shape_of(parameter)
+    if len(shape) > 1 and sum(length > 1 for length in shape) < 2:
         return "scale or vector: at most one dimension is longer than 1"
     return ""
 

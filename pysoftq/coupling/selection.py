@@ -15,7 +15,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from pysoftq.coupling.roles import roles
 from pysoftq.interaction.arrays import special_kind
-from pysoftq.interaction.pieces import own_part
+from pysoftq.interaction.pieces import own_part, shape_of
 from pysoftq.models.sharding import refuse_flattened
 from pysoftq.models.wrappers import unwrapped
 
@@ -62,7 +62,8 @@ def select(
         The parameters chosen, by name in model order, and the reason for each one left out.
 
     Raises:
-        ValueError: a pattern matches no weight that could be coupled, or FSDP1 wraps the model.
+        ValueError: a pattern matches no weight that could be coupled, or the parameters are not the
+            weights (FSDP1 without use_orig_params, DeepSpeed ZeRO-3).
     """
     refuse_flattened(model)
     model = unwrapped(model)
@@ -171,8 +172,8 @@ def _unfit(name: str, parameter: nn.Parameter, normalization: bool) -> str:
         return "bias"
     if isinstance(parameter, nn.UninitializedParameter):
         return "not initialized yet; run a forward pass first"
-    if parameter.dim() < 2:
-        return f"{parameter.dim()} dimension{'s' if parameter.dim() != 1 else ''}"
+    if (dimensions := len(shape_of(parameter))) < 2:
+        return f"{dimensions} dimension{'s' if dimensions != 1 else ''}"
     if parameter.dtype not in DTYPES:
         return f"dtype {parameter.dtype}"
     if not parameter.requires_grad:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pysoftq.coupling.options import Sparsity
 from pysoftq.coupling.roles import padding_rows
 from pysoftq.interaction.layers import CoupledLayer
+from pysoftq.interaction.pieces import shape_of
 
 MIN_SHARE = 0.01  # of a layer's weights: no training leaves as many exact zeros by chance
 
@@ -89,7 +90,7 @@ class KeptZeros:
             if mask is not None and layer.piece is not None:
                 if layer.name not in self._whole:
                     whole = layer.piece.assemble(mask.reshape(-1))
-                    self._whole[layer.name] = whole.reshape(layer.parameter.shape)
+                    self._whole[layer.name] = whole.reshape(shape_of(layer.parameter))
                 mask = self._whole[layer.name]
             if mask is not None:
                 found[layer.name] = mask
@@ -146,5 +147,5 @@ def _in_row(layer: CoupledLayer, row: int) -> Tensor:
     weights = layer.weights
     place = torch.arange(weights.numel(), device=weights.device)
     position = place if layer.piece is None else layer.piece.position(place)
-    length = layer.size // len(layer.parameter)
-    return (position // length == row % len(layer.parameter)).reshape(weights.shape)
+    rows = shape_of(layer.parameter)[0]
+    return (position // (layer.size // rows) == row % rows).reshape(weights.shape)

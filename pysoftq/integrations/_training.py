@@ -20,7 +20,7 @@ from pysoftq.coupling.quantizer import SoftQuantizer
 from pysoftq.coupling.report import CompressionReport
 from pysoftq.errors import QualityWarning, abridged
 from pysoftq.models.sharding import Sharding
-from pysoftq.models.wrappers import innermost
+from pysoftq.models.wrappers import runnable
 
 
 class CoupledTraining:
@@ -136,7 +136,7 @@ class CoupledTraining:
 
     def _cluster_again(self, model: nn.Module, cause: str) -> None:
         """Write clusters once more if they have been overwritten since the training ended."""
-        if self.softq is None or self.report is None or innermost(model) is not self.softq.model:
+        if self.softq is None or self.report is None or runnable(model) is not self.softq.model:
             return
         lost = lost_clusters(model)
         if not lost:
@@ -168,7 +168,7 @@ class CoupledTraining:
 
 def refuse_sharded(model: nn.Module) -> None:
     """Raise ValueError for a model in pieces, whose compression the checkpoints cannot hold."""
-    if Sharding(innermost(model)):
+    if Sharding(model):
         raise ValueError(
             "a target requires whole weights, which this model shards between processes: a "
             "trainer's checkpoint holds the state of one process; use pysoftq.Compressor in a loop "

@@ -30,7 +30,8 @@ def prepare(
 
     The state of the coupling is saved and loaded by ``accelerator.save_state`` and ``load_state``;
     a loop that resumes from there is bitwise identical. Works with gradient accumulation, mixed
-    precision, DDP and FSDP2 (``FullyShardedDataParallelPlugin(fsdp_version=2)``).
+    precision, DDP and FSDP (``FullyShardedDataParallelPlugin``, version 2; version 1 with
+    ``use_orig_params``).
 
     Example::
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from torch import nn
+
 from pysoftq.integrations._training import CoupledTraining
-from pysoftq.models.sharding import refuse_flattened
+from pysoftq.models.flattened import flattened
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -21,8 +23,8 @@ class SoftQuantizationCallback(CoupledTraining, Callback):
 
     Its state is a part of Lightning's checkpoints: ``fit(…, ckpt_path=…)`` resumes with
     bitwise identical results. Works with automatic and manual optimization and with several
-    optimizers, with DDP and with ``ModelParallelStrategy`` (FSDP2, tensor parallelism). Strategies
-    of FSDP1 and DeepSpeed ZeRO-3, which flatten the weights, are refused.
+    optimizers, with DDP, ``ModelParallelStrategy`` (FSDP2, tensor parallelism) and ``FSDPStrategy``
+    (FSDP1). DeepSpeed ZeRO-3, which takes the weights out of the parameters, is refused.
 
     Checkpoints hold the weights as they were trained, before the clusters. Where something
     overwrites the clusters afterwards, the weights are clustered again, with a warning and a new
@@ -49,11 +51,11 @@ class SoftQuantizationCallback(CoupledTraining, Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the layers, or resume from a checkpoint; once the optimizers are there."""
-        refuse_flattened(trainer.strategy.model)
+        model = _trained(trainer, pl_module)
         _, total = _progress(trainer)
         if self.targets:
             total = _steps(trainer)
-        self._begin(pl_module, trainer.optimizers, total, self._state)
+        self._begin(model, trainer.optimizers, total, self._state)
         self._state = self._followed = None
 
     def on_train_batch_start(
@@ -70,12 +72,13 @@ class SoftQuantizationCallback(CoupledTraining, Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the clusters of weights that other callbacks have averaged."""
-        self._cluster_again(pl_module, "another callback")
+        self._cluster_again(_trained(trainer, pl_module), "another callback")
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the clusters of weights from a checkpoint."""
         path = trainer.ckpt_path
-        self._cluster_again(pl_module, f"the checkpoint {path}" if path else "something")
+        cause = f"the checkpoint {path}" if path else "something"
+        self._cluster_again(_trained(trainer, pl_module), cause)
 
     on_predict_start = on_test_start
 
@@ -97,6 +100,12 @@ class SoftQuantizationCallback(CoupledTraining, Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """From Lightning's checkpoint, before training starts."""
         self._state = state_dict or None
+
+
+def _trained(trainer: Trainer, module: LightningModule) -> nn.Module:
+    """The module; or what its strategy trains, where FSDP1 keeps the weights."""
+    model: nn.Module | None = trainer.strategy.model
+    return model if model is not None and flattened(model) else module
 
 
 def _steps(trainer: Trainer) -> int:

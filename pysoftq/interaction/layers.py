@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from pysoftq.interaction.pieces import Piece, own_gradient, own_part
+from pysoftq.interaction.pieces import Piece, own_gradient, own_part, shape_of, size_of
 from pysoftq.interaction.scales import Segments
 from pysoftq.interaction.segments import segment_bounds
 from pysoftq.interaction.weights import HostWeights
@@ -84,7 +84,9 @@ class CoupledLayer:
         if parameter.is_meta:
             raise ValueError(f"layer '{name}' is on the meta device; load its weights first")
         try:
-            weights = HostWeights(parameter, segment_bounds(parameter.shape, granularity), piece)
+            weights = HostWeights(
+                parameter, segment_bounds(shape_of(parameter), granularity), piece
+            )
         except ValueError as error:
             raise ValueError(f"layer '{name}': {error}") from None
         size, bad = weights.size, weights.nonfinite
@@ -118,7 +120,7 @@ class CoupledLayer:
         """Restore a layer from a record, with the scales that it was measured with."""
         if granularity == "layer":
             return cls(**record, parameter=parameter, piece=piece)
-        segments = Segments.restore(record, parameter.shape, granularity)
+        segments = Segments.restore(record, shape_of(parameter), granularity)
         return cls._of_segments(record["name"], parameter, segments, piece)
 
     @classmethod
@@ -127,7 +129,7 @@ class CoupledLayer:
     ) -> CoupledLayer:
         scales = (segments.sigma, segments.width, segments.strength)
         sigma, width, strength = map(segments.mean, scales)
-        return cls(name, parameter.numel(), sigma, width, strength, parameter, segments, piece)
+        return cls(name, size_of(parameter), sigma, width, strength, parameter, segments, piece)
 
     @property
     def coupled_size(self) -> int:
@@ -193,7 +195,7 @@ class Scales:
 
 def degeneracy(parameter: nn.Parameter, granularity: str) -> str:
     """Why a parameter that `CoupledLayer.measure` refuses cannot be coupled."""
-    size = parameter.numel()
+    size = size_of(parameter)
     if size < 2:
         return f"it has {size or 'no'} weight"
     where = "" if granularity == "layer" else f" of each segment ({granularity})"

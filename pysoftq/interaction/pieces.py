@@ -1,13 +1,15 @@
 """Pieces: the parts of a weight tensor that one of several processes holds.
 
-With FSDP and tensor parallelism each process holds a block of a tensor. Its weights have positions
-in the whole tensor, in row-major order, which are keys of the random draw. The processes exchange
+With FSDP and tensor parallelism each process holds a block of a tensor, as a DTensor or, with
+FSDP1, as a parameter that is flat. Its weights have positions in the whole tensor, in row-major
+order, which are keys of the random draw. The processes exchange
 extremes and integers only, so ranges, counts, scales and clusters are those of one process that
 holds everything, however the tensor is divided.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -150,6 +152,25 @@ class Piece:
         return whole
 
 
+@dataclass(frozen=True)
+class FlatPart:
+    """What this process holds of a tensor that FSDP1 has flattened: some consecutive weights.
+
+    Attributes:
+        shape: of the whole tensor.
+        begin, size: position of the first of them, and how many there are.
+        groups: the processes that hold copies of this part, if there are some, and those that hold
+            the others.
+        device: the kind of device that the groups exchange tensors of.
+    """
+
+    shape: torch.Size
+    begin: int
+    size: int
+    groups: tuple[Any, ...]
+    device: str
+
+
 class Extremes(NamedTuple):
     """What the processes take the maximum of in a step.
 
@@ -176,11 +197,45 @@ def is_dtensor(tensor: object) -> bool:
     return module is not None and isinstance(tensor, module.DTensor)
 
 
+def note_flat_part(parameter: Tensor, part: FlatPart) -> None:
+    """Note what a parameter is a part of."""
+    parameter._pysoftq_flat_part = part  # type: ignore[attr-defined]
+
+
+def flat_part(tensor: object) -> FlatPart | None:
+    """What was noted at a parameter; None if it is no flat part."""
+    return getattr(tensor, "_pysoftq_flat_part", None)
+
+
+def copied(tensor: Tensor) -> Tensor:
+    """A copy of a tensor, divided as it is."""
+    found, part = tensor.detach().clone(), flat_part(tensor)
+    if part is not None:
+        note_flat_part(found, part)
+    return found
+
+
+def is_divided(tensor: object) -> bool:
+    """Whether several processes hold a tensor in pieces."""
+    return is_dtensor(tensor) or flat_part(tensor) is not None
+
+
+def shape_of(tensor: Tensor) -> torch.Size:
+    """The shape of a tensor, the whole one where this process holds a piece."""
+    part = flat_part(tensor)
+    return tensor.shape if part is None else part.shape
+
+
+def size_of(tensor: Tensor) -> int:
+    """The number of weights of a tensor, those in other processes included."""
+    return math.prod(shape_of(tensor))
+
+
 @torch.no_grad()
 def own_part(tensor: Tensor) -> Tensor:
-    """The part of a DTensor in this process; any other tensor itself."""
+    """The part of a tensor in this process; what is not divided itself."""
     if not is_dtensor(tensor):
-        return tensor
+        return tensor if flat_part(tensor) is None else tensor.detach()
     own: Any = tensor.to_local()  # type: ignore[attr-defined]
     # Of a gradient whose communication has not ended.
     part: Tensor = own.wait() if hasattr(own, "wait") else own

@@ -26,11 +26,14 @@ class ProcessRanks:
     Args:
         groups: one for each dimension of the mesh.
         device: the kind of device that the groups exchange tensors of.
+
+    Attributes:
+        device: as given.
     """
 
     def __init__(self, groups: Sequence[ProcessGroup], device: str) -> None:
         self._groups = tuple(groups)
-        self._device = device
+        self.device = device
 
     def maximum(self, values: Tensor) -> Tensor:
         """The largest of each value."""
@@ -72,7 +75,7 @@ class ProcessRanks:
     ) -> Tensor:
         """The rows of all processes; `exchange` is given as many rows in each."""
         place = rows.device
-        own = torch.empty(rows.shape, dtype=rows.dtype, device=self._device).copy_(rows)
+        own = torch.empty(rows.shape, dtype=rows.dtype, device=self.device).copy_(rows)
         own = own.view(torch.uint8)  # no backend takes all dtypes
         for group in self._groups:
             number = torch.tensor([len(own)], device=own.device)
@@ -128,7 +131,7 @@ class ProcessRanks:
     def _reduced(self, values: Tensor, operation: Any) -> Tensor:
         if not values.numel():
             return values
-        found = values.to(self._device, copy=True)
+        found = values.to(self.device, copy=True)
         for group in self._groups:
             dist.all_reduce(found, operation, group=group)
         return found.to(values.device)

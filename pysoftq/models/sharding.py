@@ -1,10 +1,10 @@
-"""Models that several processes train: in pieces (FSDP2, tensor parallelism) or replicated."""
+"""Models that several processes train: in pieces (FSDP, tensor parallelism) or replicated."""
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any
 
@@ -13,25 +13,65 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pysoftq.interaction.pieces import Alone, Piece, is_dtensor, own_part
+from pysoftq.interaction.pieces import (
+    Alone,
+    FlatPart,
+    Piece,
+    flat_part,
+    is_divided,
+    is_dtensor,
+    note_flat_part,
+    own_part,
+    shape_of,
+)
 from pysoftq.interaction.ranks import ProcessRanks, digest
+from pysoftq.models.flattened import (
+    flattened,
+    give_back,
+    note_parts,
+    refuse_unknown,
+    replicating,
+)
 from pysoftq.models.wrappers import wrappers
 
 
 class Sharding:
-    """The meshes that the parameters of a model are distributed on.
+    """The processes that the parameters of a model are divided between.
+
+    FSDP gives back the weights that it has gathered.
+
+    Args:
+        model: as the user has it; or what is inside, once there was one of the whole.
 
     Attributes:
         ranks: all processes that train the model together; `Alone` without such parameters.
     """
 
     def __init__(self, model: nn.Module) -> None:
+        self._flattened = flattened(model)
+        self._modules = _fsdp2_modules(model)
+        note_parts(self._flattened)
+        self.give_back()
+        self.reshard()
         self._ranks: dict[Any, ProcessRanks] = {}
-        for tensor in filter(is_dtensor, (*model.parameters(), *model.buffers())):
-            mesh = _mesh_of(tensor)
-            if mesh not in self._ranks:
-                self._ranks[mesh] = _ranks_of(mesh)
-        self.ranks = _all(self._ranks)
+        for tensor in filter(is_divided, (*model.parameters(), *model.buffers())):
+            division = _division_of(tensor)
+            if division not in self._ranks:
+                self._ranks[division] = _ranks_of(division)
+        self.ranks = _all(list(self._ranks.values()))
+
+    def give_back(self) -> None:
+        """Let FSDP1 forget the weights that it gathered, before others are written."""
+        give_back(self._flattened)
+
+    def reshard(self) -> bool:
+        """Let FSDP2 give back the weights that it gathered; whether there are such modules.
+
+        The root keeps its weights in whole after a forward pass.
+        """
+        for module in self._modules:
+            module.reshard()
+        return bool(self._modules)
 
     def compare(self, facts: Mapping[str, Any]) -> None:
         """Raise ValueError in every process if the facts differ between processes."""
@@ -44,9 +84,17 @@ class Sharding:
         Raises:
             ValueError: the pieces are none that can be coupled; the layer is named.
         """
-        if not is_dtensor(parameter):
+        if not is_divided(parameter):
             return None
-        return _piece(name, parameter, self._ranks[_mesh_of(parameter)])
+        ranks, flat = self._ranks[_division_of(parameter)], flat_part(parameter)
+        return _piece(name, parameter, ranks) if flat is None else _flat_piece(flat, ranks)
+
+    def as_dtensor(self, name: str, tensor: Tensor) -> Tensor:
+        """A flat part as a DTensor, divided along dimension 0; any other tensor itself."""
+        piece = self.piece(name, tensor)
+        if piece is None or flat_part(tensor) is None:
+            return tensor
+        return distributed_like(tensor, own_part(tensor), piece)
 
     def __bool__(self) -> bool:
         return bool(self._ranks)
@@ -56,7 +104,7 @@ def parameters_of(model: nn.Module) -> str:
     """A short name of all parameters, and how they are distributed, for comparison."""
     return digest(
         [
-            (name, tuple(p.shape), p.dtype, p.requires_grad, getattr(p, "placements", None))
+            (name, tuple(shape_of(p)), p.dtype, p.requires_grad, getattr(p, "placements", None))
             for name, p in model.named_parameters()
             if not nn.parameter.is_lazy(p)
         ]
@@ -64,46 +112,31 @@ def parameters_of(model: nn.Module) -> str:
 
 
 def refuse_flattened(model: nn.Module) -> None:
-    """Raise ValueError for a model of which FSDP1 or DeepSpeed ZeRO-3 have flattened the weights.
+    """Raise ValueError for a model whose parameters are not its weights, between the steps.
 
-    They keep flat parameters, or empty ones between the steps.
+    FSDP1 without `use_orig_params` keeps flat parameters, DeepSpeed ZeRO-3 empty ones.
     """
-    for prefix, module in model.named_modules():
-        if type(module).__name__ == "FullyShardedDataParallel":
-            name, parameter = next(module.named_parameters(prefix=prefix), (prefix, None))
-            # Of several weights in one, their names.
-            first = next(iter(getattr(parameter, "_fqns", ())), name)
-            _refuse(first.replace("_fsdp_wrapped_module.", ""), "FullyShardedDataParallel")
+    refuse_unknown(model)
     for name, parameter in model.named_parameters():
         if hasattr(parameter, "ds_shape"):
-            _refuse(name, "DeepSpeed ZeRO-3")
+            raise ValueError(
+                f"layer '{name}': DeepSpeed ZeRO-3 takes the weights out of the parameters, which "
+                "cannot be coupled then; use torch.distributed.fsdp.fully_shard"
+            )
 
 
-def _refuse(name: str, library: str) -> None:
-    raise ValueError(
-        f"layer '{name}': {library} flattens the weights between processes, which cannot be "
-        "coupled; use torch.distributed.fsdp.fully_shard"
-    )
+def distributed_like(parameter: Any, own: Tensor, piece: Piece) -> Tensor:
+    """A DTensor of what each process has for its piece of a parameter, a copy.
 
-
-def reshard(model: nn.Module) -> bool:
-    """Let FSDP2 modules give back the weights that they gathered; whether there are such modules.
-
-    The root keeps its weights in whole after a forward pass.
+    It is divided as the parameter is, if that is a DTensor; else along dimension 0.
     """
-    kind = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", None)
-    if kind is None:
-        return False
-    found = [module for module in model.modules() if isinstance(module, kind)]
-    for module in found:
-        module.reshard()
-    return bool(found)
+    from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
-
-def distributed_like(parameter: Any, own: Tensor) -> Tensor:
-    """A DTensor of what each process has for its part of another one, a copy."""
-    from torch.distributed.tensor import DTensor
-
+    flat = flat_part(parameter)
+    if flat is not None:
+        whole = piece.assemble(own.reshape(-1)).view(flat.shape)
+        placements = [*(Replicate() for _ in flat.groups[1:]), Shard(0)]
+        return distribute_tensor(whole, _mesh_of(flat, piece), placements, src_data_rank=None)
     return DTensor.from_local(
         own.clone(),
         parameter.device_mesh,
@@ -114,8 +147,25 @@ def distributed_like(parameter: Any, own: Tensor) -> Tensor:
     )
 
 
+@torch.no_grad()
+def divided_like(parameter: Tensor, tensor: Any) -> Tensor:
+    """A DTensor as parts that are flat as those of a parameter; any other tensor itself.
+
+    What processes have of it are exchanged.
+    """
+    flat = flat_part(parameter)
+    if flat is None or not is_dtensor(tensor):
+        return tensor  # type: ignore[no-any-return]
+    own = tensor.full_tensor().reshape(-1)[flat.begin : flat.begin + flat.size].clone()
+    note_flat_part(own, flat)
+    return own  # type: ignore[no-any-return]
+
+
 def replicas_of(model: nn.Module) -> ProcessRanks | None:
-    """The processes among which DistributedDataParallel replicates a model; None without it."""
+    """The processes among which DDP, or FSDP1 by NO_SHARD, replicates a model; None without."""
+    replicas = replicating(model)
+    if replicas is not None:
+        return ProcessRanks([replicas.process_group], replicas.compute_device.type)
     kind = getattr(sys.modules.get("torch.nn.parallel"), "DistributedDataParallel", None)
     if kind is None:
         return None
@@ -143,26 +193,67 @@ def initializes_state(optimizer: Optimizer) -> bool:
     return False
 
 
-def _mesh_of(parameter: Any) -> Any:
-    return parameter.device_mesh
+def _fsdp2_modules(model: nn.Module) -> list[Any]:
+    kind = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", None)
+    return [] if kind is None else [one for one in model.modules() if isinstance(one, kind)]
 
 
-def _ranks_of(mesh: Any) -> ProcessRanks:
+def _division_of(parameter: Any) -> Any:
+    """The mesh of a DTensor; of a flat part its process groups and their device."""
+    flat = flat_part(parameter)
+    return parameter.device_mesh if flat is None else (flat.groups, flat.device)
+
+
+def _ranks_of(division: Any) -> ProcessRanks:
+    if isinstance(division, tuple):
+        return ProcessRanks(*division)
+    mesh = division
     if mesh.size() == dist.get_world_size():
         return ProcessRanks([dist.group.WORLD], mesh.device_type)  # type: ignore[list-item]
     groups = [mesh.get_group(dimension) for dimension in range(mesh.ndim)]
     return ProcessRanks(groups, mesh.device_type)
 
 
-def _all(found: Mapping[Any, ProcessRanks]) -> ProcessRanks | Alone:
-    """The processes of all meshes: of the one that has those of the others, or all there are."""
+def _all(found: Sequence[ProcessRanks]) -> ProcessRanks | Alone:
+    """Those that have the processes of all others; or all processes there are."""
     if not found:
         return Alone()
-    largest = max(found, key=lambda mesh: int(mesh.size()))
-    processes = set(largest.mesh.flatten().tolist())
-    if all(processes.issuperset(mesh.mesh.flatten().tolist()) for mesh in found):
+    if len(found) == 1:
+        return found[0]
+    members = [set(ranks.collected(dist.get_rank())) for ranks in found]
+    largest = max(range(len(found)), key=lambda place: len(members[place]))
+    if all(members[largest] >= own for own in members):
         return found[largest]
-    return ProcessRanks([dist.group.WORLD], largest.device_type)  # type: ignore[list-item]
+    return ProcessRanks([dist.group.WORLD], found[0].device)  # type: ignore[list-item]
+
+
+def _mesh_of(flat: FlatPart, piece: Piece) -> Any:
+    """The mesh of the processes that hold a flat tensor; its last dimension holds the parts."""
+    from torch.distributed.device_mesh import DeviceMesh
+
+    if len(flat.groups) == 1:
+        return DeviceMesh.from_group(flat.groups[0], flat.device)
+    places = [dist.get_rank(group) for group in flat.groups]
+    mesh = torch.empty([dist.get_world_size(group) for group in flat.groups], dtype=torch.int64)
+    for place, rank in piece.ranks.collected((tuple(places), dist.get_rank())):
+        mesh[place] = rank
+    names = ("copies", "parts")
+    return DeviceMesh.from_group(list(flat.groups), flat.device, mesh=mesh, mesh_dim_names=names)
+
+
+def _flat_piece(flat: FlatPart, ranks: ProcessRanks) -> Piece:
+    """Consecutive weights, as rows of one weight each."""
+    return Piece(
+        row=flat.begin,
+        rows=flat.size,
+        column=0,
+        columns=1 if flat.size else 0,
+        outer=1,
+        size=math.prod(flat.shape),
+        by_rows=False,
+        first=all(dist.get_rank(group) == 0 for group in flat.groups[:-1]),
+        ranks=ranks,
+    )
 
 
 def _piece(name: str, parameter: Any, ranks: ProcessRanks) -> Piece:

@@ -12,6 +12,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from pysoftq.models.flattened import KIND, is_flattened
+
 # Where wrappers hold the model, by the name of their class: the libraries need not be there.
 _INSIDE = {
     "OptimizedModule": "_orig_mod",  # torch.compile
@@ -22,6 +24,8 @@ _INSIDE = {
     "ModelEmaV2": "module",  # timm
     "ModelEmaV3": "module",
     "_FabricModule": "_original_module",  # Lightning Fabric
+    KIND: "_fsdp_wrapped_module",  # FSDP1
+    "ActivationWrapper": "_checkpoint_wrapped_module",  # torch's activation checkpointing
 }
 
 
@@ -29,7 +33,8 @@ def unwrapped(model: nn.Module) -> nn.Module:
     """The model without what is around it and around its parts, so that names have no prefixes.
 
     Looks inside of torch.compile (also of accelerate's regional compilation), DataParallel,
-    DistributedDataParallel, AveragedModel, Lightning Fabric, DeepSpeed and timm's moving averages.
+    DistributedDataParallel, FSDP1, AveragedModel, activation checkpointing, Lightning Fabric,
+    DeepSpeed and timm's moving averages.
     Parameters and buffers are those of `model`. A module that holds a wrapped one is represented
     by a shallow copy, which shares everything else with it; without such modules the result is
     the very module inside.
@@ -40,6 +45,12 @@ def unwrapped(model: nn.Module) -> nn.Module:
 def innermost(model: nn.Module) -> nn.Module:
     """The module inside of all wrappers; its own parts may be wrapped still."""
     return wrappers(model)[-1]
+
+
+def runnable(model: nn.Module) -> nn.Module:
+    """The module inside of all wrappers that it can compute without, so of FSDP1 the wrapper."""
+    found = wrappers(model)
+    return next(filter(is_flattened, found), found[-1])
 
 
 def wrappers(model: nn.Module) -> list[nn.Module]:

@@ -24,6 +24,8 @@ from shards import (
     assert_equal,
     assert_passed,
     columns,
+    flat,
+    flat_gradients,
     fsdp,
     full,
     hybrid,
@@ -140,6 +142,7 @@ def files_are_those_of_one_process() -> None:
         (rows, torch.float32),
         (columns, torch.bfloat16),
         (hybrid, torch.float32),
+        (flat, torch.float32),
     )
     # Two processes take the codings that three do not.
     codings = itertools.cycle(("entropy", "packed"))
@@ -166,26 +169,30 @@ def all_kinds_of_tensors_are_written() -> None:
     assert inspect_compressed("many").metadata == {"a": 1}
     model = gpt()
     saved(gpt(), fsdp_of(model, *model.blocks))
+    saved(Mixed(), flat(Mixed()), **options)
+    saved(gpt(), flat(gpt()))
 
 
 @check
 def a_tensor_without_clusters_is_collected() -> None:
-    alone, sharded = make_model(), make_model()
-    for model in (alone, sharded):
-        with torch.no_grad():  # one process has few values, another one has many
-            model[5].weight[:20] = 1
-    saved(alone, fsdp(sharded))
+    for shard in (fsdp, flat):
+        alone, sharded = make_model(), make_model()
+        for model in (alone, sharded):
+            with torch.no_grad():  # one process has few values, another one has many
+                model[5].weight[:20] = 1
+        saved(alone, shard(sharded))
 
 
 @check
 def files_are_loaded() -> None:
+    computing = (fsdp, flat, flat_gradients)
     for granularity, coding in (("layer", "entropy"), ("group:7", "packed")):
         alone = make_model()
         SoftQuantizer(alone, granularity=granularity).finalize()
         if dist.get_rank() == 0:
             save_compressed(alone, "one", granularity=granularity, coding=coding)
         dist.barrier()
-        for shard in (fsdp, rows, columns, hybrid):
+        for shard in (fsdp, rows, columns, hybrid, flat, flat_gradients):
             model = make_model()
             with torch.no_grad():
                 for parameter in model.parameters():
@@ -194,8 +201,8 @@ def files_are_loaded() -> None:
             assert load_compressed("one", model) is model
             assert_equal(weights_of(model), weights_of(alone), shard.__name__)
             assert_equal(
-                {"": full(model(torch.ones(2, 30)).detach())} if shard is fsdp else {},
-                {"": alone(torch.ones(2, 30)).detach()} if shard is fsdp else {},
+                {"": full(model(torch.ones(2, 30)).detach())} if shard in computing else {},
+                {"": alone(torch.ones(2, 30)).detach()} if shard in computing else {},
                 "output",
             )
         dist.barrier()
@@ -217,9 +224,12 @@ def all_kinds_of_tensors_are_loaded() -> None:
         inputs = torch.randn(4, 40, generator=torch.Generator().manual_seed(0))
         assert torch.equal(model.eval()(inputs), expected.eval()(inputs))
         assert is_dtensor(model.raw.weight)
-        assert "DTensors; pass False" in refused(
+        assert "several processes hold this one; pass False" in refused(
             lambda m=model: load_compressed("one", m, lazy=True)
         )
+    model = load_compressed("one", flat(Mixed()))
+    assert_equal(weights_of(model), weights_of(expected), "flat")
+    assert torch.equal(model.eval()(inputs), expected.eval()(inputs))
     dist.barrier()
 
 
@@ -360,11 +370,13 @@ TRAININGS: dict[int, list[tuple[Any, torch.dtype, dict[str, Any]]]] = {
         (columns, torch.float32, {"granularity": "channel"}),
         (hybrid, torch.float32, {"refinement": "entropy"}),
         (offloaded, torch.bfloat16, {"refinement": "count", "n_min": 5}),
+        (flat, torch.bfloat16, {"granularity": "channel"}),
     ],
     3: [
         (fsdp, torch.float32, {"lr": 0.01}),
         (columns, torch.bfloat16, {"granularity": "group:7"}),
         (rows, torch.float32, {"sparsity": "keep"}),
+        (flat, torch.float32, {"sparsity": "keep"}),
     ],
 }
 
@@ -387,19 +399,19 @@ def trained_clusters_are_those_of_one_process() -> None:
             assert torch.equal(own.codebook, clusters.codebook), (*what, name)
             assert torch.equal(own.counts, clusters.counts), (*what, name)
             assert torch.equal(own.indices, clusters.indices), (*what, name)
+        found = weights_of(sharded)
         for name in codebooks.values:
-            weights = sharded.get_parameter(name).detach()
-            assert torch.equal(full(weights), alone.get_parameter(name)), (*what, name)
+            assert torch.equal(found[name], alone.get_parameter(name)), (*what, name)
         saved(alone, alone)  # what was trained can be written
         save_compressed(sharded, "many")
 
 
 @check
 def codebooks_take_whole_weights_too() -> None:
-    alone, sharded = make_model(), fsdp(make_model())
+    alone, flattened, sharded = make_model(), flat(make_model()), fsdp(make_model())
     before = {name: tensor.clone() for name, tensor in weights_of(alone).items()}
     trained = []
-    for model in (alone, sharded):
+    for model in (alone, flattened, sharded):
         softq = SoftQuantizer(model)
         clusters = {name: refine(found, 5) for name, found in softq.clusters(5).items()}
         codebooks = Codebooks(model, clusters, before, softq.rd_weights(0.1))
@@ -410,6 +422,7 @@ def codebooks_take_whole_weights_too() -> None:
             optimizer.step()
         trained.append(weights_of(model))
     assert_equal(trained[1], trained[0], "trained")
+    assert_equal(trained[2], trained[0], "trained")
     rank = dist.get_rank()
     found = SoftQuantizer(sharded).clusters(3)
     clusters = {name: refine(one, 100 * rank) for name, one in found.items()}

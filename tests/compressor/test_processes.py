@@ -14,6 +14,8 @@ from shards import (
     Outcomes,
     assert_equal,
     assert_passed,
+    flat,
+    flat_gradients,
     fsdp,
     make_model,
     outcomes_of,
@@ -89,6 +91,7 @@ def replicated_models_end_alike() -> None:
 @check
 def sharded_models_end_alike() -> None:
     assert_alike(fsdp)
+    assert_alike(flat)
 
 
 @check
@@ -129,6 +132,26 @@ def sharded_models_resume() -> None:
     second.load_state_dict(state["model"])
     train(second, 12, STEPS, state["compressor"])
     assert_equal(weights_of(second), weights_of(straight), "weights")
+
+
+@check
+def flattened_models_resume() -> None:
+    """Also a search, in the way of FSDP2 or flattened otherwise."""
+    import torch.distributed.checkpoint as dcp
+
+    straight, first = make_model(), flat(make_model())
+    train(straight, target=SEARCH)
+    compressor, _ = train(first, 0, 13, target=SEARCH)
+    state = {"compressor": compressor.state_dict()}
+    dcp.save(state, checkpoint_id="flat")
+    weights = weights_of(first)
+    for shard in (flat_gradients, fsdp):
+        dcp.load(state, checkpoint_id="flat")
+        second = make_model()
+        second.load_state_dict(weights)
+        second = shard(second)
+        train(second, 13, STEPS, state["compressor"], SEARCH)
+        assert_equal(weights_of(second), weights_of(straight), shard.__name__)
 
 
 @check

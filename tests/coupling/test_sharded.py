@@ -21,6 +21,9 @@ from shards import (
     assert_equal,
     assert_passed,
     columns,
+    flat,
+    flat_gradients,
+    flat_replicas,
     fsdp,
     full,
     hybrid,
@@ -98,6 +101,16 @@ def fsdp_trains_as_one_process() -> None:
 
 
 @check
+def flattened_weights_train_as_in_one_process() -> None:
+    assert_trains_alike(flat, steps=20, fraction=0.37)
+    assert_trains_alike(flat, fraction=0.37, dtype=torch.bfloat16)
+    assert_trains_alike(flat_gradients, method="fft")
+    assert_trains_alike(flat, granularity="channel", fraction=0.37)
+    assert_trains_alike(flat, granularity="group:7", potential="log")
+    assert_trains_alike(flat_replicas, fraction=0.37)
+
+
+@check
 def tensor_parallel_trains_as_one_process() -> None:
     assert_trains_alike(rows)
     assert_trains_alike(columns, dtype=torch.bfloat16, fraction=0.37)
@@ -126,7 +139,8 @@ def train_on_batches(
             batch = torch.randn(8, 30, generator=torch.Generator().manual_seed(2 * step + part))
             model(batch).square().mean().backward()
         if not isinstance(optimizer, Descent):
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+            clip = getattr(model, "clip_grad_norm_", None)  # FSDP1 knows the norm of all parts
+            clip(0.1) if clip else torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
         optimizer.step()
     return softq, model
 
@@ -135,22 +149,25 @@ def train_on_batches(
 def a_training_is_that_of_one_process() -> None:
     # The norm of all gradients, the vectors of AdamW and means of three are rounded otherwise.
     alone, model = train_on_batches(lambda model: model, torch.optim.AdamW)
-    softq, sharded = train_on_batches(fsdp, torch.optim.AdamW)
-    assert softq.energy().total == pytest.approx(alone.energy().total, rel=1e-3)
-    for name, values in weights_of(model).items():
-        assert torch.allclose(weights_of(sharded)[name], values, atol=1e-3), name
+    for shard in (fsdp, flat):
+        softq, sharded = train_on_batches(shard, torch.optim.AdamW)
+        assert softq.energy().total == pytest.approx(alone.energy().total, rel=1e-3)
+        for name, values in weights_of(model).items():
+            assert torch.allclose(weights_of(sharded)[name], values, atol=1e-3), name
     if dist.get_world_size() > 2:
         return
     alone, model = train_on_batches(lambda model: model, Descent)
-    softq, sharded = train_on_batches(fsdp, Descent)
-    assert softq.finalize() == alone.finalize()
-    assert_equal(weights_of(sharded), weights_of(model), "two processes")
+    report = alone.finalize()
+    for shard in (fsdp, flat, flat_gradients):
+        softq, sharded = train_on_batches(shard, Descent)
+        assert softq.finalize() == report
+        assert_equal(weights_of(sharded), weights_of(model), shard.__name__)
 
 
 @check
 def zeros_are_kept_as_by_one_process() -> None:
     results = []
-    for shard in (lambda model: model, fsdp, columns):
+    for shard in (lambda model: model, fsdp, columns, flat):
         model = make_model()
         with torch.no_grad():
             model[0].weight[model[0].weight.abs() < 0.02] = 0
@@ -212,10 +229,15 @@ def replicas_that_differ_are_refused() -> None:
     assert "differ in step" in refused(lambda: same.load_state_dict(state))
 
 
+def gradients_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return {name: full(gradient).clone() for name, gradient in gradients.items()}
+
+
 @check
 def weights_that_are_not_finite_are_refused_by_all() -> None:
-    for options in ({}, {"granularity": "channel"}):
-        alone, sharded = make_model(), fsdp(make_model())
+    for shard, options in ((fsdp, {}), (fsdp, {"granularity": "channel"}), (flat, {})):
+        alone, sharded = make_model(), shard(make_model())
         messages = []
         for model in (alone, sharded):
             softq = SoftQuantizer(model, h=0.3, **options)
@@ -223,10 +245,10 @@ def weights_that_are_not_finite_are_refused_by_all() -> None:
             with torch.no_grad():
                 weights = own_part(model[4].weight)
                 if model is alone or dist.get_rank() == 0:
-                    weights[1, 2] = torch.nan
-            before = {name: full(p.grad).clone() for name, p in model.named_parameters()}
+                    weights.view(-1)[7] = torch.nan
+            before = gradients_of(model)
             messages.append(refused(softq.add_force_))
-            after = {name: full(p.grad) for name, p in model.named_parameters()}
+            after = gradients_of(model)
             assert_equal(after, before, "gradients")
             messages.append(refused(softq.energy))
             messages.append(refused(lambda softq=softq: softq.clusters(7)))
@@ -260,13 +282,14 @@ def what_cannot_be_coupled_is_refused_by_name() -> None:
 def flattened_weights_are_refused_by_name() -> None:
     from torch.distributed.fsdp import FullyShardedDataParallel
 
-    for original in (False, True):
-        options = {"use_orig_params": original, "device_id": torch.device("cpu")}
-        model = FullyShardedDataParallel(make_model(), **options)
-        message = refused(lambda model=model: SoftQuantizer(model))
-        assert "FullyShardedDataParallel flattens the weights between processes" in message
-        assert message.startswith("layer '0.weight': "), message
-        assert message.endswith("use torch.distributed.fsdp.fully_shard")
+    model = FullyShardedDataParallel(make_model(), device_id=torch.device("cpu"))
+    message = refused(lambda: SoftQuantizer(model))
+    assert "FullyShardedDataParallel has several weights in one parameter" in message
+    assert message.startswith("layer '0.weight': "), message
+    assert "use_orig_params=True" in message
+    inside = flat(make_model()).module
+    message = refused(lambda: SoftQuantizer(inside))
+    assert message.startswith("layer '2.weight': its weights are in a FullyShardedDataParallel")
 
 
 @check
@@ -308,20 +331,24 @@ def an_evaluation_does_not_disturb() -> None:
     """FSDP's root keeps the weights that it gathered for a forward pass without a backward."""
     from torch.distributed.fsdp import fully_shard
 
-    model = fully_shard(make_model(), mesh=mesh())
-    softq = SoftQuantizer(model)
-    expected = softq.energy()
-    with torch.no_grad():
-        model(torch.randn(2, 30))
-    assert softq.energy() == expected
-    model(torch.randn(2, 30))
-    other = SoftQuantizer(model)
-    assert other.energy() == expected
-    softq.finalize()
-    with torch.no_grad():
-        model(torch.randn(2, 30))
-    assert_equal(weights_of(model), weights_of(model), "")
-    assert full(model[0].weight.detach()).unique().numel() < 130
+    batch, whole = torch.randn(2, 30, generator=torch.Generator().manual_seed(0)), make_model()
+    alone = SoftQuantizer(whole)
+    expected = alone.energy()
+    alone.finalize()
+    for shard in (lambda model: fully_shard(model, mesh=mesh()), flat, flat_gradients):
+        model = shard(make_model())
+        softq = SoftQuantizer(model)
+        with torch.no_grad():
+            model(batch)
+        assert softq.energy() == expected
+        model(batch)
+        other = SoftQuantizer(model)
+        assert other.energy() == expected
+        with torch.no_grad():
+            model(batch)
+            softq.finalize()
+            assert torch.equal(model(batch), whole(batch))
+        assert_equal(weights_of(model), weights_of(whole), "clustered")
 
 
 @check

@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader
 from trainers import BATCH, CONFIG, Digits, Rows, load_data, make_optimizer
 
 from pysoftq import load_compressed, prepare, save_compressed, validate_clustering
-from pysoftq.interaction.pieces import is_dtensor
+from pysoftq.interaction.pieces import is_divided, is_dtensor
 
 pytestmark = [
     pytest.mark.long,
@@ -104,7 +104,7 @@ def plain(make: Callable[[], Digits]) -> Digits:
 def assert_trained(model: nn.Module, report: Any, make: Callable[[], Digits] = pretrained) -> None:
     """The model has the clusters of the plain loop, in pieces, and the file of one process."""
     expected = plain(make)
-    assert all(map(is_dtensor, model.parameters()))
+    assert all(map(is_divided, model.parameters()))
     assert_equal(weights_of(model), weights_of(expected), "trained")
     validate_clustering(model, report)
     save_compressed(model, "many")
@@ -190,15 +190,38 @@ def pretend_accelerators() -> None:
     PartialState._shared_state["distributed_type"] = DistributedType.MULTI_XPU
 
 
+@contextmanager
+def flattened_on_the_cpu() -> Iterator[None]:
+    """FSDP1 takes "cpu", where accelerate asks for the device with a number."""
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    make = FullyShardedDataParallel.__init__
+
+    def made(self: nn.Module, *arguments: Any, **options: Any) -> None:
+        make(self, *arguments, **{**options, "device_id": torch.device("cpu")})
+
+    FullyShardedDataParallel.__init__ = made
+    try:
+        yield
+    finally:
+        FullyShardedDataParallel.__init__ = make
+
+
 @check
 def accelerate_trains_as_one_process() -> None:
+    train_with_accelerate(fsdp_version=2)
+    with flattened_on_the_cpu():
+        train_with_accelerate(fsdp_version=1, use_orig_params=True)
+
+
+def train_with_accelerate(**options: Any) -> None:
     from accelerate import Accelerator, FullyShardedDataParallelPlugin
 
     from pysoftq.integrations.accelerate import prepare as couple
 
     with accelerate_alone():
         pretend_accelerators()
-        plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="no_wrap")
+        plugin = FullyShardedDataParallelPlugin(auto_wrap_policy="no_wrap", **options)
         accelerator = Accelerator(cpu=True, fsdp_plugin=plugin)
         model = pretrained()
         model, optimizer = accelerator.prepare(model, make_optimizer(model))
@@ -218,6 +241,24 @@ def accelerate_trains_as_one_process() -> None:
 
 @check
 def the_trainer_of_transformers_trains_as_one_process() -> None:
+    train_with_the_trainer({"fsdp_version": 2, "auto_wrap_policy": "NO_WRAP"})
+
+
+@check
+def the_trainer_of_transformers_trains_flattened_weights() -> None:
+    with flattened_on_the_cpu():
+        train_with_the_trainer(
+            {
+                "fsdp_version": 1,
+                "use_orig_params": True,
+                "auto_wrap_policy": "NO_WRAP",
+                "sync_module_states": False,
+                "cpu_ram_efficient_loading": False,
+            }
+        )
+
+
+def train_with_the_trainer(fsdp: dict[str, Any]) -> None:
     import transformers
 
     from pysoftq.integrations.transformers import SoftQuantizationCallback
@@ -240,7 +281,7 @@ def the_trainer_of_transformers_trains_as_one_process() -> None:
             disable_tqdm=True,
             use_cpu=True,
             fsdp=True,
-            fsdp_config={"fsdp_version": 2, "auto_wrap_policy": "NO_WRAP"},
+            fsdp_config=fsdp,
         )
         assert arguments.device.type == "cpu"
         pretend_accelerators()

@@ -84,6 +84,14 @@ def of_fabric(model: nn.Module) -> nn.Module:
     return lightning.Fabric(accelerator="cpu", devices=1).setup(compiled(model))
 
 
+def with_checkpointed_parts(model: nn.Module) -> nn.Module:
+    from torch.distributed.algorithms._checkpoint import checkpoint_wrapper
+
+    model.blocks = nn.ModuleList([checkpoint_wrapper.checkpoint_wrapper(b) for b in model.blocks])
+    model.again = model.blocks[0]
+    return checkpoint_wrapper.checkpoint_wrapper(model)
+
+
 WRAPPERS: list[Callable[[nn.Module], nn.Module]] = [
     compiled,
     nn.DataParallel,
@@ -91,6 +99,7 @@ WRAPPERS: list[Callable[[nn.Module], nn.Module]] = [
     lambda model: nn.DataParallel(compiled(AveragedModel(model))),
     with_compiled_blocks,
     with_a_data_parallel_part,
+    with_checkpointed_parts,
     lambda model: nn.DataParallel(with_a_data_parallel_part(with_compiled_blocks(model))),
     of_accelerate,
     in_regions,
