@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from dataclasses import asdict, dataclass
+from io import StringIO
 from typing import Any
 
 import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from pysoftq.artifact.format import Record
 from pysoftq.artifact.packing import Integers
@@ -77,6 +83,57 @@ class ArtifactInfo:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON."""
         return asdict(self)
+
+    def table(self) -> Table:
+        """One row for each weight tensor, then the means of Eq. 8, for the terminal.
+
+        The bytes of a layer are those of its codebooks and indices. If a layer has several
+        codebooks, a column shows the granularity.
+        """
+        table = Table(box=box.SIMPLE_HEAD)
+        table.add_column("layer", no_wrap=True)
+        segmented = any(layer.granularity != "layer" for layer in self.layers)
+        for heading in (
+            *("N", "K", "bits (log2 K)", "container bits", "entropy bits", "bytes", "coding"),
+            *(["granularity"] if segmented else []),
+        ):
+            table.add_column(heading, justify="right", no_wrap=True)
+        for layer in self.layers:
+            table.add_row(
+                Text(layer.name),
+                f"{layer.N:,}",
+                f"{layer.K:,}",
+                f"{layer.bits:.3f}",
+                str(layer.container_bits),
+                f"{layer.entropy_bits:.3f}",
+                f"{layer.bytes_on_disk:,}",
+                layer.coding,
+                *([layer.granularity] if segmented else []),
+            )
+        table.add_section()
+        means = (self.mean_bits, self.container_bits, self.entropy_bits)
+        weights, taken = (
+            sum(getattr(layer, name) for layer in self.layers) for name in ("N", "bytes_on_disk")
+        )
+        table.add_row("all", f"{weights:,}", "", *(f"{mean:.3f}" for mean in means), f"{taken:,}")
+        return table
+
+    @property
+    def summary(self) -> str:
+        """The bytes of the parts of the file and of all, and the model that it can rebuild."""
+        parts = ", ".join(f"{kind} {size:,}" for kind, size in self.bytes_by_kind.items())
+        model = "not stored" if self.model is None else json.dumps(self.model)
+        return (
+            f"bytes: {parts}\n"
+            f"{self.bytes_on_disk:,} bytes on disk, {self.bytes_float32:,} in float32 "
+            f"(ratio {self.ratio:.3f}); format version {self.format_version}; model: {model}"
+        )
+
+    def __str__(self) -> str:
+        """The table as plain text, at full width, and the summary."""
+        text = StringIO()
+        Console(file=text, width=10_000, markup=False, emoji=False).print(self.table())
+        return f"{text.getvalue()}{self.summary}"
 
 
 def inspect_compressed(path: str | os.PathLike[str]) -> ArtifactInfo:

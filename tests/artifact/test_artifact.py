@@ -137,6 +137,17 @@ def test_any_tensor_comes_back_bit_equal(
     assert info.bytes_float32 == 4 * count
 
 
+def test_a_description_reads_as_the_command_prints_it(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_compressed(Holder(weight=torch.tensor([[1.0, 2.0, 2.0], [1.0, 1.0, 1.0]])), path)
+    table, *end = str(inspect_compressed(path)).rstrip().split("\nbytes: ")
+    header, row, means = (line.split() for line in table.splitlines() if line.split()[1:])
+    assert header[:3] == ["layer", "N", "K"]
+    assert row[:4] == ["weight", "6", "2", "1.000"]
+    assert means[:2] == ["all", "6"]
+    assert f"{path.stat().st_size:,} bytes on disk" in end[0]
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("levels", [1, 2, 3, 4, 5, 128, 129, 1000])
 def test_codebook_and_packed_indices(tmp_path: Path, dtype: torch.dtype, levels: int) -> None:
