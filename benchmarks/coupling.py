@@ -4,8 +4,9 @@
 of a front, and trains a front for each method and seed, all in as many epochs. The fronts of a seed
 begin with the same pretrained network, those of all seeds with --one-network. Networks of the same
 size are compared by a paired test over the examples of the test set. With --baselines, k-means and
-entropy-constrained k-means of the same networks are beside them, whose codebooks are trained for as
-many epochs. A run that was interrupted resumes; one that is finished is not repeated.
+entropy-constrained k-means of the same networks, whose codebooks are trained for as many epochs,
+and of networks for images PARQ, are beside them. A run that was interrupted resumes; one that is
+finished is not repeated.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ from matplotlib.figure import Figure
 from scipy.stats import ttest_1samp
 from torch import Tensor, nn
 
+from benchmarks.baselines import BASELINES, baselines_of, described, train
 from benchmarks.digits import spread
 from benchmarks.figure import BLUE, GREEN, GREY, VERMILLION
 from benchmarks.harness import Options
 from benchmarks.report import environment
-from benchmarks.trained_codebooks import BASELINES, train
 from pysoftq import inspect_compressed, load_compressed
 from pysoftq.analysis.figures import save_figure
 from pysoftq.atomic import atomic_write
@@ -180,7 +181,7 @@ class Study:
                 with np.load(path.with_suffix(".npz")) as file:
                     merit = front.measure.merit_at(float(file["qualities"].mean(dtype=np.float64)))
                 yield Row(
-                    f"{method}, {'K' if method == 'k-means' else 'rd_weight'} = {value:g}",
+                    described(method, value),
                     seed,
                     None,
                     **bits_of(path),
@@ -360,7 +361,7 @@ def draw(rows: Sequence[Row], unit: str) -> Figure:
                 linewidth=1.6,
             )
         others = [row for row in rows if row.size is None]
-        for method, marker in zip(BASELINES, "s^", strict=True):
+        for method, marker in zip(BASELINES, "s^v", strict=True):
             own = [row for row in others if row.method.startswith(method)]
             if own:
                 axes.plot(
@@ -370,7 +371,7 @@ def draw(rows: Sequence[Row], unit: str) -> Figure:
                     color=GREY,
                     markersize=4,
                     markerfacecolor="white",
-                    label=f"{method}, codebooks trained",
+                    label=method if method == "PARQ" else f"{method}, codebooks trained",
                 )
         axes.axhline(0, color=GREY, linewidth=0.8)
         axes.set_xlabel(label)
@@ -388,7 +389,7 @@ def page(study: Study, rows: Sequence[Row], gains: Sequence[Gain], unit: str) ->
     seeds = f"{count} seeds" if count > 1 else "One seed"
     epochs = config["epochs"] + config["codebook_epochs"]
     conditions = (
-        f"{config['model']} on {Path(str(config['dataset']).rpartition(':')[2]).name}, "
+        f"{Path(config['model']).name} on {Path(str(config['dataset']).rpartition(':')[2]).name}, "
         f"{epochs} epochs for each front. {seeds}; mean ± standard deviation over the seeds. "
         "Gains are those over the front without coupling at the same size, on the same test "
         "examples; standard errors and p are those over the examples."
@@ -409,31 +410,31 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("config", type=Path, help="options of pysoftq compress (YAML)")
     parser.add_argument("--dataset", help="in place of that of CONFIG")
+    parser.add_argument("--model", help="in place of that of CONFIG")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument(
         "--one-network", action="store_true", help="pretrained for the first seed, for all"
     )
-    parser.add_argument("--baselines", action="store_true", help="k-means and ECVQ too")
+    parser.add_argument("--baselines", action="store_true", help="k-means, ECVQ and PARQ too")
     parser.add_argument("--work", type=Path, help="folder of the runs (runs/NAME)")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder (benchmarks/results)")
     chosen = parser.parse_args(arguments)
     config = read_config(chosen.config)
-    if chosen.dataset:
-        config["dataset"] = chosen.dataset
+    given = {"dataset": chosen.dataset, "model": chosen.model}
+    config |= {name: value for name, value in given.items() if value}
     missing = {"model", "dataset", "epochs", "codebook_epochs", "front"} - config.keys()
     if missing:
         parser.error(f"{chosen.config} has no {', '.join(sorted(missing))}")
     name = chosen.config.stem
     work = chosen.work or Path("runs") / name
-    baselines = [(method, value) for method in BASELINES for value in BASELINES[method]]
     study = Study(
         config,
         work,
         chosen.seeds,
         chosen.methods,
         chosen.one_network,
-        baselines if chosen.baselines else (),
+        baselines_of(config["dataset"]) if chosen.baselines else (),
     )
     for seed in study.seeds:
         for method in study.methods:
@@ -445,7 +446,7 @@ def main(arguments: list[str] | None = None) -> int:
     gains = list(study.gains([rung.target_bytes for rung in front.rungs]))
     content = {
         "environment": environment(Options(torch.get_num_threads())),
-        "options": {**config, "dataset": Path(str(config["dataset"])).name},
+        "options": {**config, **{name: Path(str(config[name])).name for name in given}},
         "pretrained": front.pretrained_test,
         "rows": [asdict(row) for row in rows],
         "gains": [asdict(one) for one in gains],

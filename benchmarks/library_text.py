@@ -9,6 +9,7 @@ text: what `pysoftq compress` learns from, without what it validates and tests o
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import sysconfig
 import time
@@ -50,7 +51,7 @@ def make_model(text: str, folder: Path) -> tuple[Any, Tensor]:
 
 def train(model: Any, tokens: Tensor, epochs: float) -> None:
     """AdamW with one cycle of the learning rate, in bfloat16 where the processor has it."""
-    steps = round(epochs * len(tokens) / (BATCH * CONTEXT))
+    steps = math.ceil(epochs * len(tokens) / (BATCH * CONTEXT))
     optimizer = torch.optim.AdamW(model.parameters(), 2e-3, weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
     span, start = torch.arange(CONTEXT), time.perf_counter()

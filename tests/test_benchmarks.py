@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import sys
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from scipy import stats
 import pysoftq
 from pysoftq.baselines import histogram_equalize
 from pysoftq.run.networks import NetworkRow
+from pysoftq.run.parq import has_parq
 
 if not (ROOT / "benchmarks").is_dir():
     pytest.skip("the benchmarks are not beside the tests", allow_module_level=True)
@@ -33,6 +35,7 @@ from benchmarks import (
     force_step,
     growth,
     harness,
+    library_text,
     memory,
     report,
     states,
@@ -419,10 +422,15 @@ def test_fronts_with_and_without_coupling(tmp_path: Path) -> None:
     content = json.loads((tmp_path / "small.json").read_text())
     names = [(row["method"], row["seed"], row["size"]) for row in content["rows"]]
     baselines = [name for name in names if name[2] is None]
+    parq = ("PARQ, bits = 3", "PARQ, bits = 2", "PARQ, ternary") if has_parq() else ()
     assert [name[0] for name in baselines] == 2 * [
         *("k-means, K = 4", "k-means, K = 8"),
         *("ECVQ, rd_weight = 0.1", "ECVQ, rd_weight = 0.3"),
+        *parq,
     ]
+    for row in content["rows"]:
+        if row["method"] == "PARQ, ternary":
+            assert 1 < row["bits"] <= math.log2(3)
     names = [name for name in names if name[2] is not None]
     assert names == [
         (method, seed, size)
@@ -442,8 +450,30 @@ def test_fronts_with_and_without_coupling(tmp_path: Path) -> None:
         ]
         assert gain["points"] == pytest.approx(np.mean(each), abs=1e-4)
         assert (gain["least"], gain["most"]) == pytest.approx((min(each), max(each)), abs=1e-4)
-    assert (tmp_path / "small.md").read_text().count("\n| ") == 2 * 2 + 4 + 2 + 2
+    assert (tmp_path / "small.md").read_text().count("\n| ") == 2 * 2 + 4 + len(parq) + 2 + 2
     assert (tmp_path / "small.png").is_file()
+
+
+def test_a_text_of_the_library_and_its_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    library = tmp_path / "library"
+    (library / "json" / "inner").mkdir(parents=True)
+    (library / "test").mkdir()
+    for name in ("b.py", "a.py", "json/c.py", "json/inner/d.py", "test/e.py"):
+        lines = (f"def {name[0]}{number}(): return {number}" for number in range(200))
+        (library / name).write_text("\n".join((f"# {name}", *lines)), encoding="utf-8")
+    monkeypatch.setattr("sysconfig.get_paths", lambda: {"stdlib": str(library)})
+    assert library_text.main([str(tmp_path / "made"), "--epochs", "0.1"]) == 0
+    text = (tmp_path / "made" / "text.txt").read_text(encoding="utf-8")
+    headings = [line for line in text.splitlines() if line.startswith("#")]
+    assert headings == ["# a.py", "# b.py", "# json/c.py", "# json/inner/d.py"]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "made" / "model")
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "made" / "model")
+    assert model.config.n_positions == library_text.CONTEXT
+    assert model.config.vocab_size == len(tokenizer)
 
 
 def test_gain_of_paired_examples() -> None:

@@ -36,6 +36,8 @@ def train_parq(
 ) -> dict[str, Clusters]:
     """Train all of `model` while PARQ brings `weights`, some of its parameters, to 2**bits values.
 
+    With 0 bits there are three values, one of them 0.
+
     torchao's `QuantOptimizer` around SGD, each tensor with its own uniform grid, which is
     taken anew every ten steps. The proximal map is annealed from none to rounding over 95 % of the
     steps. `config` gives epochs, batches, seed, learning rate, momentum and weight decay. The model
@@ -46,11 +48,11 @@ def train_parq(
     Raises:
         ImportError: torchao is missing.
         ConfigError: batches of one image, which the model cannot be trained on.
-        ValueError: `bits` outside 1..8, or fewer than two steps.
+        ValueError: `bits` outside 0..8, or fewer than two steps.
         NonFiniteLossError: a loss is NaN or infinite.
     """
-    if not 1 <= bits <= 8:
-        raise ValueError(f"bits is {bits}; expected 1 to 8")
+    if not 0 <= bits <= 8:
+        raise ValueError(f"bits is {bits}; expected 0 to 8")
     check_batches(model, data, config.batch_size, "batch_size")
     remedy = f"lower `lr`, now {config.lr:g}"
     loop = TrainingLoop("PARQ", data, config, config.epochs, config.batch_size, model, remedy)
@@ -81,7 +83,12 @@ def _make_optimizer(
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)  # torchao reports kernels for other devices
     try:
-        from torchao.prototype.parq import ProxPARQ, QuantOptimizer, UnifQuantizer
+        from torchao.prototype.parq import (
+            ProxPARQ,
+            QuantOptimizer,
+            TernaryUnifQuantizer,
+            UnifQuantizer,
+        )
     finally:
         logging.disable(level)
     quantized = {id(weight) for weight in weights.values()}
@@ -98,5 +105,6 @@ def _make_optimizer(
         weight_decay=config.weight_decay,
     )
     proximal_map = ProxPARQ(0, steps - max(1, round(HARD_SHARE * steps)))
-    optimizer: torch.optim.Optimizer = QuantOptimizer(base, UnifQuantizer(), proximal_map)
+    quantizer = UnifQuantizer() if bits else TernaryUnifQuantizer()
+    optimizer: torch.optim.Optimizer = QuantOptimizer(base, quantizer, proximal_map)
     return optimizer

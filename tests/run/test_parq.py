@@ -39,6 +39,16 @@ def test_a_network_is_trained_on_the_grid() -> None:
     assert evaluate(model, data, data.train)[1] > untrained + 0.5
 
 
+def test_without_bits_there_are_three_values() -> None:
+    config = make_config({"epochs": 2, "batch_size": 64, "threads": 1})
+    model = tiny_training(config).model
+    weights = {"linear.weight": model.linear.weight}
+    values = train_parq(model, weights, 0, tiny_digits(), config)["linear.weight"].codebook
+    assert len(values) == 3
+    assert values[1] == 0
+    assert values[0] == -values[2]
+
+
 def test_the_same_seed_gives_the_same_network() -> None:
     config = make_config({"epochs": 2, "batch_size": 64, "seed": 3, "threads": 1})
     found = []
@@ -71,7 +81,7 @@ def test_errors() -> None:
     config = make_config({"epochs": 1, "batch_size": 512})
     model = tiny_training(config).model
     weights = {"linear.weight": model.linear.weight}
-    with pytest.raises(ValueError, match="bits is 9; expected 1 to 8"):
+    with pytest.raises(ValueError, match="bits is 9; expected 0 to 8"):
         train_parq(model, weights, 9, tiny_digits(), config)
     with pytest.raises(ValueError, match="anneals over its steps, and has 1; expected 2 or more"):
         train_parq(model, weights, 2, tiny_digits(), config)
