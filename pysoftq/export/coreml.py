@@ -25,7 +25,15 @@ from torch.export import ExportedProgram
 
 from pysoftq.atomic import atomic_folder
 from pysoftq.export.codes import Codes, smallest_codes, weights_in
-from pysoftq.export.network import ExportError, Inputs, Network, Source, read_network, refuse_lazy
+from pysoftq.export.network import (
+    ExportError,
+    Inputs,
+    Network,
+    Source,
+    read_network,
+    refuse_divided,
+    refuse_lazy,
+)
 from pysoftq.export.quiet import quiet
 from pysoftq.export.report import ExportedTensor, ExportReport, clustered_row, dense_row
 from pysoftq.export.target import check_packages, check_target
@@ -99,9 +107,10 @@ def add_coreml_buffers(model: nn.Module) -> tuple[ExportedTensor, ...]:
 
     Returns what each tensor got.
 
-    Raises ExportError where the model was loaded with lazy=True.
+    Raises ExportError where the model was loaded with lazy=True, or several processes hold it.
     """
     refuse_lazy(model)
+    refuse_divided(model)
     model = unwrapped(model)
     rows = []
     for weight in weights_in(model.state_dict(keep_vars=True)):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pysoftq.artifact import inspect_compressed, load_compressed
 from pysoftq.artifact.lazy import CompressedWeights
 from pysoftq.clusters.written import warn_of_lost_clusters
+from pysoftq.models.sharding import Sharding
 from pysoftq.models.wrappers import unwrapped
 
 Source = nn.Module | str | os.PathLike[str]
@@ -55,6 +56,7 @@ def read_network(
     """
     if isinstance(source, nn.Module):
         refuse_lazy(source)
+        refuse_divided(source)
         warn_of_lost_clusters(source, stacklevel=4)  # the caller of the exporter, beyond on_host
         model = copy.deepcopy(unwrapped(source))
         known = dict(metadata or {})
@@ -71,6 +73,15 @@ def refuse_lazy(model: nn.Module) -> None:
     if any(isinstance(module, CompressedWeights) for module in model.modules()):
         raise ExportError(
             "the model was loaded with lazy=True: export its file, or load it without lazy=True"
+        )
+
+
+def refuse_divided(model: nn.Module) -> None:
+    """Raise ExportError where each of several processes holds a part of the weights."""
+    if Sharding(model):
+        raise ExportError(
+            "several processes hold the weights of the model: export its file, or load that in one "
+            "process"
         )
 
 

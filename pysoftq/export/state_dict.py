@@ -12,7 +12,7 @@ from pysoftq.artifact import load_state_dict
 from pysoftq.atomic import atomic_write
 from pysoftq.clusters.written import warn_of_lost_clusters
 from pysoftq.export.codes import weights_in
-from pysoftq.export.network import Source
+from pysoftq.export.network import Source, refuse_divided
 from pysoftq.export.report import ExportReport, dense_row
 from pysoftq.export.target import check_target
 from pysoftq.models.weight_files import PICKLED
@@ -36,6 +36,7 @@ def to_state_dict(
     """
     target = check_target(path, "state_dict", overwrite)
     if isinstance(source, nn.Module):
+        refuse_divided(source)
         warn_of_lost_clusters(source, stacklevel=2)
     state = (
         unwrapped(source).state_dict(keep_vars=True)

@@ -27,15 +27,20 @@ HOST_MEMORY = (1, 3, 11)  # DLPack's numbers for the CPU, and for what CUDA and 
 def special_kind(tensor: torch.Tensor) -> str:
     """What keeps a tensor from being read as the values of its dtype; empty for an ordinary one.
 
-    Lazy parameters, other layouts than the dense one, and subclasses with storage of their own:
-    quantized tensors of torchao, sharded, nested and masked ones.
+    Lazy parameters, other layouts than the dense one, parts of FSDP1, and subclasses with storage
+    of their own: quantized tensors of torchao, sharded, nested and masked ones.
     """
     import torch
+
+    from pysoftq.interaction.pieces import flat_part
 
     if torch.nn.parameter.is_lazy(tensor):
         return "one that is not initialized yet (run a forward pass first)"
     if type(tensor).__name__ == "DTensor":
         return "a DTensor, of which each process holds a piece (pass its full_tensor())"
+    part = flat_part(tensor)
+    if part is not None and tensor.shape != part.shape:
+        return "a part of a tensor that FSDP1 has flattened (use summon_full_params)"
     if type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
         return f"one of class {type(tensor).__name__}"
     if tensor.layout is not torch.strided:

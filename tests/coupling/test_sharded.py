@@ -294,6 +294,10 @@ def flattened_weights_are_refused_by_name() -> None:
 
 @check
 def tensors_in_pieces_are_refused_where_they_are_not_served() -> None:
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    from pysoftq.export import to_onnx, to_state_dict
+
     model = fsdp(make_model())
     weight = model[0].weight
     parallel = SoftQuantizer(rows(make_model()))
@@ -311,6 +315,16 @@ def tensors_in_pieces_are_refused_where_they_are_not_served() -> None:
     }
     for name, call in calls.items():
         assert "a DTensor, of which each process holds a piece" in refused(call, TypeError), name
+    flattened = flat(make_model())
+    weight = flattened[0].weight
+    for name, call in calls.items():
+        assert "a part of a tensor that FSDP1 has flattened" in refused(call, TypeError), name
+    for divided in (model, flattened):
+        for path, export in {"a.safetensors": to_state_dict, "a.onnx": to_onnx}.items():
+            message = refused(lambda m=divided, p=path, e=export: e(m, p))
+            assert "several processes hold the weights of the model: export its file" in message
+    with FullyShardedDataParallel.summon_full_params(flattened):
+        assert pysoftq.unique(flattened[0].weight).size == 30 * 64
     assert "cannot be pickled" in refused(lambda: pickle.dumps(parallel), TypeError)
 
 
