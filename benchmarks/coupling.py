@@ -1,12 +1,13 @@
 """What the coupling is worth: fronts with either potential and without it, from the same networks.
 
 ``python -m benchmarks.coupling CONFIG`` reads options of ``pysoftq compress`` (YAML) with the sizes
-of a front, and trains a front for each method and seed, all in as many epochs. The fronts of a seed
-begin with the same pretrained network, those of all seeds with --one-network. Networks of the same
-size are compared by a paired test over the examples of the test set. With --baselines, k-means and
-entropy-constrained k-means of the same networks, whose codebooks are trained for as many epochs,
-and of networks for images PARQ, are beside them. A run that was interrupted resumes; one that is
-finished is not repeated.
+of a front, and trains a front for each method and seed, all in as many epochs. Besides both
+potentials and no coupling, methods are ideas that are not in the package (`variants`). The fronts
+of a seed begin with the same pretrained network, those of all seeds with --one-network. Networks of
+the same size are compared by a paired test over the examples of the test set. With --baselines,
+k-means and entropy-constrained k-means of the same networks, whose codebooks are trained for as
+many epochs, and of networks for images PARQ, are beside them. A run that was interrupted resumes;
+one that is finished is not repeated.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from benchmarks.digits import spread
 from benchmarks.figure import BLUE, GREEN, GREY, VERMILLION
 from benchmarks.harness import Options
 from benchmarks.report import environment
+from benchmarks.variants import VARIANTS, variant_of
 from pysoftq import inspect_compressed, load_compressed
 from pysoftq.analysis.figures import save_figure
 from pysoftq.atomic import atomic_write
@@ -51,6 +53,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "log": {"potential": "log"},
     "uncoupled": {"h": 0.0, "epochs": 1},
 }
+METHODS |= dict.fromkeys(VARIANTS, METHODS["linear"])
 COLOURS = {"linear": BLUE, "log": GREEN, "uncoupled": VERMILLION}
 QUALITIES = "qualities.npz"
 RESULTS = Path(__file__).parent / "results"
@@ -143,7 +146,8 @@ class Study:
         config = self.options(method, seed)
         progress = TerminalObserver()
         try:
-            compress(config, folder.path, progress, resume=folder.exists)
+            with variant_of(method):
+                compress(config, folder.path, progress, resume=folder.exists)
         finally:
             progress.close()
         data = read_data(config)
@@ -345,8 +349,10 @@ def draw(rows: Sequence[Row], unit: str) -> Figure:
     for axes, name, label in zip(
         panels, ("entropy_bits", "bits"), ("entropy bits per weight", "$\\log_2 K$"), strict=True
     ):
-        for method in METHODS:
+        for method, colour in COLOURS.items():
             own = [row for row in rows if row.method == method]
+            if not own:
+                continue
             sizes = sorted({row.size or 0 for row in own})
             groups = [[row for row in own if row.size == size] for size in sizes]
             axes.errorbar(
@@ -354,7 +360,7 @@ def draw(rows: Sequence[Row], unit: str) -> Figure:
                 [statistics.fmean(row.lost for row in group) for group in groups],
                 [statistics.pstdev([row.lost for row in group]) for group in groups],
                 label=method,
-                color=COLOURS[method],
+                color=colour,
                 marker="o",
                 markersize=5,
                 capsize=3,
@@ -412,7 +418,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--dataset", help="in place of that of CONFIG")
     parser.add_argument("--model", help="in place of that of CONFIG")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(COLOURS))
     parser.add_argument(
         "--one-network", action="store_true", help="pretrained for the first seed, for all"
     )

@@ -18,6 +18,7 @@ from paths import ROOT
 from scipy import stats
 
 import pysoftq
+from pysoftq import load_state_dict
 from pysoftq.baselines import histogram_equalize
 from pysoftq.run.networks import NetworkRow
 from pysoftq.run.parq import has_parq
@@ -452,6 +453,25 @@ def test_fronts_with_and_without_coupling(tmp_path: Path) -> None:
         assert (gain["least"], gain["most"]) == pytest.approx((min(each), max(each)), abs=1e-4)
     assert (tmp_path / "small.md").read_text().count("\n| ") == 2 * 2 + 4 + len(parq) + 2 + 2
     assert (tmp_path / "small.png").is_file()
+
+
+def test_ideas_for_the_coupling(tmp_path: Path) -> None:
+    config = tmp_path / "small.yaml"
+    config.write_text(
+        "{dataset: digits, model: digits-resnet-small, pretrain_epochs: 1, epochs: 4, "
+        "codebook_epochs: 1, front: [12000, 6000], threads: 1}"
+    )
+    methods = ["linear", "while training", "by curvature", "to the end"]
+    arguments = [str(config), "--output", str(tmp_path), "--work", str(tmp_path / "runs")]
+    assert coupling.main([*arguments, "--seeds", "0", "--methods", *methods]) == 0
+    rows = json.loads((tmp_path / "small.json").read_text())["rows"]
+    assert [row["method"] for row in rows[::2]] == methods
+    linear, *others = (
+        load_state_dict(tmp_path / "runs" / f"{method}-0" / "compressed.safetensors")
+        for method in methods
+    )
+    for weights in others:
+        assert any(not torch.equal(weights[name], linear[name]) for name in linear)
 
 
 def test_a_text_of_the_library_and_its_model(
