@@ -98,6 +98,13 @@ def flat_gradients(model: nn.Module) -> nn.Module:
     return flat(model, "SHARD_GRAD_OP")
 
 
+def flat_copies(model: nn.Module) -> nn.Module:
+    """FSDP1 of four processes: two copies, each in two parts."""
+    places = mesh(2, 2, names=("copies", "parts"))
+    groups = (places.get_group("parts"), places.get_group("copies"))
+    return flat(model, "HYBRID_SHARD", process_group=groups)
+
+
 def flat_replicas(model: nn.Module) -> nn.Module:
     return flat(model, "NO_SHARD")
 
@@ -187,7 +194,7 @@ def refused(call: Callable[[], Any], kind: type[Exception] = ValueError) -> str:
 # --- the processes ---
 
 
-def run(module: str, rank: int, world: int, folder: Path) -> None:
+def run(module: str, rank: int, world: int, folder: Path, names: list[str] | None) -> None:
     """One of the processes: the outcome of each check of a module goes to a file."""
     os.chdir(folder)
     torch.set_num_threads(1)
@@ -206,7 +213,8 @@ def run(module: str, rank: int, world: int, folder: Path) -> None:
     )
     outcomes: dict[str, str] = {}
     last = getattr(checks, "a_process_dies", None)
-    for function in (*checks.CHECKS.values(), *([last] if last else [])):
+    functions = [checks.CHECKS[name] for name in names or checks.CHECKS]
+    for function in (*functions, *([last] if last else [])):
         if function is last:  # it writes nothing any more
             torch.save(outcomes, folder / f"{world}-{rank}.pt")
         try:
@@ -219,10 +227,10 @@ def run(module: str, rank: int, world: int, folder: Path) -> None:
     os._exit(0)  # no farewell to a process that is gone
 
 
-def outcomes_of(module: str, world: int, folder: Path) -> Outcomes:
-    """The outcomes of all checks in each process of a group."""
+def outcomes_of(module: str, world: int, folder: Path, names: list[str] | None = None) -> Outcomes:
+    """The outcomes of checks in each process of a group, of all unless there are names."""
     processes = [
-        forkserver().Process(target=run, args=(module, rank, world, folder))
+        forkserver().Process(target=run, args=(module, rank, world, folder, names))
         for rank in range(world)
     ]
     for process in processes:

@@ -786,7 +786,8 @@ class SoftQuantizer:
     def _replaced(self) -> str | None:
         """The first layer whose parameter is not that of the model; None if there is none."""
         for layer, (module, name) in zip(self.layers, self._places, strict=True):
-            if module._parameters.get(name) is not layer.parameter:
+            replaced = module._parameters.get(name) is not layer.parameter
+            if replaced or self._sharding.older_than(layer.parameter):
                 return layer.name
         return None
 

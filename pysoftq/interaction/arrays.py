@@ -27,8 +27,9 @@ HOST_MEMORY = (1, 3, 11)  # DLPack's numbers for the CPU, and for what CUDA and 
 def special_kind(tensor: torch.Tensor) -> str:
     """What keeps a tensor from being read as the values of its dtype; empty for an ordinary one.
 
-    Lazy parameters, other layouts than the dense one, parts of FSDP1, and subclasses with storage
-    of their own: quantized tensors of torchao, sharded, nested and masked ones.
+    These are lazy parameters, layouts that are not dense, parts of tensors that FSDP1 has
+    flattened, and subclasses with their own storage: torchao's quantized tensors, sharded, nested
+    and masked tensors.
     """
     import torch
 

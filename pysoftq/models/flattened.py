@@ -21,6 +21,11 @@ def is_flattened(module: nn.Module) -> bool:
     return any(kind.__name__ == KIND for kind in type(module).__mro__)
 
 
+def belongs_to_flattened(parameter: nn.Parameter) -> bool:
+    """Whether an FSDP1 module holds the weights of a parameter, whatever is known of it here."""
+    return getattr(parameter, "_fsdp_flattened", False)
+
+
 def flattened(model: nn.Module) -> list[Any]:
     """The FSDP1 modules of a model."""
     return list(filter(is_flattened, model.modules()))
@@ -73,7 +78,7 @@ def refuse_unknown(model: nn.Module) -> None:
         if module._handle is not None:
             known.update(map(id, module._handle.flat_param._params))
     for name, parameter in model.named_parameters():
-        if getattr(parameter, "_fsdp_flattened", False) and id(parameter) not in known:
+        if belongs_to_flattened(parameter) and id(parameter) not in known:
             raise ValueError(
                 f"layer '{_inside(name)}': its weights are in a {KIND} around this model; pass that"
             )

@@ -26,6 +26,7 @@ from pysoftq.interaction.pieces import (
 )
 from pysoftq.interaction.ranks import ProcessRanks, digest
 from pysoftq.models.flattened import (
+    belongs_to_flattened,
     flattened,
     give_back,
     note_parts,
@@ -63,6 +64,10 @@ class Sharding:
     def give_back(self) -> None:
         """Let FSDP1 forget the weights that it gathered, before others are written."""
         give_back(self._flattened)
+
+    def older_than(self, parameter: nn.Parameter) -> bool:
+        """Whether FSDP1 has taken the weights of a parameter since; it stays the same object."""
+        return belongs_to_flattened(parameter) and not self._flattened
 
     def reshard(self) -> bool:
         """Let FSDP2 give back the weights that it gathered; whether there are such modules.

@@ -57,7 +57,7 @@ class Processes:
         self.launched = launched
         self._store = store
         self.share = Share(rank, size)
-        # A long timeout, because the others wait in this group while the first works alone.
+        # A long timeout: the other processes wait in this group while the first one works.
         self._patient: Any = None
         if size > 1:
             self._patient = dist.new_group(backend="gloo", timeout=PATIENCE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from shards import (
     assert_equal,
     assert_passed,
     flat,
+    flat_copies,
     flat_gradients,
     fsdp,
     make_model,
@@ -25,7 +27,7 @@ from shards import (
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pysoftq import Compressor, Target
+from pysoftq import Compressor, Target, load_compressed, save_compressed
 from pysoftq.run.processes import Processes
 from pysoftq.run.sharding import load_coupling_state, load_model, whole_coupling_state
 
@@ -72,7 +74,7 @@ def train(
     return compressor, (compressor.finalize() if end == STEPS else None)
 
 
-def assert_alike(shard: Callable[[nn.Module], nn.Module]) -> None:
+def assert_alike(shard: Callable[[nn.Module], nn.Module]) -> tuple[nn.Module, nn.Module]:
     warnings.simplefilter("ignore")
     alone, together = make_model(), shard(make_model())
     _, expected = train(alone)
@@ -81,6 +83,7 @@ def assert_alike(shard: Callable[[nn.Module], nn.Module]) -> None:
     assert_equal(weights_of(inner), weights_of(alone), "weights")
     assert found.rungs == expected.rungs
     assert (found.strength.h, found.met) == (expected.strength.h, expected.met)
+    return alone, together
 
 
 @check
@@ -171,11 +174,38 @@ def an_evaluation_that_fails_in_one_process_fails_in_all() -> None:
     assert compressor.report().reference == (dist.get_world_size() - 1) / 2
 
 
+OF_TWO = list(CHECKS)
+
+
+@check
+def copies_in_parts_end_alike() -> None:
+    alone, together = assert_alike(flat_copies)
+    if dist.get_rank() == 0:
+        save_compressed(alone, "one")
+    save_compressed(together, "many")
+    dist.barrier()
+    assert Path("many").read_bytes() == Path("one").read_bytes()
+    loaded = load_compressed("many", flat_copies(make_model()))
+    assert_equal(weights_of(loaded), weights_of(alone), "loaded")
+    first, second = flat_copies(make_model()), make_model()
+    compressor, _ = train(first, 0, 12)
+    state = compressor.state_dict()
+    second.load_state_dict(weights_of(first))
+    second = flat_copies(second)
+    train(second, 12, STEPS, state)
+    assert_equal(weights_of(second), weights_of(alone), "resumed")
+
+
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
-    return outcomes_of(__file__, 2, tmp_path_factory.mktemp("processes"))
+    return outcomes_of(__file__, 2, tmp_path_factory.mktemp("processes"), OF_TWO)
 
 
-@pytest.mark.parametrize("name", CHECKS)
+@pytest.mark.parametrize("name", OF_TWO)
 def test_together(outcomes: Outcomes, name: str) -> None:
     assert_passed(outcomes, name)
+
+
+def test_four_processes(tmp_path: Path) -> None:
+    name = copies_in_parts_end_alike.__name__
+    assert_passed(outcomes_of(__file__, 4, tmp_path, [name]), name)

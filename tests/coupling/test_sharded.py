@@ -261,12 +261,12 @@ def weights_that_are_not_finite_are_refused_by_all() -> None:
 
 @check
 def sharding_after_construction_is_refused() -> None:
-    model = make_model()
-    softq = SoftQuantizer(model)
-    fsdp(model)
-    set_gradients(model, 0)
-    for call in (softq.add_force_, softq.energy, softq.finalize, softq.clusters):
-        assert "layer '0.weight': its parameter has been replaced" in refused(call)
+    for shard in (fsdp, flat):
+        model = make_model()
+        softq = SoftQuantizer(model)
+        set_gradients(shard(model), 0)
+        for call in (softq.add_force_, softq.energy, softq.finalize, softq.clusters):
+            assert "layer '0.weight': its parameter has been replaced" in refused(call)
 
 
 @check
