@@ -282,7 +282,7 @@ def standard_deviation(name: str, theta: Tensor) -> float:
     """
     bad = theta.numel() - int(theta.isfinite().sum())
     if bad:
-        raise ValueError(f"{name}: {bad} of {theta.numel()} weights are NaN or infinite")
+        raise ValueError(f"{name}: {bad} of {theta.numel()} weights are not finite (NaN or inf)")
     return float(theta.double().std(correction=0)) if theta.numel() else 0.0
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from pysoftq.artifact.format import Record, unbelievable
@@ -16,6 +18,7 @@ from pysoftq.artifact.shared_saving import SharedTensor
 from pysoftq.artifact.writing import FileWriter, file_writer
 from pysoftq.atomic import atomic_write, errors_naming
 from pysoftq.clusters.written import warn_of_lost_clusters
+from pysoftq.errors import abridged
 from pysoftq.interaction.host import on_host
 from pysoftq.interaction.pieces import Alone, own_part
 from pysoftq.models.sharding import Sharding
@@ -33,7 +36,8 @@ def save_compressed(
     """Write all parameters and buffers of `model` to `path`, atomically and without loss.
 
     Names are those of the model inside of torch.compile, DataParallel and other wrappers. A warning
-    names the layers whose clusters, written by `SoftQuantizer.finalize`, have been overwritten.
+    names the layers whose clusters, written by `SoftQuantizer.finalize`, have been overwritten,
+    another one parameters with NaN or infinities and buffers with NaN, which are stored too.
 
     Each tensor takes the smallest of the forms allowed: as it is; with one codebook, or with one
     for each segment of `granularity` (`pysoftq.interaction.segments`); with indices of
@@ -61,6 +65,7 @@ def save_compressed(
     tensors, ties = ranks.attempt(content.tensors)
     sharding.compare({"path": os.fspath(path), **content.facts(tensors, ties)})
     warn_of_lost_clusters(model, stacklevel=3)  # the caller, beyond on_host
+    _warn_of_nonfinite(content.model, tensors, sharding)
     with ExitStack() as files, errors_naming(path):
         writer = ranks.attempt(lambda: _opened(files, path) if ranks.first else None)
         saving = _Saving(sharding, writer, content.options)
@@ -69,6 +74,28 @@ def save_compressed(
             saving.add(record, tensor)
         ranks.attempt(lambda: _write(writer, records, content.description(records, ties)))
         ranks.attempt(files.close)
+
+
+def _warn_of_nonfinite(model: nn.Module, tensors: Mapping[str, Tensor], sharding: Sharding) -> None:
+    own = list(_nonfinite(model, tensors))
+    found = sorted({name for names in sharding.ranks.collected(own) for name in names})
+    if not found:
+        return
+    message = f"NaN or infinite values in {abridged(found)}: stored as they are, without clusters"
+    # Where warnings are errors in one process, all of them raise it. The caller is beyond on_host.
+    sharding.ranks.attempt(lambda: warnings.warn(message, stacklevel=6))
+
+
+def _nonfinite(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[str]:
+    """Names of parameters that are not finite and of buffers with NaN: masks may be infinite."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for name, tensor in tensors.items():
+        own = own_part(tensor)
+        if not own.is_floating_point() or not own.numel():
+            continue
+        ends = torch.stack(own.aminmax())
+        if bool(ends.isnan().any() if name not in parameters else not ends.isfinite().all()):
+            yield name
 
 
 def _opened(files: ExitStack, path: str | os.PathLike[str]) -> FileWriter:

@@ -330,7 +330,7 @@ class _Layer:
         if flat.numel() != self.indices.numel():
             raise ValueError(f"layer '{self.name}': `weights` are not divided as the parameter")
         if not flat.isfinite().all():
-            raise ValueError(f"layer '{self.name}': weights are NaN or infinite")
+            raise ValueError(f"layer '{self.name}': weights are not finite (NaN or inf)")
         # A copy in float32, as steps can be smaller than the precision of the model's weights.
         flat = flat.to(self.indices.device, torch.float32, copy=True)
         kept = (flat == 0) if self.pinned is not None else None

@@ -52,7 +52,7 @@ def merge(clusters: AnyPalette, rd_weight: float, rate: Rate = "levels") -> AnyP
         column.cpu() for column in (clusters.codebook, clusters.counts, clusters.pinned)
     )
     if not codebook.isfinite().all():
-        raise ValueError("clusters with values that are NaN or infinite cannot be merged")
+        raise ValueError("clusters with values that are not finite (NaN or inf) cannot be merged")
     if rd_weight == 0 or largest < 2:
         return clusters
     means, targets, number = [], [], 0

@@ -222,8 +222,8 @@ def host_weights(
     """
     _check_floating(theta)
     weights = HostWeights(theta, bounds, piece)
-    if weights.nonfinite:
-        raise ValueError(f"{weights.nonfinite} of {weights.size} weights are NaN or infinite")
+    if bad := weights.nonfinite:
+        raise ValueError(f"{bad} of {weights.size} weights are not finite (NaN or inf)")
     return weights
 
 

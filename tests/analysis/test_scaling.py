@@ -128,7 +128,7 @@ def test_width_must_be_positive(width: float) -> None:
 
 def test_weights_must_be_finite() -> None:
     theta = torch.tensor([[1.0, float("nan")], [float("inf"), 2.0]])
-    with pytest.raises(ValueError, match="conv: 2 of 4 weights are NaN or infinite"):
+    with pytest.raises(ValueError, match="conv: 2 of 4 weights are not finite"):
         measure_energies({"conv": theta}, 0.5)
 
 

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -105,6 +106,7 @@ def saved(tmp_path: Path) -> Path:
 # Round trips
 
 
+@pytest.mark.filterwarnings("ignore:NaN or infinite values")
 @given(st.data())
 def test_any_tensor_comes_back_bit_equal(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
@@ -172,6 +174,7 @@ def test_codebook_and_packed_indices(tmp_path: Path, dtype: torch.dtype, levels:
     assert_same(load_compressed(path, Holder(weight=torch.ones_like(theta))), Holder(weight=theta))
 
 
+@pytest.mark.filterwarnings("ignore:NaN or infinite values")
 def test_only_weights_that_become_smaller_are_clustered(tmp_path: Path) -> None:
     theta = torch.arange(64.0).reshape(8, 8)
     model = Holder(
@@ -706,6 +709,28 @@ def test_what_cannot_be_stored(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="must be plain JSON"):
         save_compressed(nn.Linear(2, 2), path, metadata={"a": math.nan})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_are_not_finite_are_stored_with_a_warning(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 4))
+    model.register_buffer("mask", torch.tensor([0.0, -math.inf]))  # as masks are
+    path = tmp_path / "model.safetensors"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        save_compressed(model, path)
+    with torch.no_grad():
+        model[0].weight[1, 1], model[1].running_var[0], model[2].bias[0] = (
+            math.nan,
+            math.nan,
+            math.inf,
+        )
+    expected = "NaN or infinite values in 0.weight, 1.running_var, 2.bias: stored as they are"
+    with pytest.warns(UserWarning, match=expected) as caught:
+        save_compressed(model, path)
+    assert caught[0].filename == __file__
+    load_compressed(path, model)
+    assert model[0].weight[1, 1].isnan()
+    assert model[2].bias[0] == math.inf
 
 
 # Writing

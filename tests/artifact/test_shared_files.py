@@ -307,6 +307,17 @@ def clusters_that_are_gone_are_noticed_by_all() -> None:
 
 
 @check
+def nan_is_noticed_by_all() -> None:
+    model = fsdp(make_model())
+    with torch.no_grad():
+        if dist.get_rank() == 0:
+            own_part(model[0].weight)[:1] = torch.nan
+    with pytest.warns(UserWarning, match=r"NaN or infinite values in 0\.weight: stored") as caught:
+        save_compressed(model, "new")
+    assert caught[0].filename == __file__
+
+
+@check
 def replicas_are_written_by_each_that_asks() -> None:
     model = nn.parallel.DistributedDataParallel(make_model())
     if dist.get_rank() == 1:
@@ -435,7 +446,7 @@ def codebooks_take_whole_weights_too() -> None:
     if rank == 1:
         wrong["0.weight"].fill_(torch.nan)
     message = refused(lambda: Codebooks(sharded, clusters, wrong))
-    assert message == "layer '0.weight': weights are NaN or infinite"
+    assert message == "layer '0.weight': weights are not finite (NaN or inf)"
     compressor = Compressor(SoftQuantizer(sharded), Target(rd_weight=0.02))
     optimizer = Descent(sharded.parameters())
     message = refused(lambda: compressor.attach(optimizer, total_steps=3 + rank))

@@ -174,7 +174,7 @@ def test_layout_and_shape_do_not_matter() -> None:
 
 def test_non_finite_weights_are_counted() -> None:
     theta = torch.tensor([1.0, math.nan, math.inf, -math.inf, 2.0])
-    with pytest.raises(ValueError, match="3 of 5 weights are NaN or infinite"):
+    with pytest.raises(ValueError, match="3 of 5 weights are not finite"):
         identify(theta)
 
 
