@@ -74,31 +74,18 @@ py::object find_values(std::uint64_t address, Scalar scalar, const Int64s& edges
   return py::make_tuple(array_of(found->sizes), array_of(found->bits));
 }
 
-py::object find_few_values(std::uint64_t address, Scalar scalar, const Int64s& edges,
-                           std::size_t total, std::uint64_t out) {
+py::object find_codes(std::uint64_t address, Scalar scalar, const Int64s& edges, std::size_t most,
+                      std::size_t total, std::size_t itemsize, std::uint64_t out) {
   const Segmented layer = layer_at(address, scalar, edges);
+  if (itemsize != 1 && itemsize != 2 && itemsize != 4)
+    throw py::value_error("itemsize must be 1, 2 or 4");
+  if (most > std::size_t{1} << std::min<std::size_t>(8 * itemsize, 24))
+    throw py::value_error("itemsize is too small for most");
   const auto found =
-      released([&] { return code_values(layer, total, pointer<std::uint8_t>(out)); });
+      released([&] { return code_values(layer, most, total, itemsize, pointer<void>(out)); });
   if (!found) return py::none();
   return py::make_tuple(array_of(found->values.sizes), array_of(found->values.bits),
                         array_of(found->counts));
-}
-
-py::array_t<std::int64_t> find_indices(std::uint64_t address, Scalar scalar, const Int64s& edges,
-                                       const Int64s& sizes, const Bits& bits, std::size_t itemsize,
-                                       std::uint64_t out) {
-  const Segmented layer = layer_at(address, scalar, edges);
-  const Values values{vector_of(sizes), vector_of(bits)};
-  if (check_sizes(layer, values.sizes) != std::ssize(values.bits))
-    throw py::value_error("the values do not fit the segments");
-  if (itemsize != 1 && itemsize != 2 && itemsize != 4)
-    throw py::value_error("itemsize must be 1, 2 or 4");
-  for (const std::int64_t size : values.sizes) {
-    if (size > std::int64_t{1} << std::min<std::size_t>(8 * itemsize, 24))
-      throw py::value_error("a segment has too many values");
-  }
-  return array_of(
-      released([&] { return index_values(layer, values, itemsize, pointer<void>(out)); }));
 }
 
 // The weights of a layer and the range of each segment.
@@ -229,13 +216,10 @@ void bind_segments(py::module_& m) {
       "distinct_values", &find_values, py::arg("address"), py::arg("scalar"), py::arg("edges"),
       py::arg("most"), py::arg("total"),
       "(distinct values of each segment, their bits), None beyond `most` in one or `total` in all");
-  m.def("code_values", &find_few_values, py::arg("address"), py::arg("scalar"), py::arg("edges"),
-        py::arg("total"), py::arg("out"),
-        "distinct_values() of 256 in a segment at most, and their counts; writes the index of each "
-        "weight's value, one byte, to an address");
-  m.def("index_values", &find_indices, py::arg("address"), py::arg("scalar"), py::arg("edges"),
-        py::arg("sizes"), py::arg("bits"), py::arg("itemsize"), py::arg("out"),
-        "Writes the index of each weight's value to an address; counts of the values");
+  m.def(
+      "code_values", &find_codes, py::arg("address"), py::arg("scalar"), py::arg("edges"),
+      py::arg("most"), py::arg("total"), py::arg("itemsize"), py::arg("out"),
+      "distinct_values() and their counts; writes the index of each weight's value to an address");
   py::class_<Weights>(m, "Weights")
       .def(py::init<std::uint64_t, Scalar, const Int64s&>(), py::arg("address"), py::arg("scalar"),
            py::arg("edges"), "Contiguous weights at an address, which must outlive this object")

@@ -4,11 +4,8 @@
 #include <array>
 #include <atomic>
 #include <bit>
-#include <cstring>
-#include <limits>
 #include <mutex>
 #include <numeric>
-#include <stdexcept>
 #include <type_traits>
 
 #include "each_segment.h"
@@ -26,36 +23,30 @@ template <std::size_t bytes>
 using BitsOf = std::conditional_t<bytes == 2, std::uint16_t,
                                   std::conditional_t<bytes == 4, std::uint32_t, std::uint64_t>>;
 
-// Orders as the values do: all bits of negative ones but the sign are flipped.
+// Puts distinct values in order; where each of them is now.
 template <class Bits>
-auto ordered(Bits bits) {
-  using Signed = std::make_signed_t<Bits>;
-  const auto value = static_cast<Signed>(bits);
-  constexpr auto magnitude = std::numeric_limits<Signed>::max();
-  return static_cast<Signed>(value < 0 ? value ^ magnitude : value);
-}
-
-template <class Bits>
-void sort_values(std::vector<Bits>& values) {
+std::vector<std::uint32_t> sort_values(std::vector<Bits>& values) {
+  using T = std::conditional_t<sizeof(Bits) == 8, double, float>;
+  using Wide = BitsOf<sizeof(T)>;
+  constexpr int shift = 8 * (sizeof(T) - sizeof(Bits));  // patterns of 16 bits order as these do
+  std::vector<Indexed<T>> items;
+  items.reserve(values.size());
+  for (std::size_t k = 0; k < values.size(); ++k)
+    items.emplace_back(std::bit_cast<T>(static_cast<Wide>(Wide{values[k]} << shift)), k);
   constexpr std::size_t few = 1024;
-  if constexpr (sizeof(Bits) > 2) {
-    using T = std::conditional_t<sizeof(Bits) == 4, float, double>;
-    static_assert(sizeof(Value<T>) == sizeof(Bits));
-    if (values.size() > few) {
-      std::vector<Value<T>> items;
-      items.reserve(values.size());
-      for (const Bits value : values) items.emplace_back(std::bit_cast<T>(value), 0);
-      RadixSorter<Value<T>>().sort(items.data(), items.size());
-      std::memcpy(values.data(), items.data(), values.size() * sizeof(Bits));
-      return;
-    }
+  if (items.size() > few) {
+    RadixSorter<Indexed<T>>().sort(items.data(), items.size());
+  } else {
+    const auto key = [](const Indexed<T>& item) { return OrderedBits<T>::encode(item.value); };
+    std::sort(items.begin(), items.end(),
+              [&](const auto& a, const auto& b) { return key(a) < key(b); });
   }
-  using Signed = std::make_signed_t<Bits>;
-  const auto flip = [](Bits bits) { return static_cast<Bits>(ordered(bits)); };  // and back
-  std::transform(values.begin(), values.end(), values.begin(), flip);
-  std::sort(values.begin(), values.end(),
-            [](Bits a, Bits b) { return static_cast<Signed>(a) < static_cast<Signed>(b); });
-  std::transform(values.begin(), values.end(), values.begin(), flip);
+  std::vector<std::uint32_t> places(values.size());
+  for (std::size_t place = 0; place < items.size(); ++place) {
+    values[place] = static_cast<Bits>(std::bit_cast<Wide>(items[place].value) >> shift);
+    places[items[place].index] = static_cast<std::uint32_t>(place);
+  }
+  return places;
 }
 
 template <class Bits>
@@ -80,14 +71,6 @@ class Numbers {
 
   const std::vector<Bits>& values() const { return values_; }
 
-  // The number of a value; none if it has not been inserted.
-  std::int32_t find(Bits value) const {
-    for (std::size_t place = home(value);; place = (place + 1) & mask_) {
-      const Place& found = places_[place];
-      if (found.value == value || found.number == none) return found.number;
-    }
-  }
-
   // Its number from now on.
   std::int32_t insert(Bits value) {
     std::size_t place = home(value);
@@ -104,11 +87,28 @@ class Numbers {
     return number;
   }
 
-  static constexpr std::int32_t none = -1;
+  // Those of several values.
+  template <class Code>
+  void insert_all(const Bits* values, std::size_t size, Code* numbers) {
+    for (std::size_t i = 0; i < size; ++i) {
+      const Place* places = places_.data();  // copies: the writes could change the members
+      const std::uint64_t factor = factor_;
+      const int shift = shift_;
+      for (; i < size; ++i) {
+        const Place found = places[place_of(values[i], factor, shift)];
+        if (found.value != values[i] || found.number == none) break;
+        numbers[i] = static_cast<Code>(found.number);
+      }
+      if (i < size) numbers[i] = static_cast<Code>(insert(values[i]));
+    }
+  }
 
  private:
+  static constexpr std::int32_t none = -1;
+
   // Of the golden ratio, multiples of one number, which clusters often are, would meet more often.
-  static constexpr std::uint64_t factor = 0xD6E8FEB86659FD93U;
+  static constexpr std::uint64_t mixed = 0xD6E8FEB86659FD93U;
+  static constexpr std::uint64_t unmixed = std::uint64_t{1} << 48;  // value k is at place k of 2^16
 
   struct Place {
     Bits value;
@@ -123,13 +123,11 @@ class Numbers {
     return sizeof(Bits) == 2 ? std::min(places, patterns) : places;
   }
 
-  std::size_t home(Bits value) const {
-    if (sizeof(Bits) == 2 && places_.size() == patterns) return value;
-    return place_of(value, factor, shift_);
-  }
+  std::size_t home(Bits value) const { return place_of(value, factor_, shift_); }
 
   void resize(int log_size) {
     places_.assign(std::size_t{1} << log_size, Place{0, none});
+    factor_ = sizeof(Bits) == 2 && places_.size() == patterns ? unmixed : mixed;
     shift_ = 64 - log_size;
     mask_ = places_.size() - 1;
     for (std::size_t number = 0; number < values_.size(); ++number) {
@@ -141,6 +139,7 @@ class Numbers {
 
   std::vector<Place> places_;
   std::vector<Bits> values_;
+  std::uint64_t factor_ = mixed;
   int shift_ = 0;
   std::size_t mask_ = 0;
 };
@@ -167,12 +166,13 @@ struct Places {
   }
 
   // The same, and the number of each.
-  bool number_all(const Bits* values, std::size_t size, std::uint8_t* numbers) const {
+  template <class Code>
+  bool number_all(const Bits* values, std::size_t size, Code* numbers) const {
     bool all = true;
     for (std::size_t i = 0; i < size; ++i) {
       const Place place = at(values[i]);
       all &= place.value == values[i];
-      numbers[i] = static_cast<std::uint8_t>(place.number);
+      numbers[i] = static_cast<Code>(place.number);
     }
     return all;
   }
@@ -295,129 +295,126 @@ std::vector<Bits> values_of(const Bits* theta, std::size_t size, std::size_t mos
   return values;
 }
 
-// Counts of few values, in tables in turn: increments of one count would wait for each other.
-class FewCounts {
+// How many weights have each code; of few codes in tables in turn: increments of one count would
+// wait for each other.
+template <class Code>
+class CodeCounts {
  public:
-  void add(const std::uint8_t* numbers, std::size_t size) {
+  // All codes are below `values`.
+  void add(const Code* codes, std::size_t size, std::size_t values) {
+    if (values > counts_.size()) counts_.resize(values);
+    auto* counts = counts_.data();
     std::size_t i = 0;
     for (; i + tables <= size; i += tables) {
-      for (std::size_t t = 0; t < tables; ++t) ++counts_[numbers[i + t]][t];
+      for (std::size_t t = 0; t < tables; ++t) ++counts[codes[i + t]][t];
     }
-    for (; i < size; ++i) ++counts_[numbers[i]][0];
+    for (; i < size; ++i) ++counts[codes[i]][0];
   }
 
-  std::int64_t of(std::size_t number) const {
-    return std::accumulate(counts_[number].begin(), counts_[number].end(), std::int64_t{0});
+  std::int64_t of(std::size_t code) const {
+    return std::accumulate(counts_[code].begin(), counts_[code].end(), std::int64_t{0});
   }
 
  private:
-  static constexpr std::size_t tables = 4;
+  static constexpr std::size_t tables = sizeof(Code) == 1 ? 4 : 1;
 
-  std::array<std::array<std::uint32_t, tables>, few_values> counts_{};
+  std::vector<std::array<std::uint32_t, tables>> counts_;
 };
 
-// The values of some weights as they came, and how many weights have each; nothing if there are
-// more than a few. Writes which of them each weight has.
-template <class Bits>
-struct Few {
+// The values of some weights as they came, and how many weights have each. Writes which of them
+// each weight has.
+template <class Bits, class Code>
+struct Part {
   std::vector<Bits> values;
   std::vector<std::int64_t> counts;
 
-  bool read(const Bits* theta, std::size_t size, std::uint8_t* codes) {
-    thread_local Numbers<Bits> numbers;
+  // False once there are more than `most` values.
+  bool read(const Bits* theta, std::size_t size, std::size_t most, Code* codes) {
+    thread_local Numbers<Bits> own_numbers;
+    Numbers<Bits>& numbers = own_numbers;
     numbers.clear(std::min(size, few_values));
     Learner<Bits> learner;
-    FewCounts found;
+    CodeCounts<Code> found;
     for (std::size_t begin = 0; begin < size; begin += walk_block) {
       const std::size_t length = std::min(walk_block, size - begin);
       const Bits* own = theta + begin;
       if (!learner.knows() || !learner.places().number_all(own, length, codes + begin)) {
-        for (std::size_t i = 0; i < length; ++i) {
-          codes[begin + i] = static_cast<std::uint8_t>(numbers.insert(own[i]));
-        }
-        if (numbers.values().size() > few_values) return false;
+        numbers.insert_all(own, length, codes + begin);
+        if (numbers.values().size() > most) return false;
         if (begin + length < size) learner.learn(numbers.values());
       }
-      found.add(codes + begin, length);
+      found.add(codes + begin, length, numbers.values().size());
     }
     values = numbers.values();
     counts.resize(values.size());
     for (std::size_t k = 0; k < values.size(); ++k) counts[k] = found.of(k);
     return true;
   }
+};
 
-  // Puts the values in order; the codes written follow.
-  void renumber(const Numbers<Bits>& order, std::size_t size, std::uint8_t* codes) const {
-    std::array<std::uint8_t, few_values> place{};
-    for (std::size_t k = 0; k < values.size(); ++k) {
-      place[k] = static_cast<std::uint8_t>(order.find(values[k]));
+// So many weights are read with a table of their own: long enough for the look-ups to outweigh the
+// merging of as many values.
+std::size_t part_length(std::size_t size, std::size_t most) {
+  constexpr std::size_t longest = std::size_t{1} << 30;  // counts have 32 bits
+  if (most <= few_values) return chunk_length;
+  const auto threads = static_cast<std::size_t>(num_threads());
+  const std::size_t share = (size + threads - 1) / threads;
+  return std::clamp(share, std::max(chunk_length, 16 * most), longest);
+}
+
+// The values of parts that follow each other, in order, with their counts. places[p][k] is the one
+// of value k of part p.
+template <class Bits, class Code>
+struct Merged {
+  std::vector<Bits> values;
+  std::vector<std::int64_t> counts;
+  std::vector<std::vector<std::uint32_t>> places;
+
+  explicit Merged(const std::vector<Part<Bits, Code>>& parts) : places(parts.size()) {
+    if (parts.size() == 1) {
+      values = parts[0].values;
+      places[0] = sort_values(values);
+    } else {
+      Numbers<Bits> numbers;
+      for (std::size_t p = 0; p < parts.size(); ++p) {
+        for (const Bits value : parts[p].values)
+          places[p].push_back(static_cast<std::uint32_t>(numbers.insert(value)));
+      }
+      values = numbers.values();
+      const std::vector<std::uint32_t> order = sort_values(values);
+      for (auto& own : places)
+        for (std::uint32_t& place : own) place = order[place];
     }
-    for (std::size_t i = 0; i < size; ++i) codes[i] = place[codes[i]];
+    counts.assign(values.size(), 0);
+    for (std::size_t p = 0; p < parts.size(); ++p) {
+      for (std::size_t k = 0; k < places[p].size(); ++k) counts[places[p][k]] += parts[p].counts[k];
+    }
   }
 };
 
-// Writes and counts the number of each value. False if one has none.
+// The values of one segment in order, and their counts; false if there are more than `most`.
 template <class Bits, class Code>
-bool index_chunk(const Bits* theta, std::size_t begin, std::size_t end,
-                 const Numbers<Bits>& numbers, std::uint32_t* counts, Code* out) {
-  for (std::size_t i = begin; i < end; ++i) {
-    const std::int32_t number = numbers.find(theta[i]);
-    if (number < 0) return false;
-    ++counts[number];
-    out[i] = static_cast<Code>(number);
-  }
-  return true;
-}
-
-template <class Bits, class Code>
-void index_segment(const Bits* theta, std::size_t size, const std::uint64_t* values,
-                   std::size_t count, std::int64_t* counts, Code* out) {
-  thread_local Numbers<Bits> own_numbers;
-  thread_local std::vector<std::uint32_t> own_table;
-  Numbers<Bits>& numbers = own_numbers;  // of this thread, also for those that share the segment
-  numbers.clear(count);
-  for (std::size_t k = 0; k < count; ++k) numbers.insert(static_cast<Bits>(values[k]));
-  std::mutex merging;
-  const auto index = [&](std::size_t, std::size_t begin, std::size_t end) {
-    std::vector<std::uint32_t>& table = own_table;
-    table.assign(count, 0);
-    if (!index_chunk(theta, begin, end, numbers, table.data(), out))
-      throw std::invalid_argument("a weight has none of the values");
-    const std::lock_guard lock(merging);
-    for (std::size_t k = 0; k < count; ++k) counts[k] += table[k];
+bool code_segment(const Bits* theta, std::size_t size, std::size_t most, Code* codes,
+                  std::vector<std::uint64_t>& values, std::vector<std::int64_t>& counts) {
+  const std::size_t length = part_length(size, most);
+  std::vector<Part<Bits, Code>> parts((size + length - 1) / length);
+  const auto for_parts = [&](const auto& body) {
+    if (size > length) return parallel_chunks(size, length, body);
+    if (size > 0) body(0, 0, size);  // segments may be short
   };
-  if (size <= chunk_length) return index(0, 0, size);
-  // Long enough for the look-ups to outweigh the counts.
-  parallel_chunks(size, std::max(chunk_length, 16 * count), index);
-}
-
-// The values of one segment in order; false if there are more than a few.
-template <class Bits>
-bool code_segment(const Bits* theta, std::size_t size, std::uint8_t* codes, Few<Bits>& found) {
-  std::vector<Few<Bits>> parts((size + chunk_length - 1) / chunk_length);
   std::atomic<bool> fits{true};
-  parallel_chunks(size, chunk_length, [&](std::size_t chunk, std::size_t begin, std::size_t end) {
-    if (fits && !parts[chunk].read(theta + begin, end - begin, codes + begin)) fits = false;
+  for_parts([&](std::size_t p, std::size_t begin, std::size_t end) {
+    if (fits && !parts[p].read(theta + begin, end - begin, most, codes + begin)) fits = false;
   });
   if (!fits) return false;
-  thread_local Numbers<Bits> own_order;
-  Numbers<Bits>& order = own_order;  // of this thread, also for those that share the segment
-  order.clear(parts.empty() ? 0 : parts[0].values.size());
-  for (const Few<Bits>& part : parts)
-    for (const Bits value : part.values) order.insert(value);
-  found.values = order.values();
-  if (found.values.size() > few_values) return false;
-  sort_values(found.values);
-  order.clear(found.values.size());
-  for (const Bits value : found.values) order.insert(value);
-  found.counts.assign(found.values.size(), 0);
-  for (const Few<Bits>& part : parts) {
-    for (std::size_t k = 0; k < part.values.size(); ++k)
-      found.counts[static_cast<std::size_t>(order.find(part.values[k]))] += part.counts[k];
-  }
-  parallel_chunks(size, chunk_length, [&](std::size_t chunk, std::size_t begin, std::size_t end) {
-    parts[chunk].renumber(order, end - begin, codes + begin);
+  Merged<Bits, Code> merged(parts);
+  if (merged.values.size() > most) return false;
+  for_parts([&](std::size_t p, std::size_t begin, std::size_t end) {
+    const std::uint32_t* places = merged.places[p].data();
+    for (std::size_t i = begin; i < end; ++i) codes[i] = static_cast<Code>(places[codes[i]]);
   });
+  values.assign(merged.values.begin(), merged.values.end());
+  counts = std::move(merged.counts);
   return true;
 }
 
@@ -457,44 +454,27 @@ std::optional<Values> distinct_values(const Segmented& layer, std::size_t most, 
   return joined(found);
 }
 
-std::optional<Coded> code_values(const Segmented& layer, std::size_t total, std::uint8_t* codes) {
+std::optional<Coded> code_values(const Segmented& layer, std::size_t most, std::size_t total,
+                                 std::size_t itemsize, void* out) {
   std::vector<std::vector<std::uint64_t>> found(layer.segments());
   std::vector<std::vector<std::int64_t>> counts(layer.segments());
   std::atomic<std::size_t> number{0};
   std::atomic<bool> fits{true};
-  for_bits(layer, [&]<class Bits>(std::size_t s, const Bits* theta) {
-    if (!fits) return;
-    Few<Bits> own;
-    if (!code_segment(theta, layer.size(s), codes + layer.edges[s], own) ||
-        (number += own.values.size()) > total) {
-      fits = false;
-      return;
-    }
-    found[s].assign(own.values.begin(), own.values.end());
-    counts[s] = std::move(own.counts);
-  });
+  const auto code = [&]<class Code>(Code* codes) {
+    for_bits(layer, [&]<class Bits>(std::size_t s, const Bits* theta) {
+      if (!fits) return;
+      if (!code_segment(theta, layer.size(s), most, codes + layer.edges[s], found[s], counts[s]) ||
+          (number += found[s].size()) > total)
+        fits = false;
+    });
+  };
+  if (itemsize == 1) code(static_cast<std::uint8_t*>(out));
+  if (itemsize == 2) code(static_cast<std::uint16_t*>(out));
+  if (itemsize == 4) code(static_cast<std::uint32_t*>(out));
   if (!fits) return std::nullopt;
   Coded all{joined(found), {}};
   for (const auto& own : counts) all.counts.insert(all.counts.end(), own.begin(), own.end());
   return all;
-}
-
-std::vector<std::int64_t> index_values(const Segmented& layer, const Values& values,
-                                       std::size_t itemsize, void* out) {
-  std::vector<std::int64_t> counts(values.bits.size());
-  std::vector<std::int64_t> first(values.sizes.size());  // of the values of each segment
-  std::exclusive_scan(values.sizes.begin(), values.sizes.end(), first.begin(), std::int64_t{0});
-  const auto index = [&]<class Code>(Code* codes) {
-    for_bits(layer, [&]<class Bits>(std::size_t s, const Bits* theta) {
-      index_segment(theta, layer.size(s), values.bits.data() + first[s],
-                    static_cast<std::size_t>(values.sizes[s]), counts.data() + first[s],
-                    codes + layer.edges[s]);
-    });
-  };
-  if (itemsize == 1) index(static_cast<std::uint8_t*>(out));
-  if (itemsize == 2) index(static_cast<std::uint16_t*>(out));
-  if (itemsize == 4) index(static_cast<std::uint32_t*>(out));
-  return counts;
 }
 
 }  // namespace softq

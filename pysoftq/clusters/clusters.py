@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 PIECE = 2**18  # weights or clusters at a time
 LEAST_SENSITIVITY = 1e-3  # of the mean, per weight: the measured one may be 0
-_CODES = (torch.uint8, torch.int16, torch.int32)
+CODES = (torch.uint8, torch.int16, torch.int32)
 
 AnyPalette = TypeVar("AnyPalette", bound="Palette")
 
@@ -244,7 +244,7 @@ def runs(sizes: Tensor) -> Iterator[tuple[slice, slice]]:
 
 def code_dtype(clusters: int) -> torch.dtype:
     """The narrowest integers for 0 … clusters - 1."""
-    return next(dtype for dtype in _CODES if clusters - 1 <= torch.iinfo(dtype).max)
+    return next(dtype for dtype in CODES if clusters - 1 <= torch.iinfo(dtype).max)
 
 
 def split(clusters: Clusters) -> list[Clusters]:

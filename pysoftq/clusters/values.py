@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pysoftq import _core
-from pysoftq.clusters.clusters import PIECE, Clusters, Palette, code_dtype
+from pysoftq.clusters.clusters import CODES, PIECE, Clusters, Palette
 from pysoftq.clusters.patterns import flip_negative
 from pysoftq.interaction.arrays import check_dense
 from pysoftq.interaction.host import new_memory, on_host
@@ -30,7 +30,6 @@ _INTEGER_VIEW = {
 
 MOST_VALUES = 2**16  # that the core looks for in a segment; sorting finds more
 
-_LONG = 256  # weights of a segment, for which one pass takes less time than two
 _UNSIGNED = {2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 
@@ -62,24 +61,17 @@ def few_values(theta: Tensor, bounds: Tensor | None = None, nbytes: int = 2**62)
     Returns:
         None if a segment has more than 2**16 values, or all codebooks together take more bytes.
     """
-    layer, most = _Layer.of(theta, bounds), nbytes // theta.itemsize
-    codes, coded = torch.empty(0), None
-    if bounds is None or theta.numel() >= _LONG * (len(bounds) - 1):
-        codes = new_memory(theta.numel(), torch.uint8)
-        coded = _core.code_values(*layer.core, most, codes.data_ptr())
-    if coded is None:
-        del codes
-        found = layer.values(most)
-        if found is None:
-            return None
-        sizes, bits = found
-        codes = new_memory(theta.numel(), code_dtype(int(sizes.max(initial=0))))
-        counts = _core.index_values(*layer.core, sizes, bits, codes.itemsize, codes.data_ptr())
-    else:
-        sizes, bits, counts = coded
-    codebook = torch.from_numpy(bits.astype(_UNSIGNED[theta.itemsize])).view(theta.dtype)
-    edges = None if bounds is None else bounds.cpu()
-    return Clusters(codebook, torch.from_numpy(counts), edges, codes=codes)
+    layer, total = _Layer.of(theta, bounds), nbytes // theta.itemsize
+    for dtype in CODES:
+        most = min(torch.iinfo(dtype).max + 1, MOST_VALUES)
+        codes = new_memory(theta.numel(), dtype)
+        found = _core.code_values(*layer.core, most, total, codes.itemsize, codes.data_ptr())
+        if found is not None:
+            _, bits, counts = found
+            codebook = torch.from_numpy(bits.astype(_UNSIGNED[theta.itemsize])).view(theta.dtype)
+            edges = None if bounds is None else bounds.cpu()
+            return Clusters(codebook, torch.from_numpy(counts), edges, codes=codes)
+    return None
 
 
 def count_shared_values(theta: Tensor, piece: Piece, enough: int) -> int:

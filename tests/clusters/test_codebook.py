@@ -200,7 +200,7 @@ def test_refusals(model: nn.Module) -> None:
         Codebooks(model, clusters, {})
     with pytest.raises(ValueError, match=r"'conv1\.weight': clusters of 36 weights for 5 weights"):
         Codebooks(model, clusters, {**weights, "conv1.weight": torch.ones(5)})
-    with pytest.raises(ValueError, match=r"'conv1\.weight': weights are NaN"):
+    with pytest.raises(ValueError, match=r"'conv1\.weight': weights are not finite"):
         Codebooks(model, clusters, {**weights, "conv1.weight": torch.full((36,), torch.nan)})
 
 

@@ -100,14 +100,13 @@ def test_strided_tensors() -> None:
     assert found.weights((2, 3)).tolist() == theta.T.tolist()
 
 
-def test_values_that_do_not_fit_are_refused() -> None:
-    theta = torch.tensor([1.0, 2.0])
-    codes = torch.empty(2, dtype=torch.uint8)
-    layer = theta.data_ptr(), _core.Scalar.float32, np.array([0, 2])
-    sizes, bits = np.array([1]), np.array([0x3F800000], dtype=np.uint64)
-    with pytest.raises(ValueError, match="a weight has none of the values"):
-        _core.index_values(*layer, sizes, bits, 1, codes.data_ptr())
-    with pytest.raises(ValueError, match="the values do not fit the segments"):
-        _core.index_values(*layer, sizes, bits[:0], 1, codes.data_ptr())
-    with pytest.raises(ValueError, match="a segment has too many values"):
-        _core.index_values(*layer, np.array([257]), np.zeros(257, np.uint64), 1, codes.data_ptr())
+def test_codes_must_have_room() -> None:
+    theta = torch.arange(300.0)
+    layer = theta.data_ptr(), _core.Scalar.float32, np.array([0, 300])
+    codes = torch.empty(300, dtype=torch.int16)
+    assert _core.code_values(*layer, 299, 300, 2, codes.data_ptr()) is None
+    assert _core.code_values(*layer, 300, 299, 2, codes.data_ptr()) is None
+    with pytest.raises(ValueError, match="itemsize is too small for most"):
+        _core.code_values(*layer, 257, 300, 1, codes.data_ptr())
+    with pytest.raises(ValueError, match="itemsize must be 1, 2 or 4"):
+        _core.code_values(*layer, 256, 300, 3, codes.data_ptr())

@@ -25,14 +25,10 @@ struct Coded {
   std::vector<std::int64_t> counts;  // weights of each value
 };
 
-// Nothing if a segment has more than 256 values, or if all together have more than `total`.
-// codes[i] = which of the values of its segment weight i has. All of that in one pass over the
-// weights.
-std::optional<Coded> code_values(const Segmented& layer, std::size_t total, std::uint8_t* codes);
-
-// out[i] = which of the values of its segment weight i has, an integer of 1, 2 or 4 bytes. Returns
-// how many weights have each value. Throws std::invalid_argument for a weight that has none.
-std::vector<std::int64_t> index_values(const Segmented& layer, const Values& values,
-                                       std::size_t itemsize, void* out);
+// codes[i] = which of the values of its segment weight i has, an integer of 1, 2 or 4 bytes. All of
+// that in one pass over the weights. Nothing, and codes without a meaning, if a segment has more
+// than `most` values, for which the codes have room, or if all together have more than `total`.
+std::optional<Coded> code_values(const Segmented& layer, std::size_t most, std::size_t total,
+                                 std::size_t itemsize, void* codes);
 
 }  // namespace softq
