@@ -11,11 +11,16 @@ from torch.optim import Optimizer
 
 from pysoftq.coupling.quantizer import SoftQuantizer, gradient_scale
 
-CROSSINGS = 64  # wells that a weight could cross in the time of the coupling, by the force alone
-# The rms force in rms gradients. Below, the force cannot hold weights against the loss; above, the
-# network is lost before it adapts. Steps of Adam have the length of the learning rate whatever the
-# gradient, so a force beyond the gradient adds little but harm.
-BOUNDS = {False: (4.0, 80.0), True: (0.4, 4.0)}  # by whether the optimizer is adaptive
+# Wells that a weight could cross in the time of the coupling, by the rms force alone. The log
+# potential pulls at the few large weights, on which the network depends, as much as at the others:
+# fewer are enough, and more is harm.
+CROSSINGS = {"linear": 64, "log": 8}
+# The rms force in rms gradients, by whether the optimizer is adaptive. Below the least, the force
+# cannot hold weights against the loss; above the most, the network is lost before it adapts. Steps
+# of Adam have the length of the learning rate whatever the gradient, so a force beyond the gradient
+# adds little but harm.
+MOST = {False: 80.0, True: 4.0}
+LEAST = {"linear": {False: 4.0, True: 0.4}, "log": {False: 0.4, True: 0.4}}
 OUTGROWN = 10.0  # rms gradients, over those that a strength was chosen from
 DIGITS = 3  # of a strength, so that sums in another order of processes give the same
 
@@ -93,16 +98,16 @@ def choose_strength(
 ) -> Strength | None:
     """The strength at which weights could cross `CROSSINGS` wells in so many steps.
 
-    Within `BOUNDS`, and the least of these without ``steps``. As `measure_strength` else.
+    From `LEAST` to `MOST`, and the least without ``steps``. As `measure_strength` else.
     """
     found = _measured(softq, optimizer)
     if found is None or not found.force:
         return None
-    low, high = BOUNDS[found.adaptive]
-    ratio = low
+    ratio = low = LEAST[softq.potential][found.adaptive]
     if steps is not None:
-        crossings = CROSSINGS * found.width / max(found.reach * steps, math.ulp(0))
-        ratio = min(max(crossings, low), high)
+        reach = max(found.reach * steps, math.ulp(0))
+        ratio = CROSSINGS[softq.potential] * found.width / reach
+        ratio = min(max(ratio, low), MOST[found.adaptive])
     h = float(f"{softq.h * ratio * found.gradient / found.force:.{DIGITS}g}")
     return found.at(h, h / softq.h)
 
