@@ -347,6 +347,20 @@ def test_a_given_strength_stays() -> None:
     assert other.strength.steps == pytest.approx(compressor.strength.steps / 2)
 
 
+@pytest.mark.parametrize(("potential", "wells", "least"), [("linear", 64, 4.0), ("log", 8, 0.4)])
+def test_the_strength_follows_from_gradients_and_steps(
+    potential: str, wells: int, least: float
+) -> None:
+    def chosen(total: int) -> Compressor:
+        model, optimizer, compressor = attached(config={"potential": potential}, total=total)
+        steps(model, optimizer, 0, 1)
+        return compressor
+
+    short, long = chosen(200), chosen(20_000)
+    assert short.strength.steps == pytest.approx(short.coupling_steps / wells, rel=0.01)
+    assert long.strength.ratio == pytest.approx(least, rel=0.01)
+
+
 def test_the_strength_waits_for_gradients() -> None:
     model, optimizer, compressor = attached()
     optimizer.zero_grad()
