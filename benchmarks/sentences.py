@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import ast
-import importlib
 import random
 import re
 import sysconfig
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +24,6 @@ WORDS = 6  # at least
 HELD_OUT = 1000
 TOKENS = 64  # of a sentence, the rest is cut off
 BATCH = 50  # sentences embedded at a time
-_LEFT_OUT = {"site-packages", "test", "tests", "idlelib", "lib2to3"}
 
 
 def sentences() -> list[str]:
@@ -33,30 +31,22 @@ def sentences() -> list[str]:
 
     They depend on the version of Python and on nothing else.
     """
-    library = Path(sysconfig.get_path("stdlib"))
-    ordered = sorted(_sentences((pydoc_text(), *_docstrings(library))))
+    found: dict[str, None] = {}
+    for text in (pydoc_text(), *_docstrings()):
+        for paragraph in text.split("\n\n"):
+            joined = " ".join(paragraph.split())
+            found.update(
+                dict.fromkeys(filter(_is_sentence, re.split(r"(?<=[.!?]) +(?=[A-Z])", joined)))
+            )
+    ordered = sorted(found)
     random.Random(0).shuffle(ordered)  # noqa: S311 - an order
     return ordered
 
 
-def more_sentences(packages: Iterable[str]) -> set[str]:
-    """Of the docstrings of installed packages, which takes a minute."""
-    folders = (Path(importlib.import_module(name).__path__[0]) for name in packages)
-    return _sentences(text for folder in folders for text in _docstrings(folder))
-
-
-def _sentences(texts: Iterable[str]) -> set[str]:
-    found: set[str] = set()
-    for text in texts:
-        for paragraph in text.split("\n\n"):
-            joined = " ".join(paragraph.split())
-            found.update(filter(_is_sentence, re.split(r"(?<=[.!?]) +(?=[A-Z])", joined)))
-    return found
-
-
-def _docstrings(folder: Path) -> Iterator[str]:
+def _docstrings() -> Iterator[str]:
+    folder = Path(sysconfig.get_path("stdlib"))
     for path in sorted(folder.rglob("*.py")):
-        if _LEFT_OUT & set(path.relative_to(folder).parts):
+        if {"site-packages", "test", "tests", "idlelib", "lib2to3"} & set(path.parts):
             continue
         try:
             tree = ast.parse(path.read_text(encoding="utf-8"))

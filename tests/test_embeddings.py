@@ -25,7 +25,6 @@ from pysoftq import load_compressed
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An encoder; sentences are few."""
     monkeypatch.setattr(embeddings, "sentences", lambda: few_sentences(80))
-    monkeypatch.setattr(embeddings, "PACKAGES", ())
     monkeypatch.setattr(embeddings, "HELD_OUT", 30)
     monkeypatch.setattr(embeddings, "BITS", (3.0, 2.0))
     monkeypatch.setattr(embeddings, "LADDERS", ((3.0, 2.0),))
@@ -101,16 +100,6 @@ def test_sentences_are_sentences() -> None:
     texts = sentences.sentences()
     assert len(texts) == len(set(texts)) > 5 * sentences.HELD_OUT
     assert all(30 <= len(text) <= 300 and text[-1] in ".!?" for text in texts)
-
-
-def test_sentences_of_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    inner = tmp_path / "made_up" / "tests"
-    inner.mkdir(parents=True)
-    text = "This sentence has more than thirty letters in it. "
-    (tmp_path / "made_up" / "__init__.py").write_text(f'"""{text}Short one. {text}"""')
-    (inner / "__init__.py").write_text('"""This sentence is one of the tests and is left out."""')
-    monkeypatch.syspath_prepend(tmp_path)
-    assert sentences.more_sentences(["made_up"]) == {text.strip()}
 
 
 def test_closeness_of_known_embeddings() -> None:
