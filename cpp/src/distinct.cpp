@@ -352,8 +352,8 @@ struct Part {
   }
 };
 
-// So many weights are read with a table of their own: long enough for the look-ups to outweigh the
-// merging of as many values.
+// Weights in each part of a segment. Parts have tables of their own and are long enough that
+// looking up their weights takes longer than merging their tables.
 std::size_t part_length(std::size_t size, std::size_t most) {
   constexpr std::size_t longest = std::size_t{1} << 30;  // counts have 32 bits
   if (most <= few_values) return chunk_length;

@@ -81,7 +81,7 @@ def _warn_of_nonfinite(model: nn.Module, tensors: Mapping[str, Tensor], sharding
     found = sorted({name for names in sharding.ranks.collected(own) for name in names})
     if not found:
         return
-    message = f"NaN or infinite values in {abridged(found)}: stored as they are, without clusters"
+    message = f"NaN or infinite values in {abridged(found)}: stored as they are, uncompressed"
     # Where warnings are errors in one process, all of them raise it. The caller is beyond on_host.
     sharding.ranks.attempt(lambda: warnings.warn(message, stacklevel=6))
 

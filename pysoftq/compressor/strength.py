@@ -11,14 +11,14 @@ from torch.optim import Optimizer
 
 from pysoftq.coupling.quantizer import SoftQuantizer, gradient_scale
 
-# Wells that a weight could cross in the time of the coupling, by the rms force alone. The log
-# potential pulls at the few large weights, on which the network depends, as much as at the others:
-# fewer are enough, and more is harm.
+# How many wells the rms force alone could move a weight across during the coupling. The log
+# potential also pulls on the few large weights, which the network depends on, so its force has to
+# be weaker.
 CROSSINGS = {"linear": 64, "log": 8}
 # The rms force in rms gradients, by whether the optimizer is adaptive. Below the least, the force
 # cannot hold weights against the loss; above the most, the network is lost before it adapts. Steps
-# of Adam have the length of the learning rate whatever the gradient, so a force beyond the gradient
-# adds little but harm.
+# of Adam have the length of the learning rate whatever the gradient, so a force larger than the
+# gradient does more harm than good.
 MOST = {False: 80.0, True: 4.0}
 LEAST = {"linear": {False: 4.0, True: 0.4}, "log": {False: 0.4, True: 0.4}}
 OUTGROWN = 10.0  # rms gradients, over those that a strength was chosen from

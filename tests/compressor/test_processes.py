@@ -76,14 +76,14 @@ def train(
 
 def assert_alike(shard: Callable[[nn.Module], nn.Module]) -> tuple[nn.Module, nn.Module]:
     warnings.simplefilter("ignore")
-    alone, together = make_model(), shard(make_model())
-    _, expected = train(alone)
-    _, found = train(together)
-    inner = getattr(together, "module", together)
-    assert_equal(weights_of(inner), weights_of(alone), "weights")
+    single, sharded = make_model(), shard(make_model())
+    _, expected = train(single)
+    _, found = train(sharded)
+    inner = getattr(sharded, "module", sharded)
+    assert_equal(weights_of(inner), weights_of(single), "weights")
     assert found.rungs == expected.rungs
     assert (found.strength.h, found.met) == (expected.strength.h, expected.met)
-    return alone, together
+    return single, sharded
 
 
 @check
@@ -102,7 +102,7 @@ def a_search_resumes_in_any_number_of_processes() -> None:
     """A run keeps the state of several processes in one piece."""
     world, rank = dist.get_world_size(), dist.get_rank()
     processes = Processes(rank, world, rank, world)
-    straight, alone = make_model(), make_model()
+    straight, single = make_model(), make_model()
     first, second = fsdp(make_model()), fsdp(make_model())
     train(straight, target=SEARCH)
     compressor, _ = train(first, 0, 13, target=SEARCH)
@@ -116,9 +116,9 @@ def a_search_resumes_in_any_number_of_processes() -> None:
     train(second, 13, STEPS, divided, SEARCH)
     assert_equal(weights_of(second), weights_of(straight), "weights")
     if rank == 0:
-        alone.load_state_dict(weights)
-        train(alone, 13, STEPS, kept, SEARCH)
-        assert_equal(weights_of(alone), weights_of(straight), "weights")
+        single.load_state_dict(weights)
+        train(single, 13, STEPS, kept, SEARCH)
+        assert_equal(weights_of(single), weights_of(straight), "weights")
 
 
 @check
@@ -179,21 +179,21 @@ OF_TWO = list(CHECKS)
 
 @check
 def copies_in_parts_end_alike() -> None:
-    alone, together = assert_alike(flat_copies)
+    single, sharded = assert_alike(flat_copies)
     if dist.get_rank() == 0:
-        save_compressed(alone, "one")
-    save_compressed(together, "many")
+        save_compressed(single, "one")
+    save_compressed(sharded, "many")
     dist.barrier()
     assert Path("many").read_bytes() == Path("one").read_bytes()
     loaded = load_compressed("many", flat_copies(make_model()))
-    assert_equal(weights_of(loaded), weights_of(alone), "loaded")
+    assert_equal(weights_of(loaded), weights_of(single), "loaded")
     first, second = flat_copies(make_model()), make_model()
     compressor, _ = train(first, 0, 12)
     state = compressor.state_dict()
     second.load_state_dict(weights_of(first))
     second = flat_copies(second)
     train(second, 12, STEPS, state)
-    assert_equal(weights_of(second), weights_of(alone), "resumed")
+    assert_equal(weights_of(second), weights_of(single), "resumed")
 
 
 @pytest.fixture(scope="module")
