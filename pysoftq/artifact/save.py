@@ -64,8 +64,11 @@ def save_compressed(
     ranks = sharding.ranks
     tensors, ties = ranks.attempt(content.tensors)
     sharding.compare({"path": os.fspath(path), **content.facts(tensors, ties)})
-    warn_of_lost_clusters(model, stacklevel=3)  # the caller, beyond on_host
-    _warn_of_nonfinite(content.model, tensors, sharding)
+    own = list(_nonfinite(content.model, tensors))
+    nonfinite = sorted({name for names in ranks.collected(own) for name in names})
+    # The caller is beyond on_host. Where warnings are errors in one process, all of them raise it.
+    warn_of_lost_clusters(model, stacklevel=3, but=nonfinite)
+    ranks.attempt(lambda: _warn_of_nonfinite(nonfinite))
     with ExitStack() as files, errors_naming(path):
         writer = ranks.attempt(lambda: _opened(files, path) if ranks.first else None)
         saving = _Saving(sharding, writer, content.options)
@@ -76,14 +79,10 @@ def save_compressed(
         ranks.attempt(files.close)
 
 
-def _warn_of_nonfinite(model: nn.Module, tensors: Mapping[str, Tensor], sharding: Sharding) -> None:
-    own = list(_nonfinite(model, tensors))
-    found = sorted({name for names in sharding.ranks.collected(own) for name in names})
-    if not found:
-        return
-    message = f"NaN or infinite values in {abridged(found)}: stored as they are, uncompressed"
-    # Where warnings are errors in one process, all of them raise it. The caller is beyond on_host.
-    sharding.ranks.attempt(lambda: warnings.warn(message, stacklevel=6))
+def _warn_of_nonfinite(names: list[str]) -> None:
+    if names:
+        message = f"NaN or infinite values in {abridged(names)}: stored as they are, uncompressed"
+        warnings.warn(message, stacklevel=6)
 
 
 def _nonfinite(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[str]:

@@ -7,7 +7,7 @@ copies and pickles of the model, and not in its state dict.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import nn
@@ -73,7 +73,9 @@ def _values(parameter: nn.Parameter | None, piece: Piece | None, clusters: int) 
         return 0
 
 
-def warn_of_lost_clusters(model: nn.Module, stacklevel: int) -> None:
+def warn_of_lost_clusters(
+    model: nn.Module, stacklevel: int, *, but: Collection[str] = ()
+) -> None:
     """Warn if clusters that were written into a model are gone from it.
 
     Where several processes hold the weights, all of them call this, and all of them warn.
@@ -81,8 +83,9 @@ def warn_of_lost_clusters(model: nn.Module, stacklevel: int) -> None:
     Args:
         model: about to be written to a file.
         stacklevel: of the warning, as `warnings.warn` takes it, from the caller's point of view.
+        but: layers that a warning of its own tells of.
     """
-    lost = lost_clusters(model)
+    lost = {name: sizes for name, sizes in lost_clusters(model).items() if name not in but}
     if not lost:
         return
     layers = [

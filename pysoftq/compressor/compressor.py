@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -304,7 +304,9 @@ class Compressor:
             )
         self.detach()
         report = self.report()
-        for text in (*notes, *report.warnings, *report.notes):
+        assert report.layers is not None
+        constant = [str(one) for one in report.layers.warnings if one.kind == "constant"]
+        for text in (*notes, *report.warnings, *report.notes, *constant):
             warnings.warn(text, QualityWarning, stacklevel=2)
         return report
 
@@ -331,6 +333,7 @@ class Compressor:
         layers = self._layers
         if layers is not None and self._training is not None:
             layers = layers.with_clusters(self._training.codebooks.palettes())
+            layers = replace(layers, easier=self.targets[0].easier)
         return TargetReport(
             targets=self.targets,
             phase=self.phase,

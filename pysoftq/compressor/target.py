@@ -51,6 +51,13 @@ class Target:
         """Whether a largest drop alone is given, for which the size has to be found."""
         return self.bytes is None and self.bits is None and self.rd_weight is None
 
+    @property
+    def easier(self) -> str:
+        """How to ask for a network that loses less; empty of a rate-distortion weight."""
+        if self.rd_weight is not None:
+            return ""
+        return "lower `max_drop`" if self.searched else "raise the target"
+
 
 def targets_of(target: Target | Mapping[str, Any] | Sequence[Any]) -> tuple[Target, ...]:
     """One or several targets as a tuple; each also as a mapping.

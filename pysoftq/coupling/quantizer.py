@@ -657,12 +657,14 @@ class SoftQuantizer:
         """Every parameter and buffer of the model: coupled, excluded or degenerate, and why."""
         rules = {}
         total = _total(self.layers) if self._log else 1
+        potential = "log potential" if self._log else ""
         for layer in self.layers:
             scales = layer.scales(self.alpha, total)
             pattern = first_match(self.override, layer.name)
             by = "" if pattern is None else f"override {pattern!r}: "
             kept = self._zeros.note(layer.name)
-            rules[layer.name] = f"{by}h = {scales.h:g}, w = {scales.w:g}{kept and ', ' + kept}"
+            scale = f"{by}h = {scales.h:g}, w = {scales.w:g}"
+            rules[layer.name] = ", ".join(filter(None, (scale, potential, kept)))
         return take_inventory(self.model, rules, self.excluded)
 
     def state_dict(self) -> dict[str, Any]:

@@ -171,12 +171,15 @@ class CompressionReport:
     """All coupled layers in model order; means are weighted with the layers' sizes (Eq. 8).
 
     ``tensors`` lists every parameter and buffer of the model; nothing is left out in silence.
-    ``refinement`` is the method that the clusters were refined by.
+    ``refinement`` is the method that the clusters were refined by. ``easier`` is how to ask for a
+    network that loses less where a target sets the size, and the rate-distortion weight is no
+    option; empty elsewhere.
     """
 
     layers: tuple[LayerReport, ...]
     tensors: tuple[TensorReport, ...] = ()
     refinement: str = "count"
+    easier: str = ""
 
     @property
     def size(self) -> int:
@@ -210,12 +213,16 @@ class CompressionReport:
 
     @property
     def warnings(self) -> tuple[ReportWarning, ...]:
-        """Layers that have become constant, and layers that have not gathered in clusters."""
-        gentler = "n_min" if self.refinement == "count" else "rd_weight"
+        """Layers that have become constant, and layers that have not gathered in clusters.
+
+        With a target, the coupling ends before weights have gathered if they take no more than
+        that, so none is missed.
+        """
+        gentler = "lower `n_min`" if self.refinement == "count" else "lower `rd_weight`"
         constant = [row for row in self.layers if row.constant]
         collapsed = [row for row in constant if row.clusters_before <= row.segments]
         merged = [row for row in constant if row not in collapsed]
-        loose = [row for row in self.layers if not row.gathered]
+        loose = [row for row in self.layers if not (self.easier or row.gathered)]
         exclude = "or leave such layers out with `exclude`"
         which = "`h`" if len(loose) == len(self.layers) else "`h` of these layers (`override`)"
         found = (
@@ -225,7 +232,7 @@ class CompressionReport:
             ),
             self._warning(
                 *("constant", merged, "a single value left after refinement"),
-                f"lower `{gentler}`, {exclude}",
+                f"{self.easier or gentler}, {exclude}",
             ),
             self._warning(
                 *("not gathered", loose),
@@ -267,6 +274,7 @@ class CompressionReport:
             "entropy_bits": self.entropy_bits,
             "codebook_bytes": self.codebook_bytes,
             "refinement": self.refinement,
+            "easier": self.easier,
             "warnings": [asdict(warning) for warning in self.warnings],
             "layers": [asdict(layer) for layer in self.layers],
             "tensors": [asdict(tensor) for tensor in self.tensors],

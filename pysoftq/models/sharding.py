@@ -33,7 +33,7 @@ from pysoftq.models.flattened import (
     refuse_unknown,
     replicating,
 )
-from pysoftq.models.wrappers import wrappers
+from pysoftq.models.wrappers import check_module, wrappers
 
 
 class Sharding:
@@ -49,6 +49,7 @@ class Sharding:
     """
 
     def __init__(self, model: nn.Module) -> None:
+        check_module(model)
         self._flattened = flattened(model)
         self._modules = _fsdp2_modules(model)
         note_parts(self._flattened)

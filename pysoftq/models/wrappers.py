@@ -42,6 +42,16 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return _unwrapped(model, {})
 
 
+def check_module(model: object) -> None:
+    """Raise TypeError for what is no module: a path, a state dict, a class in place of its object.
+
+    Every function of the package that takes a model passes here.
+    """
+    if not isinstance(model, nn.Module):
+        given = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+        raise TypeError(f"`model` must be a torch.nn.Module, got {given}")
+
+
 def innermost(model: nn.Module) -> nn.Module:
     """The module inside of all wrappers; its own parts may be wrapped still."""
     return wrappers(model)[-1]
@@ -55,6 +65,7 @@ def runnable(model: nn.Module) -> nn.Module:
 
 def wrappers(model: nn.Module) -> list[nn.Module]:
     """What is around a model, from the outside to the inside, and the module inside."""
+    check_module(model)
     found = [model]
     while (inside := _inside(found[-1])) is not None:
         found.append(inside)

@@ -48,7 +48,7 @@ class Reached:
         """How to ask for a network that loses less."""
         if self.of_front:
             return "pick a larger network of the front"
-        return "lower `max_drop`" if self.target.searched else "raise the target"
+        return self.target.easier
 
     @property
     def of_front(self) -> bool:

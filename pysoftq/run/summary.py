@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -137,20 +137,13 @@ class Summary:
             ]
         if not self.degradation <= self.measure.tolerated:  # so for NaN
             found.append(self._degradation_warning())
-        return (*found, *self._layer_warnings())
+        return (*found, *self._layers.warnings)
 
-    def _layer_warnings(self) -> Iterator[ReportWarning]:
-        """Of the layers.
-
-        With a target, the rate-distortion weight is no option, and the coupling ends before the
-        weights have gathered if they require no more than the target.
-        """
-        for warning in self.layers.warnings:
-            if self.target is None:
-                yield warning
-            elif warning.kind != "not gathered":
-                advice = warning.advice.replace("lower `rd_weight`", self.target.easier)
-                yield replace(warning, advice=advice)
+    @property
+    def _layers(self) -> CompressionReport:
+        """The layers with the advice that a target leaves; reports of earlier versions lack it."""
+        easier = "" if self.target is None else self.target.easier
+        return replace(self.layers, easier=easier)
 
     def _degradation_warning(self) -> ReportWarning:
         """The loss, the stage of the run that accounts for most of it, and what helps there."""
@@ -194,7 +187,7 @@ class Summary:
                 {**asdict(row), self.measure.merit: self.merit(row), "ratio": self.ratio(row)}
                 for row in self.networks
             ],
-            "compression": self.layers.to_dict(),
+            "compression": self._layers.to_dict(),
             "excluded": dict(self.excluded),
             "training": asdict(self.training),
         }

@@ -38,6 +38,7 @@ from pysoftq.baselines import histogram_equalize
 from pysoftq.clusters.binning import identify
 from pysoftq.clusters.bit_width import mean_bit_width
 from pysoftq.clusters.values import unique
+from pysoftq.coupling.quantizer import SoftQuantizer
 from pysoftq.errors import ArtifactError
 from pysoftq.models.build import build_model
 from pysoftq.models.weight_files import load_weights
@@ -731,6 +732,23 @@ def test_weights_that_are_not_finite_are_stored_with_a_warning(tmp_path: Path) -
     load_compressed(path, model)
     assert model[0].weight[1, 1].isnan()
     assert model[2].bias[0] == math.inf
+
+
+def test_clusters_with_nan_are_not_said_to_be_overwritten(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    SoftQuantizer(model).finalize(bits=2, refinement="count", n_min=0)
+    with torch.no_grad():
+        model[0].weight[1, 1] = math.nan
+    with pytest.warns(UserWarning, match=r"NaN or infinite values in 0\.weight") as caught:
+        save_compressed(model, tmp_path / "model.safetensors")
+    assert len(caught) == 1
+    with torch.no_grad():
+        model[1].weight.normal_()
+    with pytest.warns(UserWarning) as caught:
+        save_compressed(model, tmp_path / "model.safetensors")
+    overwritten, _ = (str(one.message) for one in caught)
+    assert "are gone: '1.weight' has 64 values" in overwritten
+    assert "0.weight" not in overwritten
 
 
 # Writing

@@ -226,8 +226,15 @@ def test_a_target_that_nothing_meets(size: int) -> None:
     with pytest.warns(QualityWarning, match=early):
         model, optimizer, compressor = attached(Target(bytes=size))
     steps(model, optimizer, 0, 20)
-    with pytest.warns(QualityWarning, match=f"more than {size:,} bytes: no assignment takes fewer"):
+    with pytest.warns(QualityWarning) as caught:
         report = compressor.finalize()
+    shortfall, constant = (str(one.message) for one in caught)
+    assert f"more than {size:,} bytes: no assignment takes fewer" in shortfall
+    assert constant == (
+        "3 of 3 layers have a single value left after refinement: 0.weight, 3.weight, 5.weight; "
+        "raise the target, or leave such layers out with `exclude`"
+    )
+    assert f"warning: {constant}" in str(report)
     assert not report.met
     assert report.rung.bytes > size
     assert f"{report.rung.bytes:,} bytes" in report.warnings[0]

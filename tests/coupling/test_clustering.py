@@ -143,6 +143,8 @@ def test_override_of_strength_and_width(net: Net) -> None:
     assert rules(softq)["conv.weight"] == ("coupled", "h = 0.1, w = 0.4")
     assert rules(softq)["body.0.weight"] == ("coupled", "override 'body.0.*': h = 0.5, w = 0.4")
     assert rules(softq)["body.2.weight"] == ("coupled", "override 'body.*': h = 0.1, w = 0.2")
+    softq = SoftQuantizer(net, 100.0, 0.5, potential="log")
+    assert rules(softq)["conv.weight"] == ("coupled", "h = 100, w = 0.5, log potential")
 
 
 def test_the_force_is_that_of_a_layer_with_these_scales(net: Net) -> None:

@@ -16,7 +16,9 @@ from torch.optim.swa_utils import AveragedModel
 
 from pysoftq import (
     Codebooks,
+    Compressor,
     SoftQuantizer,
+    Target,
     inspect_compressed,
     load_compressed,
     load_state_dict,
@@ -24,6 +26,7 @@ from pysoftq import (
     unique,
     validate_clustering,
 )
+from pysoftq.coupling.report import CompressionReport
 from pysoftq.coupling.selection import select
 from pysoftq.export import to_state_dict
 from pysoftq.export.network import read_network
@@ -338,3 +341,37 @@ def test_attached_through_a_wrapper_the_force_enters_once() -> None:
     assert model.weight.grad.any()
     with pytest.raises(ValueError, match="one or more different optimizers"):
         SoftQuantizer(model).attach(optimizer, Wrapper(optimizer))
+
+
+NO_MODULES = {
+    "str": "net.safetensors",
+    "OrderedDict": nn.Linear(2, 2).state_dict(),
+    "the class Linear": nn.Linear,
+    "NoneType": None,
+}
+TAKE_A_MODEL: dict[str, Callable[[Any, Path], Any]] = {
+    "SoftQuantizer": lambda model, path: SoftQuantizer(model),
+    "Compressor": lambda model, path: Compressor(model, Target(bytes=100)),
+    "Codebooks": lambda model, path: Codebooks(model, {}, {}),
+    "save_compressed": save_compressed,
+    "cpu_state": lambda model, path: cpu_state(model),
+    "validate_clustering": lambda model, path: validate_clustering(model, CompressionReport(())),
+}
+
+
+@pytest.mark.parametrize("given", NO_MODULES)
+@pytest.mark.parametrize("call", TAKE_A_MODEL)
+def test_what_is_no_module_is_refused(call: str, given: str, tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=rf"^`model` must be a torch\.nn\.Module, got {given}$"):
+        TAKE_A_MODEL[call](NO_MODULES[given], tmp_path / "net")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("given", ["str", "OrderedDict", "the class Linear"])
+def test_no_file_is_loaded_into_what_is_no_module(given: str, tmp_path: Path) -> None:
+    path = tmp_path / "net"
+    save_compressed(nn.Linear(2, 2), path)
+    with pytest.raises(TypeError, match=rf"^`model` must be a torch\.nn\.Module, got {given}$"):
+        load_compressed(path, NO_MODULES[given])  # type: ignore[call-overload]
+    with pytest.raises(TypeError, match="must be"):  # the other way round
+        load_compressed(nn.Linear(2, 2), str(path))  # type: ignore[call-overload]
