@@ -73,9 +73,7 @@ def _values(parameter: nn.Parameter | None, piece: Piece | None, clusters: int) 
         return 0
 
 
-def warn_of_lost_clusters(
-    model: nn.Module, stacklevel: int, *, but: Collection[str] = ()
-) -> None:
+def warn_of_lost_clusters(model: nn.Module, stacklevel: int, *, but: Collection[str] = ()) -> None:
     """Warn if clusters that were written into a model are gone from it.
 
     Where several processes hold the weights, all of them call this, and all of them warn.
