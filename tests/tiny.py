@@ -101,6 +101,7 @@ class Recorder:
     steps: list[int] = field(default_factory=list)
     epochs: list[dict[str, Any]] = field(default_factory=list)
     messages: list[str] = field(default_factory=list)
+    networks: list[str] = field(default_factory=list)
 
     def on_step(self, state: RunState) -> None:
         self.steps.append(state.step)
@@ -113,6 +114,9 @@ class Recorder:
 
     def on_start(self, config: CompressConfig, data: Dataset, state: RunState) -> None:
         pass
+
+    def on_network(self, name: str) -> None:
+        self.networks.append(name)
 
 
 def found_in(model: nn.Module, bits: int = 3) -> dict[str, Clusters]:

@@ -15,6 +15,8 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.status import Status
+from rich.text import Text
 
 from pysoftq.compressor.target import Target
 from pysoftq.data.batching import batch_count
@@ -27,9 +29,10 @@ from pysoftq.run.state import RunState
 if TYPE_CHECKING:
     from pysoftq.analysis.comparison import Record
     from pysoftq.analysis.contest import Progress as Contest
-    from pysoftq.sweep.ledger import Status
+    from pysoftq.sweep.ledger import Status as SweepStatus
 
 LINES = 30  # of a long run or study
+PATIENCE = 10.0  # seconds without a line
 
 
 def shows_bars(console: Console) -> bool:
@@ -56,10 +59,13 @@ class TerminalObserver:
         self._every = 1
         self._start = (0.0, 0)
         self._target: Target | None = None
+        self._networks: Status | None = None
+        self._last = 0.0  # when a line was printed
 
     def message(self, text: str) -> None:
         """Print one line."""
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self._last = time.monotonic()
 
     def on_start(self, config: CompressConfig, data: Data, state: RunState) -> None:
         """Begin to count the steps."""
@@ -129,6 +135,16 @@ class TerminalObserver:
             f"{self._time_left(metrics.step)}".rstrip()
         )
 
+    def on_network(self, name: str) -> None:
+        """Name the network in a terminal; elsewhere in a line, but only if they take long."""
+        if shows_bars(self.console):
+            if self._networks is None:
+                self._networks = self.console.status("")
+                self._networks.start()
+            self._networks.update(Text(f"measuring {name}"))
+        elif time.monotonic() - self._last > PATIENCE:
+            self.message(f"measuring {name}")
+
     def _note(self, metrics: EpochMetrics) -> None:
         self._loss = metrics.task_loss
         self._energy = metrics.coupling_energy
@@ -157,6 +173,9 @@ class TerminalObserver:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+        if self._networks is not None:
+            self._networks.stop()
+            self._networks = None
 
 
 class SweepProgress:
@@ -180,7 +199,7 @@ class SweepProgress:
         """Leave the terminal as it was."""
         self._bar.stop()
 
-    def update(self, status: Status) -> None:
+    def update(self, status: SweepStatus) -> None:
         """Show how far the sweep is."""
         ended = status.done + status.failed
         if self._start is None:

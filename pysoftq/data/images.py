@@ -23,7 +23,7 @@ from torch import Tensor
 from pysoftq.data.batching import WHOLE, Share, batch_slices
 from pysoftq.data.tasks import CLASSIFICATION, Task
 
-EVALUATION_BATCH = 500
+EVALUATION_BATCH = 128  # what larger ones compute leaves the caches of a CPU
 # Of the training images by default: about so many, but no less and no more than these shares.
 _ENOUGH, _LEAST_SHARE, _MOST_SHARE = 500, 0.1, 0.25
 # Copies of held-out images, at most, and how many images there are to be with them.

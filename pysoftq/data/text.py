@@ -25,7 +25,7 @@ from pysoftq.data.token_files import HALVES, survey, token_files
 from pysoftq.errors import ConfigError
 from pysoftq.paths import user_path
 
-EVALUATION_TOKENS = 2**14  # in a batch
+EVALUATION_TOKENS = 2**11  # in a batch; what larger ones compute leaves the caches of a CPU
 TEST_PART = 10  # the last of so many parts of the text
 _SHARE = 0.1  # of the text to learn that is held out by default
 LONG_BYTES = 2**24  # tokens of longer texts are in files

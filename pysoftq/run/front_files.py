@@ -13,7 +13,6 @@ from pysoftq.artifact import load_compressed
 from pysoftq.compressor.compressor import Compressor
 from pysoftq.compressor.rungs import asked_for
 from pysoftq.run.compressed_file import write_compressed
-from pysoftq.run.evaluation import evaluate
 from pysoftq.run.folder import RUNGS
 from pysoftq.run.front import Front, FrontRung
 from pysoftq.run.networks import NetworkRow
@@ -64,7 +63,7 @@ def finish_front(run: Run, pretrained: NetworkRow) -> int:
     merits = []
     for rung in front.rungs:
         load_compressed(_path(run, rung), model)
-        merits.append(task.merit_of(*evaluate(model, run.data, run.data.test)))
+        merits.append(task.merit_of(*run.tested(rung.file)))
     chosen = front.least(task.tolerated)
     before = task.merit_of(pretrained.loss or 0.0, pretrained.accuracy)
     replace(front.measured(before, merits), chosen=chosen).write(folder.front)

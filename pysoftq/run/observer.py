@@ -25,6 +25,9 @@ class Observer(Protocol):
     def on_epoch(self, metrics: EpochMetrics) -> None:
         """Called after each epoch, with its line of metrics.jsonl."""
 
+    def on_network(self, name: str) -> None:
+        """Called at the end of a run before a network is measured on the test data."""
+
 
 class Silent:
     """An observer that ignores everything."""
@@ -39,4 +42,7 @@ class Silent:
         """Do nothing."""
 
     def on_epoch(self, metrics: EpochMetrics) -> None:
+        """Do nothing."""
+
+    def on_network(self, name: str) -> None:
         """Do nothing."""

@@ -27,7 +27,6 @@ from pysoftq.compressor.report import TargetReport
 from pysoftq.errors import QualityWarning
 from pysoftq.models.weight_files import cpu_state, load_weights, save_state, stored_once
 from pysoftq.run.compressed_file import write_compressed
-from pysoftq.run.evaluation import evaluate
 from pysoftq.run.folder import RunFolder
 from pysoftq.run.front import Front
 from pysoftq.run.front_files import finish_front
@@ -240,7 +239,7 @@ def float_row(run: Run, name: str, state: dict[str, Tensor]) -> NetworkRow:
     """Measure a network in float32."""
     model = run.model
     model.load_state_dict(state)
-    loss, accuracy = evaluate(model, run.data, run.data.test)
+    loss, accuracy = run.tested(name)
     size = written_size(run.folder, lambda path: save_file(stored_once(model), path))
     return NetworkRow(name, accuracy, None, None, None, size, loss)
 
@@ -250,7 +249,7 @@ def clustered_row(run: Run, name: str, clusters: Mapping[str, Clusters]) -> Netw
     write_clusters(run.model, clusters)
     found = list(clusters.values())
     sizes = [one.size for one in found]
-    loss, accuracy = evaluate(run.model, run.data, run.data.test)
+    loss, accuracy = run.tested(name)
     return NetworkRow(
         name,
         accuracy=accuracy,

@@ -28,6 +28,7 @@ from pysoftq.models.weight_files import stored_once
 from pysoftq.run.batch_norm import normalise_together
 from pysoftq.run.batches import check_batches, has_batch_norm
 from pysoftq.run.config import CompressConfig
+from pysoftq.run.evaluation import evaluate
 from pysoftq.run.folder import RunFolder
 from pysoftq.run.front_sizes import check_compresses, check_sizes, front_sizes
 from pysoftq.run.memory import state_memory
@@ -117,6 +118,11 @@ class Run:
         if self.validation is None:
             return "test", self.data.test
         return "validation", self.validation
+
+    def tested(self, name: str) -> tuple[float, float]:
+        """Loss and accuracy of the network as it is now, of this name, on the test data."""
+        self.observer.on_network(name)
+        return evaluate(self.model, self.data, self.data.test)
 
     @property
     def sharded(self) -> bool:

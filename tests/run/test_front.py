@@ -154,12 +154,15 @@ def test_the_test_data_are_read_once_and_at_the_end(
         return original(model, data, half, *more, varied=varied)
 
     original = evaluation.evaluate
-    for module in ("metrics", "target", "outcome", "front_files"):
+    for module in ("metrics", "target", "setup"):
         monkeypatch.setattr(f"pysoftq.run.{module}.evaluate", counted)
     config = options(epochs=1, codebook_epochs=1, front=(6000, 4000))
-    summary = compress(config, tmp_path / "run", Recorder(), data=tiny_digits())
+    observer = Recorder()
+    summary = compress(config, tmp_path / "run", observer, data=tiny_digits())
     end = reads.index("test")
     assert reads[end:] == ["test"] * (len(summary.networks) + 2)
+    assert len(observer.networks) == len(summary.networks) + 2  # each is announced
+    assert {row.name for row in summary.networks} < set(observer.networks)
     assert reads[:end].count("validation") >= 3
 
 

@@ -109,7 +109,7 @@ def whole(options: Options, tmp_path_factory: pytest.TempPathFactory) -> Whole:
     def make(kind: str) -> tuple[CompressConfig, Path, Summary]:
         config, path = options(**TARGETS[kind]), tmp_path_factory.mktemp("target") / kind
         with pytest.MonkeyPatch.context() as patch:
-            for module in ("metrics", "target", "outcome") if kind == "drop" else ():
+            for module in ("metrics", "target", "setup") if kind == "drop" else ():
                 patch.setattr(f"pysoftq.run.{module}.evaluate", counted)
             return config, path, compress(config, path, Recorder(), data=data)
 
