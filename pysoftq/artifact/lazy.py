@@ -10,7 +10,7 @@ import math
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import torch
@@ -154,13 +154,18 @@ class CompressedWeights(nn.Module):
         return _blank, (base, tuple(self._compressed)), *reduced[2:]
 
 
-def _rebuilt(module: CompressedWeights, name: str) -> Tensor:
-    if module.training and torch.is_grad_enabled():
-        raise RuntimeError(
-            f"{name} of this {type(module).__name__} is compressed and cannot be trained: call "
-            "eval() on the model, or load it without lazy=True"
-        )
-    return module._compressed[name].tensor()
+def _property(name: str) -> property:
+    """A parameter that is rebuilt whenever it is read."""
+
+    def rebuilt(module: CompressedWeights) -> Tensor:  # older torch.compile takes no partial
+        if module.training and torch.is_grad_enabled():
+            raise RuntimeError(
+                f"{name} of this {type(module).__name__} is compressed and cannot be trained: call "
+                "eval() on the model, or load it without lazy=True"
+            )
+        return module._compressed[name].tensor()
+
+    return property(rebuilt)
 
 
 def compress_parameter(module: nn.Module, name: str, compressed: CompressedTensor) -> None:
@@ -179,7 +184,7 @@ def compress_parameter(module: nn.Module, name: str, compressed: CompressedTenso
 
 @cache
 def _compressed_class(base: Any, names: tuple[str, ...]) -> Any:
-    properties = {name: property(partial(_rebuilt, name=name)) for name in names}
+    properties = {name: _property(name) for name in names}
     return type(f"Compressed{base.__name__}", (CompressedWeights, base), properties)
 
 
