@@ -16,11 +16,10 @@ from typing import Any, Protocol
 import torch
 from pydantic import TypeAdapter
 from torch import Tensor
-from torch.optim.swa_utils import update_bn
 
 from pysoftq.analysis.comparison import ComparisonStudy, Record, summarize
 from pysoftq.analysis.journal import Journal
-from pysoftq.analysis.landscape import choose_images
+from pysoftq.analysis.landscape import choose_images, reestimate
 from pysoftq.analysis.options import (
     ABLATION,
     METHODS,
@@ -270,11 +269,9 @@ class Arena:
 
     def accuracy(self) -> float:
         """Of the network as it is, on the test images; statistics are re-estimated if asked for."""
-        data = self.run.data
         if self.calibration is not None:
-            batches = (batch for batch, _ in data.ordered(self.calibration))
-            update_bn(batches, self.model, self.run.device)
-        return evaluate(self.model, data, data.test)[1]
+            reestimate(self.model, self.data, self.calibration)
+        return evaluate(self.model, self.data, self.data.test)[1]
 
     def _make(self, entry: Entry) -> None:
         """Put the network of an entry into the model, which is the pretrained one."""

@@ -29,6 +29,8 @@ from pysoftq.run.setup import read_data
 
 State: TypeAlias = dict[str, Tensor]
 
+CALIBRATION_BATCH = 500
+
 
 @dataclass(frozen=True, eq=False)
 class RunStates:
@@ -93,6 +95,12 @@ def choose_images(images: Images, count: int | None, seed: int) -> Images:
     chosen = np.sort(np.random.default_rng(seed).choice(len(images), count, replace=False))
     places = torch.from_numpy(chosen)
     return Images(images.pixels[places], images.labels[places])
+
+
+def reestimate(model: nn.Module, data: Dataset, images: Images) -> None:
+    """Take the statistics of batch normalisation anew: means over batches of 500 images."""
+    batches = (batch for batch, _ in data.ordered(images, CALIBRATION_BATCH))
+    update_bn(batches, model, next(model.parameters()).device)
 
 
 class Landscape:
@@ -166,8 +174,7 @@ class Landscape:
     def _enter(self, state: Mapping[str, Tensor]) -> None:
         self.model.load_state_dict(dict(state))
         if self.calibration is not None:
-            batches = (batch for batch, _ in self.data.ordered(self.calibration))
-            update_bn(batches, self.model, self.images.labels.device)
+            reestimate(self.model, self.data, self.calibration)
         self.model.eval()
 
 

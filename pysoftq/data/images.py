@@ -184,10 +184,12 @@ class Dataset:
             drawn.append(draw_moves(rng, batch.stop - batch.start, self.shift, self.flip))
         return torch.from_numpy(np.concatenate(drawn))
 
-    def ordered(self, images: Images) -> Iterator[tuple[Tensor, Tensor]]:
+    def ordered(
+        self, images: Images, batch_size: int = EVALUATION_BATCH
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """All images in their stored order, in batches, without augmentation."""
-        for start in range(0, len(images), EVALUATION_BATCH):
-            stop = start + EVALUATION_BATCH
+        for start in range(0, len(images), batch_size):
+            stop = start + batch_size
             yield self.normalize(images.pixels[start:stop]), images.labels[start:stop]
 
     def varied(self, images: Images) -> Iterator[tuple[Tensor, Tensor]]:

@@ -50,8 +50,8 @@ def test_all_layers_have_the_strength_of_one_weight_in_all(net: Net) -> None:
     override = SoftQuantizer(net, 60, potential="log", override={"fc*": {"h": 6, "w": 0.1}})
     assert [layer.strength for layer in override.layers] == [60 / 534, 6 / 534]
     rules = {tensor.name: tensor.rule for tensor in override.tensors()}
-    assert rules["conv.weight"] == "h = 60, w = 0.5"
-    assert rules["fc.weight"] == "override 'fc*': h = 6, w = 0.1"
+    assert rules["conv.weight"] == "h = 60, w = 0.5, log potential"
+    assert rules["fc.weight"] == "override 'fc*': h = 6, w = 0.1, log potential"
 
 
 def test_the_strength_has_a_default_of_its_own(net: Net) -> None:
@@ -141,7 +141,7 @@ def test_segments_share_out_the_strength(net: Net, granularity: str) -> None:
         own = slice(begin, begin + size)
         expected = 60 / 534 * force(flat[own], width, bins, potential="log")
         torch.testing.assert_close(added[own], expected, rtol=1e-4, atol=1e-5)
-    assert softq.tensors()[0].rule == "h = 60, w = 0.4"
+    assert softq.tensors()[0].rule == "h = 60, w = 0.4, log potential"
 
 
 def test_segments_that_are_not_coupled_have_no_share(net: Net) -> None:
