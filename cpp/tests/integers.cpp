@@ -125,22 +125,22 @@ void print_segments(const std::vector<double>& values, Scalar scalar, const char
   const std::vector<double> means = bin_means(scalar, ends, hundred, sums, 0);
   const auto found = distinct_values(layer, 1 << 10, 1 << 12);
   std::vector<std::uint16_t> indices(theta.size());
-  const auto counts = index_values(layer, *found, sizeof(indices[0]), indices.data());
+  const auto coded = code_values(layer, 1 << 10, 1 << 12, sizeof(indices[0]), indices.data());
   std::printf("  %-8s     sigma %016" PRIx64 " bins %016" PRIx64 " means %016" PRIx64
               " values %016" PRIx64 " indices %016" PRIx64 "\n",
               name, hash(sigma), hash(sums.count), hash(means), hash(found->bits), hash(indices));
   // Segments without weights have no codebook: the codes are those of one segment.
   const std::vector<std::int64_t> whole{0, size};
   const Segmented one{theta.data(), scalar, whole};
-  const auto all = distinct_values(one, 1 << 10, 1 << 12);
-  const auto shares = index_values(one, *all, sizeof(indices[0]), indices.data());
+  const auto all = code_values(one, 1 << 10, 1 << 12, sizeof(indices[0]), indices.data());
   std::vector<std::uint8_t> packed((indices.size() * 10 + 7) / 8);
   const Items items{indices.data(), sizeof(indices[0])};
   pack(items, indices.size(), 10, packed.data());
-  const Palettes palettes(whole, all->sizes);
-  const Streams streams = encode(items, {shares.data(), sizeof(shares[0])}, palettes, 1 << 12);
+  const Palettes palettes(whole, all->values.sizes);
+  const Items counts{all->counts.data(), sizeof(all->counts[0])};
+  const Streams streams = encode(items, counts, palettes, 1 << 12);
   std::printf("  %-8s     counts %016" PRIx64 " packed %016" PRIx64 " coded %016" PRIx64 "\n", name,
-              hash(counts), hash(packed), hash(streams.words));
+              hash(coded->counts), hash(packed), hash(streams.words));
 }
 
 template <class T>
