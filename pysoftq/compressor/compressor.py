@@ -15,7 +15,7 @@ from pysoftq.artifact.forms import Coding
 from pysoftq.artifact.size import FileSize
 from pysoftq.clusters.codebooks import Codebooks
 from pysoftq.clusters.written import lost_clusters
-from pysoftq.compressor.evaluation import Evaluate, measured
+from pysoftq.compressor.evaluation import Evaluate, measured, returned
 from pysoftq.compressor.merging import FIRST_PRICE, merge_to
 from pysoftq.compressor.meter import Meter, single_values
 from pysoftq.compressor.network import Network, keep, put_back
@@ -45,6 +45,7 @@ LOOKS = 100  # at the size of the coupled network in the course of the coupling,
 SPARE_BITS = 1.0  # that merging and training save on top of the coupling
 VALUES_LR = 0.01
 NEARLY = 0.01  # share of the peak learning rates at which a training is as good as done
+EXCESS = 0.1  # share of steps after the last that a count of them may miss
 
 
 class Compressor:
@@ -179,6 +180,7 @@ class Compressor:
         self._kept: Network | None = None
         self._handles: list[Any] = []
         self._idle: list[tuple[nn.Parameter, Tensor]] = []  # gradients of a step that is left out
+        self._beyond = 0  # such steps
 
     @property
     def codebooks(self) -> Codebooks | None:
@@ -247,7 +249,7 @@ class Compressor:
         if not isinstance(total_steps, int) or total_steps <= self.rung_count:
             raise ValueError(
                 f"`total_steps` must be an integer > {self.rung_count} for these targets, "
-                f"got {total_steps}"
+                f"got {total_steps!r}"
             )
         if self._steps not in (0, total_steps):
             raise ValueError(
@@ -260,7 +262,7 @@ class Compressor:
         self.softq.attach(inner)  # refuses what cannot be coupled
         self.softq.detach()  # the force enters in `_couple`
         if evaluate is not None and self._reference is None:
-            self._reference = measured(self.softq, evaluate)
+            self._reference = returned(self.softq, evaluate)
             if not math.isfinite(self._reference):
                 raise ValueError(f"`evaluate` must return a finite number, got {self._reference}")
         if not self._step:
@@ -290,7 +292,8 @@ class Compressor:
             RuntimeError: not attached.
         """
         if self.optimizer is None:
-            raise RuntimeError("not attached to an optimizer")
+            ended = " any more: finalized or detached before" if self._steps else ""
+            raise RuntimeError(f"not attached to an optimizer{ended}")
         notes = list(self._unfinished())
         if self.phase == "coupling":
             self._coupling_ends = self._step
@@ -319,6 +322,14 @@ class Compressor:
     def _unfinished(self) -> Iterator[str]:
         """What a training that is finalized now has missed."""
         left = self._steps - self._step
+        if not self._step:
+            yield f"finalized before the first of {self._steps} steps of the attached optimizer"
+            return
+        if self._beyond > EXCESS * self._steps:
+            yield (
+                f"{self._beyond} steps after the last of {self._steps} have changed nothing: "
+                "`total_steps` counts the optimizer's steps, not epochs"
+            )
         training = self._training
         last = len(self.rungs) == self.rung_count
         # A few steps that a GradScaler has left out do no harm.
@@ -408,6 +419,7 @@ class Compressor:
         """Take the gradients away for the time of a step, so that it changes nothing."""
         every = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self._idle = [(one, one.grad) for one in every if one.grad is not None]
+        self._beyond += 1
         for parameter, _ in self._idle:
             parameter.grad = None
 

@@ -16,14 +16,29 @@ Evaluate = Callable[[], float]
 
 
 def measured(softq: SoftQuantizer, evaluate: Evaluate) -> float:
-    """What `evaluate` returns in evaluation mode; the mean over the processes that train together.
-
-    Modes of the modules and random numbers are as before afterwards.
-
-    NaN, as of a network that is lost, becomes -inf, with a warning.
+    """What `evaluate` returns (`returned`); NaN, as of a network that is lost, becomes -inf.
 
     Warns:
         QualityWarning: it is NaN.
+
+    Raises:
+        TypeError: it is no number.
+    """
+    quality = returned(softq, evaluate)
+    if math.isnan(quality):
+        warnings.warn(
+            "`evaluate` has returned NaN, which counts as the worst quality",
+            QualityWarning,
+            stacklevel=2,
+        )
+        return -math.inf
+    return quality
+
+
+def returned(softq: SoftQuantizer, evaluate: Evaluate) -> float:
+    """What `evaluate` returns in evaluation mode; the mean over the processes that train together.
+
+    Modes of the modules and random numbers are as before afterwards.
 
     Raises:
         TypeError: it is no number.
@@ -38,15 +53,7 @@ def measured(softq: SoftQuantizer, evaluate: Evaluate) -> float:
     finally:
         for module, mode in zip(modules, modes, strict=True):
             module.training = mode
-    quality = statistics.fmean(softq.ranks.collected(found))
-    if math.isnan(quality):
-        warnings.warn(
-            "`evaluate` has returned NaN, which counts as the worst quality",
-            QualityWarning,
-            stacklevel=2,
-        )
-        return -math.inf
-    return quality
+    return statistics.fmean(softq.ranks.collected(found))
 
 
 def _number(found: object) -> float:
@@ -54,4 +61,6 @@ def _number(found: object) -> float:
     try:
         return float(found)  # type: ignore[arg-type]
     except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f"`evaluate` must return a number, got {type(found).__name__}") from None
+        shape = getattr(found, "shape", None)
+        kind = type(found).__name__ + ("" if shape is None else f" of shape {tuple(shape)}")
+        raise TypeError(f"`evaluate` must return a number, got {kind}") from None

@@ -124,8 +124,9 @@ def _undershoot(rung: Rung) -> str:
     for name, size in (("bytes", rung.bytes), ("bits", rung.bits)):
         most = getattr(target, name)
         if most is not None and size < LEAST * most:
+            sizes = [f"{x:,}" if isinstance(x, int) else f"{x:.4g}" for x in (size, most)]
             return (
-                f"{size:,.5g} {name}, less than the {most:,.5g} of the target: accuracy may be "
-                "lost; more steps, a smaller learning rate or another target help"
+                f"{sizes[0]} {name}, less than the {sizes[1]} of the target: accuracy may be lost; "
+                "more steps, a smaller learning rate or another target help"
             )
     return ""

@@ -69,5 +69,6 @@ def targets_of(target: Target | Mapping[str, Any] | Sequence[Any]) -> tuple[Targ
     given = target if isinstance(target, (list, tuple)) else [target]
     found: list[Any] = [Target(**one) if isinstance(one, Mapping) else one for one in given]
     if not all(isinstance(one, Target) for one in found):
-        raise TypeError(f"`target` must be a Target or a list of them, got {target!r}")
+        wrong = next(type(one).__name__ for one in found if not isinstance(one, Target))
+        raise TypeError(f"`target` must be a Target or a list of them, got {wrong}")
     return tuple(found)

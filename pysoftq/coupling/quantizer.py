@@ -474,7 +474,12 @@ class SoftQuantizer:
 
         In proportion to sigma_l² N_l / s_l with the sensitivities s_l, all 1 unless they are set;
         see `pysoftq.clusters.clusters.layer_rd_weights`.
+
+        Raises:
+            ValueError: `rd_weight` is negative or not finite.
         """
+        if not (math.isfinite(rd_weight) and rd_weight >= 0):
+            raise ValueError(f"`rd_weight` must be finite and >= 0, got {rd_weight}")
         names = [layer.name for layer in self.layers]
         variances = [layer.sigma**2 for layer in self.layers]
         sizes = [layer.size for layer in self.layers]

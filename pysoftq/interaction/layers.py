@@ -183,6 +183,10 @@ class Scales:
     alpha: float
 
     def __post_init__(self) -> None:
+        given: dict[str, Any] = {"h": self.h, "w": self.w, "alpha": self.alpha}
+        for name, value in given.items():
+            if isinstance(value, str):
+                raise TypeError(f"{name} must be a number, got {value!r}")
         if not (math.isfinite(self.h) and self.h >= 0):
             raise ValueError(f"h must be finite and at least 0, got {self.h}")
         if not (math.isfinite(self.w) and self.w > 0):

@@ -152,6 +152,10 @@ def _attributes(thing: object) -> dict[str, Any]:
 
 def _described(thing: object) -> str:
     name = type(thing).__name__
+    if isinstance(thing, type):
+        return f"the class {thing.__name__}"
+    if isinstance(thing, nn.Module):
+        return f"the model {name}"
     if isinstance(thing, (list, tuple)):
         return f"a {name}; pass its optimizers one by one"
     if isinstance(thing, LRScheduler) or name.endswith("Scheduler"):

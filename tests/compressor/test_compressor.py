@@ -115,7 +115,7 @@ def test_grad_scaler_with_an_overflow(fused: bool) -> None:
     make, options = (adamw, {"fused": True}) if fused else (sgd, {})
     model, optimizer, compressor = attached(make=make, **options)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
-    for number in range(24):
+    for number in range(22):
         model.train()
         optimizer.zero_grad()
         scaler.scale(loss_of(model, number)).backward()
@@ -203,11 +203,14 @@ def test_a_step_that_raises_leaves_the_learning_rates() -> None:
 def test_finalized_early(done: int) -> None:
     model, optimizer, compressor = attached()
     steps(model, optimizer, 0, done)
-    with pytest.warns(QualityWarning, match=rf"finalized {20 - done} steps before the last of 20"):
+    early = rf"finalized {20 - done} steps before the last of 20"
+    if not done:
+        early = "finalized before the first of 20 steps of the attached optimizer"
+    with pytest.warns(QualityWarning, match=early):
         report = compressor.finalize()
     assert report.phase == "done"
     assert len(model[0].weight.unique()) < 64
-    with pytest.raises(RuntimeError, match="not attached"):
+    with pytest.raises(RuntimeError, match="not attached to an optimizer any more: finalized or"):
         compressor.finalize()
 
 
@@ -243,8 +246,43 @@ def test_a_target_that_nothing_meets(size: int) -> None:
 def test_a_target_above_the_network() -> None:
     model, optimizer, compressor = attached(Target(bytes=10**6))
     steps(model, optimizer, 0, 20)
-    with pytest.warns(QualityWarning, match="bytes, less than the 1e\\+06 of the target"):
+    with pytest.warns(QualityWarning, match="bytes, less than the 1,000,000 of the target"):
         assert compressor.finalize().met
+
+
+def test_steps_after_the_last_are_reported() -> None:
+    model, optimizer, compressor = attached()
+    steps(model, optimizer, 0, 50)
+    with pytest.warns(QualityWarning, match="30 steps after the last of 20 have changed nothing"):
+        assert compressor.finalize().met
+
+
+@pytest.mark.parametrize(
+    ("returned", "error", "message"),
+    [
+        (math.nan, ValueError, "`evaluate` must return a finite number, got nan"),
+        (torch.ones(3), TypeError, r"`evaluate` must return a number, got Tensor of shape \(3,\)"),
+        ("1.0 %", TypeError, "`evaluate` must return a number, got str"),
+    ],
+)
+def test_what_evaluate_returns_before_the_training(
+    returned: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        attached(evaluate=lambda: returned)
+
+
+def test_targets_and_optimizers_of_another_kind() -> None:
+    model = network()
+    with pytest.raises(TypeError, match=r"must be a Target or a list of them, got Sequential$"):
+        Compressor(Target(bytes=2000), model)  # type: ignore[arg-type]
+    compressor = Compressor(model, BITS)
+    with pytest.raises(TypeError, match=r"one of torch\.optim, got the class SGD$"):
+        compressor.attach(torch.optim.SGD, total_steps=20)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"one of torch\.optim, got the model Sequential$"):
+        compressor.attach(model, total_steps=20)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="must be an integer > 1 for these targets, got '100'"):
+        compressor.attach(sgd(model), total_steps="100")  # type: ignore[arg-type]
 
 
 def test_overwritten_weights_are_reported() -> None:
@@ -464,7 +502,7 @@ def test_targets_are_checked() -> None:
         Target()
     with pytest.raises(ValueError, match="a target has one of bytes, bits"):
         Target(bytes=3, bits=3)
-    with pytest.raises(TypeError, match="`target` must be a Target or a list of them, got 60000"):
+    with pytest.raises(TypeError, match="`target` must be a Target or a list of them, got int"):
         Compressor(model, 60_000)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="`target` must not be empty"):
         Compressor(model, [])

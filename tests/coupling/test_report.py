@@ -206,3 +206,12 @@ def test_finalize_warns_of_a_constant_layer() -> None:
     assert found.layers[0].note == CONSTANT
     assert found.warnings[0].layers == ("0.weight",)
     assert len(model[0].weight.unique()) == 1
+
+
+def test_wrong_numbers_are_named_as_given() -> None:
+    model = nn.Linear(64, 16)
+    with pytest.raises(ValueError, match=r"`rd_weight` must be finite and >= 0, got -1$"):
+        SoftQuantizer(model).finalize(rd_weight=-1)
+    for name in ("h", "w", "alpha"):
+        with pytest.raises(TypeError, match=f"^{name} must be a number, got '0.1'$"):
+            SoftQuantizer(model, **{name: "0.1"})
