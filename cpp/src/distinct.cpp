@@ -352,8 +352,8 @@ struct Part {
   }
 };
 
-// Weights in each part of a segment. Parts have tables of their own and are long enough that
-// looking up their weights takes longer than merging their tables.
+// How many weights each part of a segment has. Every part has its own table of values; parts are so
+// long that looking up their weights takes more time than merging the tables.
 std::size_t part_length(std::size_t size, std::size_t most) {
   constexpr std::size_t longest = std::size_t{1} << 30;  // counts have 32 bits
   if (most <= few_values) return chunk_length;

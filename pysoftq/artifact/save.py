@@ -67,7 +67,7 @@ def save_compressed(
     own = list(_nonfinite(content.model, tensors))
     nonfinite = sorted({name for names in ranks.collected(own) for name in names})
     # The caller is beyond on_host. Where warnings are errors in one process, all of them raise it.
-    warn_of_lost_clusters(model, stacklevel=3, but=nonfinite)
+    warn_of_lost_clusters(model, stacklevel=3, ignored=nonfinite)
     ranks.attempt(lambda: _warn_of_nonfinite(nonfinite))
     with ExitStack() as files, errors_naming(path):
         writer = ranks.attempt(lambda: _opened(files, path) if ranks.first else None)

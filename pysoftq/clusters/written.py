@@ -73,7 +73,9 @@ def _values(parameter: nn.Parameter | None, piece: Piece | None, clusters: int) 
         return 0
 
 
-def warn_of_lost_clusters(model: nn.Module, stacklevel: int, *, but: Collection[str] = ()) -> None:
+def warn_of_lost_clusters(
+    model: nn.Module, stacklevel: int, *, ignored: Collection[str] = ()
+) -> None:
     """Warn if clusters that were written into a model are gone from it.
 
     Where several processes hold the weights, all of them call this, and all of them warn.
@@ -81,9 +83,9 @@ def warn_of_lost_clusters(model: nn.Module, stacklevel: int, *, but: Collection[
     Args:
         model: about to be written to a file.
         stacklevel: of the warning, as `warnings.warn` takes it, from the caller's point of view.
-        but: layers that a warning of its own tells of.
+        ignored: layers to leave out, because another warning reports them.
     """
-    lost = {name: sizes for name, sizes in lost_clusters(model).items() if name not in but}
+    lost = {name: sizes for name, sizes in lost_clusters(model).items() if name not in ignored}
     if not lost:
         return
     layers = [
