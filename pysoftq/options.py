@@ -136,7 +136,8 @@ def _explain(problem: Any, names: Iterable[str]) -> str:
     if problem["type"] == "extra_forbidden":
         close = get_close_matches(key, names, n=1)
         return f"unknown option {key!r}" + (f"; did you mean {close[0]!r}?" if close else "")
-    message = problem["msg"].removeprefix("Value error, ")  # of validators in this package
+    # Of validators in this package, and of pydantic's own.
+    message = problem["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
     if not key:  # of several options, which the message names
         return str(message)
     return f"option {key!r}: {message}, got {problem['input']!r}"

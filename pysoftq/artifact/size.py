@@ -44,6 +44,7 @@ class FileSize:
 
     Attributes:
         coding: as given.
+        others: bytes of each tensor without clusters, as it would be stored, the largest first.
 
     Raises:
         ValueError: a name is not in the model; or as `save_compressed`.
@@ -67,13 +68,14 @@ class FileSize:
         self._options = content.options
         self._weights = _chosen(names, records, ties)
         self._shape = _Shape.of(list(self._weights.values()))
-        self._elements = 0
+        others = {}
         lengths = []
         clustered_names = {record.name for record in self._weights.values()}
         for name in records.keys() - clustered_names:
-            of, nbytes = _size_of(records[name], tensors[name], content.options)
-            self._elements += nbytes
+            of, others[name] = _size_of(records[name], tensors[name], content.options)
             lengths += [of] if records[name].is_weight else []
+        self.others = dict(sorted(others.items(), key=lambda one: (-one[1], one[0])))
+        self._elements = sum(others.values())
         described = content.description(records.values(), ties)
         self._front = len(described) + int(varint_bytes(layout.table(lengths)).sum())
 
@@ -89,6 +91,11 @@ class FileSize:
         found = self._found(palettes)
         front, elements = self._front, self._elements
         return layout.file_size(front + int(found.table.sum()), elements + int(found.total.sum()))
+
+    @property
+    def raw_bytes(self) -> int:
+        """Of all tensors as they are, without clusters of those that could have them."""
+        return int((self._shape.sizes * self._shape.itemsizes).sum()) + self._elements
 
     def bits(self, palettes: Mapping[str, Palette]) -> float:
         """Bits per clustered weight of the indices, coded as in the file with their counts.

@@ -10,7 +10,7 @@ import click
 
 from pysoftq.cli.networks import build, model_option
 from pysoftq.cli.options import config_options, given_options
-from pysoftq.cli.paths import UserPath
+from pysoftq.cli.paths import CompressedFile
 from pysoftq.errors import ConfigError
 from pysoftq.options import option_info
 from pysoftq.run.config import CompressConfig, make_config, read_config
@@ -39,15 +39,15 @@ _DEFAULTS = {"dataset": _OF_RUN, "split_seed": _OF_RUN, "context": "[default: th
 
 
 @click.command("evaluate", epilog=EXAMPLES)
-@click.argument("file", type=UserPath(exists=True, dir_okay=False, path_type=Path))
+@click.argument("file", type=CompressedFile())
 @config_options(*_NOT_USED, defaults=_DEFAULTS)
 @model_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 def evaluate(file: Path, model: str | None, as_json: bool, **values: Any) -> None:
     """Measure the network in the compressed FILE on test data: accuracy, or perplexity of a text.
 
-    The data are those that the network was trained on, if FILE is in the folder of its run;
-    otherwise --dataset is required.
+    The data are those that the network was trained on, if FILE is in the folder of its run, or is
+    that folder; otherwise --dataset is required.
     """
     folder, given = RunFolder.of(file), given_options(values)
     if not folder.exists and "dataset" not in given:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pysoftq.cli.networks import build, model_option
-from pysoftq.cli.paths import UserPath
+from pysoftq.cli.paths import CompressedFile, UserPath
 from pysoftq.cli.tables import print_table
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def axes(
 
 
 @click.command("export", epilog=EXAMPLES)
-@click.argument("file", type=UserPath(exists=True, dir_okay=False, path_type=Path))
+@click.argument("file", type=CompressedFile())
 @click.option(
     "--onnx",
     metavar="OUT.onnx",
@@ -132,8 +132,9 @@ def export(
 ) -> None:
     """Convert the compressed FILE to one or more of --onnx, --coreml and --state-dict.
 
-    Clusters are kept where the format supports them; a table lists the form of each weight. Values
-    are bitwise identical, except in Core ML, which computes in float16.
+    FILE may also be the folder of a run. Clusters are kept where the format supports them; a table
+    lists the form of each weight. Values are bitwise identical, except in Core ML, which computes
+    in float16.
     """
     # Loaded late: torch takes seconds, and --help needs none of it.
     from pysoftq.artifact import inspect_compressed, load_compressed

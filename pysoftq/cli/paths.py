@@ -26,6 +26,30 @@ class UserPath(click.Path):
         return super().convert(str(user_path(text)) if text.startswith("~") else text, param, ctx)
 
 
+class CompressedFile(UserPath):
+    """A compressed file; in place of it also the folder of a run, whose network is meant."""
+
+    def __init__(self) -> None:
+        super().__init__(exists=True, path_type=Path)
+
+    def convert(
+        self,
+        value: str | os.PathLike[str],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> Path:
+        """The file."""
+        from pysoftq.run.folder import RunFolder
+
+        given: Path = super().convert(value, param, ctx)
+        if not given.is_dir():
+            return given
+        file = RunFolder(given).compressed
+        if not file.is_file():
+            self.fail(f"the folder {given} holds no {file.name}", param, ctx)
+        return file
+
+
 def check_run_or_sweep(folder: Path) -> None:
     """Raise ConfigError for a folder that holds neither."""
     from pysoftq.run.folder import RunFolder

@@ -51,8 +51,8 @@ def _table(found: list[RunOverview]) -> Table:
     for heading in ("run", "state", "data", "network", "recipe"):
         table.add_column(heading, no_wrap=True)
     for heading in (
-        *("h", "w", "epochs", "pretrained", "compressed", "bits (log2 K)", "entropy bits"),
-        *("bytes on disk", "front", "warnings"),
+        *("h", "w", "epochs", "pretrained", "compressed", "bits\n(log2 K)", "entropy\nbits"),
+        *("bytes\non disk", "front", "warnings"),
     ):
         table.add_column(heading, justify="right", no_wrap=True)
     for run in found:

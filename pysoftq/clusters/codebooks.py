@@ -27,6 +27,7 @@ from pysoftq.interaction.pieces import (
     size_of,
 )
 from pysoftq.interaction.ranks import digest
+from pysoftq.models.claims import claim, refuse_claimed
 from pysoftq.models.sharding import Sharding, distributed_like, divided_like
 from pysoftq.models.wrappers import torch_optimizer, unwrapped
 
@@ -190,8 +191,11 @@ class Codebooks:
 
         Raises:
             TypeError: it is not an optimizer of torch.optim, nor holds one.
+            ValueError: another object of this package trains the same weights in its steps, or
+                this one is attached to it already.
         """
         inner = torch_optimizer(optimizer)
+        refuse_claimed(inner, {name: layer.parameter for name, layer in self._layers.items()})
         self._optimizers = (*self._optimizers, inner)
         for layer in self._layers.values():
             layer.parameter.grad = None
@@ -200,6 +204,7 @@ class Codebooks:
     def _register(self, optimizer: Optimizer) -> None:
         optimizer.register_step_pre_hook(lambda *_: self.before_step())
         optimizer.register_step_post_hook(lambda *_: self.after_step())
+        claim(optimizer, self, (layer.parameter for layer in self._layers.values()))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Copies and pickles of an optimizer are without hooks.

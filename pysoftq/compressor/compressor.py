@@ -19,7 +19,7 @@ from pysoftq.compressor.evaluation import Evaluate, measured, returned
 from pysoftq.compressor.merging import FIRST_PRICE, merge_to
 from pysoftq.compressor.meter import Meter, single_values
 from pysoftq.compressor.network import Network, keep, put_back
-from pysoftq.compressor.report import TargetReport
+from pysoftq.compressor.report import TargetReport, without_clusters
 from pysoftq.compressor.rungs import (
     MIN_STEPS,
     Rung,
@@ -38,6 +38,7 @@ from pysoftq.coupling.options import ClusteringConfig
 from pysoftq.coupling.quantizer import SoftQuantizer, before_update, gradient_scale
 from pysoftq.coupling.report import CompressionReport, LayerReport
 from pysoftq.errors import QualityWarning, abridged
+from pysoftq.models.claims import claim, release
 from pysoftq.models.sharding import initializes_state
 from pysoftq.models.wrappers import torch_optimizer
 
@@ -234,7 +235,7 @@ class Compressor:
                 mode. It should not look at the test set, since networks are chosen by it.
 
         Warns:
-            QualityWarning: the smallest file is larger than a target.
+            QualityWarning: the smallest file is larger than a target, or the network is not.
 
         Raises:
             TypeError: `optimizer` is none of torch.optim, nor holds one, or has no learning rate.
@@ -286,7 +287,8 @@ class Compressor:
         """Detach; the model is the network that was chosen.
 
         Warns:
-            QualityWarning: steps are left, the target is not met, or a layer has become constant.
+            QualityWarning: steps are left, the target is not met, a layer has become constant, or
+                its weights have scattered.
 
         Raises:
             RuntimeError: not attached.
@@ -308,8 +310,8 @@ class Compressor:
         self.detach()
         report = self.report()
         assert report.layers is not None
-        constant = [str(one) for one in report.layers.warnings if one.kind == "constant"]
-        for text in (*notes, *report.warnings, *report.notes, *constant):
+        layers = [str(one) for one in report.layers.warnings if one.grave]
+        for text in (*notes, *report.warnings, *report.notes, *layers):
             warnings.warn(text, QualityWarning, stacklevel=2)
         return report
 
@@ -317,6 +319,8 @@ class Compressor:
         """Take no part in further steps; `attach` continues."""
         for handle in self._handles:
             handle.remove()
+        if self.optimizer is not None:
+            release(self.optimizer, self)
         self._handles, self.optimizer = [], None
 
     def _unfinished(self) -> Iterator[str]:
@@ -344,7 +348,9 @@ class Compressor:
         layers = self._layers
         if layers is not None and self._training is not None:
             layers = layers.with_clusters(self._training.codebooks.palettes())
-            layers = replace(layers, easier=self.targets[0].easier)
+            set_h = self._soft or "h" in self.config.model_fields_set
+            steps = self.softq.step or None if set_h else None
+            layers = replace(layers, easier=self.targets[0].easier, steps=steps)
         return TargetReport(
             targets=self.targets,
             phase=self.phase,
@@ -356,6 +362,7 @@ class Compressor:
             strength=self.strength,
             sensitivities=self.softq.sensitivities,
             layers=layers,
+            others=self.file_size.others,
         )
 
     # Within a step of the optimizer.
@@ -366,6 +373,7 @@ class Compressor:
                 self.optimizer.register_step_pre_hook(self._before),
                 self.optimizer.register_step_post_hook(self._after),
             ]
+            claim(self.optimizer, self, (layer.parameter for layer in self.softq.layers))
 
     def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if initializes_state(optimizer):
@@ -505,10 +513,20 @@ class Compressor:
 
     def _warn_of_size(self) -> None:
         wanted = [target.bytes for target in self.targets if target.bytes is not None]
-        if wanted and self.smallest_bytes > min(wanted):
+        if not wanted:
+            return
+        if self.smallest_bytes > min(wanted):
             warnings.warn(
                 f"a target of {min(wanted):,} bytes cannot be met: with one value for each layer, "
-                f"or segment, the file has {self.smallest_bytes:,} bytes",
+                f"or segment, the file has {self.smallest_bytes:,} bytes"
+                f"{without_clusters(self.file_size.others)}",
+                QualityWarning,
+                stacklevel=3,
+            )
+        if max(wanted) >= self.file_size.raw_bytes:
+            warnings.warn(
+                f"a target of {max(wanted):,} bytes is no compression: the network takes "
+                f"{self.file_size.raw_bytes:,} bytes",
                 QualityWarning,
                 stacklevel=3,
             )
@@ -620,6 +638,10 @@ class Compressor:
             if self._ended:
                 number = chosen(self.path, self.rungs)
             self._training = self._restored(state["training"], number)
+
+    def __repr__(self) -> str:
+        targets = ", ".join(map(str, self.targets))
+        return f"<Compressor {targets}: {self.phase}, step {self._step:,} of {self._steps:,}>"
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_handles": []}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pysoftq.compressor.meter import LEAST
@@ -30,6 +30,7 @@ class TargetReport:
         sensitivities: what a relative error in each layer costs, as measured before the present
             rung; empty if no gradients were there.
         layers: the table of coupled layers; None as long as they have no clusters.
+        others: bytes of each tensor without clusters in the file, the largest first.
     """
 
     targets: tuple[Target, ...]
@@ -42,6 +43,7 @@ class TargetReport:
     strength: Strength | None
     sensitivities: Mapping[str, float]
     layers: CompressionReport | None
+    others: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def rung(self) -> Rung | None:
@@ -80,7 +82,8 @@ class TargetReport:
             target = self.targets[0] if searched else rung.target
             size = f"{rung.bits:.3f} bits per weight, {rung.bytes:,} bytes"
             if target.bytes is not None and rung.bytes > target.bytes:
-                yield f"{size}, more than {target.bytes:,} bytes: no assignment takes fewer"
+                found = without_clusters(self.others)
+                yield f"{size}, more than {target.bytes:,} bytes: no assignment takes fewer{found}"
             if target.bits is not None and rung.bits > target.bits:
                 yield f"{size}, more than {target.bits:g} bits: no assignment takes fewer"
             if not rung.within(target.max_drop):
@@ -101,6 +104,7 @@ class TargetReport:
             "met": self.met,
             "warnings": list(self.warnings),
             "notes": list(self.notes),
+            "bytes_without_clusters": sum(self.others.values()),
             "layers": None if self.layers is None else self.layers.to_dict(),
         }
 
@@ -116,6 +120,17 @@ class TargetReport:
         if self.layers is not None:
             lines.append(str(self.layers))
         return "\n".join(lines)
+
+
+def without_clusters(others: Mapping[str, int]) -> str:
+    """What tensors without clusters take of a file, and the largest; empty where there are none."""
+    if not others:
+        return ""
+    name, largest = next(iter(others.items()))
+    return (
+        f"; {sum(others.values()):,} bytes are tensors without clusters, '{name}' the largest "
+        f"({largest:,})"
+    )
 
 
 def _undershoot(rung: Rung) -> str:

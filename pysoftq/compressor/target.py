@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from typing import Any
 
 
@@ -29,6 +30,12 @@ class Target:
     bits: float | None = None
     max_drop: float | None = None
     rd_weight: float | None = None
+
+    def __str__(self) -> str:
+        """Only what is given."""
+        given = {one.name: getattr(self, one.name) for one in fields(self)}
+        texts = (f"{name}={value}" for name, value in given.items() if value is not None)
+        return f"Target({', '.join(texts)})"
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -64,11 +71,31 @@ def targets_of(target: Target | Mapping[str, Any] | Sequence[Any]) -> tuple[Targ
 
     Raises:
         TypeError: something else.
-        ValueError: as `Target`.
+        ValueError: as `Target`, an unknown name, or several that do not go from large to small.
     """
     given = target if isinstance(target, (list, tuple)) else [target]
-    found: list[Any] = [Target(**one) if isinstance(one, Mapping) else one for one in given]
+    found: list[Any] = [_from_mapping(one) if isinstance(one, Mapping) else one for one in given]
     if not all(isinstance(one, Target) for one in found):
         wrong = next(type(one).__name__ for one in found if not isinstance(one, Target))
         raise TypeError(f"`target` must be a Target or a list of them, got {wrong}")
+    for unit in ("bytes", "bits", "rd_weight"):
+        _check_order(unit, [getattr(one, unit) for one in found])
     return tuple(found)
+
+
+def _from_mapping(values: Mapping[str, Any]) -> Target:
+    known = [field.name for field in fields(Target)]
+    if strange := [name for name in values if name not in known]:
+        raise ValueError(f"a target has {', '.join(known)}, got {', '.join(map(str, strange))}")
+    return Target(**values)
+
+
+def _check_order(unit: str, values: Sequence[float | None]) -> None:
+    """Each network is made from the one before, so it has to be smaller, or of a higher price."""
+    given = [value for value in values if value is not None]
+    for before, after in pairwise(given):
+        if after < before if unit == "rd_weight" else after > before:
+            raise ValueError(
+                f"several targets must go from large to small networks, got {unit} {after:,} "
+                f"after {before:,}"
+            )

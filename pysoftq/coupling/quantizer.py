@@ -48,6 +48,7 @@ from pysoftq.interaction.potentials import METHODS
 from pysoftq.interaction.ranks import digest
 from pysoftq.interaction.scales import Segments
 from pysoftq.interaction.segments import segment_bounds
+from pysoftq.models.claims import claim, refuse_claimed, release
 from pysoftq.models.sharding import (
     Sharding,
     initializes_state,
@@ -336,7 +337,8 @@ class SoftQuantizer:
         Raises:
             TypeError: an argument is not an optimizer of torch.optim, nor holds one.
             ValueError: no optimizer is given, one is given twice, a coupled layer belongs to
-                none of them, or processes that train the model together (FSDP, tensor parallelism,
+                none of them, a SoftQuantizer, Compressor or Codebooks trains it in their steps
+                already, or processes that train the model together (FSDP, tensor parallelism,
                 DistributedDataParallel) differ in seed, options, layers or scales.
             RuntimeError: already attached.
         """
@@ -346,6 +348,8 @@ class SoftQuantizer:
         if not inner or len(set(map(id, inner))) < len(inner):
             raise ValueError("attach() takes one or more different optimizers")
         self._refuse_orphans(self.layers, inner)
+        for one in inner:
+            refuse_claimed(one, {layer.name: layer.parameter for layer in self.layers})
         self._compare_processes()
         self._register(inner)
 
@@ -389,6 +393,8 @@ class SoftQuantizer:
         """Detach from the optimizers."""
         for handle in self._handles:
             handle.remove()
+        for optimizer in self.optimizers:
+            release(optimizer, self)
         self._handles.clear()
         self.optimizers = ()
 
@@ -621,10 +627,11 @@ class SoftQuantizer:
 
         Returns:
             The table of layers, with clusters and bit-widths before and after refinement. Its
-            `warnings` list layers that have become constant or have not gathered in clusters.
+            `warnings` list layers that have become constant, have scattered, or have not gathered
+            in clusters.
 
         Warns:
-            QualityWarning: a layer has become constant; the report notes it at the layer.
+            QualityWarning: a layer has become constant, or its weights have scattered.
 
         Raises:
             ValueError: a value is out of range, or a layer's parameter has been replaced since
@@ -647,9 +654,9 @@ class SoftQuantizer:
             LayerReport.of(layer, before[layer.name], after[layer.name], n_min)
             for layer in self.layers
         )
-        report = CompressionReport(tuple(rows), self.tensors(), refinement)
+        report = CompressionReport(tuple(rows), self.tensors(), refinement, steps=self._step)
         for warning in report.warnings:
-            if warning.kind == "constant":  # the model is unchanged where warnings are errors
+            if warning.grave:  # the model is unchanged where warnings are errors
                 warnings.warn(str(warning), QualityWarning, stacklevel=2)
         self.detach()
         for layer in self.layers:
@@ -804,6 +811,7 @@ class SoftQuantizer:
             ids = _parameters_of(optimizer)
             indices = tuple(i for i, layer in enumerate(self.layers) if id(layer.parameter) in ids)
             self._handles.append(optimizer.register_step_pre_hook(self._hook(indices)))
+            claim(optimizer, self, (self.layers[index].parameter for index in indices))
 
     def _hook(self, indices: tuple[int, ...]) -> Callable[..., Any]:
         def before_step(
@@ -870,6 +878,14 @@ class SoftQuantizer:
             self.layers, strong, self.bins, self._fft, self._log
         )
         return self._groups[indices]
+
+    def __repr__(self) -> str:
+        optimizers = ", ".join(type(one).__name__ for one in self.optimizers)
+        return (
+            f"<SoftQuantizer h={self.h:g}, w={self.w:g}, potential={self.potential!r}: "
+            f"{self.size:,} coupled weights, layers: {len(self.layers)}, steps: {self.step:,}, "
+            f"optimizers: {optimizers or 'none'}>"
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         # Groups know their parameters, and handles their optimizers; those of a copy are others.

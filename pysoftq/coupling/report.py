@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from io import StringIO
 from typing import Any, Literal
 
+import numpy as np
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -25,6 +26,8 @@ from pysoftq.errors import abridged
 from pysoftq.interaction.layers import CoupledLayer
 
 CONSTANT = "constant: a single value is left"
+SCATTERED, COLLAPSED = 1.5, 0.1  # standard deviation of a layer, in terms of the one before
+Kind = Literal["degradation", "target", "constant", "scattered", "not gathered", "not coupled"]
 
 
 @dataclass(frozen=True)
@@ -35,10 +38,15 @@ class ReportWarning:
     change and the direction. ``layers`` lists all layers concerned; the text names the first five.
     """
 
-    kind: Literal["degradation", "target", "constant", "not gathered"]
+    kind: Kind
     text: str
     advice: str
     layers: tuple[str, ...] = ()
+
+    @property
+    def grave(self) -> bool:
+        """Whether the network is probably useless, which a Python warning reports as well."""
+        return self.kind in ("constant", "scattered")
 
     def __str__(self) -> str:
         """One line."""
@@ -53,7 +61,8 @@ class LayerReport:
     bits are means over segments, weighted with their sizes, and so are sigma, width and strength
     over those that are coupled. ``codebook_bytes`` is what the refined values take. ``wells`` is
     the number of wells of the layer's width that cover the range of its weights, summed over
-    segments; None in reports of earlier versions.
+    segments. ``spread`` is the standard deviation of the weights before refinement over sigma, that
+    before training. Both are None in reports of earlier versions.
     """
 
     name: str
@@ -71,6 +80,7 @@ class LayerReport:
     degenerate_segments: int = 0
     codebook_bytes: int = 0
     wells: int | None = None
+    spread: float | None = None
 
     @classmethod
     def of(
@@ -96,6 +106,7 @@ class LayerReport:
             degenerate_segments=0 if layer.segments is None else layer.segments.degenerate,
             codebook_bytes=after.codebook_bytes,
             wells=_wells(before, layer.width),
+            spread=_deviation(before) / layer.sigma,
         )
         return row._with_constant_noted()
 
@@ -106,6 +117,17 @@ class LayerReport:
         Layers that are constant before training are never coupled, so it had more values once.
         """
         return self.clusters <= self.segments
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether it is the coupling that has gathered all weights in one place."""
+        shrunk = self.spread is not None and self.spread < COLLAPSED
+        return shrunk or self.clusters_before <= self.segments
+
+    @property
+    def scattered(self) -> bool:
+        """Whether the steps have thrown the weights far apart, as a too strong force does."""
+        return self.spread is not None and self.spread > SCATTERED
 
     @property
     def gathered(self) -> bool:
@@ -173,13 +195,15 @@ class CompressionReport:
     ``tensors`` lists every parameter and buffer of the model; nothing is left out in silence.
     ``refinement`` is the method that the clusters were refined by. ``easier`` is how to ask for a
     network that loses less where a target sets the size, and the rate-distortion weight is no
-    option; empty elsewhere.
+    option; empty elsewhere. ``steps`` is how many steps the force has entered; None if not known,
+    or if its strength was chosen from the gradients.
     """
 
     layers: tuple[LayerReport, ...]
     tensors: tuple[TensorReport, ...] = ()
     refinement: str = "count"
     easier: str = ""
+    steps: int | None = None
 
     @property
     def size(self) -> int:
@@ -213,16 +237,19 @@ class CompressionReport:
 
     @property
     def warnings(self) -> tuple[ReportWarning, ...]:
-        """Layers that have become constant, and layers that have not gathered in clusters.
+        """Layers that have become constant, have scattered, or have not gathered in clusters.
 
         With a target, the coupling ends before weights have gathered if they take no more than
         that, so none is missed.
         """
         gentler = "lower `n_min`" if self.refinement == "count" else "lower `rd_weight`"
         constant = [row for row in self.layers if row.constant]
-        collapsed = [row for row in constant if row.clusters_before <= row.segments]
-        merged = [row for row in constant if row not in collapsed]
-        loose = [row for row in self.layers if not (self.easier or row.gathered)]
+        collapsed = [row for row in constant if row.collapsed]
+        merged = [row for row in constant if not row.collapsed]
+        scattered = [row for row in self.layers if self.steps and row.scattered]
+        unused = [row for row in self.layers if self.steps == 0 and row.strength]
+        fine = self.easier or unused
+        loose = [row for row in self.layers if not (fine or row.gathered or row in scattered)]
         exclude = "or leave such layers out with `exclude`"
         which = "`h`" if len(loose) == len(self.layers) else "`h` of these layers (`override`)"
         found = (
@@ -235,6 +262,18 @@ class CompressionReport:
                 f"{self.easier or gentler}, {exclude}",
             ),
             self._warning(
+                *("scattered", scattered),
+                "scattered (the standard deviation of the weights has grown by more than "
+                f"{100 * (SCATTERED - 1):.0f} % since the coupling began)",
+                "lower `h` or the learning rate, or begin with a trained network",
+            ),
+            ReportWarning(
+                "not coupled",
+                "the force has not entered any step",
+                "attach the SoftQuantizer to the optimizer before the training",
+                tuple(row.name for row in unused),
+            ),
+            self._warning(
                 *("not gathered", loose),
                 "not gathered in clusters (more than half of the occupied bins are left)",
                 f"raise {which} or train for more epochs",
@@ -244,7 +283,7 @@ class CompressionReport:
 
     def _warning(
         self,
-        kind: Literal["constant", "not gathered"],
+        kind: Kind,
         rows: Sequence[LayerReport],
         state: str,
         advice: str,
@@ -275,6 +314,7 @@ class CompressionReport:
             "codebook_bytes": self.codebook_bytes,
             "refinement": self.refinement,
             "easier": self.easier,
+            "steps": self.steps,
             "warnings": [asdict(warning) for warning in self.warnings],
             "layers": [asdict(layer) for layer in self.layers],
             "tensors": [asdict(tensor) for tensor in self.tensors],
@@ -368,6 +408,19 @@ def _wells(clusters: Palette, width: float) -> int:
     values = clusters.codebook.double().cpu()
     ranges = values[ends - 1] - values[ends - clusters.codebook_sizes]
     return int((ranges / width).floor().add(1).sum())
+
+
+def _deviation(clusters: Palette) -> float:
+    """Standard deviation of the weights at the values of their clusters.
+
+    Of several segments the mean of theirs, weighted with their sizes.
+    """
+    values, counts = clusters.codebook.double().cpu().numpy(), clusters.counts.cpu().numpy()
+    sizes, first = clusters.codebook_sizes.numpy(), clusters.first.numpy()
+    weights = np.add.reduceat(counts, first, dtype=np.int64)
+    means = np.add.reduceat(counts * values, first) / weights
+    squares = np.add.reduceat(counts * (values - means.repeat(sizes)) ** 2, first)
+    return float(np.sqrt(squares * weights).sum() / weights.sum())
 
 
 def distinct_values(tensors: Iterable[TensorReport]) -> int:

@@ -109,7 +109,7 @@ def _reached(run: Run, report: TargetReport) -> Reached:
     assert report.chosen is not None
     config, rung, advice = run.config, report.rungs[report.chosen], ""
     if config.target_size is not None and rung.bytes > config.target_size:
-        advice = smallest_file(run.model, run.compressor)
+        advice = smallest_file(run.compressor)
     elif report.warnings:
         allow = "a larger drop" if config.max_drop is not None else "more bits"
         advice = f"allow {allow}, or raise `codebook_epochs`, now {config.codebook_epochs}"

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from pysoftq.compressor.compressor import Compressor
+from pysoftq.compressor.report import without_clusters
 from pysoftq.compressor.rungs import coupled_at_most
 from pysoftq.compressor.target import Target, targets_of
 from pysoftq.coupling.lifecycle import prepare
@@ -163,7 +164,8 @@ class Run:
             found = self._compressor(Target(rd_weight=0.0))
         least = found.smallest_bytes
         sizes = front_sizes(front, least, found.softq.size)
-        check_sizes(sizes, bytes_float32(self.model), least, smallest_file(self.model, found))
+        why = f"{smallest_file(found)}{without_clusters(found.file_size.others)}"
+        check_sizes(sizes, bytes_float32(self.model), least, why)
         return [Target(bytes=size) for size in sizes]
 
     def _compressor(self, target: Target | Sequence[Target]) -> Compressor:
@@ -185,19 +187,9 @@ class Run:
         return self.data.fingerprint()
 
 
-def smallest_file(model: nn.Module, compressor: Compressor) -> str:
-    """How small the file of a network can be at best, and what takes that."""
-    coupled = {layer.name for layer in compressor.softq.layers}
-    others = sum(
-        value.numel() * value.element_size()
-        for name, value in model.state_dict().items()
-        if name not in coupled
-    )
-    least = compressor.smallest_bytes
-    return (
-        f"the smallest file of this network takes {least:,} bytes, {min(others, least):,} of them "
-        "for biases, normalisation and other tensors without clusters, the rest for its description"
-    )
+def smallest_file(compressor: Compressor) -> str:
+    """How small the file of a network can be at best."""
+    return f"the smallest file of this network takes {compressor.smallest_bytes:,} bytes"
 
 
 def bytes_float32(model: nn.Module) -> int:

@@ -17,7 +17,7 @@ from PIL import Image
 from tiny import Recorder
 from torch import nn
 
-from pysoftq import SoftQuantizer, save_compressed
+from pysoftq import SoftQuantizer, load_compressed, save_compressed
 from pysoftq.cli.main import cli
 from pysoftq.models.build import build_model
 from pysoftq.run.config import make_config
@@ -159,6 +159,27 @@ def test_other_images_are_normalised_as_in_training(tmp_path: Path) -> None:
     results = [invoke("evaluate", file, *data, *more) for more in ((), same, other)]
     losses = [json.loads(result.stdout)["loss"] for result in results]
     assert losses[0] == losses[1] != losses[2]
+
+
+@pytest.mark.parametrize("command", ["inspect", "evaluate"])
+def test_the_folder_of_a_run_stands_for_its_file(
+    finished: Path, tmp_path: Path, command: str
+) -> None:
+    file = invoke(command, finished / "compressed.safetensors", "--json")
+    folder = invoke(command, finished, "--json")
+    assert folder.exit_code == 0, folder.output
+    assert folder.stdout == file.stdout
+    empty = invoke(command, tmp_path)
+    assert empty.exit_code == 2
+    assert "holds no compressed.safetensors" in empty.output
+
+
+def test_the_exported_network_is_that_of_the_folder(finished: Path, tmp_path: Path) -> None:
+    result = invoke("export", finished, "--state-dict", tmp_path / "plain.pt")
+    assert result.exit_code == 0, result.output
+    state = torch.load(tmp_path / "plain.pt")
+    expected = load_compressed(finished / "compressed.safetensors").state_dict()
+    assert all(state[name].equal(value) for name, value in expected.items())
 
 
 def test_inputs_of_another_kind_are_refused(finished: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -244,10 +245,25 @@ def test_a_target_that_nothing_meets(size: int) -> None:
 
 
 def test_a_target_above_the_network() -> None:
-    model, optimizer, compressor = attached(Target(bytes=10**6))
+    early = r"a target of 1,000,000 bytes is no compression: the network takes 15,\d+ bytes"
+    with pytest.warns(QualityWarning, match=early):
+        model, optimizer, compressor = attached(Target(bytes=10**6))
     steps(model, optimizer, 0, 20)
     with pytest.warns(QualityWarning, match="bytes, less than the 1,000,000 of the target"):
         assert compressor.finalize().met
+
+
+def test_a_large_tensor_without_clusters_is_named() -> None:
+    model = network()
+    model[3].weight.requires_grad_(False)
+    frozen = r"; 9,\d+ bytes are tensors without clusters, '3\.weight' the largest \(8,192\)"
+    with pytest.warns(QualityWarning, match=f"bytes cannot be met: .*{frozen}"):
+        _, optimizer, compressor = attached(Target(bytes=2000), model=model)
+    steps(model, optimizer, 0, 20)
+    with pytest.warns(QualityWarning) as caught:
+        report = compressor.finalize()
+    assert any(re.search(f"no assignment takes fewer{frozen}", str(one.message)) for one in caught)
+    assert report.to_dict()["bytes_without_clusters"] == sum(report.others.values()) > 8192
 
 
 def test_steps_after_the_last_are_reported() -> None:

@@ -166,3 +166,29 @@ def test_where_nothing_is_good_enough_the_least_loss_is_chosen() -> None:
     with pytest.warns(QualityWarning, match="a drop of 3 at .*, more than 1"):
         report = compressor.finalize()
     assert (report.chosen, report.met) == (1, False)
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        ([Target(bits=1.0), Target(bits=2.0)], "got bits 2.0 after 1.0"),
+        ([{"bytes": 900}, {"bits": 2}, {"bytes": 1100}], "got bytes 1,100 after 900"),
+        ([Target(rd_weight=0.1), Target(rd_weight=0.01)], "got rd_weight 0.01 after 0.1"),
+    ],
+)
+def test_a_ladder_that_ascends_is_refused(targets: list[object], message: str) -> None:
+    with pytest.raises(ValueError, match=f"from large to small networks, {message}"):
+        Compressor(network(), targets)  # type: ignore[arg-type]
+
+
+def test_an_unknown_name_in_a_target() -> None:
+    with pytest.raises(ValueError, match=r"a target has bytes, .*, rd_weight, got drop, size"):
+        Compressor(network(), {"drop": 1, "size": 3})  # type: ignore[arg-type]
+
+
+def test_texts_of_targets_and_compressors() -> None:
+    compressor = Compressor(network(), [Target(bytes=3_000), Target(bytes=2000)])
+    compressor.attach(sgd(compressor.model), total_steps=20)
+    assert repr(compressor) == (
+        "<Compressor Target(bytes=3000), Target(bytes=2000): coupling, step 0 of 20>"
+    )

@@ -98,7 +98,7 @@ def test_sensitivities_are_checked(sensitivities: dict[str, float], message: str
 
 @pytest.mark.parametrize("make", [sgd, adamw])
 def test_a_compression_measures_before_it_merges(make: Any) -> None:
-    _, compressor = compressed([Target(bits=3.0), Target(bits=2.0)], make=make)
+    _, compressor = compressed([Target(bits=3.0), Target(bits=2.0)], make=make, total=300)
     found = compressor.report().sensitivities
     assert set(found) == {"0.weight", "3.weight", "5.weight"}
     assert all(value > 0 for value in found.values())

@@ -215,3 +215,68 @@ def test_wrong_numbers_are_named_as_given() -> None:
     for name in ("h", "w", "alpha"):
         with pytest.raises(TypeError, match=f"^{name} must be a number, got '0.1'$"):
             SoftQuantizer(model, **{name: "0.1"})
+
+
+def trained(h: float, w: float = 0.5, steps: int = 30) -> CompressionReport:
+    """A network under a force only, with plain steps."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(32, 64, bias=False), nn.Linear(64, 16, bias=False))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    softq = SoftQuantizer(model, h=h, w=w, alpha=0.0)
+    softq.attach(optimizer)
+    for _ in range(steps):
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+    return softq.finalize()
+
+
+def test_weights_that_a_strong_force_throws_apart_are_reported() -> None:
+    quiet = trained(1e-4)
+    assert all(row.spread <= 1 for row in quiet.layers)
+    assert not any(row.scattered for row in quiet.layers)
+    with pytest.warns(QualityWarning, match=r"2 of 2 layers have scattered .*: 0\.weight, 1\.we"):
+        found = trained(1e3)
+    assert [warning.kind for warning in found.warnings] == ["scattered"]
+    assert "lower `h` or the learning rate" in found.warnings[0].advice
+    assert "\nwarning: 2 of 2 layers have scattered" in str(found)
+
+
+def test_weights_that_a_wide_well_gathers_in_one_place_name_the_width() -> None:
+    with pytest.warns(QualityWarning, match="after training: .*; lower `h` or `w`"):
+        found = trained(1e-5, w=50.0, steps=100)
+    assert all(row.clusters_before > 1 and row.spread < 0.1 for row in found.layers)
+
+
+def test_a_quantizer_that_no_optimizer_knows_is_reported() -> None:
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 32))
+    first = SoftQuantizer(model).finalize().warnings
+    assert [warning.kind for warning in first] == ["not coupled"]
+    assert first[0].layers == ("0.weight", "1.weight")
+    assert str(first[0]) == (
+        "the force has not entered any step; attach the SoftQuantizer to the optimizer before the "
+        "training"
+    )
+    torch.manual_seed(0)
+    other = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 32))
+    uncoupled = SoftQuantizer(other, h=0.0).finalize(rd_weight=0.0).warnings
+    assert [warning.kind for warning in uncoupled] == ["not gathered"]
+
+
+@pytest.mark.parametrize("granularity", ["layer", "channel", "group:24"])
+def test_the_spread_is_the_standard_deviation_after_over_that_before(granularity: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(48, 16, bias=False)
+    softq = SoftQuantizer(model, granularity=granularity)
+    with torch.no_grad():
+        model.weight.mul_(1.25)
+    assert softq.finalize(10).layers[0].spread == pytest.approx(1.25, rel=1e-3)
+
+
+def test_the_text_of_a_quantizer() -> None:
+    model = nn.Linear(64, 16)
+    softq = SoftQuantizer(model)
+    text = "<SoftQuantizer h=0.01, w=0.5, potential='linear': 1,024 coupled weights, layers: 1, "
+    assert repr(softq) == f"{text}steps: 0, optimizers: none>"
+    softq.attach(torch.optim.SGD(model.parameters(), lr=0.1))
+    assert repr(softq) == f"{text}steps: 0, optimizers: SGD>"

@@ -313,7 +313,7 @@ def test_a_size_that_no_file_has_is_reported(options: Options, tmp_path: Path) -
     reached = summary.target
     assert reached is not None
     assert not reached.met
-    smallest = f"the smallest file of this network takes {reached.rung.bytes:,} bytes, "
+    smallest = f"the smallest file of this network takes {reached.rung.bytes:,} bytes"
     assert any("a target of 500 bytes cannot be met" in message for message in observer.messages)
     kinds = {warning.kind: str(warning) for warning in summary.warnings}
     assert smallest in kinds["target"]
@@ -391,7 +391,7 @@ def test_other_texts_are_no_sizes(text: Any) -> None:
 
 @pytest.mark.parametrize("text", ["0", "0.4", 0])
 def test_sizes_are_above_zero(text: Any) -> None:
-    with pytest.raises(ConfigError, match="option 'target_size': Input should be greater than 0"):
+    with pytest.raises(ConfigError, match="option 'target_size': must be greater than 0"):
         make_config({"target_size": text})
 
 
