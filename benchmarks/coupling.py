@@ -2,12 +2,13 @@
 
 ``python -m benchmarks.coupling CONFIG`` reads options of ``pysoftq compress`` (YAML) with the sizes
 of a front, and trains a front for each method and seed, all in as many epochs. Besides both
-potentials and no coupling, methods are ideas that are not in the package (`variants`). The fronts
-of a seed begin with the same pretrained network, those of all seeds with --one-network. Networks of
-the same size are compared by a paired test over the examples of the test set. With --baselines,
-k-means and entropy-constrained k-means of the same networks, whose codebooks are trained for as
-many epochs, and of networks for images PARQ, are beside them. A run that was interrupted resumes;
-one that is finished is not repeated.
+potentials and no coupling, methods are ideas that are not in the package (`variants`); with a
+strength, as in "log h=11", it is not chosen from the gradients. The fronts of a seed begin with the
+same pretrained network, those of all seeds with --one-network. Networks of the same size are
+compared by a paired test over the examples of the test set. With --baselines, k-means and
+entropy-constrained k-means of the same networks, whose codebooks are trained for as many epochs,
+and of networks for images PARQ, are beside them. A run that was interrupted resumes; one that is
+finished is not repeated.
 """
 
 from __future__ import annotations
@@ -54,7 +55,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "uncoupled": {"h": 0.0, "epochs": 1},
 }
 METHODS |= dict.fromkeys(VARIANTS, METHODS["linear"])
+METHODS["merged early"] = METHODS["uncoupled"]
 COLOURS = {"linear": BLUE, "log": GREEN, "uncoupled": VERMILLION}
+LINES = ("-", "--", ":", "-.")  # of methods of the same colour
 QUALITIES = "qualities.npz"
 RESULTS = Path(__file__).parent / "results"
 
@@ -126,8 +129,9 @@ class Study:
 
     def options(self, method: str, seed: int) -> CompressConfig:
         """Of a run."""
-        given: dict[str, Any] = {**self.config, **METHODS[method], "seed": seed}
-        own = METHODS[method].get("epochs")
+        fixed = options_of(method)
+        given: dict[str, Any] = {**self.config, **fixed, "seed": seed}
+        own = fixed.get("epochs")
         if own is not None:
             given["codebook_epochs"] += self.config["epochs"] - own
         first = self.folder(self.methods[0], self.seeds[0]) / "pretrained.safetensors"
@@ -146,7 +150,7 @@ class Study:
         config = self.options(method, seed)
         progress = TerminalObserver()
         try:
-            with variant_of(method):
+            with variant_of(name_of(method)):
                 compress(config, folder.path, progress, resume=folder.exists)
         finally:
             progress.close()
@@ -232,6 +236,32 @@ class Study:
         with np.load(self.folder(method, seed) / QUALITIES) as file:
             content: np.ndarray[Any, Any] = file["qualities"]
         return content
+
+
+def name_of(method: str) -> str:
+    """A method without its strength."""
+    return method.partition(" h=")[0]
+
+
+def options_of(method: str) -> dict[str, Any]:
+    """The options that are a method's own.
+
+    Raises:
+        ValueError: there is no such method, or its strength is no number.
+    """
+    name, _, h = method.partition(" h=")
+    if name not in METHODS:
+        raise ValueError(f"{name!r} is none of {', '.join(METHODS)}")
+    return {**METHODS[name], "h": float(h)} if h else METHODS[name]
+
+
+def checked(method: str) -> str:
+    """A method on the command line."""
+    try:
+        options_of(method)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return method
 
 
 def bits_of(path: Path) -> dict[str, Any]:
@@ -350,10 +380,11 @@ def draw(rows: Sequence[Row], unit: str) -> Figure:
     for axes, name, label in zip(
         panels, ("entropy_bits", "bits"), ("entropy bits per weight", "$\\log_2 K$"), strict=True
     ):
-        for method, colour in COLOURS.items():
+        used: list[str] = []
+        for method in dict.fromkeys(row.method for row in rows if row.size is not None):
             own = [row for row in rows if row.method == method]
-            if not own:
-                continue
+            colour = COLOURS.get(name_of(method), GREY)
+            used.append(colour)
             sizes = sorted({row.size or 0 for row in own})
             groups = [[row for row in own if row.size == size] for size in sizes]
             axes.errorbar(
@@ -362,6 +393,7 @@ def draw(rows: Sequence[Row], unit: str) -> Figure:
                 [statistics.pstdev([row.lost for row in group]) for group in groups],
                 label=method,
                 color=colour,
+                linestyle=LINES[(used.count(colour) - 1) % len(LINES)],
                 marker="o",
                 markersize=5,
                 capsize=3,
@@ -419,13 +451,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--dataset", help="in place of that of CONFIG")
     parser.add_argument("--model", help="in place of that of CONFIG")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(COLOURS))
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        type=checked,
+        default=list(COLOURS),
+        metavar="METHOD",
+        help=f"of {', '.join(METHODS)}, each also with a strength, such as 'log h=11'",
+    )
     parser.add_argument(
         "--one-network", action="store_true", help="pretrained for the first seed, for all"
     )
     parser.add_argument("--baselines", action="store_true", help="k-means, ECVQ and PARQ too")
     parser.add_argument("--work", type=Path, help="folder of the runs (runs/NAME)")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder (benchmarks/results)")
+    parser.add_argument("--name", help="of the results and of the folder of the runs (CONFIG's)")
     chosen = parser.parse_args(arguments)
     config = read_config(chosen.config)
     given = {"dataset": chosen.dataset, "model": chosen.model}
@@ -433,7 +473,7 @@ def main(arguments: list[str] | None = None) -> int:
     missing = {"model", "dataset", "epochs", "codebook_epochs", "front"} - config.keys()
     if missing:
         parser.error(f"{chosen.config} has no {', '.join(sorted(missing))}")
-    name = chosen.config.stem
+    name = chosen.name or chosen.config.stem
     work = chosen.work or Path("runs") / name
     study = Study(
         config,

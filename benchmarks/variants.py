@@ -20,6 +20,7 @@ from pysoftq.coupling.quantizer import SoftQuantizer
 
 SHARE = 0.3  # of the rms gradient that the rms force has while weights and values train
 KEPT = 0.95  # of a running mean, in a step
+EARLY = 42 / 2816
 
 
 @contextmanager
@@ -85,10 +86,22 @@ def to_the_end() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def merged_early() -> Iterator[None]:
+    """Clusters merge after as small a share of the steps as the coupling of ResNet-20 takes."""
+
+    def gathered(self: Compressor) -> bool:
+        return self._step >= EARLY * self._steps
+
+    with patch.object(Compressor, "_gathered", gathered):
+        yield
+
+
 VARIANTS: Mapping[str, Callable[[], AbstractContextManager[None]]] = {
     "while training": while_training,
     "by curvature": by_curvature,
     "to the end": to_the_end,
+    "merged early": merged_early,
 }
 
 

@@ -467,17 +467,31 @@ def test_ideas_for_the_coupling(tmp_path: Path) -> None:
         "{dataset: digits, model: digits-resnet-small, pretrain_epochs: 1, epochs: 4, "
         "codebook_epochs: 1, front: [12000, 6000], threads: 1}"
     )
-    methods = ["linear", "while training", "by curvature", "to the end"]
+    coupled = ["linear", "while training", "by curvature", "to the end", "linear h=0.02"]
+    methods = [*coupled, "merged early"]
     arguments = [str(config), "--output", str(tmp_path), "--work", str(tmp_path / "runs")]
     assert coupling.main([*arguments, "--seeds", "0", "--methods", *methods]) == 0
     rows = json.loads((tmp_path / "small.json").read_text())["rows"]
     assert [row["method"] for row in rows[::2]] == methods
+    reports = [
+        json.loads((tmp_path / f"runs/{name}-0/report.json").read_text()) for name in methods
+    ]
+    assert [report["target"]["h"] for report in reports[-2:]] == [0.02, 0.0]
     linear, *others = (
         load_state_dict(tmp_path / "runs" / f"{method}-0" / "compressed.safetensors")
-        for method in methods
+        for method in coupled
     )
     for weights in others:
         assert any(not torch.equal(weights[name], linear[name]) for name in linear)
+
+
+@pytest.mark.parametrize(("method", "told"), [("logs", "'logs' is none of"), ("log h=x", "'x'")])
+def test_a_method_that_there_is_not(
+    method: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        coupling.main(["small.yaml", "--methods", method])
+    assert told in capsys.readouterr().err
 
 
 def test_a_text_of_the_library_and_its_model(

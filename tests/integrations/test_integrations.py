@@ -43,7 +43,8 @@ from pysoftq import (
 from pysoftq.clusters.written import lost_clusters
 
 # Other libraries warn of each other; what pysoftq warns of stays an error.
-pytestmark = pytest.mark.filterwarnings("ignore", "error:::pysoftq")
+# Networks here are not trained before.
+pytestmark = pytest.mark.filterwarnings("ignore", "error:::pysoftq", "ignore:.* scattered")
 
 
 @pytest.fixture(scope="module")

