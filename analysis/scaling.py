@@ -315,13 +315,17 @@ def measure_energies(
 
 
 def layer_kind(shape: Sequence[int]) -> str:
-    """What a weight of this shape belongs to: "linear", "conv 3×3", "depthwise conv 3×3"."""
+    """What a weight of this shape belongs to, as "linear" or "conv 3×3".
+
+    A convolution with one input channel for each output, as depthwise ones and those of grey images
+    are, is told apart: "conv 3×3, one input".
+    """
     if len(shape) == 2:
         return "linear"
     if len(shape) < 2:
         return f"{len(shape)} dimensions"
     kind = "conv " + "×".join(map(str, shape[2:]))
-    return f"depthwise {kind}" if shape[1] == 1 < shape[0] else kind
+    return f"{kind}, one input" if shape[1] == 1 < shape[0] else kind
 
 
 def gaussian_overlap(width: ArrayLike) -> NDArray[np.float64]:
@@ -368,7 +372,7 @@ def fit_scaling(sizes: ArrayLike, energies: ArrayLike) -> ScalingFit:
         raise ValueError(f"got {size.size} sizes and {energy.size} energies, expected one of each")
     if size.size < 3:
         raise ValueError(
-            f"got {size.size} layers, expected at least 3 to fit a slope and its error"
+            f"layers with an energy: {size.size}, expected at least 3 to fit a slope and its error"
         )
     if not (np.isfinite(size) & (size > 0) & np.isfinite(energy) & (energy > 0)).all():
         raise ValueError("sizes and energies must be finite and nonzero to have logarithms")

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from torch import Tensor
 
 from pysoftq.coupling.selection import select
-from pysoftq.models.weight_files import coupled_weights, load_weights
+from pysoftq.models.weight_files import load_weights, studied_weights
 from pysoftq.paths import user_path
 from pysoftq.run.folder import RunFolder
 
 
 @dataclass(frozen=True)
 class Network:
-    """Name of a network and its weights with two or more dimensions, in model order."""
+    """Name of a network and its weights with two or more dimensions, in model order.
+
+    ``left_out`` says why some of these weights are not among them, by name.
+    """
 
     name: str
     weights: dict[str, Tensor]
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_networks(sources: Sequence[str | Path]) -> list[Network]:
@@ -28,13 +32,15 @@ def read_networks(sources: Sequence[str | Path]) -> list[Network]:
     A source is a weight file, the folder of a run (its pretrained weights), or else the name of a
     model of torchvision (with its default trained weights).
 
-    Raises OSError for files that cannot be read or downloaded, ValueError for an unknown source or
-    one without weights.
+    Raises OSError for files that cannot be read or downloaded, ValueError for an unknown source,
+    one without weights or one that is given twice.
     """
+    if twice := [str(source) for source in sources if list(sources).count(source) > 1]:
+        raise ValueError(f"{twice[0]} is given twice: its layers would count as independent ones")
     networks = [read_network(source) for source in sources]
     names = [network.name for network in networks]
     return [
-        Network(str(source), network.weights) if names.count(network.name) > 1 else network
+        replace(network, name=str(source)) if names.count(network.name) > 1 else network
         for source, network in zip(sources, networks, strict=True)
     ]
 
@@ -46,9 +52,9 @@ def read_network(source: str | Path) -> Network:
         file = RunFolder(path).pretrained
         if not file.is_file():
             raise ValueError(f"{path}: not the folder of a run, it holds no {file.name}")
-        network = Network(path.name, coupled_weights(load_weights(file)))
+        network = Network(path.name, *studied_weights(load_weights(file)))
     elif path.is_file():
-        network = Network(path.stem, coupled_weights(load_weights(path)))
+        network = Network(path.stem, *studied_weights(load_weights(path)))
     else:
         network = Network(str(source), _torchvision_weights(str(source)))
     if not network.weights:

@@ -97,6 +97,9 @@ def dynamics(
     from pysoftq.analysis.dynamics import read_run
 
     records = read_run(run)
+    last = float(records.losses.epochs_of(records.records.density_steps)[-1])
+    if epochs and max(epochs) > last:
+        raise click.UsageError(f"--epochs: {max(epochs):g} is after the last epoch, {last:g}")
     study = study_dynamics(records, run.resolve().name, threshold)
     if as_json:
         click.echo(json.dumps(summary(study)))

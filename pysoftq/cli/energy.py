@@ -15,7 +15,7 @@ from rich import box
 from rich.table import Table
 
 from pysoftq.cli.paths import UserPath
-from pysoftq.cli.studies import positive, potential_option
+from pysoftq.cli.studies import left_out_line, positive, potential_option
 from pysoftq.cli.tables import print_table
 from pysoftq.interaction.pairs import pair_energy
 from pysoftq.interaction.potentials import mean_field_energy
@@ -75,29 +75,41 @@ class LayerEnergy:
 def energy(weights: Path, width: float, potential: str, bins: int, as_json: bool) -> None:
     """Print the interaction energy of each layer of the file WEIGHTS.
 
-    The energy is that of Eq. 2 with h = 1, over ordered pairs. The mean field (Eq. 6) is listed
-    without and with the self-energy of the weights. The last line fits the exact energy against
-    layer size.
+    Layers are the floating tensors with two or more dimensions, tied ones once. The energy is that
+    of Eq. 2 with h = 1, over ordered pairs. The mean field (Eq. 6) is listed without and with the
+    self-energy of the weights. The last line fits the exact energy against layer size, with the
+    standard error of the slope.
 
     With --potential log, the energy is the length of the code of the layer's weights in nats.
     """
     # Loaded late: torch takes seconds, and --help needs none of it.
-    from pysoftq.models.weight_files import coupled_weights, load_weights
+    from pysoftq.models.weight_files import load_weights, studied_weights
 
-    layers = coupled_weights(load_weights(weights))
+    layers, left_out = studied_weights(load_weights(weights))
     if not layers:
         raise ValueError(f"{weights}: no weight with two or more dimensions")
+    _warm_up(potential)
     rows = [measure_layer(name, theta, width, bins, potential) for name, theta in layers.items()]
     fit = scaling_of(rows)
     if as_json:
         scaling = None if fit is None else {**asdict(fit), "alpha": fit.alpha}
-        click.echo(json.dumps({"layers": [asdict(row) for row in rows], "scaling": scaling}))
+        found = {"layers": [asdict(row) for row in rows], "left_out": left_out}
+        click.echo(json.dumps({**found, "scaling": scaling}))
         return
     title = f"{weights.name}, w = {width:g}, {bins} bins"
     if potential == "log":
         title += ", log potential: nats"
     print_table(energy_table(rows, title, potential))
+    if left_out:
+        click.echo(left_out_line(left_out))
     click.echo(scaling_line(fit, len(rows), potential))
+
+
+def _warm_up(potential: str) -> None:
+    """The first call takes longer than any other, whatever the layer."""
+    pair = np.zeros(2, dtype=np.float32)
+    pair_energy(pair, 1.0, potential=potential)
+    mean_field_energy(pair, 1.0, potential=potential)
 
 
 def measure_layer(name: str, theta: Tensor, width: float, bins: int, potential: str) -> LayerEnergy:
@@ -109,7 +121,8 @@ def measure_layer(name: str, theta: Tensor, width: float, bins: int, potential: 
     try:
         return _measured(name, theta, width, bins, potential)
     except (RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"layer '{name}' ({theta.dtype}): {error}") from error
+        text = str(error).removeprefix(f"{name}: ")
+        raise ValueError(f"layer '{name}' ({theta.dtype}): {text}") from error
 
 
 def _measured(name: str, theta: Tensor, width: float, bins: int, potential: str) -> LayerEnergy:
@@ -175,7 +188,7 @@ def energy_table(rows: Sequence[LayerEnergy], title: str, potential: str) -> Tab
     for row in rows:
         cells = [row.name, f"{row.N:,}", f"{row.sigma:.4g}", f"{row.width:.4g}"]
         if row.exact is None:
-            table.add_row(*cells, "constant: no width")
+            table.add_row(*cells, "constant: no width" if row.N > 1 else "less than two weights")
             continue
         energies = (row.exact, row.mean_field, *(() if log else (row.mean_field_self,)))
         cells += [f"{value:.6g}" for value in energies]

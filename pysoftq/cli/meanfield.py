@@ -13,7 +13,13 @@ from rich import box
 from rich.table import Table
 
 from pysoftq.analysis.options import MeanFieldOptions
-from pysoftq.cli.studies import out_option, positive, potential_option, tell_study
+from pysoftq.cli.studies import (
+    left_out_line,
+    out_option,
+    positive,
+    potential_option,
+    tell_study,
+)
 from pysoftq.cli.tables import print_table
 
 if TYPE_CHECKING:
@@ -98,7 +104,13 @@ def meanfield(
     options = MeanFieldOptions(width, bins=bins, draws=draws, seed=seed, potential=potential)
     with StudyProgress.shown("layers measured") as progress:
         study = study_mean_field(network.name, network.weights, options, progress.update)
-    drawn, show = partial(drawings, study, tolerance), partial(print_summary, study, tolerance)
+    drawn = partial(drawings, study, tolerance)
+
+    def show() -> None:
+        print_summary(study, tolerance)
+        if network.left_out:
+            click.echo(left_out_line(network.left_out))
+
     json_summary = summary(study, tolerance) if as_json else None
     tell_study("meanfield", study, drawn, out, json_summary, show)
 
@@ -156,7 +168,7 @@ def print_summary(study: MeanFieldStudy, tolerance: float) -> None:
     )
     click.echo(f"Exact force on the network: {1e3 * study.exact_seconds.sum():.3g} ms")
     if study.left_out:
-        click.echo(f"Left out, no pair within the well: {', '.join(study.left_out)}")
+        click.echo(f"left out: constant or without a pair in the well: {', '.join(study.left_out)}")
     bins = study.bins_for(tolerance)
     largest = int(study.bins[0].bins.max())
     if bins is None:

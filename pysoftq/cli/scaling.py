@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,13 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from pysoftq.cli.studies import out_option, positive, potential_option, tell_study
+from pysoftq.cli.studies import (
+    left_out_line,
+    out_option,
+    positive,
+    potential_option,
+    tell_study,
+)
 from pysoftq.cli.tables import print_table
 
 if TYPE_CHECKING:
@@ -81,9 +87,16 @@ def scaling(
     from pysoftq.analysis.scaling import study_scaling
     from pysoftq.analysis.sources import read_networks
 
-    study = study_scaling(read_networks(sources), width, seed=seed, potential=potential)
-    show = partial(print_tables, study)
-    json_summary = summary(study) if as_json else None
+    networks = read_networks(sources)
+    study = study_scaling(networks, width, seed=seed, potential=potential)
+    left_out = {network.name: dict(network.left_out) for network in networks if network.left_out}
+    json_summary = {**summary(study), "left_out": left_out} if as_json else None
+
+    def show() -> None:
+        print_tables(study)
+        for name, reasons in left_out.items():
+            click.echo(f"{name}: {left_out_line(reasons)}")
+
     tell_study("scaling", study, partial(drawings, study), out, json_summary, show)
 
 
@@ -96,8 +109,18 @@ def drawings(study: ScalingStudy) -> dict[str, Callable[[], Figure]]:
 
 def summary(study: ScalingStudy) -> dict[str, Any]:
     """What ``--json`` prints."""
-    networks = [{"name": network.name, **_law(network.law)} for network in study.networks]
-    return {"potential": study.potential, "networks": networks, "pooled": _law(study.pooled)}
+    networks = [
+        {"name": network.name, **_law(network.law), "without_energy": list(network.left_out)}
+        for network in study.networks
+    ]
+    return {
+        "potential": study.potential,
+        "width": study.width,
+        "networks": networks,
+        "pooled": _law(study.pooled),
+        "depth": asdict(study.depth),
+        "kinds": [asdict(kind) for kind in study.kinds],
+    }
 
 
 def _law(law: PowerLaw) -> dict[str, Any]:
@@ -106,8 +129,11 @@ def _law(law: PowerLaw) -> dict[str, Any]:
         "slope": law.fit.slope,
         "stderr": law.fit.stderr,
         "ci95": list(law.ci95),
+        "alpha": law.fit.alpha,
+        "p": law.p,
         "mse": law.fit.residual,
         "r2": law.fit.r2,
+        "terms": asdict(law.terms),
     }
 
 
@@ -122,7 +148,8 @@ def print_tables(study: ScalingStudy) -> None:
     print_table(term_table(laws, log))
     for network in study.networks:
         if network.left_out:
-            click.echo(f"{network.name}: no pair within the well: {', '.join(network.left_out)}")
+            names = ", ".join(network.left_out)
+            click.echo(f"{network.name}: constant or without a pair in the well: {names}")
     depth = study.depth
     click.echo(
         f"Residuals against relative depth: slope {depth.slope:+.3f} ± {depth.stderr:.3f} "

@@ -13,6 +13,7 @@ import click
 
 from pysoftq.cli.paths import UserPath
 from pysoftq.cli.terminal import draw_or_warn
+from pysoftq.errors import abridged
 from pysoftq.interaction.arrays import POTENTIALS
 
 if TYPE_CHECKING:
@@ -45,6 +46,12 @@ out_option = click.option(
     help="Folder for the figure and the JSON file.  "
     f"[default: {DEFAULT_FOLDER}; with --json, none]",
 )
+
+
+def left_out_line(left_out: Mapping[str, str]) -> str:
+    """Which weights are left out, and why."""
+    reasons = [f"{name} ({reason})" for name, reason in left_out.items()]
+    return f"left out: {abridged(reasons)}"
 
 
 def tell_study(

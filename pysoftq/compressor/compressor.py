@@ -348,8 +348,9 @@ class Compressor:
         layers = self._layers
         if layers is not None and self._training is not None:
             layers = layers.with_clusters(self._training.codebooks.palettes())
+            # A strength chosen from the gradients scatters nothing; without coupling there is none.
             set_h = self._soft or "h" in self.config.model_fields_set
-            steps = self.softq.step or None if set_h else None
+            steps = (self.softq.step or None) if set_h else None
             layers = replace(layers, easier=self.targets[0].easier, steps=steps)
         return TargetReport(
             targets=self.targets,

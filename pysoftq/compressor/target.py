@@ -94,7 +94,8 @@ def _check_order(unit: str, values: Sequence[float | None]) -> None:
     """Each network is made from the one before, so it has to be smaller, or of a higher price."""
     given = [value for value in values if value is not None]
     for before, after in pairwise(given):
-        if after < before if unit == "rd_weight" else after > before:
+        ascends = after < before if unit == "rd_weight" else after > before
+        if ascends:
             raise ValueError(
                 f"several targets must go from large to small networks, got {unit} {after:,} "
                 f"after {before:,}"

@@ -19,6 +19,7 @@ FlatWeights: TypeAlias = "npt.NDArray[np.float32] | npt.NDArray[np.float64] | to
 
 MAX_BINS = 2**24  # beyond that float32 cannot tell the bins apart
 MAX_COUNT = 2**31
+FLOAT32_MAX = float(np.finfo(np.float32).max)
 GRANULARITY = re.compile(r"layer|channel|group:[1-9][0-9]{0,17}")
 POTENTIALS = ("linear", "log")
 HOST_MEMORY = (1, 3, 11)  # DLPack's numbers for the CPU, and for what CUDA and ROCm pin there
@@ -191,7 +192,10 @@ def _on_host(tensor: torch.Tensor) -> bool:
 
 def check_width(width: float) -> float:
     """Return the width as float, or raise ValueError unless it is finite and > 0."""
-    value = float(width)
+    try:
+        value = float(width)
+    except (TypeError, ValueError):
+        raise TypeError(f"width must be a number, got {width!r}") from None
     if not (math.isfinite(value) and value > 0):
         raise ValueError(f"width must be finite and greater than 0, got {width}")
     return value
@@ -238,11 +242,17 @@ def check_potential(potential: str) -> bool:
     return potential == "log"
 
 
-def check_log_width(width: float) -> float:
-    """Return the width as `check_width`, or raise ValueError where 1 / width overflows float64."""
-    value = check_width(width)
-    if not math.isfinite(1 / value):
-        raise ValueError(f"width {width} is too small: the log potential's force overflows float64")
+def check_log_width(width: float, *, double: bool = True) -> float:
+    """Return the width as `check_width`, or raise ValueError where 1 / width overflows.
+
+    Args:
+        width: of the well.
+        double: whether the force is in float64; else in float32.
+    """
+    value, most = check_width(width), sys.float_info.max if double else FLOAT32_MAX
+    if not 1 / value <= most:
+        dtype = "float64" if double else "float32"
+        raise ValueError(f"width {width} is too small: the log potential's force overflows {dtype}")
     return value
 
 

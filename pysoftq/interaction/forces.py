@@ -53,7 +53,9 @@ def force(
             that 1 / width overflows (log).
     """
     fft, log = check_method(method, METHODS), check_potential(potential)
-    flat, w = flatten(theta), check_log_width(width) if log else check_width(width)
+    flat = flatten(theta)
+    double = flat.dtype.itemsize == 8
+    w = check_log_width(width, double=double) if log else check_width(width)
     values = backends.of(flat).force(flat, w, check_bins(bins), fft, log)
     return like(theta, values)
 

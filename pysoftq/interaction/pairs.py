@@ -58,7 +58,7 @@ def pair_energy(
         return finite_energy(backend.pair_energy(flat, w, direct))
     shares = len(flat) / backend.pair_occupancy(flat, w, direct)
     nats = np.log(shares) if isinstance(shares, np.ndarray) else shares.log()
-    return float(nats.sum())
+    return max(float(nats.sum()), 0.0)  # rounding takes it below where all weights are equal
 
 
 def pair_force(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import warnings
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -126,8 +127,11 @@ def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} holds no state dict: not names: {abridged(nameless)}")
     others = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
     if others:
-        raise ValueError(f"{path} holds no state dict: not tensors: {abridged(others)}")
-    return dict(content)
+        kinds = abridged(sorted({type(content[key]).__name__ for key in others}))
+        raise ValueError(
+            f"{path} holds no state dict: not tensors: {abridged(others)} (of type {kinds})"
+        )
+    return {name: tensor.detach() for name, tensor in content.items()}
 
 
 def _has_weights(value: Any) -> bool:
@@ -145,6 +149,39 @@ def coupled_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         for name, tensor in state.items()
         if tensor.is_floating_point() and tensor.ndim >= 2
     }
+
+
+def studied_weights(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Those of `coupled_weights` that a study counts, and why other weights are left out, by name.
+
+    Weights that are in the state twice count once: tied ones, and copies bit for bit.
+    """
+    kept: dict[str, Tensor] = {}
+    left_out: dict[str, str] = {}
+    first: dict[object, str] = {}
+    for name, tensor in state.items():
+        if tensor.ndim < 2:
+            continue
+        if tensor.layout != torch.strided:
+            left_out[name] = "no dense tensor"
+        elif not tensor.is_floating_point():
+            left_out[name] = str(tensor.dtype)
+        elif (same := _first_of(first, name, tensor)) != name:
+            left_out[name] = f"the weights of {same}"
+        else:
+            kept[name] = tensor
+    return kept, left_out
+
+
+def _first_of(first: dict[object, str], name: str, tensor: Tensor) -> str:
+    """The first name of the same weights; in `first` by memory, and by shape and content."""
+    memory = (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.numel())
+    content = zlib.crc32(tensor.contiguous().view(torch.uint8).numpy())
+    keys = (memory, (tensor.dtype, tuple(tensor.shape), content))
+    found = next((first[key] for key in keys if key in first), name) if tensor.numel() else name
+    for key in keys:
+        first.setdefault(key, found)
+    return found
 
 
 def restore(model: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:

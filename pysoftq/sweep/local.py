@@ -67,9 +67,10 @@ def run_local(job: Job, workers: int, devices: Sequence[str], progress: Progress
             free = [place for place in range(workers) if place not in processes]
             for place in free[: status.waiting]:
                 own = replace(job, device=devices[place % len(devices)])
-                processes[place] = context.Process(target=_serve, args=(own,))
+                process = context.Process(target=_serve, args=(own,))
                 with _environment(job.threads):
-                    processes[place].start()
+                    process.start()
+                processes[place] = process
             _wait(processes.values())
         for process in processes.values():  # without a run to do, each ends: a signal then would
             process.join(EXIT_SECONDS)  # print the traceback of whatever it interrupts

@@ -198,3 +198,9 @@ def test_command_refuses_other_epochs(folder: Path, epochs: str) -> None:
     result = CliRunner().invoke(dynamics, [str(folder), "--epochs", epochs])
     assert result.exit_code == 2
     assert "is not a list like 0,1,30" in result.output
+
+
+def test_command_refuses_epochs_after_the_last(folder: Path) -> None:
+    result = CliRunner().invoke(dynamics, [str(folder), "--epochs", "0,7"])
+    assert result.exit_code == 2
+    assert "7 is after the last epoch, 6" in result.output

@@ -255,7 +255,7 @@ def test_command(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
     arguments = (tmp_path / "net.pt", "--max-bins", 1024, "--draws", 2, "--tolerance", 0.2)
     result = invoke(*arguments, "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
-    assert "no pair within the well: constant, apart" in result.output
+    assert "constant or without a pair in the well: constant, apart" in result.output
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"meanfield.json", "meanfield.png", "meanfield.pdf"}
     study = load_result(MeanFieldStudy, tmp_path / "out" / "meanfield.json")

@@ -30,6 +30,7 @@ from pysoftq.analysis.scaling import (
     study_scaling,
 )
 from pysoftq.analysis.sources import Network, read_network, read_networks
+from pysoftq.cli import energy as energies
 from pysoftq.cli.scaling import scaling
 from pysoftq.models.weight_files import save_state
 
@@ -107,7 +108,7 @@ def test_layers_without_a_scale_stay_out_of_the_fit() -> None:
 @pytest.mark.parametrize(
     ("sizes", "energies", "message"),
     [
-        ([10, 20], [-1.0, -2.0], "got 2 layers, expected at least 3"),
+        ([10, 20], [-1.0, -2.0], "layers with an energy: 2, expected at least 3"),
         ([10, 20, 30], [-1.0, -2.0], "got 3 sizes and 2 energies"),
         ([10, 10, 10], [-1.0, -2.0, -3.0], "all layers have 10 weights"),
         ([10, 20, 30], [-1.0, 0.0, -3.0], "must be finite and nonzero"),
@@ -315,7 +316,7 @@ def test_residuals_follow_depth_and_kind() -> None:
     weights = {name: torch.randn(*shape, generator=generator) for name, shape in shapes.items()}
     study = study_scaling([Network("net", weights)], 0.5, widths=(), draws=10)
     kinds = {kind.kind: kind for kind in study.kinds}
-    assert set(kinds) == {"conv 3×3", "depthwise conv 3×3", "linear"}
+    assert set(kinds) == {"conv 3×3", "conv 3×3, one input", "linear"}
     residuals = study.networks[0].residuals
     assert kinds["linear"].mean == pytest.approx(residuals[2:].mean())
     assert kinds["linear"].stderr == pytest.approx(abs(residuals[2] - residuals[3]) / 2)
@@ -329,7 +330,7 @@ def test_residuals_follow_depth_and_kind() -> None:
     [
         ((10, 64), "linear"),
         ((8, 3, 7, 7), "conv 7×7"),
-        ((8, 1, 3, 3), "depthwise conv 3×3"),
+        ((8, 1, 3, 3), "conv 3×3, one input"),
         ((1, 1, 3, 3), "conv 3×3"),
         ((8, 4, 5), "conv 5"),
     ],
@@ -340,7 +341,7 @@ def test_kinds_of_layers(shape: tuple[int, ...], kind: str) -> None:
 
 def test_network_that_cannot_be_fitted_is_named() -> None:
     small = Network("small", {"a": torch.randn(9, 9), "b": torch.randn(8, 9)})
-    with pytest.raises(ValueError, match="small: got 2 layers, expected at least 3"):
+    with pytest.raises(ValueError, match="small: layers with an energy: 2, expected at least 3"):
         study_scaling([small], 0.5)
     with pytest.raises(ValueError, match="got no network"):
         study_scaling([], 0.5)
@@ -407,13 +408,20 @@ def test_command(tmp_path: Path) -> None:
     study = load_result(ScalingStudy, tmp_path / "out" / "scaling.json")
 
     content = json.loads(invoke(*files, "--width", 0.4, "--json").output)
-    assert list(content) == ["potential", "networks", "pooled"]
-    keys = ["layers", "slope", "stderr", "ci95", "mse", "r2"]
-    assert [list(row) for row in content["networks"]] == [["name", *keys]] * 2
+    assert list(content) == [
+        *("potential", "width", "networks", "pooled", "depth", "kinds", "left_out")
+    ]
+    keys = ["layers", "slope", "stderr", "ci95", "alpha", "p", "mse", "r2", "terms"]
+    assert [list(row) for row in content["networks"]] == [["name", *keys, "without_energy"]] * 2
     assert [row["name"] for row in content["networks"]] == ["network9", "network10"]
     assert list(content["pooled"]) == keys
     assert content["pooled"]["slope"] == study.pooled.fit.slope
     assert content["pooled"]["ci95"] == list(study.pooled.ci95)
+    terms = content["pooled"]["terms"].values()
+    assert sum(term["value"] for term in terms) == pytest.approx(study.pooled.fit.slope)
+    assert content["depth"]["slope"] == study.depth.slope
+    assert sum(kind["layers"] for kind in content["kinds"]) == study.pooled.fit.layers
+    assert content["left_out"] == {}
     assert not Path("studies").exists()
 
     result = invoke(*files, "--potential", "log", "--out", tmp_path / "log")
@@ -428,3 +436,27 @@ def test_command(tmp_path: Path) -> None:
 @pytest.mark.parametrize("arguments", [(), ("w.pt", "--width", "0"), ("w.pt", "--width", "nan")])
 def test_wrong_usage(arguments: tuple[str, ...]) -> None:
     assert invoke(*arguments).exit_code == 2
+
+
+def test_tied_weights_count_once(tmp_path: Path) -> None:
+    network = random_network(9, -0.3, layers=5)
+    name, weight = next(iter(network.weights.items()))
+    files = [tmp_path / "alone.pt", tmp_path / "tied.pt"]
+    for file, more in zip(files, ({}, {"tied": weight, "copied": weight.clone()}), strict=True):
+        torch.save({**network.weights, **more}, file)
+    alone, tied = (json.loads(invoke(file, "--json").output) for file in files)
+    assert tied["pooled"] == alone["pooled"]
+    reason = f"the weights of {name}"
+    assert tied["left_out"] == {"tied": {"tied": reason, "copied": reason}}
+    shown = invoke(files[1], "--out", tmp_path).output
+    assert f"tied: left out: tied ({reason}), copied ({reason})" in shown
+    result = CliRunner().invoke(energies.energy, [str(files[1]), "--width", "0.5", "--json"])
+    assert json.loads(result.output)["left_out"] == tied["left_out"]["tied"]
+    assert len(json.loads(result.output)["layers"]) == 5
+
+
+def test_a_network_that_is_given_twice(tmp_path: Path) -> None:
+    torch.save(random_network(9, -0.3, layers=5).weights, tmp_path / "a.pt")
+    error = invoke(tmp_path / "a.pt", tmp_path / "a.pt").exception
+    assert isinstance(error, ValueError)
+    assert "a.pt is given twice" in str(error)

@@ -146,7 +146,7 @@ def test_infinite_weights_name_their_layer(tmp_path: Path) -> None:
     torch.save({"fc": torch.tensor([[1.0, float("inf")]])}, tmp_path / "w.pt")
     error = invoke(tmp_path / "w.pt", "--width", 1).exception
     assert isinstance(error, ValueError)
-    assert "fc: 1 of 2 weights are not finite" in str(error)
+    assert str(error) == "layer 'fc' (torch.float32): 1 of 2 weights are not finite (NaN or inf)"
 
 
 def test_a_layer_that_cannot_be_reckoned_with_is_named(

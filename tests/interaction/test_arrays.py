@@ -76,3 +76,10 @@ def test_special_tensors_are_refused(
 ) -> None:
     with pytest.raises(TypeError, match=f"must be a dense tensor with values, got {message}"):
         function(make())
+
+
+@pytest.mark.parametrize("width", [None, "a", [0.5, 1.0]])
+def test_a_width_that_is_no_number(width: Any) -> None:
+    for function in (pair_energy, pair_force, force):
+        with pytest.raises(TypeError, match="width must be a number, got"):
+            function(np.ones(3), width)

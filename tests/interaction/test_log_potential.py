@@ -346,3 +346,18 @@ def test_wells_far_narrower_than_a_bin(device: Device) -> None:
     counts = counts if device.backend is core else device.put(counts)
     found = device.backend.mean_field_energy(counts, spacing, 1e-5, True)
     assert found == pytest.approx(2 * math.log(4) + 2 * math.log(2))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_a_width_whose_force_float32_cannot_hold(dtype: Any) -> None:
+    theta = GAUSSIAN[:100].astype(dtype)
+    with pytest.raises(ValueError, match=r"width 1e-39 is too small: .* overflows float32"):
+        force(theta, 1e-39, potential="log")
+    assert np.isfinite(force(theta.astype(np.float64), 1e-39, potential="log")).all()
+    assert np.isfinite(force(theta, 3e-39, potential="log")).all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_energies_of_equal_weights_are_not_negative(method: str) -> None:
+    for size in range(2, 60):
+        assert pair_energy(np.full(size, 0.3), 0.1, method, "log") >= 0

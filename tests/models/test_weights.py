@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from pysoftq.models.weight_files import (
     restore,
     save_state,
     stored_once,
+    studied_weights,
 )
 
 
@@ -294,3 +296,37 @@ def test_tied_tensors_are_stored_once() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     model[1].weight = model[0].weight
     assert list(stored_once(model)) == ["0.weight", "0.bias", "1.bias"]
+
+
+def test_what_a_study_counts(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    weight, copied = nn.Parameter(torch.randn(6, 4)), torch.randn(3, 4)
+    state = {
+        "a": weight,
+        "bias": torch.randn(6),
+        "tied": weight,
+        "turned": weight.t(),
+        "part": weight[:3],
+        "b": copied,
+        "again": copied.clone(),
+        "half": copied.half(),
+        "codes": torch.ones(3, 4, dtype=torch.int8),
+        "phase": torch.ones(3, 4, dtype=torch.complex64),
+        "sparse": torch.eye(4).to_sparse(),
+        "none": torch.zeros(0, 3),
+        "nothing": torch.zeros(0, 3),
+    }
+    torch.save(state, tmp_path / "w.pt")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        kept, left_out = studied_weights(load_weights(tmp_path / "w.pt"))
+    assert list(kept) == ["a", "part", "b", "half", "none", "nothing"]
+    assert not any(tensor.requires_grad for tensor in kept.values())
+    assert left_out == {
+        "tied": "the weights of a",
+        "turned": "the weights of a",
+        "again": "the weights of b",
+        "codes": "torch.int8",
+        "phase": "torch.complex64",
+        "sparse": "no dense tensor",
+    }

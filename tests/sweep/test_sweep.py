@@ -397,6 +397,18 @@ def test_a_worker_that_was_given_up_stops(tmp_path: Path, monkeypatch: pytest.Mo
     worker.close()
 
 
+def test_a_worker_that_cannot_start_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(self: object) -> None:
+        raise BlockingIOError("no more processes")  # as where a limit of the system is reached
+
+    monkeypatch.setattr("multiprocessing.process.BaseProcess.start", start)
+    job = make_job(tmp_path, f"sqlite:///{tmp_path / 'sweep.db'}", sweep_tasks.threads, seeds=1)
+    with pytest.raises(BlockingIOError, match="no more processes"):
+        run_local(job, 1, ["cpu"], lambda _: None)
+
+
 def test_workers_are_told_their_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     storage = f"sqlite:///{tmp_path / 'sweep.db'}"
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
