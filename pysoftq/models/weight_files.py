@@ -176,7 +176,7 @@ def studied_weights(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dic
 def _first_of(first: dict[object, str], name: str, tensor: Tensor) -> str:
     """The first name of the same weights; in `first` by memory, and by shape and content."""
     memory = (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.numel())
-    content = zlib.crc32(tensor.contiguous().view(torch.uint8).numpy())
+    content = zlib.crc32(tensor.contiguous().view(torch.uint8).numpy().data)
     keys = (memory, (tensor.dtype, tuple(tensor.shape), content))
     found = next((first[key] for key in keys if key in first), name) if tensor.numel() else name
     for key in keys:

@@ -67,7 +67,7 @@ def run_local(job: Job, workers: int, devices: Sequence[str], progress: Progress
             free = [place for place in range(workers) if place not in processes]
             for place in free[: status.waiting]:
                 own = replace(job, device=devices[place % len(devices)])
-                process = context.Process(target=_serve, args=(own,))
+                process: BaseProcess = context.Process(target=_serve, args=(own,))
                 with _environment(job.threads):
                     process.start()
                 processes[place] = process
