@@ -353,6 +353,11 @@ def over_seeds(values: Sequence[float]) -> str:
     return spread(values, 2) if len(values) > 1 else f"{values[0]:.2f}"
 
 
+def deviation(values: Sequence[float]) -> float:
+    """Standard deviation over the seeds; 0 of a single one."""
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
 def gains_table(gains: Sequence[Gain], unit: str) -> Iterator[str]:
     """What the coupling gains at each size."""
     yield (
@@ -390,7 +395,7 @@ def draw(rows: Sequence[Row], unit: str) -> Figure:
             axes.errorbar(
                 [statistics.fmean(getattr(row, name) for row in group) for group in groups],
                 [statistics.fmean(row.lost for row in group) for group in groups],
-                [statistics.pstdev([row.lost for row in group]) for group in groups],
+                [deviation([row.lost for row in group]) for group in groups],
                 label=method,
                 color=colour,
                 linestyle=LINES[(used.count(colour) - 1) % len(LINES)],
