@@ -39,6 +39,7 @@ from .style import (
 )
 
 EPOCHS = (0, 1, 2, 4, 8)  # panels where none are asked for, and the last epoch
+LONG = 10  # epochs, from which on their axis is logarithmic
 FRAMES = 80
 _FRAMES_PER_SECOND = 10
 _SHOWN_BINS = 256
@@ -158,12 +159,14 @@ def draw_collapse(study: DynamicsStudy) -> Figure:
     figure = Figure(figsize=(PAGE, 2.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     letter((left, right))
+    long = study.times[-1] >= LONG
     for axis in (left, right):
         style(axis)
-        axis.set_xscale("symlog", linthresh=1, linscale=0.5)
+        if long:
+            axis.set_xscale("symlog", linthresh=1, linscale=0.5)
         axis.set_xlim(0, study.times[-1])
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axis.set_xlabel("epoch")
+        axis.set_xlabel("epoch, logarithmic from 1 on" if long else "epoch")
     colours = _depth_colours(len(study.collapses))
     for spread, collapse, colour in zip(study.spreads.T, study.collapses, colours, strict=True):
         if collapse.weights < 2:

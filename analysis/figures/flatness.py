@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from pysoftq.analysis.flatness import Comparison, Curvature, FlatnessStudy, Plane
 
@@ -21,6 +22,7 @@ from .style import (
     VERMILLION,
     isolated,
     letter,
+    log_if_wide,
     style,
 )
 
@@ -33,7 +35,7 @@ _LEVELS = 12
 @isolated
 def draw_flatness(study: FlatnessStudy) -> Figure:
     """Fig. 3: random perturbations matched to both networks, and where the networks are."""
-    figure = Figure(figsize=(PAGE, 2.5), layout="constrained")
+    figure = Figure(figsize=(PAGE, 2.9), layout="constrained")
     axes = figure.subplots(1, 2)
     letter(axes)
     pairs = ((study.soft, study.heq), (study.heq, study.soft))
@@ -74,7 +76,9 @@ def _draw_histogram(axis: Axes, comparison: Comparison, other: Comparison) -> No
         f"p = {comparison.p:.2g}, z = {comparison.z:.2f}".replace("-", "−"), fontsize=SMALL
     )
     axis.set_xlabel(_RATIO)
-    axis.legend(fontsize=SMALL, edgecolor="none", framealpha=0.85)
+    axis.yaxis.set_major_locator(MaxNLocator(integer=True))
+    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.25)}  # lines stand everywhere
+    axis.legend(fontsize=SMALL, frameon=False, ncols=2, labelspacing=0.3, **below)
 
 
 @isolated
@@ -104,7 +108,7 @@ def _draw_lines(axis: Axes, study: FlatnessStudy) -> None:
         end = float(np.interp(1, line.t, line.losses))
         axis.plot([1], [end], marker, color=colour, markersize=4)
     axis.plot([0], [study.pretrained_loss], "D", color=BLACK, markersize=4, label="pretrained")
-    axis.set_yscale("log")
+    log_if_wide(axis)
     axis.set_xlabel(
         r"$t$: $\theta_\mathrm{pre} + t\,(\theta_\mathrm{quant} - \theta_\mathrm{pre})$"
     )
@@ -157,7 +161,6 @@ def draw_curvature(study: FlatnessStudy) -> Figure:
     letter(axes)
     for axis in axes:
         style(axis)
-        axis.set_yscale("log")
         axis.set_xlabel(r"$t$ from pretrained to quantized")
     for curvature in study.curvatures:
         _draw_curvature(axes, curvature)
@@ -166,7 +169,8 @@ def draw_curvature(study: FlatnessStudy) -> Figure:
     axes[2].set_ylabel(r"$d^\mathrm{T} H d\, /\, |d|^2$")
     axes[2].plot([], [], "k-", linewidth=1, label="along the line")
     axes[2].plot([], [], "k:", linewidth=1, label="random, same layers")
-    axes[2].set_ylim(top=4 * axes[2].get_ylim()[1])
+    wide = [log_if_wide(axis) for axis in axes]
+    axes[2].set_ylim(top=(4 if wide[2] else 1.4) * axes[2].get_ylim()[1])
     for axis in axes[[0, 2]]:
         axis.legend(fontsize=SMALL, frameon=False, labelspacing=0.3)
     return figure

@@ -116,6 +116,7 @@ def _draw_force(axis: Axes, study: MeanFieldStudy, tolerance: float) -> None:
     times.spines["right"].set_visible(True)
     for scan in study.bins:
         line = _METHODS[scan.method][2]
+        axis.plot([], [], line, color=GREY, linewidth=0.7, label=f"time, {scan.method}")
         times.plot(scan.bins, 1e3 * scan.seconds.sum(axis=0), line, color=GREY, linewidth=0.7)
     times.set_ylim(top=1e3 * times.get_ylim()[1])
     times.set_ylabel("time of one force / ms", color=GREY)
@@ -149,8 +150,10 @@ def _draw_cost(axis: Axes, study: MeanFieldStudy, tolerance: float) -> None:
         )
         if scan.method != "scan":
             continue
+        last = 0.0
         for x, y, bins in zip(milliseconds, worst, scan.bins, strict=True):
-            if np.log2(bins) % 4 == 2:
+            if np.log2(bins) % 4 == 2 and x > 1.5 * last:
+                last = x
                 axis.annotate(
                     *(_power(bins), (x, y)),
                     xytext=(-2, -1),

@@ -54,6 +54,7 @@ def draw_scaling(study: ScalingStudy) -> Figure:
     _draw_terms(axes[0, 1], study)
     _draw_widths(axes[1, 0], study)
     _draw_residuals(axes[1, 1], study)
+    figure.suptitle(f"$w$ = {study.width:g}", fontsize=TEXT, color=GREY)
     return figure
 
 
@@ -82,7 +83,6 @@ def _draw_law(axis: Axes, study: ScalingStudy) -> None:
     axis.set(xscale="log", yscale="log", xlabel=r"layer size $N_l$")
     energy = r"$|\sum_{i \neq j} U_{w_l}(\theta_i - \theta_j)|$"
     axis.set_ylabel("length of the code / nats" if _is_log(study) else energy)
-    axis.set_title(f"$w$ = {study.width:g}", fontsize=TEXT, color=GREY)
     axis.legend(fontsize=SMALL - 1, frameon=False, loc="upper left", labelspacing=0.3)
 
 
@@ -103,23 +103,31 @@ def _draw_terms(axis: Axes, study: ScalingStudy) -> None:
     names = [field.name for field in fields(law.terms) if field.name not in hidden]
     labels = [titles[name] for name in names]
     level = sum(getattr(law.terms, name).value for name in hidden)
-    right = naive + 0.015
+    gap, farthest = 0.015, naive
     for row, name in enumerate(names):
         term = getattr(law.terms, name)
         start, level = level, level + term.value
         axis.barh(row, level - start, left=start, height=0.55, color=SKY if row else GREY)
+        right = max(naive, level)
         if row:
             error = [[term.value - term.ci95[0]], [term.ci95[1] - term.value]]
+            right = max(right, level + error[1][0])
+            farthest = max(farthest, right)
             axis.errorbar(level, row, xerr=error, color=BLACK, linewidth=0.8, capsize=2)
         axis.plot([level, level], [row, row + 1], color=GREY, linewidth=0.6, linestyle=":")
         axis.text(
-            *(right, row, f"{term.value:+.3f}".replace("-", "−") if row else f"{naive:g}"),
+            *(right + gap, row, f"{term.value:+.3f}".replace("-", "−") if row else f"{naive:g}"),
             fontsize=SMALL,
             va="center",
         )
     row = len(names)
     axis.barh(row, law.fit.slope, height=0.55, color=BLACK)
-    axis.text(right, row, f"{law.fit.slope:.3f}", fontsize=SMALL, va="center", fontweight="bold")
+    axis.text(
+        *(max(naive, law.fit.slope) + gap, row, f"{law.fit.slope:.3f}"),
+        fontsize=SMALL,
+        va="center",
+        fontweight="bold",
+    )
     ends = [law.fit.slope, *law.ci95]
     if not _is_log(study):
         axis.axvline(PAPER_SLOPE, color=CYCLE[1], linewidth=0.8, linestyle="--")
@@ -127,7 +135,8 @@ def _draw_terms(axis: Axes, study: ScalingStudy) -> None:
         ends.append(PAPER_SLOPE)
     axis.set_yticks(range(row + 1), [*labels, "slope"], fontsize=SMALL)
     axis.invert_yaxis()
-    axis.set_xlim(min(ends) - 0.15, max(naive, *ends) + 0.12)
+    left, farthest = min(ends) - 0.15, max(farthest, *ends)
+    axis.set_xlim(left, farthest + 0.14 * (farthest - left))  # room for the numbers
     axis.set_xlabel(r"$d \log |E| \,/\, d \log N$")
 
 
@@ -142,7 +151,7 @@ def _draw_widths(axis: Axes, study: ScalingStudy) -> None:
             color=colour,
             markersize=2.5,
             linewidth=1.2 if pooled else 0.8,
-            label=plain(scan.name),
+            label=plain(scan.name) if pooled else None,  # networks as in the law
         )
     axis.fill_between(last.widths, last.low, last.high, color=GREY, alpha=0.15, linewidth=0)
     gaussian = study.pooled.fit.slope - study.pooled.terms.shape.value
@@ -155,7 +164,7 @@ def _draw_widths(axis: Axes, study: ScalingStudy) -> None:
     axis.xaxis.set_minor_locator(NullLocator())
     axis.set_xlabel(r"width $w$ / $\sigma_l$")
     axis.set_ylabel("slope")
-    axis.legend(fontsize=SMALL - 1, frameon=False, loc="lower right", labelspacing=0.3)
+    axis.legend(fontsize=SMALL - 1, frameon=False, loc="best", labelspacing=0.3)
 
 
 def _draw_residuals(axis: Axes, study: ScalingStudy) -> None:

@@ -74,6 +74,15 @@ def save_figure(figure: Figure, stem: str | Path) -> list[Path]:
     return [png, pdf]
 
 
+def log_if_wide(axis: Axes) -> bool:
+    """Make the y axis logarithmic where what is drawn spans a decade; returns whether it does."""
+    low, high = axis.dataLim.intervaly
+    wide = bool(0 < low and 10 * low <= high)
+    if wide:
+        axis.set_yscale("log")
+    return wide
+
+
 def plain(name: str) -> str:
     """A name from the user as text: its dollars begin no formula, its underscore hides no label."""
     text = name.replace("$", r"\$")

@@ -222,7 +222,7 @@ def print_summary(study: DynamicsStudy) -> None:
     )
     if study.quartiles:
         low, median, high = study.quartiles
-        click.echo(
-            f"{len(study.collapsed)} of {len(study.collapses)} groups collapsed, half of them "
-            f"between epochs {low:.2f} and {high:.2f}, with the median at {median:.2f}."
-        )
+        count = len(study.collapsed)
+        when = f"half of them between epochs {low:.2f} and {high:.2f}, with the median at"
+        text = "at epoch" if count == 1 else when
+        click.echo(f"{count} of {len(study.collapses)} groups collapsed, {text} {median:.2f}.")
