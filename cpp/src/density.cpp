@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <mutex>
-#include <string>
+#include <sstream>
 #include <type_traits>
 
 #include "blocks.h"
@@ -75,9 +75,10 @@ Binning<T> make_binning(const Extent<T>& extent, std::size_t size, std::int32_t 
   check_size(size);
   check_finite(static_cast<std::uint64_t>(extent.nonfinite), size);
   if (!std::isfinite(extent.high - extent.low)) {
-    throw std::invalid_argument("the range of the weights, " + std::to_string(extent.low) + " to " +
-                                std::to_string(extent.high) + ", is wider than float" +
-                                std::to_string(8 * sizeof(T)) + " can hold");
+    std::ostringstream message;
+    message << "the range of the weights, " << extent.low << " to " << extent.high
+            << ", is wider than float" << 8 * sizeof(T) << " can hold";
+    throw std::invalid_argument(message.str());
   }
   return Binning<T>(extent.low, extent.high, bins);
 }

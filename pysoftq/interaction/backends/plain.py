@@ -519,7 +519,7 @@ def _reason(fault: Sequence[float], size: int, dtype: torch.dtype) -> str:
     if nonfinite:
         return f"{nonfinite:.0f} of {size} weights are not finite (NaN or inf)"
     bits = 64 if dtype == torch.float64 else 32
-    return f"the range of the weights, {low:f} to {high:f}, is wider than float{bits} can hold"
+    return f"the range of the weights, {low:g} to {high:g}, is wider than float{bits} can hold"
 
 
 def _finite(theta: Tensor) -> Tensor:
