@@ -146,7 +146,7 @@ class SegmentTable:
             else:
                 bits = 64 if self._double[row] else 32
                 found[row] = (
-                    f"the range of the weights, {-negated:f} to {high:f}, is wider than "
+                    f"the range of the weights, {-negated:g} to {high:g}, is wider than "
                     f"float{bits} can hold"
                 )
         return sorted(found.items())
