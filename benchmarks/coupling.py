@@ -98,8 +98,9 @@ class Gain:
         seeds: number of them.
         points: gained, mean over examples and seeds; in the unit of losses.
         error: standard error over the examples, each a mean over the seeds.
-        p: of a gain of 0, two-sided.
+        p: of a gain of 0, two-sided, if other examples are drawn.
         least, most: of the seeds.
+        p_seeds: of a gain of 0, two-sided, if other seeds are drawn; None of a single one.
     """
 
     method: str
@@ -110,6 +111,7 @@ class Gain:
     p: float
     least: float
     most: float
+    p_seeds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -294,10 +296,16 @@ def gain(method: str, size: int, pairs: np.ndarray[Any, Any]) -> Gain:
         len(pairs),
         float(each.mean()),
         float(each.std(ddof=1) / len(each) ** 0.5),
-        float(ttest_1samp(each, 0).pvalue) if each.any() else 1.0,
+        _p_of_nothing(each),
         float(seeds.min()),
         float(seeds.max()),
+        _p_of_nothing(seeds) if len(seeds) > 1 else None,
     )
+
+
+def _p_of_nothing(values: np.ndarray[Any, Any]) -> float:
+    """Student's two-sided test of a mean of 0."""
+    return float(ttest_1samp(values, 0).pvalue) if values.any() else 1.0
 
 
 def qualities(model: nn.Module, data: Data) -> np.ndarray[Any, Any]:
@@ -362,9 +370,9 @@ def gains_table(gains: Sequence[Gain], unit: str) -> Iterator[str]:
     """What the coupling gains at each size."""
     yield (
         f"| size / bytes | method | gained / {unit} | standard error | p | least and most of the "
-        "seeds |"
+        "seeds | p over the seeds |"
     )
-    yield "|---|---|---|---|---|---|"
+    yield "|---|---|---|---|---|---|---|"
     for one in gains:
         cells = (
             f"{one.size:,}",
@@ -373,6 +381,7 @@ def gains_table(gains: Sequence[Gain], unit: str) -> Iterator[str]:
             f"{one.error:.2f}",
             f"{one.p:.2g}",
             f"{one.least:+.2f}, {one.most:+.2f}",
+            "" if one.p_seeds is None else f"{one.p_seeds:.2g}",
         )
         yield f"| {' | '.join(cells)} |"
 
@@ -436,7 +445,7 @@ def page(study: Study, rows: Sequence[Row], gains: Sequence[Gain], unit: str) ->
         f"{Path(config['model']).name} on {Path(str(config['dataset']).rpartition(':')[2]).name}, "
         f"{epochs} epochs for each front. {seeds}; mean ± standard deviation over the seeds. "
         "Gains are those over the front without coupling at the same size, on the same test "
-        "examples; standard errors and p are those over the examples."
+        "examples; standard errors and the first p are those over the examples."
     )
     parts = [
         "# What the coupling is worth",

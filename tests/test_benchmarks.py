@@ -524,7 +524,9 @@ def test_gain_of_paired_examples() -> None:
     assert found.points == pytest.approx(pairs.mean())
     assert found.error == pytest.approx(np.std(each, ddof=1) / 500**0.5)
     assert found.p == pytest.approx(2 * stats.t.sf(abs(found.points / found.error), 499))
+    assert found.p_seeds == pytest.approx(stats.ttest_1samp(pairs.mean(axis=1), 0).pvalue)
     assert coupling.gain("log", 1_000, np.zeros((3, 500))).p == 1
+    assert coupling.gain("log", 1_000, pairs[:1]).p_seeds is None
 
 
 def test_digits_table_over_seeds(
