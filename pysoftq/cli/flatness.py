@@ -193,10 +193,12 @@ def print_summary(study: FlatnessStudy) -> None:
         click.echo(
             f"Hessian from pretrained to {curvature.name}: "
             f"largest eigenvalue {_ends(curvature.eigenvalues[:, 0])}, "
-            f"trace {_ends(curvature.trace)} ± {curvature.trace_stderr[-1]:.2g}, "
+            f"trace {_ends(curvature.trace, curvature.trace_stderr)}, "
             f"along the line {_ends(curvature.along)}"
         )
 
 
-def _ends(values: Any) -> str:
-    return f"{values[0]:.4g} → {values[-1]:.4g}"
+def _ends(values: Any, errors: Any = None) -> str:
+    """The first and the last value, with their errors."""
+    errors = ["" if errors is None else f" ± {errors[place]:.2g}" for place in (0, -1)]
+    return f"{values[0]:.4g}{errors[0]} → {values[-1]:.4g}{errors[1]}"

@@ -58,7 +58,7 @@ Examples:
     type=click.IntRange(2**6, 2**24),
     default=MeanFieldOptions.bins[-1],
     show_default=True,
-    help="Largest number of bins; 2^6, 2^7, … are compared.",
+    help="Largest number of bins; 2^6, 2^7, … are compared. Samples and widths are at 2^14.",
 )
 @click.option(
     "--draws",
