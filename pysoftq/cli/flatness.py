@@ -200,5 +200,5 @@ def print_summary(study: FlatnessStudy) -> None:
 
 def _ends(values: Any, errors: Any = None) -> str:
     """The first and the last value, with their errors."""
-    errors = ["" if errors is None else f" ± {errors[place]:.2g}" for place in (0, -1)]
-    return f"{values[0]:.4g}{errors[0]} → {values[-1]:.4g}{errors[1]}"
+    first, last = ("" if errors is None else f" ± {errors[place]:.2g}" for place in (0, -1))
+    return f"{values[0]:.4g}{first} → {values[-1]:.4g}{last}"
