@@ -77,8 +77,14 @@ def _draw_histogram(axis: Axes, comparison: Comparison, other: Comparison) -> No
     )
     axis.set_xlabel(_RATIO)
     axis.yaxis.set_major_locator(MaxNLocator(integer=True))
-    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.25)}  # lines stand everywhere
-    axis.legend(fontsize=SMALL, frameon=False, ncols=2, labelspacing=0.3, **below)
+    axis.legend(  # below, as there are lines everywhere
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.25),
+        ncols=2,
+        fontsize=SMALL,
+        frameon=False,
+        labelspacing=0.3,
+    )
 
 
 @isolated
