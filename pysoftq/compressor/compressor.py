@@ -287,8 +287,7 @@ class Compressor:
         """Detach; the model is the network that was chosen.
 
         Warns:
-            QualityWarning: steps are left, the target is not met, a layer has become constant, or
-                its weights have scattered.
+            QualityWarning: steps are left, the target is not met, or a layer has become constant.
 
         Raises:
             RuntimeError: not attached.
@@ -310,8 +309,8 @@ class Compressor:
         self.detach()
         report = self.report()
         assert report.layers is not None
-        layers = [str(one) for one in report.layers.warnings if one.grave]
-        for text in (*notes, *report.warnings, *report.notes, *layers):
+        constant = [str(one) for one in report.layers.warnings if one.kind == "constant"]
+        for text in (*notes, *report.warnings, *report.notes, *constant):
             warnings.warn(text, QualityWarning, stacklevel=2)
         return report
 
@@ -348,10 +347,7 @@ class Compressor:
         layers = self._layers
         if layers is not None and self._training is not None:
             layers = layers.with_clusters(self._training.codebooks.palettes())
-            # A strength chosen from the gradients scatters nothing; without coupling there is none.
-            set_h = self._soft or "h" in self.config.model_fields_set
-            steps = (self.softq.step or None) if set_h else None
-            layers = replace(layers, easier=self.targets[0].easier, steps=steps)
+            layers = replace(layers, easier=self.targets[0].easier, steps=None)
         return TargetReport(
             targets=self.targets,
             phase=self.phase,

@@ -631,7 +631,7 @@ class SoftQuantizer:
             in clusters.
 
         Warns:
-            QualityWarning: a layer has become constant, or its weights have scattered.
+            QualityWarning: a layer has become constant; the report notes it at the layer.
 
         Raises:
             ValueError: a value is out of range, or a layer's parameter has been replaced since
@@ -656,7 +656,7 @@ class SoftQuantizer:
         )
         report = CompressionReport(tuple(rows), self.tensors(), refinement, steps=self._step)
         for warning in report.warnings:
-            if warning.grave:  # the model is unchanged where warnings are errors
+            if warning.kind == "constant":  # the model is unchanged where warnings are errors
                 warnings.warn(str(warning), QualityWarning, stacklevel=2)
         self.detach()
         for layer in self.layers:

@@ -43,11 +43,6 @@ class ReportWarning:
     advice: str
     layers: tuple[str, ...] = ()
 
-    @property
-    def grave(self) -> bool:
-        """Whether the network is probably useless, which a Python warning reports as well."""
-        return self.kind in ("constant", "scattered")
-
     def __str__(self) -> str:
         """One line."""
         return f"{self.text}; {self.advice}"
@@ -195,8 +190,8 @@ class CompressionReport:
     ``tensors`` lists every parameter and buffer of the model; nothing is left out in silence.
     ``refinement`` is the method that the clusters were refined by. ``easier`` is how to ask for a
     network that loses less where a target sets the size, and the rate-distortion weight is no
-    option; empty elsewhere. ``steps`` is how many steps the force has entered; None if not known,
-    or if its strength was chosen from the gradients.
+    option; empty elsewhere. ``steps`` is how many steps the force has entered; None where the
+    network itself is measured, and this does not matter.
     """
 
     layers: tuple[LayerReport, ...]
@@ -265,7 +260,7 @@ class CompressionReport:
                 *("scattered", scattered),
                 "scattered (the standard deviation of the weights has grown by more than "
                 f"{100 * (SCATTERED - 1):.0f} % since the coupling began)",
-                "lower `h` or the learning rate, or begin with a trained network",
+                "lower `h` or the learning rate, unless training itself explains it",
             ),
             ReportWarning(
                 "not coupled",

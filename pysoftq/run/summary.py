@@ -141,9 +141,12 @@ class Summary:
 
     @property
     def _layers(self) -> CompressionReport:
-        """The layers with the advice that a target leaves; reports of earlier versions lack it."""
+        """The layers with the advice that a target leaves; reports of earlier versions lack it.
+
+        Weights that have scattered are no news where the accuracy is known.
+        """
         easier = "" if self.target is None else self.target.easier
-        return replace(self.layers, easier=easier)
+        return replace(self.layers, easier=easier, steps=None)
 
     def _degradation_warning(self) -> ReportWarning:
         """The loss, the stage of the run that accounts for most of it, and what helps there."""

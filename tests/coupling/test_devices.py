@@ -208,7 +208,6 @@ def assert_same_gradients(a: nn.Module, b: nn.Module) -> None:
         assert torch.equal(x.grad.cpu(), y.grad.cpu())
 
 
-@pytest.mark.filterwarnings("ignore:.*have scattered")  # the network is not trained before
 def test_training(expected, place):
     net = Net().to(place)
     softq = train(net, 6)

@@ -468,7 +468,6 @@ def test_the_others_end_with_an_error_where_a_process_dies(outcomes: Outcomes) -
 
 
 @pytest.mark.filterwarnings("ignore:layer")  # one has a single weight in each channel
-@pytest.mark.filterwarnings("ignore:.*has scattered")  # the network is not trained before
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 def test_one_process_resumes_what_several_have_saved(outcomes: Outcomes, folder: Path) -> None:
     import torch.distributed.checkpoint as dcp

@@ -43,8 +43,7 @@ from pysoftq import (
 from pysoftq.clusters.written import lost_clusters
 
 # Other libraries warn of each other; what pysoftq warns of stays an error.
-# Networks here are not trained before.
-pytestmark = pytest.mark.filterwarnings("ignore", "error:::pysoftq", "ignore:.* scattered")
+pytestmark = pytest.mark.filterwarnings("ignore", "error:::pysoftq")
 
 
 @pytest.fixture(scope="module")

@@ -32,8 +32,7 @@ from pysoftq import Compressor, Target
 from pysoftq.errors import QualityWarning
 
 # Other libraries warn of each other; what pysoftq warns of stays an error.
-# Networks here are not trained before.
-pytestmark = pytest.mark.filterwarnings("ignore", "error:::pysoftq", "ignore:.* scattered")
+pytestmark = pytest.mark.filterwarnings("ignore", "error:::pysoftq")
 
 TARGET = Target(bytes=1_700)
 STEPS = EPOCHS * 8
