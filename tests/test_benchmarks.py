@@ -42,6 +42,7 @@ from benchmarks import (
     report,
     states,
     targets,
+    variants,
 )
 from benchmarks.harness import Comparison, Measure, Options, Spread, Timing
 from benchmarks.peers import histograms, pairs, table1
@@ -473,10 +474,12 @@ def test_ideas_for_the_coupling(tmp_path: Path) -> None:
     assert coupling.main([*arguments, "--seeds", "0", "--methods", *methods]) == 0
     rows = json.loads((tmp_path / "small.json").read_text())["rows"]
     assert [row["method"] for row in rows[::2]] == methods
-    reports = [
-        json.loads((tmp_path / f"runs/{name}-0/report.json").read_text()) for name in methods
-    ]
-    assert [report["target"]["h"] for report in reports[-2:]] == [0.02, 0.0]
+    folders = [tmp_path / "runs" / f"{method}-0" for method in methods]
+    reached = [json.loads((folder / "report.json").read_text())["target"] for folder in folders]
+    assert [target["h"] for target in reached[-2:]] == [0.02, 0.0]
+    last = json.loads((folders[-1] / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+    merged = last - sum(rung["steps"] for rung in reached[-1]["rungs"])
+    assert merged == math.ceil(variants.EARLY * last)
     linear, *others = (
         load_state_dict(tmp_path / "runs" / f"{method}-0" / "compressed.safetensors")
         for method in coupled
