@@ -317,8 +317,8 @@ def measure_energies(
 def layer_kind(shape: Sequence[int]) -> str:
     """What a weight of this shape belongs to, as "linear" or "conv 3×3".
 
-    A convolution with one input channel for each output, as depthwise ones and those of grey images
-    are, is told apart: "conv 3×3, one input".
+    Convolutions with one input channel per output channel (depthwise, or on grey images) have their
+    own kind: "conv 3×3, one input".
     """
     if len(shape) == 2:
         return "linear"

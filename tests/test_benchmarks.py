@@ -488,13 +488,13 @@ def test_ideas_for_the_coupling(tmp_path: Path) -> None:
         assert any(not torch.equal(weights[name], linear[name]) for name in linear)
 
 
-@pytest.mark.parametrize(("method", "told"), [("logs", "'logs' is none of"), ("log h=x", "'x'")])
+@pytest.mark.parametrize(("method", "message"), [("logs", "'logs' is none of"), ("log h=x", "'x'")])
 def test_a_method_that_there_is_not(
-    method: str, told: str, capsys: pytest.CaptureFixture[str]
+    method: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
         coupling.main(["small.yaml", "--methods", method])
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_a_text_of_the_library_and_its_model(

@@ -522,7 +522,7 @@ class Compressor:
             )
         if max(wanted) >= self.file_size.raw_bytes:
             warnings.warn(
-                f"a target of {max(wanted):,} bytes is no compression: the network takes "
+                f"a target of {max(wanted):,} bytes does not compress the network, which takes "
                 f"{self.file_size.raw_bytes:,} bytes",
                 QualityWarning,
                 stacklevel=3,

@@ -32,7 +32,7 @@ class Target:
     rd_weight: float | None = None
 
     def __str__(self) -> str:
-        """Only what is given."""
+        """The fields that are set."""
         given = {one.name: getattr(self, one.name) for one in fields(self)}
         texts = (f"{name}={value}" for name, value in given.items() if value is not None)
         return f"Target({', '.join(texts)})"

@@ -441,11 +441,11 @@ def test_wrong_usage(arguments: tuple[str, ...]) -> None:
 def test_tied_weights_count_once(tmp_path: Path) -> None:
     network = random_network(9, -0.3, layers=5)
     name, weight = next(iter(network.weights.items()))
-    files = [tmp_path / "alone.pt", tmp_path / "tied.pt"]
+    files = [tmp_path / "untied.pt", tmp_path / "tied.pt"]
     for file, more in zip(files, ({}, {"tied": weight, "copied": weight.clone()}), strict=True):
         torch.save({**network.weights, **more}, file)
-    alone, tied = (json.loads(invoke(file, "--json").output) for file in files)
-    assert tied["pooled"] == alone["pooled"]
+    untied, tied = (json.loads(invoke(file, "--json").output) for file in files)
+    assert tied["pooled"] == untied["pooled"]
     reason = f"the weights of {name}"
     assert tied["left_out"] == {"tied": {"tied": reason, "copied": reason}}
     shown = invoke(files[1], "--out", tmp_path).output
