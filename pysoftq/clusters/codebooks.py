@@ -29,6 +29,7 @@ from pysoftq.interaction.pieces import (
 from pysoftq.interaction.ranks import digest
 from pysoftq.models.claims import claim, refuse_claimed
 from pysoftq.models.sharding import Sharding, distributed_like, divided_like
+from pysoftq.models.steps import StepHooks, several_evaluations
 from pysoftq.models.wrappers import torch_optimizer, unwrapped
 
 
@@ -109,7 +110,9 @@ class Codebooks:
             return layer
 
         self.model = model
-        self._optimizers: tuple[Optimizer, ...] = ()
+        self._optimizer: Optimizer | None = None
+        self._lent = False  # whether trained weights are in the place of their values
+        self._summed = False  # whether the gradients of the next step are those of the values
         self._layers = sharding.ranks.attempt(lambda: {name: layer_of(name) for name in clusters})
         self.values = {
             name: nn.Parameter(self._layers[name].trained(found.codebook))
@@ -143,9 +146,15 @@ class Codebooks:
     @torch.no_grad()
     def lend(self) -> None:
         """Let the weights that may move take the place of their values, until `write`."""
+        self._lent = True
         for layer in self._layers.values():
             if layer.moving is not None:
                 layer.moving.lend(layer.weights)
+
+    def take_back(self) -> None:
+        """Put the values in place again where a step has raised, as after the step."""
+        if self._lent:
+            self.after_step()
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
         """What `restore` continues from bit for bit, by name: plain values and tensors.
@@ -187,48 +196,61 @@ class Codebooks:
         """Sum gradients before each step of the optimizer; assign and write the weights after it.
 
         Weights that may move are in the model for the time of the step. Present gradients of the
-        weights are discarded.
+        weights are discarded. A closure is understood if the optimizer evaluates it once.
+
+        A GradScaler unscales the gradients of the optimizer's parameters before the step. Unless
+        the optimizer is fused, those of the values must be there by then:
+        `codebooks.sum_gradients(); scaler.step(optimizer)`.
 
         Raises:
             TypeError: it is not an optimizer of torch.optim, nor holds one.
-            ValueError: another object of this package trains the same weights in its steps, or
-                this one is attached to it already.
+            ValueError: another object of this package trains the same weights in its steps.
+            RuntimeError: already attached.
         """
+        if self._optimizer is not None:
+            raise RuntimeError("already attached: one optimizer's steps train all values")
         inner = torch_optimizer(optimizer)
         refuse_claimed(inner, {name: layer.parameter for name, layer in self._layers.items()})
-        self._optimizers = (*self._optimizers, inner)
+        self._optimizer = inner
         for layer in self._layers.values():
             layer.parameter.grad = None
-        self._register(inner)
+        self._register()
 
-    def _register(self, optimizer: Optimizer) -> None:
-        optimizer.register_step_pre_hook(lambda *_: self.before_step())
-        optimizer.register_step_post_hook(lambda *_: self.after_step())
-        claim(optimizer, self, (layer.parameter for layer in self._layers.values()))
+    def _register(self) -> None:
+        if self._optimizer is not None:
+            StepHooks(self._optimizer, self._before, lambda _: self.after_step())
+            claim(self._optimizer, self, (layer.parameter for layer in self._layers.values()))
+
+    def _before(self, _: Optimizer, evaluation: int) -> None:
+        if evaluation > 1:
+            self.take_back()
+            raise several_evaluations(self)
+        self.before_step()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Copies and pickles of an optimizer are without hooks.
         self.__dict__.update(state)
-        for optimizer in self._optimizers:
-            self._register(optimizer)
+        self._register()
 
     def __copy__(self) -> Codebooks:
-        # Attached to the same optimizers, it would sum the gradients a second time.
+        # Attached to the same optimizer, it would sum the gradients a second time.
         other = object.__new__(type(self))
-        other.__dict__.update(self.__dict__, _optimizers=())
+        other.__dict__.update(self.__dict__, _optimizer=None)
         return other
 
     @torch.no_grad()
     def before_step(self) -> None:
         """Sum the gradients, and let the weights that may move take the place of their values."""
-        self.sum_gradients()
+        if not self._summed:
+            self.sum_gradients()
+        self._summed = False
         self.lend()
 
     @torch.no_grad()
     def after_step(self) -> None:
         """Take the weights back, assign them, and write each one's value into the model."""
         for layer in self._layers.values():
-            if layer.moving is not None:
+            if self._lent and layer.moving is not None:
                 layer.moving.take(layer.weights)
         self.write()
 
@@ -236,9 +258,11 @@ class Codebooks:
     def sum_gradients(self) -> None:
         """Set the gradients of the codebooks from those of the weights.
 
-        Gradients of weights that keep their clusters are cleared, and those of zeros that are kept.
-        Of a layer in which one is NaN or infinite, all values get NaN.
+        The next step does so unless it is done. Gradients of weights that keep their clusters are
+        cleared, and those of zeros that are kept. Of a layer in which one is NaN or infinite, all
+        values get NaN.
         """
+        self._summed = True
         for ranks, names in self._by_ranks().items():
             layers = [self._layers[name] for name in names]
             gradients = [own_gradient(layer.parameter) for layer in layers]
@@ -256,6 +280,7 @@ class Codebooks:
     @torch.no_grad()
     def write(self) -> None:
         """Assign the weights that may move, and write each weight's value into the model."""
+        self._lent = False
         for name, layer in self._layers.items():
             layer.write(self.values[name])
         for ranks, names in self._by_ranks().items():

@@ -35,11 +35,11 @@ from pysoftq.compressor.target import Target, targets_of
 from pysoftq.compressor.training import RungTraining
 from pysoftq.coupling.lifecycle import prepare
 from pysoftq.coupling.options import ClusteringConfig
-from pysoftq.coupling.quantizer import SoftQuantizer, before_update, gradient_scale
+from pysoftq.coupling.quantizer import SoftQuantizer
 from pysoftq.coupling.report import CompressionReport, LayerReport
 from pysoftq.errors import QualityWarning, abridged
 from pysoftq.models.claims import claim, release
-from pysoftq.models.sharding import initializes_state
+from pysoftq.models.steps import StepHooks, gradient_scale, several_evaluations
 from pysoftq.models.wrappers import torch_optimizer
 
 LOOKS = 100  # at the size of the coupled network in the course of the coupling, and at gradients
@@ -172,7 +172,7 @@ class Compressor:
         self._step = self._steps = self._coupling_ends = 0
         self._sensitivity = Sensitivity(self.softq)
         self._training: RungTraining | None = None
-        self._ended = self._prepared = False
+        self._ended = False
         self._layers: CompressionReport | None = None
         self._evaluate: Evaluate | None = None
         self._reference: float | None = None
@@ -295,6 +295,7 @@ class Compressor:
         if self.optimizer is None:
             ended = " any more: finalized or detached before" if self._steps else ""
             raise RuntimeError(f"not attached to an optimizer{ended}")
+        self._close_step()
         notes = list(self._unfinished())
         if self.phase == "coupling":
             self._coupling_ends = self._step
@@ -316,6 +317,7 @@ class Compressor:
 
     def detach(self) -> None:
         """Take no part in further steps; `attach` continues."""
+        self._close_step()
         for handle in self._handles:
             handle.remove()
         if self.optimizer is not None:
@@ -366,26 +368,13 @@ class Compressor:
 
     def _register(self) -> None:
         if self.optimizer is not None:
-            self._handles = [
-                self.optimizer.register_step_pre_hook(self._before),
-                self.optimizer.register_step_post_hook(self._after),
-            ]
+            self._handles = [StepHooks(self.optimizer, self._before, self._after)]
             claim(self.optimizer, self, (layer.parameter for layer in self.softq.layers))
 
-    def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if initializes_state(optimizer):
-            return None
-        self._prepared = False
-        return before_update(args, kwargs, lambda: self._prepare(optimizer))
-
-    def _prepare(self, optimizer: Optimizer) -> None:
-        """When the gradients are there, before the optimizer takes them."""
-        if self._prepared:
-            raise ValueError(
-                "the optimizer evaluates its closure several times in a step, which a Compressor "
-                "cannot take part in"
-            )
-        self._prepared = True
+    def _before(self, optimizer: Optimizer, evaluation: int) -> None:
+        if evaluation > 1:
+            self._close_step()
+            raise several_evaluations(self)
         if self._ended:
             self._leave_out(optimizer)
             return
@@ -402,13 +391,9 @@ class Compressor:
         elif self._training is None:  # the gradients of the first step tell the layers apart
             self._begin().before_step(optimizer)
 
-    def _after(self, optimizer: Optimizer, *_: Any) -> None:
-        if initializes_state(optimizer):
-            return
+    def _after(self, optimizer: Optimizer) -> None:
         if self._ended:
-            for parameter, gradient in self._idle:
-                parameter.grad = gradient
-            self._idle = []
+            self._close_step()
             return
         if self._training is not None:
             self._training.after_step(optimizer)
@@ -419,6 +404,14 @@ class Compressor:
         elif self._training is None and self._gathered():
             self._coupling_ends = self._step
             self._begin()
+
+    def _close_step(self) -> None:
+        """Undo what was done for the time of a step, which may have raised."""
+        for parameter, gradient in self._idle:
+            parameter.grad = gradient
+        self._idle = []
+        if self._training is not None:
+            self._training.close_step()
 
     def _leave_out(self, optimizer: Optimizer) -> None:
         """Take the gradients away for the time of a step, so that it changes nothing."""
@@ -585,6 +578,7 @@ class Compressor:
 
         Tensors of weights are divided between processes as the parameters are (DTensor).
         """
+        self._close_step()  # the state of the optimizer has its learning rates
         rows = None if self._layers is None else [asdict(row) for row in self._layers.layers]
         return {
             "options": self._options,

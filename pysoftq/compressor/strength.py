@@ -9,18 +9,20 @@ from typing import Any, NamedTuple
 
 from torch.optim import Optimizer
 
-from pysoftq.coupling.quantizer import SoftQuantizer, gradient_scale
+from pysoftq.coupling.quantizer import SoftQuantizer
+from pysoftq.models.steps import gradient_scale
 
 # How many wells the rms force alone could move a weight across during the coupling. The log
 # potential also pulls on the few large weights, which the network depends on, so its force has to
 # be weaker.
 CROSSINGS = {"linear": 64, "log": 8}
 # The rms force in rms gradients, by whether the optimizer is adaptive. Below the least, the force
-# cannot hold weights against the loss; above the most, the network is lost before it adapts. Steps
-# of Adam have the length of the learning rate whatever the gradient, so a force larger than the
-# gradient does more harm than good.
+# cannot hold weights against the loss; above the most, the network is lost before it adapts. Where
+# steps are many, a force as large as the gradient costs less than four times as much. Steps of Adam
+# have the length of the learning rate whatever the gradient, so a force larger than the gradient
+# does more harm than good.
 MOST = {False: 80.0, True: 4.0}
-LEAST = {"linear": {False: 4.0, True: 0.4}, "log": {False: 0.4, True: 0.4}}
+LEAST = {"linear": {False: 1.0, True: 0.4}, "log": {False: 0.4, True: 0.4}}
 OUTGROWN = 10.0  # rms gradients, over those that a strength was chosen from
 DIGITS = 3  # of a strength, so that sums in another order of processes give the same
 

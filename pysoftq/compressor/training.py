@@ -17,8 +17,9 @@ from pysoftq.compressor.meter import Meter, code_length
 from pysoftq.compressor.price import HIGHEST, LOWEST, changed_price, next_price
 from pysoftq.compressor.rungs import Rung
 from pysoftq.compressor.settling import settle_bins
-from pysoftq.coupling.quantizer import SoftQuantizer, gradient_scale
+from pysoftq.coupling.quantizer import SoftQuantizer
 from pysoftq.errors import NonFiniteLossError
+from pysoftq.models.steps import gradient_scale
 
 CONTROL_STEPS = 4  # from one measurement to the next: each waits for the device
 CALIBRATED = 8  # of these, from one exact size to the next
@@ -97,6 +98,11 @@ class RungTraining:
         if self.done % CONTROL_STEPS == 0:
             self._check_finite()
             self._control()
+
+    def close_step(self) -> None:
+        """Undo `before_step` if the step has raised; else nothing."""
+        self._rates.restore()
+        self.codebooks.take_back()
 
     def _check_finite(self) -> None:
         """Raise NonFiniteLossError if the values are lost, of which no training recovers."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, get_args
 
 import torch
@@ -49,12 +50,8 @@ from pysoftq.interaction.ranks import digest
 from pysoftq.interaction.scales import Segments
 from pysoftq.interaction.segments import segment_bounds
 from pysoftq.models.claims import claim, refuse_claimed, release
-from pysoftq.models.sharding import (
-    Sharding,
-    initializes_state,
-    parameters_of,
-    replicas_of,
-)
+from pysoftq.models.sharding import Sharding, parameters_of, replicas_of
+from pysoftq.models.steps import StepHooks, gradient_scale
 from pysoftq.models.wrappers import owner, runnable, torch_optimizer, unwrapped
 
 _SQUARED = 2**22  # gradients squared at a time
@@ -810,19 +807,11 @@ class SoftQuantizer:
         for optimizer in optimizers:
             ids = _parameters_of(optimizer)
             indices = tuple(i for i, layer in enumerate(self.layers) if id(layer.parameter) in ids)
-            self._handles.append(optimizer.register_step_pre_hook(self._hook(indices)))
+            self._handles.append(StepHooks(optimizer, partial(self._add_force_of, indices)))
             claim(optimizer, self, (self.layers[index].parameter for index in indices))
 
-    def _hook(self, indices: tuple[int, ...]) -> Callable[..., Any]:
-        def before_step(
-            optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
-        ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-            if initializes_state(optimizer):
-                return None
-            force = lambda: self._add_force(indices, gradient_scale(optimizer))  # noqa: E731
-            return before_update(args, kwargs, force)
-
-        return before_step
+    def _add_force_of(self, indices: tuple[int, ...], optimizer: Optimizer, _: int) -> None:
+        self._add_force(indices, gradient_scale(optimizer))
 
     def _add_force(self, indices: tuple[int, ...], scale: float) -> None:
         self.refuse_replaced()
@@ -927,36 +916,6 @@ def _square(values: Tensor | None, layer: CoupledLayer) -> float:
         return 0.0
     parts = values.reshape(-1).split(_SQUARED)  # in float64, which takes twice their memory
     return math.fsum(float(part.double().square().sum()) for part in parts)
-
-
-def before_update(
-    args: tuple[Any, ...], kwargs: dict[str, Any], work: Callable[[], None]
-) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """Do some work in a step, when the gradients are there: now, or after each of its closures.
-
-    Returns the arguments of the step, as a hook before it does; None if they stay.
-    """
-    # The first of a step's arguments is the optimizer itself.
-    closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-    if closure is None:
-        work()
-        return None
-
-    def closure_with_work() -> Any:
-        loss = closure()
-        work()
-        return loss
-
-    if "closure" in kwargs:
-        return args, {**kwargs, "closure": closure_with_work}
-    return (args[0], closure_with_work, *args[2:]), kwargs
-
-
-def gradient_scale(optimizer: Optimizer) -> float:
-    """The scale that gradients still have when a step begins."""
-    # Fused optimizers get the scale from the GradScaler and unscale inside their step.
-    scale = getattr(optimizer, "grad_scale", None)
-    return 1.0 if scale is None else float(scale)
 
 
 def _alpha(alpha: float, log: bool) -> float:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from types import FrameType
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from pysoftq.interaction.pieces import (
     Alone,
@@ -179,24 +177,6 @@ def replicas_of(model: nn.Module) -> ProcessRanks | None:
     if found is None:
         return None
     return ProcessRanks([found.process_group], next(found.parameters()).device.type)
-
-
-def initializes_state(optimizer: Optimizer) -> bool:
-    """Whether this step only creates an optimizer's state for torch.distributed.checkpoint.
-
-    Such a step has zero gradients and a learning rate of 0. A warm-up can begin with 0 as well,
-    so the calling function is checked too.
-    """
-    rates = [group.get("lr") for group in optimizer.param_groups]
-    if any(rate != 0 for rate in rates if not torch.is_tensor(rate) or rate.device.type == "cpu"):
-        return False
-    frame: FrameType | None = sys._getframe()
-    while frame is not None:
-        name = frame.f_globals.get("__name__", "")
-        if frame.f_code.co_name == "_init_optim_state" and name.startswith("torch.distributed."):
-            return True
-        frame = frame.f_back
-    return False
 
 
 def _fsdp2_modules(model: nn.Module) -> list[Any]:

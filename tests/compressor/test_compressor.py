@@ -408,7 +408,7 @@ def test_a_given_strength_stays() -> None:
     assert other.strength.steps == pytest.approx(compressor.strength.steps / 2)
 
 
-@pytest.mark.parametrize(("potential", "wells", "least"), [("linear", 64, 4.0), ("log", 8, 0.4)])
+@pytest.mark.parametrize(("potential", "wells", "least"), [("linear", 64, 1.0), ("log", 8, 0.4)])
 def test_the_strength_follows_from_gradients_and_steps(
     potential: str, wells: int, least: float
 ) -> None:
