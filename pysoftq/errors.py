@@ -1,10 +1,11 @@
-"""Errors that users meet, in one place, and how messages list names.
+"""Errors that users meet, in one place, and how messages list names and pass on other errors.
 
 Whoever catches an error imports nothing else.
 """
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
 
 
@@ -46,7 +47,21 @@ class Interrupted(KeyboardInterrupt):
     """The run was asked to stop; a checkpoint has been written."""
 
 
-def abridged(names: Sequence[str], shown: int = 5) -> str:
+def abridged(names: Sequence[str], shown: int = 5, separator: str = ", ") -> str:
     """The first names, and how many more there are: messages stay short for any model."""
     more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + more
+    return separator.join(names[:shown]) + more
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type; messages of exporters take pages."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def portable(error: BaseException) -> BaseException:
+    """The error, or one that says the same and can be sent to other processes."""
+    try:
+        pickle.loads(pickle.dumps(error))  # noqa: S301 - own bytes
+    except Exception:  # noqa: BLE001 - whatever the error's class raises
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error

@@ -301,4 +301,5 @@ def _check_fits(file: File, model: nn.Module) -> None:
         elif owners.setdefault(identity(tensor), record.name) != record.name:
             problems.append(f"{name} is tied to another tensor in the model, but not in the file")
     if problems:
-        raise ArtifactError(f"{file.path} does not fit the model: {'; '.join(sorted(problems))}")
+        text = abridged(sorted(problems), separator="; ")
+        raise ArtifactError(f"{file.path} does not fit the model: {text}")

@@ -97,21 +97,10 @@ class FileSize:
         """Of all tensors as they are, without clusters of those that could have them."""
         return int((self._shape.sizes * self._shape.itemsizes).sum()) + self._elements
 
-    def bits(self, palettes: Mapping[str, Palette]) -> float:
-        """Bits per clustered weight of the indices, coded as in the file with their counts.
-
-        Codebooks are not counted; a tensor that is smaller as it is counts with its own bits.
-
-        Raises:
-            ValueError: as `bytes`.
-        """
-        weights = int(self._shape.sizes.sum())
-        return 8 * float(self._found(palettes).payload.sum()) / weights if weights else 0.0
-
     def _found(self, palettes: Mapping[str, Palette]) -> _Sizes:
         """Of each clustered tensor in the smallest of its forms."""
         shape, raw = self._shape, self._shape.sizes * self._shape.itemsizes
-        best = _Sizes(raw, raw, np.ones_like(raw))
+        best = _Sizes(raw, np.ones_like(raw))
         if not self._weights:
             return best
         own = self._own(palettes)
@@ -204,10 +193,9 @@ class _Shape(NamedTuple):
 
 
 class _Sizes(NamedTuple):
-    """(W,) bytes of each tensor: of all its entries, of indices only, of its part of the table."""
+    """(W,) bytes of each tensor: of all its entries, and of its part of the table."""
 
     total: Integers
-    payload: Integers
     table: Integers
 
 
@@ -268,7 +256,7 @@ def _sizes(shape: _Shape, clusters: _Clusters, segmented: Flags, coding: str) ->
     K = _sums(sizes, segment)
     stored: Integers = segmented * _sums(varint_bytes(sizes), segment)
     table = 1 + varint_bytes(K) + segmented * varint_bytes(stored) + varint_bytes(number)
-    return _Sizes(K * shape.itemsizes + stored + payload, payload, table)
+    return _Sizes(K * shape.itemsizes + stored + payload, table)
 
 
 def _coded_bytes(weights: Integers, clusters: _Clusters) -> Integers:

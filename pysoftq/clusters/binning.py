@@ -225,12 +225,11 @@ def from_bins(
     values: Tensor,
     index: Tensor,
     representative: Callable[[Tensor, Clusters], Tensor],
-    bounds: Tensor | None = None,
 ) -> Clusters:
     """Clusters of `theta` from the bin of each weight; empty bins are dropped.
 
     values: (N,) float64, `theta` as `finite_weights` gives it. index: (N,) int64, not decreasing
-    with the value; with `bounds` so within each segment, and rising from one to the next.
+    with the value.
     representative(values, clusters) returns the (K,) float64 codebook, given clusters whose
     codebook is their smallest weight; it is clamped to the smallest and largest weight of each
     cluster, so the codebook ascends.
@@ -250,7 +249,6 @@ def from_bins(
         codebook.to(device=theta.device, dtype=theta.dtype),
         indices.to(theta.device),
         counts.to(theta.device),
-        bounds,
     )
 
 

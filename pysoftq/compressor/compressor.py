@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -120,6 +121,7 @@ class Compressor:
         ValueError: as `SoftQuantizer`; `coupled` or `values_lr` is out of range; the refinement is
             that of the paper, but not all targets are rate-distortion weights; several targets of
             which one is to be searched for.
+        TypeError: as `SoftQuantizer`; a tensor cannot be stored in a file.
     """
 
     def __init__(  # noqa: PLR0913 - what to reach, and how the file is written
@@ -247,11 +249,12 @@ class Compressor:
             raise RuntimeError("already attached")
         if any(target.max_drop is not None for target in self.targets) and evaluate is None:
             raise ValueError("`max_drop` requires `evaluate`, which measures the quality")
-        if not isinstance(total_steps, int) or total_steps <= self.rung_count:
+        if not hasattr(total_steps, "__index__") or total_steps <= self.rung_count:
             raise ValueError(
                 f"`total_steps` must be an integer > {self.rung_count} for these targets, "
                 f"got {total_steps!r}"
             )
+        total_steps = operator.index(total_steps)  # of NumPy's integers too
         if self._steps not in (0, total_steps):
             raise ValueError(
                 f"`total_steps` must be {self._steps}, as in the state, got {total_steps}"
@@ -436,11 +439,11 @@ class Compressor:
         From the gradients of the first step, and again where they become far larger: then they are
         those that the training itself causes, and the force stays below them.
         """
-        if "h" in self.config.model_fields_set:
-            self.strength = measure_strength(self.softq, optimizer)
-        else:
+        if self.config.chooses_h:
             steps = None if again else self.coupling_steps
             self.strength = choose_strength(self.softq, optimizer, steps)
+        else:
+            self.strength = measure_strength(self.softq, optimizer)
         if self.strength is None:
             return
         if self.strength.h != self.softq.h:
@@ -522,7 +525,7 @@ class Compressor:
             )
 
     def _warn_of_strength(self) -> None:
-        if self._step and self.strength is None and "h" not in self.config.model_fields_set:
+        if self._step and self.strength is None and self.config.chooses_h:
             warnings.warn(
                 "no step had gradients to choose `h` from, all were 0, NaN or infinite: the "
                 f"weights were coupled with h = {self.softq.h:g}",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,12 +17,14 @@ from pysoftq.models.steps import gradient_scale
 # be weaker.
 CROSSINGS = {"linear": 64, "log": 8}
 # The rms force in rms gradients, by whether the optimizer is adaptive. Below the least, the force
-# cannot hold weights against the loss; above the most, the network is lost before it adapts. Where
-# steps are many, a force as large as the gradient costs less than four times as much. Steps of Adam
-# have the length of the learning rate whatever the gradient, so a force larger than the gradient
-# does more harm than good.
+# cannot hold weights against the loss; above the most, the network is lost before it adapts. Steps
+# of Adam have the length of the learning rate whatever the gradient, so a force larger than the
+# gradient does more harm than good.
 MOST = {False: 80.0, True: 4.0}
-LEAST = {"linear": {False: 1.0, True: 0.4}, "log": {False: 0.4, True: 0.4}}
+LEAST = {"linear": {False: 4.0, True: 0.4}, "log": {False: 0.4, True: 0.4}}
+# Options of groups that such optimizers have: Adam and Lion, Adafactor, RMSprop, Adagrad, Adadelta,
+# Rprop, Muon.
+ADAPTIVE = {"betas", "beta2_decay", "centered", "lr_decay", "rho", "etas", "ns_steps"}
 OUTGROWN = 10.0  # rms gradients, over those that a strength was chosen from
 DIGITS = 3  # of a strength, so that sums in another order of processes give the same
 
@@ -123,19 +125,20 @@ def _measured(softq: SoftQuantizer, optimizer: Optimizer) -> _Measured | None:
     if not 0 < gradient < math.inf:
         return None
     adaptive = is_adaptive(optimizer)
+    coupled = {id(layer.parameter) for layer in layers}
     return _Measured(
         _mean(sizes, [found[layer.name].force for layer in layers]),
         gradient,
         {name: scale * balance.ratio for name, balance in found.items()},
         _mean(sizes, [layer.width for layer in layers]),
-        _rate(optimizer, adaptive) * (1.0 if adaptive else gradient),
+        _rate(optimizer, coupled, adaptive) * (1.0 if adaptive else gradient),
         adaptive,
     )
 
 
 def is_adaptive(optimizer: Optimizer) -> bool:
     """Whether the optimizer divides gradients by their own size, as Adam and its kin do."""
-    return any("betas" in group or "beta2_decay" in group for group in optimizer.param_groups)
+    return any(ADAPTIVE & group.keys() for group in optimizer.param_groups)
 
 
 def _mean(sizes: list[int], values: list[float]) -> float:
@@ -144,11 +147,15 @@ def _mean(sizes: list[int], values: list[float]) -> float:
     return math.sqrt(squares / max(sum(sizes), 1))
 
 
-def _rate(optimizer: Optimizer, adaptive: bool) -> float:
-    """How far a steady gradient of 1 moves a weight in a step; of Adam, any steady gradient."""
+def _rate(optimizer: Optimizer, coupled: Collection[int], adaptive: bool) -> float:
+    """How far a steady gradient of 1 moves a weight in a step; of Adam, any steady gradient.
+
+    Of several learning rates of coupled weights the largest counts.
+    """
     return max(
         _peak(group) / (1.0 if adaptive else 1 - group.get("momentum", 0.0))
         for group in optimizer.param_groups
+        if any(id(parameter) in coupled for parameter in group["params"])
     )
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
+
 
 @dataclass(frozen=True)
 class Target:
@@ -43,6 +45,9 @@ class Target:
             least = 0 if field.name in ("max_drop", "rd_weight") else math.ulp(0)
             if value is None:
                 continue
+            if isinstance(value, (np.integer, np.floating)):
+                value = value.item()
+                object.__setattr__(self, field.name, value)
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if not (number and least <= value < math.inf):
                 bound = ">= 0" if least == 0 else "> 0"

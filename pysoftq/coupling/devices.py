@@ -239,11 +239,7 @@ class DeviceGroup:
                 f"layer '{name}' was measured with {size} weights and now has "
                 f"{theta.numel()} weights and {gradient.numel()} gradients"
             )
-        if gradient.layout != torch.strided:
-            raise ValueError(
-                f"layer '{name}' has a gradient of layout {gradient.layout}; expected a dense one "
-                "(for an embedding: sparse=False), or leave the layer out with exclude="
-            )
+        refuse_sparse(name, gradient)
         weights = torch.empty_like(
             theta, requires_grad=False, memory_format=self._orders[place]
         ).copy_(theta)
@@ -307,3 +303,12 @@ def _is_channels_last(theta: Tensor) -> bool:
         and not theta.is_contiguous()
         and theta.is_contiguous(memory_format=torch.channels_last)
     )
+
+
+def refuse_sparse(name: str, gradient: Tensor) -> None:
+    """Raise ValueError for the gradient of a layer that is not dense."""
+    if gradient.layout != torch.strided:
+        raise ValueError(
+            f"layer '{name}' has a gradient of layout {gradient.layout}; expected a dense one "
+            "(for an embedding: sparse=False), or leave the layer out with exclude="
+        )

@@ -79,6 +79,18 @@ class ClusteringConfig(Options):
     # fmt: on
 
     @property
+    def chooses_h(self) -> bool:
+        """Whether a target chooses h, which is not set, from the gradients."""
+        return "h" not in self.model_fields_set
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, YAML and `from_dict`; without an h that is chosen."""
+        values = super().to_dict()
+        if self.chooses_h:
+            del values["h"]
+        return values
+
+    @property
     def cluster_options(self) -> dict[str, Any]:
         """The arguments of `SoftQuantizer.finalize`."""
         return {"bits": self.bits, **self.refinement_options}
@@ -147,15 +159,27 @@ class ClusteringConfig(Options):
     @field_validator("override")
     @classmethod
     def _known_override(cls, value: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
-        for pattern, values in value.items():
-            if not values or set(values) - {"h", "w"}:
-                raise ValueError(f"expected h, w or both for {pattern!r}")
+        for pattern, values in check_override(value).items():
             if values.get("h", 0) < 0 or values.get("w", 1) <= 0:
                 raise ValueError(f"expected h of 0 or more and w above 0 for {pattern!r}")
         return value
 
 
 DEFAULTS = ClusteringConfig()  # for the signatures that take single options
+
+
+def check_override(
+    override: Mapping[str, Mapping[str, float]] | None,
+) -> dict[str, dict[str, float]]:
+    """A copy of what layers of some names have of their own: pattern of names -> h, w or both.
+
+    Raises:
+        ValueError: an override sets nothing, or something else.
+    """
+    for pattern, values in (override or {}).items():
+        if not isinstance(values, Mapping) or not values or set(values) - {"h", "w"}:
+            raise ValueError(f"expected h, w or both for {pattern!r} in `override`, got {values!r}")
+    return {pattern: dict(values) for pattern, values in (override or {}).items()}
 
 
 def override_texts(override: Mapping[str, Mapping[str, float]]) -> list[str]:

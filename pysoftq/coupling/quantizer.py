@@ -20,17 +20,16 @@ from pysoftq.clusters.refinement import refine
 from pysoftq.clusters.written import mark_clusters
 from pysoftq.coupling.devices import Batch, DeviceGroup, MovedError, group_by_device
 from pysoftq.coupling.inventory import take_inventory
-from pysoftq.coupling.options import DEFAULT_H, DEFAULTS, Refinement
+from pysoftq.coupling.options import DEFAULT_H, DEFAULTS, Refinement, check_override
 from pysoftq.coupling.report import CompressionReport, LayerReport, TensorReport
 from pysoftq.coupling.selection import (
     as_patterns,
-    check_override,
     first_match,
     match_override,
     select,
 )
 from pysoftq.coupling.zeros import KeptZeros
-from pysoftq.errors import QualityWarning
+from pysoftq.errors import QualityWarning, abridged
 from pysoftq.interaction.arrays import (
     POTENTIALS,
     check_bins,
@@ -126,8 +125,8 @@ class SoftQuantizer:
         model: any module; compiled, data-parallel and other wrapped ones are looked into
             (`pysoftq.models.wrappers`). Of weights sharded by `fully_shard` or tensor parallelism
             (DTensor), or by FSDP1 with `use_orig_params`, results are those of one process.
-        h: strength of the interaction, 0 or more; 0 leaves training as it is, bit for bit. By
-            default 0.01, of the log potential 100.
+        h: strength of the interaction, 0 or more; 0 leaves training as it is, bit for bit, but for
+            zeros that are kept (`sparsity`). By default 0.01, of the log potential 100.
         w: range of the interaction, in standard deviations of each layer.
         alpha: exponent of h_l = h · N_l^(-alpha); for the linear potential only.
         bins: number of bins N_b of each layer's histogram.
@@ -155,6 +154,7 @@ class SoftQuantizer:
     Raises:
         ValueError: a value is out of range, a pattern matches nothing, weights are not finite
             (layer and count are named), or nothing is left to couple.
+        TypeError: `model` is not a module, or a compiled one of torch.jit.
     """
 
     def __init__(  # noqa: PLR0913 - each option of the coupling
@@ -176,6 +176,8 @@ class SoftQuantizer:
         sparsity: str = DEFAULTS.sparsity,
     ) -> None:
         include, exclude = as_patterns(include), as_patterns(exclude)
+        if isinstance(model, torch.jit.ScriptModule):
+            raise TypeError("`model` must be the network before torch.jit compiles it")
         self.model = runnable(model)
         self._sharding = Sharding(self.model)
         self._replicas = replicas_of(model)
@@ -230,7 +232,8 @@ class SoftQuantizer:
             if uncoupled := layer.uncoupled_segments:
                 warnings.warn(f"layer '{name}': {uncoupled}", stacklevel=2)
         if not layers:
-            raise ValueError(f"the model has no weight to couple; left out: {self.excluded}")
+            reasons = [f"{name} ({reason})" for name, reason in self.excluded.items()]
+            raise ValueError(f"the model has no weight to couple; left out: {abridged(reasons)}")
         self._couple(_log_layers(layers) if self._log else layers)
         self._zeros = KeptZeros.find(self.model, self.layers, sparsity)
 
@@ -281,8 +284,9 @@ class SoftQuantizer:
             UserWarning: a CUDA graph has recorded the coupling and keeps the former strength.
 
         Raises:
-            ValueError: `h` is negative or not finite, or the present strength is 0.
+            ValueError: `h` is negative or not finite, or the present strength is 0; or as `check`.
         """
+        self.check()
         scales = replace(self._scales, h=h)
         if not self.h:
             raise ValueError("`h` is 0, which no strength is in proportion to")
@@ -360,7 +364,7 @@ class SoftQuantizer:
         ]
         if orphans:
             raise ValueError(
-                f"coupled layers that no given optimizer updates: {', '.join(orphans)}; "
+                f"coupled layers that no given optimizer updates: {abridged(orphans)}; "
                 "leave them out with exclude=, or attach all optimizers in one call"
             )
 
@@ -422,14 +426,18 @@ class SoftQuantizer:
         gradients = [layer.gradient for layer in layers]
         kept = [gradient.clone() for gradient in gradients if gradient is not None]
         step = self._step
-        for gradient in gradients:
-            gradient.zero_()  # type: ignore[union-attr]
-        self._add_force(tuple(range(len(self.layers))), 1.0)
-        self.step = step
-        rows = {}
-        for layer, gradient, before in zip(layers, gradients, kept, strict=True):
-            rows[layer.name] = [_square(gradient, layer), _square(before, layer)]
-            gradient.copy_(before)  # type: ignore[union-attr]
+        try:
+            for gradient in gradients:
+                gradient.zero_()  # type: ignore[union-attr]
+            self._add_force(tuple(range(len(self.layers))), 1.0)
+            rows = {
+                layer.name: [_square(gradient, layer), _square(before, layer)]
+                for layer, gradient, before in zip(layers, gradients, kept, strict=True)
+            }
+        finally:
+            self.step = step
+            for gradient, before in zip(gradients, kept, strict=True):
+                gradient.copy_(before)  # type: ignore[union-attr]
         parts = self._sharding.ranks.collected(rows)
         sums = {
             layer: [part[layer.name] for part in parts if layer.name in part]
@@ -707,8 +715,9 @@ class SoftQuantizer:
 
         Raises:
             ValueError: a key is missing or a value out of range, or the model lacks a layer or has
-                it in another size, or a layer belongs to none of the attached optimizers; nothing
-                has changed then.
+                it in another size, or a layer belongs to none of the attached optimizers, or to
+                another SoftQuantizer, Compressor or Codebooks; nothing has changed then. Or
+                processes that train the model together differ, as for `attach`.
         """
         older = {"granularity": "layer", "potential": "linear", "override": []}
         state = {**older, "zeros": {}, "sensitivities": {}, **state}
@@ -721,7 +730,10 @@ class SoftQuantizer:
         layers = []
         for record in state["layers"]:
             if set(record) != fields:
-                raise ValueError(f"a layer of the state has {sorted(record)}")
+                raise ValueError(
+                    f"a layer of the state has {', '.join(sorted(record))}; expected "
+                    f"{', '.join(sorted(fields))}"
+                )
             parameter = parameters.get(record["name"])
             if parameter is None or size_of(parameter) != record["size"]:
                 found = "none" if parameter is None else f"{size_of(parameter)} weights"
@@ -735,12 +747,15 @@ class SoftQuantizer:
             raise ValueError("the state has no layer")
         if self.optimizers:
             self._refuse_orphans(layers, self.optimizers)
+            for optimizer in self.optimizers:
+                refuse_claimed(optimizer, {one.name: one.parameter for one in layers}, by=self)
         scales = Scales(state["h"], state["w"], state["alpha"])
         bins, seed = check_bins(state["bins"]), check_seed(state["seed"])
         step = check_seed(state["step"], name="step")
         override = check_override(dict(state["override"]))
         fraction = check_fraction(state["fraction"])
         sensitivities = _check_sensitivities(state["sensitivities"], layers)
+        zeros = KeptZeros.restore(state["zeros"], layers)
         self._warn_of_graphs(group for groups in self._groups.values() for group in groups)
         self._fraction = fraction
         self._fft, self._bins, self.seed, self._step = fft, bins, seed, step
@@ -749,7 +764,7 @@ class SoftQuantizer:
         self._scales, self.override = scales, override
         self.excluded = dict(state["excluded"])
         self._couple(layers)
-        self._zeros = KeptZeros.restore(state["zeros"], layers)
+        self._zeros = zeros
         self._sensitivities = sensitivities
         if self.optimizers:
             optimizers = self.optimizers

@@ -21,6 +21,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from pysoftq.clusters.bit_width import mean_bit_width
 from pysoftq.clusters.clusters import Palette
 from pysoftq.errors import abridged
 from pysoftq.interaction.layers import CoupledLayer
@@ -290,9 +291,7 @@ class CompressionReport:
         return ReportWarning(kind, f"{count} {state}: {abridged(names)}", advice, names)
 
     def _mean(self, bits: Iterable[float]) -> float:
-        pairs = zip(self.layers, bits, strict=True)
-        total = sum(layer.size * value for layer, value in pairs)
-        return total / self.size if self.size else 0.0
+        return mean_bit_width([layer.size for layer in self.layers], list(bits))
 
     @property
     def segmented(self) -> bool:

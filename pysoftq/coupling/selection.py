@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from fnmatch import fnmatchcase
 
 import torch
@@ -14,13 +14,11 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from pysoftq.coupling.roles import roles
+from pysoftq.errors import abridged
 from pysoftq.interaction.arrays import special_kind
 from pysoftq.interaction.pieces import own_part, shape_of
 from pysoftq.models.sharding import refuse_flattened
 from pysoftq.models.wrappers import unwrapped
-
-# What an override may set for the layers that its pattern matches.
-OVERRIDABLE = ("h", "w")
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -105,7 +103,7 @@ def _refuse_unmatched(option: str, patterns: Iterable[str], names: Collection[st
         if not any(matches(name, pattern) for name in names):
             raise ValueError(
                 f"{option} pattern {pattern!r} matches no weight that could be coupled; "
-                f"there are: {', '.join(names) or 'none'}"
+                f"there are: {abridged(list(names)) or 'none'}"
             )
 
 
@@ -126,20 +124,6 @@ def _reparametrized(model: nn.Module) -> Iterator[nn.Parameter]:
                     yield parameter
 
 
-def check_override(
-    override: Mapping[str, Mapping[str, float]] | None,
-) -> dict[str, dict[str, float]]:
-    """A copy of what layers of some names have of their own: pattern of names -> h, w or both.
-
-    Raises:
-        ValueError: an override sets nothing, or something else.
-    """
-    for pattern, values in (override or {}).items():
-        if not isinstance(values, Mapping) or not values or set(values) - set(OVERRIDABLE):
-            raise ValueError(f"override {pattern!r} is {values!r}; expected h, w or both, by name")
-    return {pattern: dict(values) for pattern, values in (override or {}).items()}
-
-
 def match_override(patterns: Collection[str], names: Collection[str]) -> dict[str, str]:
     """The pattern that decides for a name: the first one that matches; names without one are left.
 
@@ -152,7 +136,7 @@ def match_override(patterns: Collection[str], names: Collection[str]) -> dict[st
         if not matched:
             raise ValueError(
                 f"override pattern {pattern!r} matches no coupled weight; "
-                f"there are: {', '.join(names) or 'none'}"
+                f"there are: {abridged(list(names)) or 'none'}"
             )
         if all(name in deciding for name in matched):
             earlier = dict.fromkeys(repr(deciding[name]) for name in matched)

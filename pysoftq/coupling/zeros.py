@@ -8,6 +8,7 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
+from pysoftq.coupling.devices import refuse_sparse
 from pysoftq.coupling.options import Sparsity
 from pysoftq.coupling.roles import padding_rows
 from pysoftq.interaction.layers import CoupledLayer
@@ -70,6 +71,11 @@ class KeptZeros:
         for layer in layers:
             if layer.name in masks:
                 mask = masks[layer.name]
+                if mask.numel() != layer.size:
+                    raise ValueError(
+                        f"layer '{layer.name}': the state has {mask.numel()} entries for its "
+                        f"zeros; the layer has {layer.size} weights"
+                    )
                 numbers[layer.name] = int(mask.sum())
                 part = mask
                 if layer.piece is not None:
@@ -101,6 +107,7 @@ class KeptZeros:
         """Set the gradient of a layer's zeros to 0."""
         if layer.name not in self.masks or (gradient := layer.gradient) is None:
             return
+        refuse_sparse(layer.name, gradient)
         gradient.masked_fill_(self._mask(layer), 0)
 
     def moved(self, layer: CoupledLayer) -> int:

@@ -49,8 +49,11 @@ def weights_in(state: Mapping[str, Tensor]) -> list[Weight]:
     Names of the same tensor are tied.
 
     Raises:
-        TypeError: one is sparse, quantized or on the meta device.
+        TypeError: one is sparse, quantized or on the meta device; an entry is not a tensor.
     """
+    for name, entry in state.items():
+        if not isinstance(entry, Tensor):
+            raise TypeError(f"{name} is a {type(entry).__name__}; only tensors can be exported")
     names: dict[int, list[str]] = {}
     for name, tensor in coupled_weights(state).items():
         check_dense(tensor, name)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from pysoftq.atomic import atomic_folder
+from pysoftq.errors import first_line
 from pysoftq.export.codes import Codes, smallest_codes, weights_in
 from pysoftq.export.network import (
     ExportError,
@@ -145,7 +146,7 @@ def _converted(network: Network, precision: Precision) -> tuple[ExportedProgram,
             )
         except Exception as error:  # of any kind, where an operation is not known
             traceback.clear_frames(error.__traceback__)  # coremltools' temporary folder goes now
-            cause = str(error).strip().split("\n", 1)[0]
+            cause = first_line(error)
             raise ExportError(f"coremltools cannot convert this network: {cause}") from error
     return program, model
 

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils._pytree import tree_leaves
 
-from pysoftq.export.network import ExportError, Network, first_line
+from pysoftq.errors import first_line
+from pysoftq.export.network import ExportError, Network
 
 Dynamic = Mapping[str, Sequence[int]]
 Axis = tuple[int, int]  # number of the input, and of its axis

@@ -110,11 +110,6 @@ def example_inputs(model: nn.Module, metadata: Mapping[str, Any]) -> Tensor:
     return example.to(next(floating, dtype)) if dtype.is_floating_point else example
 
 
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its type; messages of exporters take pages."""
-    return str(error).strip().split("\n", 1)[0] or type(error).__name__
-
-
 def _repeated(example: object, batch: int) -> Tensor:
     """The first example, repeated `batch` times: only its shape matters."""
     if not isinstance(example, Tensor) or not example.ndim or not len(example):

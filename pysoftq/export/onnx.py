@@ -26,6 +26,7 @@ from torch.export import ExportedProgram
 
 from pysoftq import __version__
 from pysoftq.atomic import atomic_write
+from pysoftq.errors import first_line
 from pysoftq.export.axis_names import name_axes
 from pysoftq.export.codes import Codes, Weight, smallest_codes, weights_in
 from pysoftq.export.dynamic import Dynamic, capture
@@ -115,7 +116,7 @@ def _exported(captured: ExportedProgram, weights: Sequence[Weight]) -> ModelProt
     try:
         program = torch.onnx.export(captured, dynamo=True, optimize=False, verbose=False)
     except torch.onnx.errors.OnnxExporterError as error:
-        cause = str(error.__cause__ or error).strip().split("\n", 1)[0]
+        cause = first_line(error.__cause__ or error)
         raise ExportError(f"PyTorch cannot export this network: {cause}") from error
     assert program is not None
     graph = program.model.graph

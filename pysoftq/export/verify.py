@@ -17,19 +17,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pysoftq.errors import first_line
 from pysoftq.export.dynamic import outputs_of, resized
 from pysoftq.export.network import (
     ExportError,
     Inputs,
     Source,
     example_inputs,
-    first_line,
     read_network,
 )
 from pysoftq.export.quiet import quiet
 from pysoftq.export.report import ExportedInput
 from pysoftq.export.target import SUFFIXES, Format, check_packages
 from pysoftq.models.weight_files import load_weights
+from pysoftq.paths import user_path
 
 # Largest difference, in units of the largest output, by the precision that is computed in.
 TOLERANCES = {"float64": 1e-8, "float32": 1e-4, "float16": 2e-2, "bfloat16": 5e-2}
@@ -123,7 +124,7 @@ def verify_export(
     given = _random_inputs(model, network.metadata, count) if inputs is None else inputs
     examples = [given] if isinstance(given, Tensor) else list(given)
     examples = [resized(tensor.detach().cpu(), 0, count) for tensor in examples]
-    run, declared, precision = _runner(Path(path), model)
+    run, declared, precision = _runner(user_path(path), model)
     comparison = _Comparison(os.fspath(path), count)
     for batch in _batches(examples, declared):
         comparison.add(batch, _outputs(model, batch), run(batch))
@@ -254,7 +255,7 @@ def check_runtime(path: str | os.PathLike[str]) -> None:
         ImportError: onnxruntime or coremltools is missing.
         ValueError: the suffix is of no format.
     """
-    kind = _format(Path(path))
+    kind = _format(user_path(path))
     if kind == "coreml":
         if platform.system() != "Darwin":
             raise ExportError(f"{path}: Core ML packages run on macOS only")

@@ -102,9 +102,11 @@ class _Compression:
         optimizer = self._compressor.optimizer
         steps = self._compressor.report().total_steps
         self._compressor.detach()
-        self._compressor.load_state_dict(state)
-        if optimizer is not None:
-            self._compressor.attach(optimizer, total_steps=steps, evaluate=self._evaluate)
+        try:
+            self._compressor.load_state_dict(state)
+        finally:
+            if optimizer is not None:
+                self._compressor.attach(optimizer, total_steps=steps, evaluate=self._evaluate)
 
 
 class _Checkpointed:

@@ -37,4 +37,4 @@ def new_memory(size: int, dtype: torch.dtype) -> Tensor:
     """
     import torch
 
-    return torch.from_numpy(np.empty(size, dtype=f"i{dtype.itemsize}")).view(dtype)
+    return torch.from_numpy(np.empty(size * dtype.itemsize, dtype=np.uint8)).view(dtype)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from pysoftq.errors import portable
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -110,7 +111,7 @@ class ProcessRanks:
             result = call()
         except Exception as raised:  # noqa: BLE001 - in all processes
             error = raised
-        own = None if error is None else (rank, _portable(error, rank))
+        own = None if error is None else (rank, portable(error))
         failed = [found for found in self.collected(own) if found is not None]
         if failed:
             raise min(failed, key=lambda found: int(found[0]))[1] from error
@@ -156,15 +157,6 @@ def fingerprint(*values: Any) -> Tensor:
 def digest(values: Any) -> str:
     """A short name of long values."""
     return hashlib.blake2b(repr(values).encode(), digest_size=8).hexdigest()
-
-
-def _portable(error: Exception, rank: int) -> Exception:
-    """An error that other processes can be sent."""
-    try:
-        pickle.loads(pickle.dumps(error))  # noqa: S301 - own bytes
-    except Exception:  # noqa: BLE001 - whatever the error's class raises
-        return RuntimeError(f"rank {rank}: {type(error).__name__}: {error}")
-    return error
 
 
 def _abridged(text: str | None) -> str:

@@ -25,9 +25,16 @@ def release(optimizer: Optimizer, owner: object) -> None:
     _claims.get(optimizer, _Claims()).pop(owner, None)
 
 
-def refuse_claimed(optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> None:
-    """Raise ValueError for parameters that have an owner, naming the first and the owner's kind."""
+def refuse_claimed(
+    optimizer: Optimizer, parameters: Mapping[str, Tensor], by: object = None
+) -> None:
+    """Raise ValueError for parameters that have an owner, naming the first and the owner's kind.
+
+    An object that claims further parameters may own some already.
+    """
     for owner, ids in _claims.get(optimizer, _Claims()).items():
+        if owner is by:
+            continue
         name = next((name for name, one in parameters.items() if id(one) in ids), None)
         if name is not None:
             kind = type(owner).__name__

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pysoftq.errors import ConfigError, abridged
+from pysoftq.errors import ConfigError, abridged, first_line
 from pysoftq.models.weight_files import not_finite
 from pysoftq.paths import user_path
 
@@ -51,7 +51,7 @@ def load_model(name: str, vocab_size: int, context: int) -> nn.Module:
                 ignore_mismatched_sizes=True,  # they are refused below, by name
             )
         except Exception as error:  # of transformers, safetensors, or the operating system
-            raise ConfigError(f"model {name!r} cannot be loaded: {_first_line(error)}") from error
+            raise ConfigError(f"model {name!r} cannot be loaded: {first_line(error)}") from error
     model = model.float().eval()
     _refuse_misfits(name, model, info)
     longest = getattr(model.config, "max_position_embeddings", None)
@@ -135,7 +135,7 @@ class FolderTokenizer:
             )
         except Exception as error:
             raise ConfigError(
-                f"model {name!r} has no tokenizer that can be loaded: {_first_line(error)}"
+                f"model {name!r} has no tokenizer that can be loaded: {first_line(error)}"
             ) from error
         if not self.encode("text").numel():  # transformers makes an empty one of missing files
             raise ConfigError(f"model {name!r} has no tokenizer that can be loaded: it is empty")
@@ -196,7 +196,3 @@ def _quiet(transformers: Any) -> Iterator[None]:
 
 def _extent(shape: Iterable[int]) -> str:
     return "×".join(map(str, shape))
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

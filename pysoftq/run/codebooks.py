@@ -49,7 +49,7 @@ def train_codebooks(
         config.codebook_epochs,
         config.batch_size,
         model,
-        f"lower `codebook_lr`, now {lr:g}",
+        lambda: f"lower `codebook_lr`, now {lr:g}",
     )
     optimizer: Optimizer = Adam([*codebooks.parameters(), *codebooks.rest()], lr=lr)
     codebooks.attach(optimizer)

@@ -235,7 +235,7 @@ class CompressConfig(ClusteringConfig):
     @property
     def chooses_h(self) -> bool:
         """Whether h is chosen from the gradients: there is a target, and h is not set."""
-        return self.target_option is not None and "h" not in self.model_fields_set
+        return self.target_option is not None and super().chooses_h
 
     @property
     def epochs_in_all(self) -> int:
@@ -248,13 +248,6 @@ class CompressConfig(ClusteringConfig):
         chosen = {"h"} if self.chooses_h else set()
         names = ClusteringConfig.model_fields.keys() - chosen
         return ClusteringConfig(**{name: getattr(self, name) for name in names})
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, YAML and `from_dict`; without an h that is chosen."""
-        values = super().to_dict()
-        if self.chooses_h:
-            del values["h"]
-        return values
 
 
 def make_config(*layers: Mapping[str, Any]) -> CompressConfig:

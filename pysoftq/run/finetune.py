@@ -39,7 +39,9 @@ def finetune(run: Run, optimizer: Optimizer, state: RunState, stop: StopRequest)
         config.epochs_in_all,
         config.batch_size,
         run.model,
-        f"lower `lr`, now {config.lr:g}, or `h`, now {softq.h:g}; the last checkpoint is kept",
+        lambda: (
+            f"lower `lr`, now {config.lr:g}, or `h`, now {softq.h:g}; the last checkpoint is kept"
+        ),
         place=state,
         stop=stop,
         save=lambda: save_checkpoint(run, optimizer, state),

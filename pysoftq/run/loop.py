@@ -67,7 +67,7 @@ class TrainingLoop:
         config: gives seed, augmentation and the time between checkpoints.
         epochs_in_all, batch_size: of this training.
         model: the network.
-        remedy: what to do against divergence, for messages.
+        remedy: says what to do against divergence, for messages.
         place: where to begin; kept up to date.
         first_epoch: offset of the epochs that determine the order of the examples.
         stop: asked whether to stop after each step.
@@ -90,7 +90,7 @@ class TrainingLoop:
     epochs_in_all: int
     batch_size: int
     model: nn.Module
-    remedy: str
+    remedy: Callable[[], str]
     place: Place = field(default_factory=Place)
     first_epoch: int = 0
     stop: StopRequest = field(default_factory=StopRequest)
@@ -170,7 +170,7 @@ class TrainingLoop:
             if not math.isfinite(loss):
                 raise NonFiniteLossError(
                     f"{self.name}: the task loss is {loss} at step {step} "
-                    f"(epoch {place.epoch + 1}): {self.remedy}"
+                    f"(epoch {place.epoch + 1}): {self.remedy()}"
                 )
             place.loss_sum += loss * size
             place.correct += correct
@@ -196,7 +196,7 @@ class TrainingLoop:
         if names := not_finite(self.model.state_dict()):
             raise NonFiniteLossError(
                 f"{self.name}: NaN or infinite values in {abridged(names)} after epoch "
-                f"{self.place.epoch + 1}: {self.remedy}"
+                f"{self.place.epoch + 1}: {self.remedy()}"
             )
 
     def _checkpoint(self) -> None:

@@ -54,8 +54,15 @@ def train_parq(
     if not 0 <= bits <= 8:
         raise ValueError(f"bits is {bits}; expected 0 to 8")
     check_batches(model, data, config.batch_size, "batch_size")
-    remedy = f"lower `lr`, now {config.lr:g}"
-    loop = TrainingLoop("PARQ", data, config, config.epochs, config.batch_size, model, remedy)
+    loop = TrainingLoop(
+        "PARQ",
+        data,
+        config,
+        config.epochs,
+        config.batch_size,
+        model,
+        lambda: f"lower `lr`, now {config.lr:g}",
+    )
     steps = loop.steps_in_all
     if steps < 2:
         raise ValueError(f"PARQ anneals over its steps, and has {steps}; expected 2 or more")

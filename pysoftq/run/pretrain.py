@@ -139,7 +139,7 @@ def pretrain(run: Run, learner: nn.Module, source: Data, key: str, stop: StopReq
         config.pretrain_epochs,
         config.pretrain_batch_size,
         learner,
-        f"lower `pretrain_lr`, now {config.pretrain_lr:g}",
+        lambda: f"lower `pretrain_lr`, now {config.pretrain_lr:g}",
         place=place,
         stop=stop,
         processes=processes,

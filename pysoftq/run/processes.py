@@ -7,7 +7,6 @@ reports. Steps exchange gradients on the device; decisions are exchanged between
 from __future__ import annotations
 
 import os
-import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -18,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pysoftq.data.batching import Share
-from pysoftq.errors import PeerError
+from pysoftq.errors import PeerError, portable
 from pysoftq.interaction.pieces import is_dtensor
 from pysoftq.interaction.ranks import ProcessRanks
 
@@ -85,7 +84,7 @@ class Processes:
         try:
             result = work()
         except BaseException as error:
-            self._send((None, _portable(error)))
+            self._send((None, portable(error)))
             raise
         self._send((result, None))
         return result
@@ -216,7 +215,7 @@ class Processes:
 
     def _collected(self, thing: Exception | None) -> list[Any]:
         things: list[Any] = [None] * self.size
-        own = None if thing is None else _portable(thing)
+        own = None if thing is None else portable(thing)
         dist.all_gather_object(things, own, group=self._patient)
         return things
 
@@ -246,15 +245,6 @@ def lost_connection(error: BaseException) -> bool:
     return isinstance(error, dist.DistError) or (
         isinstance(error, RuntimeError) and "gloo" in str(error).lower()
     )
-
-
-def _portable(error: BaseException) -> BaseException:
-    """An error that can be sent to other processes."""
-    try:
-        pickle.loads(pickle.dumps(error))  # noqa: S301 - its own
-    except Exception:  # noqa: BLE001 - of any error's own making
-        return RuntimeError(str(error))
-    return error
 
 
 def _buckets(gradients: Iterable[Tensor]) -> Iterator[list[Tensor]]:

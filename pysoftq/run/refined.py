@@ -51,7 +51,9 @@ def train_refined(run: Run, soft: Mapping[str, Tensor]) -> None:
             config.codebook_epochs,
             config.batch_size,
             model,
-            f"lower `values_lr`, now {config.values_lr:g}, or the learning rate, now {lr:g}",
+            lambda: (
+                f"lower `values_lr`, now {config.values_lr:g}, or the learning rate, now {lr:g}"
+            ),
             first_epoch=config.epochs,
             stop=stop,
             processes=run.processes,

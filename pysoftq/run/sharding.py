@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from pysoftq.errors import abridged
 from pysoftq.interaction.pieces import is_dtensor
 from pysoftq.models.weight_files import cpu_state
 from pysoftq.run.processes import Processes
@@ -246,4 +247,4 @@ def _check(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
         name for name, value in state.items() if value.shape != expected[name].shape
     ]
     if wrong:
-        raise RuntimeError(f"names or shapes differ: {', '.join(wrong[:5])}")
+        raise RuntimeError(f"names or shapes differ: {abridged(wrong)}")

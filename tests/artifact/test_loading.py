@@ -328,3 +328,11 @@ def test_special_tensors_are_named(
         with pytest.raises(TypeError, match=rf"^up\.weight .*{message}"):
             action()
     assert not re.search("a.safetensors", " ".join(path.name for path in tmp_path.iterdir()))
+
+
+def test_a_complex_buffer_that_is_in_no_file(tmp_path: Path) -> None:
+    model = nn.Linear(8, 8)
+    model.register_buffer("phases", torch.ones(4, dtype=torch.complex128), persistent=False)
+    save_compressed(model, tmp_path / "a.safetensors")
+    load_compressed(tmp_path / "a.safetensors", model)
+    assert torch.equal(model.phases, torch.ones(4, dtype=torch.complex128))

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from compressing import (
@@ -25,7 +26,7 @@ from compressing import (
 from torch import nn
 
 from pysoftq import Compressor, SoftQuantizer, Target, validate_clustering
-from pysoftq.compressor.strength import Strength
+from pysoftq.compressor.strength import Strength, is_adaptive
 from pysoftq.errors import NonFiniteLossError, QualityWarning
 
 # Networks this small change in steps of several percent, where a cluster empties.
@@ -408,7 +409,7 @@ def test_a_given_strength_stays() -> None:
     assert other.strength.steps == pytest.approx(compressor.strength.steps / 2)
 
 
-@pytest.mark.parametrize(("potential", "wells", "least"), [("linear", 64, 1.0), ("log", 8, 0.4)])
+@pytest.mark.parametrize(("potential", "wells", "least"), [("linear", 64, 4.0), ("log", 8, 0.4)])
 def test_the_strength_follows_from_gradients_and_steps(
     potential: str, wells: int, least: float
 ) -> None:
@@ -643,3 +644,45 @@ def test_learning_rates_fall_within_the_step_and_the_price_follows_the_size() ->
     falling = [(1 + math.cos(math.pi * done / left)) / 2 for done in range(left)]
     assert shares[coupled:] == pytest.approx(falling)
     assert len(prices) > 3  # every four steps
+
+
+@pytest.mark.parametrize(
+    ("kind", "adaptive"),
+    [
+        *((name, False) for name in ("SGD", "ASGD")),
+        *((name, True) for name in ("Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adafactor")),
+        *((name, True) for name in ("RMSprop", "Adagrad", "Adadelta", "Rprop", "SparseAdam")),
+    ],
+)
+def test_adaptive_optimizers_are_told_apart(kind: str, adaptive: bool) -> None:
+    optimizer = getattr(torch.optim, kind)(network().parameters(), lr=0.01)
+    assert is_adaptive(optimizer) == adaptive
+
+
+def test_other_learning_rates_than_those_of_coupled_weights_do_not_count() -> None:
+    def strength(of_biases: float) -> float:
+        model = network()
+        kinds = [
+            [one for one in model.parameters() if (one.ndim > 1) == coupled]
+            for coupled in (True, False)
+        ]
+        groups = [{"params": kinds[0]}, {"params": kinds[1], "lr": of_biases}]
+        optimizer = torch.optim.SGD(groups, lr=0.05)
+        compressor = Compressor(model, BITS)
+        compressor.attach(optimizer, total_steps=200)
+        steps(model, optimizer, 0, 1)
+        return compressor.softq.h
+
+    assert strength(1.0) == strength(0.05)
+
+
+def test_numbers_of_numpy() -> None:
+    target = Target(bits=np.float32(2.0))
+    assert target == BITS
+    assert type(target.bits) is float
+    model = network()
+    optimizer = sgd(model)
+    compressor = Compressor(model, target)
+    compressor.attach(optimizer, total_steps=np.int64(20))
+    steps(model, optimizer, 0, 20)
+    assert compressor.finalize().total_steps == 20

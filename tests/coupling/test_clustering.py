@@ -176,9 +176,9 @@ def test_a_strength_of_zero_leaves_gradients_alone_bit_for_bit(net: Net) -> None
         ({"haed*": {"h": 1}}, r"'haed\*' matches no coupled weight; there are: body\.0"),
         ({"norm.*": {"h": 1}}, r"'norm\.\*' matches no coupled weight"),
         ({"body*": {"h": 1}, "body.2*": {"w": 1}}, r"'body\.2\*' comes too late: .* 'body\*'; put"),
-        ({"head*": {}}, r"override 'head\*' is \{\}; expected h, w or both"),
+        ({"head*": {}}, r"expected h, w or both for 'head\*' in `override`, got \{\}"),
         ({"head*": {"sigma": 1}}, "expected h, w or both"),
-        ({"head*": 0.1}, "is 0.1; expected h, w or both"),
+        ({"head*": 0.1}, "expected h, w or both .* got 0.1"),
         ({"head*": {"w": 0}}, r"override 'head\*': w must be finite and above 0"),
         ({"conv*": {"h": 1}}, r"'conv\*' matches no coupled weight"),
     ],
@@ -345,3 +345,12 @@ def test_flattened_models_are_refused(net: Net) -> None:
 
 def test_an_older_report_lists_no_tensors() -> None:
     assert "Tensors" not in str(CompressionReport(()))
+
+
+def test_a_strength_that_is_not_set_stays_so(tmp_path: Path) -> None:
+    for options in (ClusteringConfig(w=0.3), ClusteringConfig(h=0.01, w=0.3)):
+        assert ClusteringConfig.from_dict(options.to_dict()).chooses_h == options.chooses_h
+        options.to_yaml(tmp_path / "a.yaml")
+        again = ClusteringConfig.from_yaml(tmp_path / "a.yaml")
+        assert again == options
+        assert again.chooses_h == options.chooses_h

@@ -715,3 +715,40 @@ def test_a_name_with_brackets_stands_for_itself() -> None:
     assert [layer.name for layer in softq.layers] == ["r.weight"]
     softq = SoftQuantizer(model, 0.1, 0.5, override={"[red].weight": {"w": 0.2}})
     assert softq.layers[0].width != softq.layers[1].width
+
+
+@pytest.mark.parametrize("broken", ["weight", "sparse"])
+def test_a_balance_that_raises_leaves_the_gradients(broken):
+    model = nn.Sequential(nn.Embedding(10, 4, sparse=broken == "sparse"), nn.Linear(4, 3))
+    softq = SoftQuantizer(model, h=0.1)
+    model(torch.tensor([1, 2])).square().sum().backward()
+    if broken == "weight":
+        with torch.no_grad():
+            model[1].weight[0, 0] = torch.nan
+    before = [parameter.grad.to_dense().clone() for parameter in model.parameters()]
+    with pytest.raises(ValueError, match="layer"):
+        softq.balance()
+    assert softq.step == 0
+    for old, parameter in zip(before, model.parameters(), strict=True):
+        assert torch.equal(old, parameter.grad.to_dense())
+
+
+def test_messages_stay_short_for_any_network():
+    model = nn.Sequential(*(nn.Linear(3, 3) for _ in range(200)))
+    names = r"0\.weight, 1\.weight, 2\.weight, 3\.weight, 4\.weight and 195 more"
+    with pytest.raises(ValueError, match=rf"'no\*' matches no weight .* there are: {names}$"):
+        SoftQuantizer(model, include="no*")
+    with pytest.raises(ValueError, match=rf"matches no coupled weight; there are: {names}$"):
+        SoftQuantizer(model, override={"no*": {"h": 1.0}})
+    with pytest.raises(ValueError, match=rf"no given optimizer updates: {names}; leave"):
+        SoftQuantizer(model).attach(torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1))
+    model.requires_grad_(requires_grad=False)
+    with pytest.raises(ValueError, match=r"left out: 0\.weight \(.*\).* and 395 more$"):
+        SoftQuantizer(model)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")  # deprecated
+def test_a_network_of_torch_jit_is_refused():
+    compiled = torch.jit.trace(nn.Linear(3, 4), torch.ones(1, 3))
+    with pytest.raises(TypeError, match=r"before torch\.jit compiles it"):
+        SoftQuantizer(compiled)

@@ -197,3 +197,20 @@ def test_a_layer_of_zeros_only_is_left_out_as_before():
         warnings.simplefilter("error")
         softq.finalize()
     assert not net[2].weight.any()
+
+
+def test_zeros_of_a_state_that_do_not_fit_change_nothing():
+    net = pruned_network()
+    softq = SoftQuantizer(net, h=0.05)
+    state = {**softq.state_dict(), "h": 5.0, "zeros": {"0.weight": torch.ones(3, dtype=torch.bool)}}
+    with pytest.raises(ValueError, match=r"'0\.weight': the state has 3 entries for its zeros"):
+        softq.load_state_dict(state)
+    assert softq.h == 0.05
+
+
+def test_sparse_gradients_of_a_padding_row_are_refused():
+    model = nn.Sequential(nn.Embedding(300, 16, padding_idx=0, sparse=True), nn.Linear(16, 3))
+    softq = SoftQuantizer(model, h=0.0)
+    model(torch.tensor([1, 2])).sum().backward()
+    with pytest.raises(ValueError, match=r"'0\.weight' has a gradient of layout torch\.sparse_coo"):
+        softq.add_force_()

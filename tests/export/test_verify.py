@@ -162,3 +162,26 @@ def test_bad_options(compressed: Path, options: list[str], message: str) -> None
     result = CliRunner().invoke(export, [str(compressed), *options])
     assert result.exit_code == 2
     assert message in result.output
+
+
+def test_a_path_in_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    model = nn.Linear(4, 4)
+    to_onnx(model, "~/a.onnx", torch.zeros(1, 4))
+    assert verify_export(model, "~/a.onnx", torch.randn(4, 4)).passed
+
+
+def test_state_that_is_no_tensor_is_refused(tmp_path: Path) -> None:
+    class Extra(nn.Linear):
+        def get_extra_state(self) -> dict[str, int]:
+            return {"calls": 3}
+
+        def set_extra_state(self, state: dict[str, int]) -> None:
+            pass
+
+    message = "_extra_state is a dict; only tensors can be exported"
+    with pytest.raises(TypeError, match=message):
+        to_onnx(Extra(4, 4), tmp_path / "a.onnx", torch.zeros(1, 4))
+    with pytest.raises(TypeError, match="_extra_state is a dict"):
+        to_state_dict(Extra(4, 4), tmp_path / "a.pt")
+    assert not list(tmp_path.iterdir())

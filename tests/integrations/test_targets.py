@@ -161,6 +161,11 @@ def test_accelerate_goes_back_to_an_earlier_state(
     assert (compressor.phase, compressor.report().step) == ("coupling", 0)
     assert compressor.report().layers is None
     assert compressor.optimizer is optimizer
+    with pytest.raises(ValueError, match="the state lacks softq"):
+        _Compression(compressor, None).load_state_dict(
+            {name: value for name, value in saved.items() if name != "softq"}
+        )
+    assert compressor.optimizer is optimizer
 
 
 def test_what_a_target_excludes(lightning: Any, data: TensorDataset, tmp_path: Path) -> None:

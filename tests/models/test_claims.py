@@ -85,3 +85,18 @@ def test_a_finalized_one_makes_room_for_the_next() -> None:
     found.detach()
     quantizer(model, optimizer).finalize()
     quantizer(model, optimizer)
+
+
+def test_a_state_with_the_weights_of_another_is_refused() -> None:
+    model = network()
+    optimizer = sgd(model)
+    state = SoftQuantizer(model, h=0.5).state_dict()
+    first, second = (SoftQuantizer(model, include=name) for name in ("0.weight", "3.weight"))
+    first.attach(optimizer)
+    second.attach(optimizer)
+    with pytest.raises(ValueError, match=r"'3\.weight': another SoftQuantizer is attached"):
+        first.load_state_dict(state)
+    assert [layer.name for layer in first.layers] == ["0.weight"]
+    second.detach()
+    first.load_state_dict(state)
+    assert first.h == 0.5

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -108,10 +109,10 @@ def test_hooks_that_are_registered_within_a_step_begin_with_the_next() -> None:
     found: list[str] = []
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
     begun = optimizer.register_step_pre_hook(
-        lambda one, *_: StepHooks(
-            one, lambda *_: found.append("before"), lambda _: found.append("after")
+        lambda one, *_: (
+            StepHooks(one, lambda *_: found.append("before"), lambda _: found.append("after"))
+            and None
         )
-        and None
     )
     optimizer.step()
     assert found == []
@@ -183,7 +184,7 @@ def test_codebooks_train_with_a_closure() -> None:
         codebooks.attach(optimizer)
         for step in range(3):
             if closed:
-                optimizer.step(lambda step=step: backward(model, step))
+                optimizer.step(partial(backward, model, step))
             else:
                 backward(model, step)
                 optimizer.step()
@@ -231,7 +232,7 @@ def test_codebooks_refuse_a_second_evaluation_and_keep_their_values() -> None:
     assert len(model[0].weight.unique()) <= 4
 
 
-class Interrupted(Exception):
+class InterruptedStepError(Exception):
     """In the middle of a step."""
 
 
@@ -247,11 +248,11 @@ def test_a_step_that_was_interrupted_is_undone(ending: str, at: int) -> None:
         optimizer.step()
 
     def interrupt(*_: Any) -> None:
-        raise Interrupted
+        raise InterruptedStepError
 
     optimizer.register_step_pre_hook(interrupt)
     backward(model, at)
-    with pytest.raises(Interrupted):
+    with pytest.raises(InterruptedStepError):
         optimizer.step()
     assert compressor.phase == {10: "coupling", 50: "training", 65: "done"}[at]
     with warnings.catch_warnings():
