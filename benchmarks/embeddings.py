@@ -45,7 +45,7 @@ from pysoftq.clusters.clusters import Clusters
 from pysoftq.clusters.written import write_clusters
 from pysoftq.compressor.meter import mean_entropy
 from pysoftq.compressor.price import find_price
-from pysoftq.compressor.rungs import asked_for
+from pysoftq.compressor.rungs import COUPLED, asked_for
 from pysoftq.errors import QualityWarning
 
 RESULTS = Path(__file__).parent / "results"
@@ -271,7 +271,7 @@ def ladder(
     rows: list[Row] = []
     model, start = study.encoder.model(), time.perf_counter()
     config = {"include": included(model)} | ({"h": h} if h else {})
-    coupled = 0.0 if h == 0 else None
+    coupled = 0.0 if h == 0 else COUPLED
     compressor = Compressor(model, list(settings.values()), config, coupled=coupled)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.0, fused=True)
     compressor.on_rung = lambda found: rows.append(

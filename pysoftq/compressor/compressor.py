@@ -22,10 +22,10 @@ from pysoftq.compressor.meter import Meter, single_values
 from pysoftq.compressor.network import Network, keep, put_back
 from pysoftq.compressor.report import TargetReport, without_clusters
 from pysoftq.compressor.rungs import (
+    COUPLED,
     MIN_STEPS,
     Rung,
     chosen,
-    coupled_at_most,
     next_target,
     path,
     rungs_of,
@@ -44,7 +44,7 @@ from pysoftq.models.steps import StepHooks, gradient_scale, several_evaluations
 from pysoftq.models.wrappers import torch_optimizer
 
 LOOKS = 100  # at the size of the coupled network in the course of the coupling, and at gradients
-SPARE_BITS = 1.0  # that merging and training save on top of the coupling
+SPARE_BITS = 2.0  # that merging and training save on top of the coupling
 VALUES_LR = 0.01
 NEARLY = 0.01  # share of the peak learning rates at which a training is as good as done
 EXCESS = 0.1  # share of steps after the last that a count of them may miss
@@ -94,9 +94,9 @@ class Compressor:
         config: of coupling and clusters; also as a mapping. The strength h is chosen from the
             gradients of the first step if it is not set there (`pysoftq.compressor.strength`).
             Those of the coupling have no effect with a `SoftQuantizer`.
-        coupled: share of the steps with coupling at most, from 0 to below 1; by default three
-            quarters, or 60 % if several rungs follow. With 0 clusters merge in the first step, as
-            soon as its gradients tell what errors in each layer cost.
+        coupled: share of the steps with coupling at most, from 0 to below 1; by default a
+            quarter. With 0 clusters merge in the first step, as soon as its gradients tell what
+            errors in each layer cost.
         values_lr: peak learning rate of the values, in standard deviations of their layer.
         coding: of the file, as in `save_compressed`.
         metadata: that the file will have, which counts in its bytes.
@@ -130,7 +130,7 @@ class Compressor:
         target: Target | Sequence[Target],
         config: ClusteringConfig | Mapping[str, Any] | None = None,
         *,
-        coupled: float | None = None,
+        coupled: float = COUPLED,
         values_lr: float = VALUES_LR,
         coding: Coding = "entropy",
         metadata: Mapping[str, Any] | None = None,
@@ -141,8 +141,6 @@ class Compressor:
             raise ValueError(f"`values_lr` must be > 0, got {values_lr}")
         self.targets = targets_of(target)
         self.path = self.targets
-        if coupled is None:
-            coupled = coupled_at_most(self.targets)
         if not 0 <= coupled < 1:
             raise ValueError(f"`coupled` must be in [0, 1), got {coupled}")
         priced = all(one.rd_weight is not None for one in self.targets)
@@ -154,7 +152,7 @@ class Compressor:
             model.detach()
             self.softq, coupled = model, 0.0
         else:
-            self.softq = prepare(model, config)
+            self.softq = prepare(model, config if coupled else config.model_copy(update={"h": 0.0}))
         self.model = self.softq.model
         self.optimizer: Optimizer | None = None
         self.strength: Strength | None = None
@@ -251,8 +249,8 @@ class Compressor:
             raise ValueError("`max_drop` requires `evaluate`, which measures the quality")
         if not hasattr(total_steps, "__index__") or total_steps <= self.rung_count:
             raise ValueError(
-                f"`total_steps` must be an integer > {self.rung_count} for these targets, "
-                f"got {total_steps!r}"
+                f"`total_steps` must be an integer > {self.rung_count}, the number of networks "
+                f"that are trained one after the other, got {total_steps!r}"
             )
         total_steps = operator.index(total_steps)  # of NumPy's integers too
         if self._steps not in (0, total_steps):
@@ -388,7 +386,7 @@ class Compressor:
         if self._step % max(self._steps // LOOKS, 1) == 0:
             gradient = self._sensitivity.look(gradient_scale(optimizer))
             if coupled and self.strength is not None and self.strength.outgrown(gradient):
-                self._find_strength(optimizer, again=True)
+                self._find_strength(optimizer)
         if coupled:
             self._couple(optimizer)
         elif self._training is None:  # the gradients of the first step tell the layers apart
@@ -433,15 +431,14 @@ class Compressor:
             self.softq.fraction = fraction
         self.softq.add_force_(gradient_scale(optimizer))
 
-    def _find_strength(self, optimizer: Optimizer, *, again: bool = False) -> None:
+    def _find_strength(self, optimizer: Optimizer) -> None:
         """Choose the strength if it is not set, and measure what it means for the network.
 
         From the gradients of the first step, and again where they become far larger: then they are
         those that the training itself causes, and the force stays below them.
         """
         if self.config.chooses_h:
-            steps = None if again else self.coupling_steps
-            self.strength = choose_strength(self.softq, optimizer, steps)
+            self.strength = choose_strength(self.softq, optimizer)
         else:
             self.strength = measure_strength(self.softq, optimizer)
         if self.strength is None:
@@ -608,12 +605,14 @@ class Compressor:
             RuntimeError: attached.
         """
         if self.optimizer is not None:
-            raise RuntimeError("attached: load the state first")
+            raise RuntimeError("attached: load the state before attach(), or call detach() first")
         if missing := sorted(set(self.state_dict()) - set(state)):
             raise ValueError(f"the state lacks {', '.join(missing)}")
         mine = self._options
-        if changed := [name for name, value in mine.items() if state["options"].get(name) != value]:
-            raise ValueError(f"the state is of other options: {', '.join(changed)}")
+        theirs = state["options"]
+        if changed := [name for name, value in mine.items() if theirs.get(name) != value]:
+            differences = [f"{name} {theirs.get(name)}, not {mine[name]}" for name in changed]
+            raise ValueError(f"the state is of other options: {'; '.join(differences)}")
         self.softq.load_state_dict(state["softq"])
         self._sensitivity.load_state_dict(state["sensitivity"])
         self._step, self._ended = state["step"], state["ended"]

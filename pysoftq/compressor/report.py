@@ -12,6 +12,8 @@ from pysoftq.compressor.strength import Strength
 from pysoftq.compressor.target import Target
 from pysoftq.coupling.report import CompressionReport
 
+DROP = 0.05  # of the quality before compression, from which on a network is much worse
+
 
 @dataclass(frozen=True)
 class TargetReport:
@@ -69,10 +71,29 @@ class TargetReport:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Which networks are much smaller than their targets; empty before the end."""
+        """Which networks are far below their targets or much worse; empty before the end."""
         if self.phase != "done" or self.targets[0].searched:
             return ()
-        return tuple(filter(None, map(_undershoot, self.networks)))
+        return tuple(note for rung in self.networks for note in self._notes_on(rung))
+
+    def _notes_on(self, rung: Rung) -> Iterator[str]:
+        target = rung.target
+        for name, size in (("bytes", rung.bytes), ("bits", rung.bits)):
+            most = getattr(target, name)
+            if most is not None and size < LEAST * most:
+                sizes = [f"{x:,}" if isinstance(x, int) else f"{x:.4g}" for x in (size, most)]
+                weaker = "" if self.strength is None else "a weaker coupling (smaller `h`), "
+                yield (
+                    f"{sizes[0]} {name}, less than the {sizes[1]} of the target: accuracy may be "
+                    f"lost; {weaker}more steps or another target help"
+                )
+        if rung.drop is None or self.reference is None or target.max_drop is not None:
+            return
+        if rung.drop > DROP * abs(self.reference):
+            yield (
+                f"a drop of {rung.drop:.4g} from {self.reference:.4g} at {rung.bytes:,} bytes: a "
+                "larger target loses less"
+            )
 
     def _shortfalls(self) -> Iterator[str]:
         searched = self.targets[0].searched
@@ -113,7 +134,7 @@ class TargetReport:
         lines = [f"{self.phase}: step {self.step:,} of {self.total_steps:,}"]
         for number, rung in enumerate(self.rungs):
             quality = "" if rung.drop is None else f", a drop of {rung.drop:.4g}"
-            mark = " (chosen)" if number == self.chosen and len(self.networks) > 1 else ""
+            mark = " (chosen)" if number == self.chosen and self.targets[0].searched else ""
             mark = " (on the way)" if rung.between else mark
             lines.append(f"{rung.bytes:,} bytes, {rung.bits:.3f} bits per weight{quality}{mark}")
         lines += [f"warning: {text}" for text in (*self.warnings, *self.notes)]
@@ -131,17 +152,3 @@ def without_clusters(others: Mapping[str, int]) -> str:
         f"; {sum(others.values()):,} bytes are tensors without clusters, '{name}' the largest "
         f"({largest:,})"
     )
-
-
-def _undershoot(rung: Rung) -> str:
-    """A note on a network far below its target; empty of others."""
-    target = rung.target
-    for name, size in (("bytes", rung.bytes), ("bits", rung.bits)):
-        most = getattr(target, name)
-        if most is not None and size < LEAST * most:
-            sizes = [f"{x:,}" if isinstance(x, int) else f"{x:.4g}" for x in (size, most)]
-            return (
-                f"{sizes[0]} {name}, less than the {sizes[1]} of the target: accuracy may be lost; "
-                "more steps, a smaller learning rate or another target help"
-            )
-    return ""

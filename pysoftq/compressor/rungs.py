@@ -14,7 +14,7 @@ _FIRST = 2.0  # bits of the first one, and of the first on the way to fewer
 _FACTOR = 0.6  # from one to the next as long as all are good, or all bad
 _RANGE = (0.05, 12.0)  # bits
 MIN_STEPS = 100  # of a rung that is on the way
-_COUPLED, _COUPLED_BEFORE_RUNGS = 0.75, 0.6  # of the steps
+COUPLED = 0.25  # of the steps at most: what is left trains the clusters
 
 
 @dataclass
@@ -110,11 +110,6 @@ def _bits(target: Target, smallest_bytes: int, weights: int) -> float:
     if target.bytes is not None:
         return max(8 * (target.bytes - smallest_bytes) / max(weights, 1), _RANGE[0])
     return math.inf if target.bits is None else target.bits
-
-
-def coupled_at_most(targets: Sequence[Target]) -> float:
-    """The share of the steps that is for the coupling."""
-    return _COUPLED if rungs_of(targets) == 1 else _COUPLED_BEFORE_RUNGS
 
 
 def next_target(targets: Sequence[Target], done: Sequence[Rung]) -> Target | None:

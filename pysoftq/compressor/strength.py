@@ -1,4 +1,4 @@
-"""The strength of the coupling, from the gradients and the steps to come."""
+"""The strength of the coupling, from the gradients."""
 
 from __future__ import annotations
 
@@ -12,16 +12,9 @@ from torch.optim import Optimizer
 from pysoftq.coupling.quantizer import SoftQuantizer
 from pysoftq.models.steps import gradient_scale
 
-# How many wells the rms force alone could move a weight across during the coupling. The log
-# potential also pulls on the few large weights, which the network depends on, so its force has to
-# be weaker.
-CROSSINGS = {"linear": 64, "log": 8}
-# The rms force in rms gradients, by whether the optimizer is adaptive. Below the least, the force
-# cannot hold weights against the loss; above the most, the network is lost before it adapts. Steps
-# of Adam have the length of the learning rate whatever the gradient, so a force larger than the
-# gradient does more harm than good.
-MOST = {False: 80.0, True: 4.0}
-LEAST = {"linear": {False: 4.0, True: 0.4}, "log": {False: 0.4, True: 0.4}}
+# The rms force in rms gradients. A force that is larger than the gradient moves weights farther than
+# the training brings back; one that is much smaller gathers nothing.
+RATIO = 0.5
 # Options of groups that such optimizers have: Adam and Lion, Adafactor, RMSprop, Adagrad, Adadelta,
 # Rprop, Muon.
 ADAPTIVE = {"betas", "beta2_decay", "centered", "lr_decay", "rho", "etas", "ns_steps"}
@@ -97,22 +90,12 @@ def measure_strength(softq: SoftQuantizer, optimizer: Optimizer) -> Strength | N
     return None if found is None else found.at(softq.h, 1.0)
 
 
-def choose_strength(
-    softq: SoftQuantizer, optimizer: Optimizer, steps: int | None
-) -> Strength | None:
-    """The strength at which weights could cross `CROSSINGS` wells in so many steps.
-
-    From `LEAST` to `MOST`, and the least without ``steps``. As `measure_strength` else.
-    """
+def choose_strength(softq: SoftQuantizer, optimizer: Optimizer) -> Strength | None:
+    """The strength at which the rms force is `RATIO` rms gradients; None as `measure_strength`."""
     found = _measured(softq, optimizer)
     if found is None or not found.force:
         return None
-    ratio = low = LEAST[softq.potential][found.adaptive]
-    if steps is not None:
-        reach = max(found.reach * steps, math.ulp(0))
-        ratio = CROSSINGS[softq.potential] * found.width / reach
-        ratio = min(max(ratio, low), MOST[found.adaptive])
-    h = float(f"{softq.h * ratio * found.gradient / found.force:.{DIGITS}g}")
+    h = float(f"{softq.h * RATIO * found.gradient / found.force:.{DIGITS}g}")
     return found.at(h, h / softq.h)
 
 

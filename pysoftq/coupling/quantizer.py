@@ -18,7 +18,13 @@ from pysoftq.clusters.clusters import AnyPalette, Clusters, layer_rd_weights
 from pysoftq.clusters.merging import merge
 from pysoftq.clusters.refinement import refine
 from pysoftq.clusters.written import mark_clusters
-from pysoftq.coupling.devices import Batch, DeviceGroup, MovedError, group_by_device
+from pysoftq.coupling.devices import (
+    Batch,
+    DeviceGroup,
+    MovedError,
+    group_by_device,
+    refuse_sparse,
+)
 from pysoftq.coupling.inventory import take_inventory
 from pysoftq.coupling.options import DEFAULT_H, DEFAULTS, Refinement, check_override
 from pysoftq.coupling.report import CompressionReport, LayerReport, TensorReport
@@ -516,9 +522,16 @@ class SoftQuantizer:
         self._sensitivities = _check_sensitivities(sensitivities, self.layers)
 
     def squared_gradients(self) -> dict[str, float]:
-        """The sum of squares of the gradient of each layer that has one, before a step."""
-        layers = [layer for layer in self.layers if layer.gradient is not None]
-        rows = {layer.name: _square(layer.gradient, layer) for layer in layers}
+        """The sum of squares of the gradient of each layer that has one, before a step.
+
+        Raises:
+            ValueError: a gradient is sparse.
+        """
+        rows = {}
+        for layer in self.layers:
+            if (gradient := layer.gradient) is not None:
+                refuse_sparse(layer.name, gradient)
+                rows[layer.name] = _square(gradient, layer)
         parts = self._sharding.ranks.collected(rows)
         names = dict.fromkeys(name for part in parts for name in part)
         return {name: math.fsum(part.get(name, 0.0) for part in parts) for name in names}

@@ -37,4 +37,5 @@ def new_memory(size: int, dtype: torch.dtype) -> Tensor:
     """
     import torch
 
-    return torch.from_numpy(np.empty(size * dtype.itemsize, dtype=np.uint8)).view(dtype)
+    kind = "c16" if dtype.itemsize == 16 else f"i{dtype.itemsize}"  # no integers have 16 bytes
+    return torch.from_numpy(np.empty(size, dtype=kind)).view(dtype)

@@ -12,8 +12,8 @@ from torch import nn
 
 from pysoftq.compressor.compressor import Compressor
 from pysoftq.compressor.report import without_clusters
-from pysoftq.compressor.rungs import coupled_at_most
-from pysoftq.compressor.target import Target, targets_of
+from pysoftq.compressor.rungs import COUPLED
+from pysoftq.compressor.target import Target
 from pysoftq.coupling.lifecycle import prepare
 from pysoftq.coupling.quantizer import SoftQuantizer
 from pysoftq.data.datasets import load_dataset
@@ -170,12 +170,11 @@ class Run:
 
     def _compressor(self, target: Target | Sequence[Target]) -> Compressor:
         config = self.config
-        most = coupled_at_most(targets_of(target))
         return Compressor(
             self.model,
             target,
             config.coupling,
-            coupled=min(config.epochs / config.epochs_in_all, most),
+            coupled=min(config.epochs / config.epochs_in_all, COUPLED),
             values_lr=config.values_lr,
             coding=config.coding,
             metadata=self.data.metadata(),

@@ -130,9 +130,9 @@ def test_a_shallow_copy_takes_part_in_nothing() -> None:
 
 def test_states_of_others_are_refused() -> None:
     state = Training("bytes", sgd).compressor.state_dict()
-    with pytest.raises(ValueError, match="the state is of other options: targets"):
+    with pytest.raises(ValueError, match=r"the state is of other options: targets .*, not "):
         Training("drop", sgd).compressor.load_state_dict(state)
-    with pytest.raises(ValueError, match="the state is of other options: w"):
+    with pytest.raises(ValueError, match=r"the state is of other options: w 0.*, not "):
         Training("bytes", sgd, {"w": 0.4, "bits": 6}).compressor.load_state_dict(state)
     other = Compressor(nn.Linear(20, 64), TARGETS["bytes"], QUICK, coupled=0.4)
     with pytest.raises(ValueError, match=r"the state has layer '0\.weight' of 1280 weights"):
@@ -147,7 +147,7 @@ def test_the_number_of_steps_stays() -> None:
     training.attach()
     with pytest.raises(RuntimeError, match="already attached"):
         training.attach()
-    with pytest.raises(RuntimeError, match="attached: load the state first"):
+    with pytest.raises(RuntimeError, match="attached: load the state before attach"):
         training.compressor.load_state_dict(training.compressor.state_dict())
     training.run(0, 3)
     state = training.compressor.state_dict()
