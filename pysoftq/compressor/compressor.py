@@ -33,7 +33,7 @@ from pysoftq.compressor.rungs import (
 from pysoftq.compressor.sensitivity import Sensitivity
 from pysoftq.compressor.strength import Strength, choose_strength, measure_strength
 from pysoftq.compressor.target import Target, targets_of
-from pysoftq.compressor.training import RungTraining
+from pysoftq.compressor.training import Rates, RungTraining
 from pysoftq.coupling.lifecycle import prepare
 from pysoftq.coupling.options import ClusteringConfig
 from pysoftq.coupling.quantizer import SoftQuantizer
@@ -68,9 +68,10 @@ class Compressor:
     until they take little more than the target. Then neighbouring clusters merge, and for the rest
     of the steps the model computes with the clusters' values, while weights, which may change
     clusters, values and all other parameters are trained (`Codebooks`). The optimizer trains
-    weights and other parameters, with its own learning rates and schedules, clipping, accumulation
-    and precision; Adam trains the values. In the second part learning rates are lowered to 0 along
-    a cosine, for the time of a step only.
+    weights and other parameters, with its own clipping, accumulation and precision; Adam trains
+    the values. In the second part all learning rates fall to 0 along a cosine, those of the
+    optimizer from the largest that they have had, and for the time of a step only: a schedule of
+    its own has its effect before.
 
     The size is controlled in training: the rate-distortion weight is the multiplier of the
     constraint, and follows the measured code length (dual ascent, `pysoftq.compressor.price`).
@@ -98,6 +99,8 @@ class Compressor:
             quarter. With 0 clusters merge in the first step, as soon as its gradients tell what
             errors in each layer cost.
         values_lr: peak learning rate of the values, in standard deviations of their layer.
+        weights_lr: peak learning rate of the weights and all other parameters while clusters are
+            trained; by default the largest that each group of the optimizer has had so far.
         coding: of the file, as in `save_compressed`.
         metadata: that the file will have, which counts in its bytes.
 
@@ -132,6 +135,7 @@ class Compressor:
         *,
         coupled: float = COUPLED,
         values_lr: float = VALUES_LR,
+        weights_lr: float | None = None,
         coding: Coding = "entropy",
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
@@ -139,6 +143,8 @@ class Compressor:
             config = ClusteringConfig.from_dict(config or {})
         if not values_lr > 0:
             raise ValueError(f"`values_lr` must be > 0, got {values_lr}")
+        if weights_lr is not None and not weights_lr > 0:
+            raise ValueError(f"`weights_lr` must be > 0, got {weights_lr}")
         self.targets = targets_of(target)
         self.path = self.targets
         if not 0 <= coupled < 1:
@@ -161,6 +167,7 @@ class Compressor:
         self.on_strength: Callable[[Compressor], object] | None = None
         self.before_merging: Callable[[Compressor], object] | None = None
         self._coupled, self._values_lr = coupled, values_lr
+        self._weights_lr, self._rates = weights_lr, Rates(weights_lr)
         names = [layer.name for layer in self.softq.layers]
         self.file_size = FileSize(
             self.model,
@@ -380,6 +387,7 @@ class Compressor:
             self._leave_out(optimizer)
             return
         self.softq.refuse_replaced()
+        self._rates.note(optimizer)
         coupled = self._training is None and self.coupling_steps > 0
         if self._training is not None:
             self._training.before_step(optimizer)
@@ -497,7 +505,9 @@ class Compressor:
         between = not self.targets[0].searched and target not in self.targets
         rung = Rung(target, max(steps, 1), rd_weight=merged.price, between=between)
         self.rungs.append(rung)
-        self._training = RungTraining(self.softq, codebooks, rung, meter, self._values_lr)
+        self._training = RungTraining(
+            self.softq, codebooks, rung, meter, self._values_lr, self._rates
+        )
         self._training.settle(merged.bins, merged.clusters)
         return self._training
 
@@ -569,7 +579,7 @@ class Compressor:
         """The training of a rung as it was."""
         rung = self.rungs[number]
         meter = Meter(rung.target, self.file_size)
-        return RungTraining.restore(self.softq, state, rung, meter, self._values_lr)
+        return RungTraining.restore(self.softq, state, rung, meter, self._values_lr, self._rates)
 
     # Checkpoints.
 
@@ -592,6 +602,7 @@ class Compressor:
             "layers": rows,
             "softq": self.softq.state_dict(),
             "sensitivity": self._sensitivity.state_dict(),
+            "rates": self._rates.state_dict(),
             "training": None if self._training is None else self._training.state_dict(),
             "trunk": self._trunk,
             "kept": self._kept,
@@ -615,6 +626,7 @@ class Compressor:
             raise ValueError(f"the state is of other options: {'; '.join(differences)}")
         self.softq.load_state_dict(state["softq"])
         self._sensitivity.load_state_dict(state["sensitivity"])
+        self._rates.load_state_dict(state["rates"])
         self._step, self._ended = state["step"], state["ended"]
         self._plan(state["steps"])
         self._coupling_ends = state["coupling_ends"]
@@ -657,5 +669,6 @@ class Compressor:
             "targets": [asdict(target) for target in self.targets],
             "coupled": self._coupled,
             "values_lr": self._values_lr,
+            "weights_lr": self._weights_lr,
             **self.config.model_dump(mode="json"),
         }

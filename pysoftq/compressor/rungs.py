@@ -57,15 +57,7 @@ def asked_for(rungs: Iterable[Rung]) -> tuple[Rung, ...]:
 
 
 def rungs_of(targets: Sequence[Target]) -> int:
-    """How many rungs the targets take.
-
-    Raises:
-        ValueError: there is no target, or one of several is to be searched for.
-    """
-    if not targets:
-        raise ValueError("`target` must not be empty")
-    if len(targets) > 1 and any(target.searched for target in targets):
-        raise ValueError("a largest drop alone is searched for, and cannot be part of a ladder")
+    """How many rungs the targets take."""
     return SEARCHED if _searched(targets) else len(targets)
 
 

@@ -12,8 +12,8 @@ from torch.optim import Optimizer
 from pysoftq.coupling.quantizer import SoftQuantizer
 from pysoftq.models.steps import gradient_scale
 
-# The rms force in rms gradients. A force that is larger than the gradient moves weights farther than
-# the training brings back; one that is much smaller gathers nothing.
+# The rms force in rms gradients. A larger force moves weights farther than training brings back,
+# a much smaller one gathers nothing.
 RATIO = 0.5
 # Options of groups that such optimizers have: Adam and Lion, Adafactor, RMSprop, Adagrad, Adadelta,
 # Rprop, Muon.

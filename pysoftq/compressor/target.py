@@ -76,13 +76,18 @@ def targets_of(target: Target | Mapping[str, Any] | Sequence[Any]) -> tuple[Targ
 
     Raises:
         TypeError: something else.
-        ValueError: as `Target`, an unknown name, or several that do not go from large to small.
+        ValueError: none, as `Target`, an unknown name, or several that do not go from large to
+            small or of which one is to be searched for.
     """
     given = target if isinstance(target, (list, tuple)) else [target]
     found: list[Any] = [_from_mapping(one) if isinstance(one, Mapping) else one for one in given]
     if not all(isinstance(one, Target) for one in found):
         wrong = next(type(one).__name__ for one in found if not isinstance(one, Target))
         raise TypeError(f"`target` must be a Target or a list of them, got {wrong}")
+    if not found:
+        raise ValueError("`target` must not be empty")
+    if len(found) > 1 and any(one.searched for one in found):
+        raise ValueError("a largest drop alone is searched for, and cannot be part of a ladder")
     for unit in ("bytes", "bits", "rd_weight"):
         _check_order(unit, [getattr(one, unit) for one in found])
     return tuple(found)

@@ -38,6 +38,7 @@ class RungTraining:
         rung: to be trained, with its price; updated in the course.
         meter: of its size.
         values_lr: peak learning rate of the values, in standard deviations of a layer.
+        rates: of the user's optimizer.
 
     Attributes:
         codebooks, rung: as given.
@@ -51,6 +52,7 @@ class RungTraining:
         rung: Rung,
         meter: Meter,
         values_lr: float,
+        rates: Rates,
     ) -> None:
         self.codebooks = codebooks
         self.rung = rung
@@ -68,7 +70,7 @@ class RungTraining:
             for layer, bounds in zip(softq.layers, lengths, strict=True)
         ]
         self._segments = torch.cat(sizes)
-        self._rates = LoweredRates()
+        self._rates = rates
         self._calibrate()
 
     @property
@@ -195,10 +197,11 @@ class RungTraining:
         rung: Rung,
         meter: Meter,
         values_lr: float,
+        rates: Rates,
     ) -> RungTraining:
         """The training of a state; its values are written into the model."""
         codebooks = Codebooks.restore(softq.model, state["codebooks"])
-        found = cls(softq, codebooks, rung, meter, values_lr)
+        found = cls(softq, codebooks, rung, meter, values_lr, rates)
         found._values.load_state_dict(state["values"])
         found.done = state["done"]
         meter.overhead = state["overhead"]
@@ -249,27 +252,46 @@ class ScaledAdam:
         self._adam.load_state_dict(state["adam"])
 
 
-class LoweredRates:
-    """Learning rates of an optimizer, lowered for the time of a step."""
+class Rates:
+    """Learning rates of an optimizer, set for the time of a step to a share of their peaks.
 
-    def __init__(self) -> None:
+    The peak of a group is the largest learning rate that it has had so far, unless one is given. A
+    schedule that falls as well would leave the last networks almost no learning rate.
+
+    Args:
+        given: the peak of all groups.
+    """
+
+    def __init__(self, given: float | None = None) -> None:
+        self._given = given
+        self._peaks: list[float | Tensor] = []  # tensors stay on their device
         self._before: list[tuple[dict[str, Any], Any]] = []
 
+    def note(self, optimizer: Optimizer) -> None:
+        """Take the present learning rates into account; once a step, before `lower`."""
+        if self._given is not None:
+            self._peaks = [self._given] * len(optimizer.param_groups)
+            return
+        present = [group["lr"] for group in optimizer.param_groups]
+        # Groups may be added in the course of a training.
+        known = self._peaks + present[len(self._peaks) :]
+        self._peaks = [
+            torch.maximum(peak, rate) if isinstance(peak, Tensor) else max(peak, float(rate))
+            for peak, rate in zip(known, present, strict=True)
+        ]
+
     def lower(self, optimizer: Optimizer, share: float) -> None:
-        """Multiply them by a share."""
+        """Set them to a share of their peaks."""
         self.restore()  # after a step that has raised
-        groups = optimizer.param_groups
         self._before = [
             (group, group["lr"].clone() if isinstance(group["lr"], Tensor) else group["lr"])
-            for group in groups
+            for group in optimizer.param_groups
         ]
-        # Those of CUDA graphs stay where they are; groups may share a tensor.
-        for rate in {id(group["lr"]): group["lr"] for group in groups}.values():
-            if isinstance(rate, Tensor):
-                rate.mul_(share)
-        for group in groups:
-            if not isinstance(group["lr"], Tensor):
-                group["lr"] = share * group["lr"]
+        for group, peak in zip(optimizer.param_groups, self._peaks, strict=True):
+            if isinstance(group["lr"], Tensor):  # those of CUDA graphs stay where they are
+                group["lr"].fill_(1.0).mul_(share * peak)
+            else:
+                group["lr"] = share * peak
 
     def restore(self) -> None:
         """Undo `lower`."""
@@ -279,6 +301,14 @@ class LoweredRates:
             else:
                 group["lr"] = rate
         self._before = []
+
+    def state_dict(self) -> list[float | Tensor]:
+        """The peaks."""
+        return list(self._peaks)
+
+    def load_state_dict(self, state: Sequence[float | Tensor]) -> None:
+        """Continue from a state."""
+        self._peaks = list(state)
 
 
 def _skipped(optimizer: Optimizer) -> bool:

@@ -17,7 +17,7 @@ from typing_extensions import Self
 
 from pysoftq.compressor.target import Target
 from pysoftq.coupling.options import ClusteringConfig, override_texts
-from pysoftq.data.names import DATASET_PATTERN, DATASETS, TEXTS
+from pysoftq.data.names import DATASET_PATTERN, DATASETS
 from pysoftq.errors import ConfigError
 from pysoftq.options import (
     Size,
@@ -286,12 +286,10 @@ def dataset_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
     found = dict(DATASET_DEFAULTS.get(kind, {}))
     target = any(given.get(name) is not None for name in TARGETS)
     log = given.get("potential") == "log"
-    if log:  # those of the data sets are strengths of the linear potential
+    if log or target:  # those of the data sets are of the linear potential; a target chooses it
         found.pop("h", None)
-    if log and kind in LOG_H:
+    if log and not target and kind in LOG_H:
         found["h"] = LOG_H[kind]
-    if target and kind in TEXTS:  # chosen from the gradients, which differ between language models
-        found.pop("h", None)
     return found
 
 

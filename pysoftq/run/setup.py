@@ -34,6 +34,7 @@ from pysoftq.run.folder import RunFolder
 from pysoftq.run.front_sizes import check_compresses, check_sizes, front_sizes
 from pysoftq.run.memory import state_memory
 from pysoftq.run.observer import Observer, Silent
+from pysoftq.run.optimizers import trained_lr
 from pysoftq.run.pretrain_cache import cache_folder
 from pysoftq.run.processes import ALONE, Processes
 from pysoftq.run.sharding import shard
@@ -176,6 +177,7 @@ class Run:
             config.coupling,
             coupled=min(config.epochs / config.epochs_in_all, COUPLED),
             values_lr=config.values_lr,
+            weights_lr=trained_lr(config),
             coding=config.coding,
             metadata=self.data.metadata(),
         )

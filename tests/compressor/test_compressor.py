@@ -26,7 +26,7 @@ from compressing import (
 from torch import nn
 
 from pysoftq import Compressor, SoftQuantizer, Target, validate_clustering
-from pysoftq.compressor.strength import Strength, is_adaptive
+from pysoftq.compressor.strength import RATIO, Strength, is_adaptive
 from pysoftq.errors import NonFiniteLossError, QualityWarning
 
 # Networks this small change in steps of several percent, where a cluster empties.
@@ -79,8 +79,19 @@ def test_learning_rates_are_those_of_the_schedule(kind: str) -> None:
     schedules = [torch.optim.lr_scheduler.CosineAnnealingLR(one, 20) for one in (optimizer, alone)]
     compressor = Compressor(model, BITS, QUICK, coupled=0.4)
     compressor.attach(optimizer, total_steps=20)
+    used: list[list[float]] = []
+    optimizer.register_step_pre_hook(
+        lambda one, *_: used.append([float(group["lr"]) for group in one.param_groups])
+    )
     for number in range(20):
+        anneal = compressor.anneal
+        before = float(optimizer.param_groups[0]["lr"])
+        second = 0.05 if kind == "shared tensor" else 0.02
+        peaks = [before, float(optimizer.param_groups[1]["lr"])]
+        if compressor.phase == "training":  # from the peaks of the schedule, which falls
+            peaks = [0.05, second]
         steps(model, optimizer, number, number + 1)
+        assert used[-1] == pytest.approx([anneal * peak for peak in peaks], rel=1e-6)
         alone.step()
         for schedule in schedules:
             schedule.step()
@@ -88,6 +99,55 @@ def test_learning_rates_are_those_of_the_schedule(kind: str) -> None:
         assert float(optimizer.param_groups[0]["lr"]) == pytest.approx(expected, rel=1e-6)
     compressor.finalize()
     assert all("momentum_buffer" in optimizer.state[p] for p in model.parameters())
+
+
+def test_a_given_learning_rate_of_the_weights() -> None:
+    used: list[float] = []
+    model = network()
+    optimizer = sgd(model)
+    compressor = Compressor(model, BITS, QUICK, coupled=0.4, weights_lr=0.2)
+    compressor.attach(optimizer, total_steps=20)
+    optimizer.register_step_pre_hook(lambda one, *_: used.append(one.param_groups[0]["lr"]))
+    anneals = []
+    for number in range(20):
+        anneals.append(0.25 if compressor.phase == "coupling" else compressor.anneal)
+        steps(model, optimizer, number, number + 1)
+    assert used == pytest.approx([0.2 * anneal for anneal in anneals])
+    with pytest.raises(ValueError, match="`weights_lr` must be > 0, got 0"):
+        Compressor(model, BITS, weights_lr=0.0)
+
+
+def test_a_network_that_is_much_worse_is_reported() -> None:
+    qualities = iter([10.0, 4.0])
+    model, optimizer, compressor = attached(evaluate=lambda: next(qualities))
+    steps(model, optimizer, 0, 20)
+    with pytest.warns(QualityWarning, match=r"a drop of 6 from 10 at .* a larger target loses"):
+        report = compressor.finalize()
+    assert report.met
+    assert len(report.notes) == 1
+
+
+def test_without_coupling_reports_say_so() -> None:
+    model = network()
+    compressor = Compressor(model, BITS, coupled=0.0)
+    compressor.attach(sgd(model), total_steps=20)
+    steps(model, compressor.optimizer, 0, 20)
+    report = compressor.finalize()
+    assert compressor.softq.h == 0
+    assert "h = 0, " in str(report)
+
+
+def test_sparse_gradients_are_refused() -> None:
+    model = nn.Sequential(nn.Embedding(50, 20, sparse=True), nn.Linear(20, 4))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for coupled in (0.0, 0.4):
+        compressor = Compressor(model, BITS, coupled=coupled)
+        compressor.attach(optimizer, total_steps=20)
+        optimizer.zero_grad()
+        model(torch.arange(8)).square().sum().backward()
+        with pytest.raises(ValueError, match=r"'0\.weight' has a gradient of layout .*exclude="):
+            optimizer.step()
+        compressor.detach()
 
 
 @pytest.mark.parametrize("options", [{"foreach": True}, {"fused": True}, {"foreach": False}])
@@ -409,18 +469,16 @@ def test_a_given_strength_stays() -> None:
     assert other.strength.steps == pytest.approx(compressor.strength.steps / 2)
 
 
-@pytest.mark.parametrize(("potential", "wells", "least"), [("linear", 64, 4.0), ("log", 8, 0.4)])
-def test_the_strength_follows_from_gradients_and_steps(
-    potential: str, wells: int, least: float
-) -> None:
-    def chosen(total: int) -> Compressor:
-        model, optimizer, compressor = attached(config={"potential": potential}, total=total)
+@pytest.mark.parametrize("make", [sgd, adamw])
+@pytest.mark.parametrize("potential", ["linear", "log"])
+def test_the_strength_follows_from_the_gradients(potential: str, make: Any) -> None:
+    for total in (200, 20_000):
+        model, optimizer, compressor = attached(
+            make=make, config={"potential": potential}, total=total
+        )
         steps(model, optimizer, 0, 1)
-        return compressor
-
-    short, long = chosen(200), chosen(20_000)
-    assert short.strength.steps == pytest.approx(short.coupling_steps / wells, rel=0.01)
-    assert long.strength.ratio == pytest.approx(least, rel=0.01)
+        assert compressor.strength.ratio == pytest.approx(RATIO, rel=0.01)
+        assert compressor.softq.h == compressor.strength.h
 
 
 def test_the_strength_waits_for_gradients() -> None:
@@ -464,7 +522,7 @@ def test_a_distillation_that_begins_at_its_teacher_is_coupled() -> None:
     assert len(found) > 1
     for one, later in itertools.pairwise(found):
         assert later.gradient > 10 * one.gradient
-        assert later.ratio == pytest.approx(0.4, rel=0.01)  # the least of an adaptive optimizer
+        assert later.ratio == pytest.approx(RATIO, rel=0.01)
     assert compressor.strength == found[-1]
     assert compressor.softq.h == found[-1].h
 
@@ -660,7 +718,7 @@ def test_adaptive_optimizers_are_told_apart(kind: str, adaptive: bool) -> None:
 
 
 def test_other_learning_rates_than_those_of_coupled_weights_do_not_count() -> None:
-    def strength(of_biases: float) -> float:
+    def steps_to_cross(of_biases: float) -> float:
         model = network()
         kinds = [
             [one for one in model.parameters() if (one.ndim > 1) == coupled]
@@ -671,9 +729,9 @@ def test_other_learning_rates_than_those_of_coupled_weights_do_not_count() -> No
         compressor = Compressor(model, BITS)
         compressor.attach(optimizer, total_steps=200)
         steps(model, optimizer, 0, 1)
-        return compressor.softq.h
+        return compressor.strength.steps
 
-    assert strength(1.0) == strength(0.05)
+    assert steps_to_cross(1.0) == steps_to_cross(0.05)
 
 
 def test_numbers_of_numpy() -> None:
