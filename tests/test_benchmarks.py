@@ -5,7 +5,7 @@ import math
 import multiprocessing
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ from benchmarks import (
     memory,
     report,
     states,
+    strengths,
     targets,
     variants,
 )
@@ -589,3 +590,25 @@ def test_table_of_granularities_has_means_over_the_seeds() -> None:
     assert lines[2] == "| layer | pretrained | 99.0 ± 0.0 | – | – | 0.0 | 80.0 |"
     numbers = "97.0 ± 0.0 | 3.25 ± 0.35 | 2.50 ± 0.00 | 0.5 | 16.0"
     assert lines[4] == f"| channel | soft, refined | {numbers} |"
+
+
+def test_strengths_of_the_coupling(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = [
+        replace(one, examples=256, epochs=10, pretrained=(1, 0.01)) for one in strengths.PROBLEMS
+    ]
+    monkeypatch.setattr(strengths, "PROBLEMS", small)
+    monkeypatch.setattr(strengths, "BITS", (2.5,))
+    names = ["without coupling", "linear", "force 4", "ends at one bit more", "schedule, followed"]
+    settings = {name: strengths.SETTINGS[name] for name in names}
+    monkeypatch.setattr(strengths, "SETTINGS", settings)
+    assert strengths.main(["--seeds", "0", "--output", str(tmp_path)]) == 0
+    rows = json.loads((tmp_path / "strengths.json").read_text())["rows"]
+    assert [row["setting"] for row in rows] == names * 2
+    assert [row["coupled"] for row in rows if row["setting"] == "without coupling"] == [0, 0]
+    assert all(0 < row["coupled"] <= 0.25 for row in rows if row["setting"] == "linear")
+    text = capsys.readouterr().out
+    assert "| coupling | series, 2.5 bits | tables, 2.5 bits |" in text
+    monkeypatch.setattr(strengths, "run", None)  # what is there is not repeated
+    assert strengths.main(["--seeds", "0", "--output", str(tmp_path)]) == 0

@@ -40,6 +40,9 @@ class Strength:
     steps: float
     gradient: float
 
+    def __str__(self) -> str:
+        return f"h {self.h:g}: a force of {self.ratio:.3g} times the gradient"
+
     def outgrown(self, gradient: float) -> bool:
         """Whether gradients have become so much larger that the strength means nothing any more.
 

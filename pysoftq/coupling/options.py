@@ -35,7 +35,7 @@ class ClusteringConfig(Options):
         "force is as large in the tails of a layer as in its centre.")
     h: float = option("Soft quantization", DEFAULT_H["linear"], "Strength of the coupling: h_l = h "
         "N_l^-alpha; of potential log, h over the number of all coupled weights, by default 100 "
-        "(pydoc: 8).", ge=0)
+        "(of the data set pydoc 8). With a target it is chosen from the gradients.", ge=0)
     w: float = option("Soft quantization", 0.5, "Width of the coupling in standard deviations of "
         "a layer's pretrained weights.", gt=0)
     alpha: float = option("Soft quantization", 0.66, "Exponent of the strength (linear).", ge=-10,

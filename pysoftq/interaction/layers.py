@@ -44,6 +44,9 @@ class CoupledLayer:
     piece: Piece | None = None
     zeros: int | None = None
 
+    def __repr__(self) -> str:
+        return f"<CoupledLayer {self.name}: {self.size:,} weights, width {self.width:.4g}>"
+
     FIELDS: ClassVar = ("name", "size", "sigma", "width", "strength")
 
     def record(self) -> dict[str, Any]:
