@@ -39,7 +39,6 @@ from pysoftq.compressor.strength import RATIO
 from pysoftq.compressor.training import Rates
 
 SEEDS = (0, 1, 2)
-BITS = (2.5, 1.5)
 BATCH = 64
 RESULTS = Path(__file__).parent / "results"
 
@@ -97,6 +96,7 @@ class Problem:
         epochs: of a compression.
         loss: of outputs and what they should be.
         quality: of the same, in per cent.
+        bits: to compress to.
     """
 
     name: str
@@ -108,6 +108,7 @@ class Problem:
     epochs: int
     loss: Callable[[Tensor, Tensor], Tensor]
     quality: Callable[[Tensor, Tensor], float]
+    bits: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -238,6 +239,7 @@ PROBLEMS = (
         12,
         F.cross_entropy,
         accuracy,
+        (1.1, 0.7),
     ),
     Problem(
         "tables",
@@ -249,6 +251,7 @@ PROBLEMS = (
         40,
         F.mse_loss,
         explained,
+        (2.5, 1.5),
     ),
 )
 
@@ -373,7 +376,7 @@ def main(arguments: list[str] | None = None) -> int:
     for problem in PROBLEMS:
         for seed in chosen.seeds:
             start: dict[str, Tensor] = {}
-            for bits in BITS:
+            for bits in problem.bits:
                 for setting in SETTINGS:
                     name = f"{problem.name}, {setting}, {bits:g} bits, seed {seed}"
                     if name in rows:
