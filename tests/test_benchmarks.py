@@ -595,11 +595,9 @@ def test_table_of_granularities_has_means_over_the_seeds() -> None:
 def test_strengths_of_the_coupling(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    small = [
-        replace(one, examples=256, epochs=10, pretrained=(1, 0.01)) for one in strengths.PROBLEMS
-    ]
+    less: dict[str, Any] = {"examples": 256, "epochs": 10, "pretrained": (1, 0.01), "bits": (2.5,)}
+    small = [replace(one, **less) for one in strengths.PROBLEMS]
     monkeypatch.setattr(strengths, "PROBLEMS", small)
-    monkeypatch.setattr(strengths, "BITS", (2.5,))
     names = ["without coupling", "linear", "force 4", "ends at one bit more", "schedule, followed"]
     settings = {name: strengths.SETTINGS[name] for name in names}
     monkeypatch.setattr(strengths, "SETTINGS", settings)

@@ -95,8 +95,12 @@ def test_lightning(lightning: Any, plain: Any, data: TensorDataset, tmp_path: Pa
     trainer.fit(module, DataLoader(data, BATCH))
     assert_same(module, plain, callback.report)
 
+    # Of before the compression, as a checkpoint of the coupling is.
+    content = torch.load(tmp_path / "epoch=0.ckpt", weights_only=False)
+    content["state_dict"] = lightning_module(lightning, pretrained()).state_dict()
+    torch.save(content, tmp_path / "before.ckpt")
     with pytest.warns(QualityWarning, match="is not the compressed network any more"):
-        trainer.test(module, DataLoader(data, BATCH), ckpt_path=tmp_path / "epoch=0.ckpt")
+        trainer.test(module, DataLoader(data, BATCH), ckpt_path=tmp_path / "before.ckpt")
 
     for epoch in range(EPOCHS - 1):
         other = lightning_module(lightning, Digits())
