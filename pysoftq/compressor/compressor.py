@@ -588,7 +588,6 @@ class Compressor:
 
         Tensors of weights are divided between processes as the parameters are (DTensor).
         """
-        self._close_step()  # the state of the optimizer has its learning rates
         rows = None if self._layers is None else [asdict(row) for row in self._layers.layers]
         return {
             "options": self._options,

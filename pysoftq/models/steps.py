@@ -74,9 +74,7 @@ class StepHooks:
         self._before(optimizer, self._evaluations)
 
     def _leave(self, optimizer: Optimizer, *_: Any) -> None:
-        if not self._depth:  # registered within a step
-            return
-        self._depth -= 1
+        self._depth -= 1  # below 0 if registered within a step
         if not self._depth and not self._left_out and self._after is not None:
             self._after(optimizer)
 

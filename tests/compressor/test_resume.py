@@ -155,3 +155,26 @@ def test_the_number_of_steps_stays() -> None:
     other.compressor.load_state_dict(state)
     with pytest.raises(ValueError, match="`total_steps` must be 48, as in the state, got 50"):
         other.compressor.attach(other.optimizer, total_steps=50)
+
+
+def test_peaks_of_a_schedule_are_resumed() -> None:
+    found = []
+    for cut in (0, 30):
+        parts: list[Any] = []
+        for begin in sorted({0, cut}):
+            model = network()
+            optimizer = sgd(model)
+            schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+            compressor = Compressor(model, TARGETS["bytes"], QUICK)
+            for part, state in zip((model, optimizer, schedule, compressor), parts, strict=False):
+                part.load_state_dict(state)
+            compressor.attach(optimizer, total_steps=60)
+            for number in range(begin, 60 if begin == cut else cut):
+                steps(model, optimizer, number, number + 1)
+                schedule.step()
+            parts = [
+                copy.deepcopy(one.state_dict()) for one in (model, optimizer, schedule, compressor)
+            ]
+        compressor.finalize()
+        found.append(torch.cat([one.detach().reshape(-1) for one in model.parameters()]))
+    assert torch.equal(*found)

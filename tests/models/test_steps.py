@@ -207,8 +207,11 @@ def test_codebooks_train_with_a_gradient_scaler() -> None:
             codebooks.sum_gradients()
             scaler.step(optimizer)
             scaler.update()
-        found.append(state_of(model))
+        found.append(codebooks.values["0.weight"].detach().clone())
     assert torch.equal(*found)
+    assert not torch.equal(
+        found[0], Codebooks(network(), clusters_of(network())).values["0.weight"]
+    )
 
 
 def test_codebooks_have_one_optimizer() -> None:
@@ -262,3 +265,19 @@ def test_a_step_that_was_interrupted_is_undone(ending: str, at: int) -> None:
     assert all(one.grad is not None for one in model.parameters())
     if ending == "finalize" or at > 10:
         assert len(model[0].weight.unique()) < 20
+
+
+def test_a_state_that_is_taken_within_a_step_changes_nothing() -> None:
+    found = []
+    for looked in (False, True):
+        model = network()
+        compressor = Compressor(model, Target(bits=2.0))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        if looked:
+            optimizer.register_step_post_hook(lambda *_, one=compressor: one.state_dict() and None)
+        compressor.attach(optimizer, total_steps=60)
+        for step in range(60):
+            backward(model, step)
+            optimizer.step()
+        found.append(state_of(model))
+    assert torch.equal(*found)
