@@ -209,9 +209,8 @@ def test_codebooks_train_with_a_gradient_scaler() -> None:
             scaler.update()
         found.append(codebooks.values["0.weight"].detach().clone())
     assert torch.equal(*found)
-    assert not torch.equal(
-        found[0], Codebooks(network(), clusters_of(network())).values["0.weight"]
-    )
+    first = Codebooks(network(), clusters_of(network())).values["0.weight"]
+    assert not torch.equal(found[0], first)
 
 
 def test_codebooks_have_one_optimizer() -> None:
@@ -239,7 +238,7 @@ class InterruptedStepError(Exception):
     """In the middle of a step."""
 
 
-@pytest.mark.parametrize("ending", ["finalize", "detach", "state_dict"])
+@pytest.mark.parametrize("ending", ["finalize", "detach"])
 @pytest.mark.parametrize("at", [10, 50, 65])
 def test_a_step_that_was_interrupted_is_undone(ending: str, at: int) -> None:
     model = network()
