@@ -1,10 +1,9 @@
 """The default run over ten seeds, on one and on two threads: ``python -m benchmarks.digits``.
 
 ``pysoftq compress`` against histogram-equalized quantization of the same pretrained networks. A
-seed determines the split of the images, the pretrained network and all that follows. The defaults
-of the coupling were chosen on the seeds 100 to 107. Of those reported here, 0 to 4 were seen while
-the search for a largest drop was built, 5 to 9 were not. A run that is in the output already is not
-repeated.
+seed determines the split of the images, the pretrained network and all that follows. Of the seeds
+reported here, 0 to 4 were seen while the search for a largest drop was built, 5 to 9 were not. A
+run that is in the output already is not repeated.
 """
 
 from __future__ import annotations

@@ -211,7 +211,7 @@ class Codebooks:
             raise RuntimeError("already attached: one optimizer's steps train all values")
         inner = torch_optimizer(optimizer)
         refuse_claimed(inner, {name: layer.parameter for name, layer in self._layers.items()})
-        self._optimizer = inner
+        self._optimizer, self._summed = inner, False
         for layer in self._layers.values():
             layer.parameter.grad = None
         self._register()

@@ -82,8 +82,8 @@ class StepHooks:
 def several_evaluations(owner: object) -> ValueError:
     """The error of what can take part in a step with one evaluation only."""
     return ValueError(
-        "the optimizer evaluates its closure several times in a step, which a "
-        f"{type(owner).__name__} cannot take part in"
+        "the optimizer evaluates its closure several times in a step, in which "
+        f"{type(owner).__name__} cannot take part"
     )
 
 

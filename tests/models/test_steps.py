@@ -229,7 +229,7 @@ def test_codebooks_refuse_a_second_evaluation_and_keep_their_values() -> None:
     codebooks = Codebooks(model, clusters, {name: weights[name] for name in clusters})
     optimizer = Twice(model.parameters(), lr=0.1)
     codebooks.attach(optimizer)
-    with pytest.raises(ValueError, match="several times in a step, which a Codebooks"):
+    with pytest.raises(ValueError, match="several times in a step, in which Codebooks"):
         optimizer.step(lambda: backward(model))
     assert len(model[0].weight.unique()) <= 4
 
