@@ -354,8 +354,8 @@ def page(rows: Sequence[Row]) -> str:
         f"Points lost on 10,000 test examples, mean ± standard deviation over {count} seeds; in "
         "brackets the entropy bits that were reached, and after which share of the steps clusters "
         f"merge. Of what is not named: a force of {RATIO:g} of the gradient, which ends at "
-        f"{module.SPARE_BITS:g} bits more than the target, or after {COUPLED:.0%} of the steps; a "
-        "constant learning rate. Series: accuracy; tables: variance explained."
+        f"{module.SPARE_BITS:g} bits more than the target, or after {100 * COUPLED:g} % of the "
+        "steps; a constant learning rate. Series: accuracy; tables: variance explained."
     )
     return f"# Strength and length of the coupling\n\n{text}\n\n" + "\n".join(table(rows)) + "\n"
 

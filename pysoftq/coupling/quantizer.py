@@ -182,8 +182,6 @@ class SoftQuantizer:
         sparsity: str = DEFAULTS.sparsity,
     ) -> None:
         include, exclude = as_patterns(include), as_patterns(exclude)
-        if isinstance(model, torch.jit.ScriptModule):
-            raise TypeError("`model` must be the network before torch.jit compiles it")
         self.model = runnable(model)
         self._sharding = Sharding(self.model)
         self._replicas = replicas_of(model)

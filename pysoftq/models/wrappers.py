@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -58,7 +59,13 @@ def innermost(model: nn.Module) -> nn.Module:
 
 
 def runnable(model: nn.Module) -> nn.Module:
-    """The module inside of all wrappers that it can compute without, so of FSDP1 the wrapper."""
+    """The module inside of all wrappers that it can compute without, so of FSDP1 the wrapper.
+
+    Raises:
+        TypeError: it is not a module, or a compiled one of torch.jit.
+    """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError("`model` must be the network before torch.jit compiles it")
     found = wrappers(model)
     return next(filter(is_flattened, found), found[-1])
 
