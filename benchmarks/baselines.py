@@ -35,8 +35,15 @@ CALLED: Mapping[str, Callable[[float], tuple[str, dict[str, float]]]] = {
 OPTIONS = {"k-means": "K", "ECVQ": "rd_weight", "PARQ": "bits"}
 
 
-def baselines_of(dataset: str) -> list[tuple[str, float]]:
-    """All that there are for a data set: PARQ trains networks for images, and requires torchao."""
+def baselines_of(dataset: str, methods: Sequence[str] | None) -> list[tuple[str, float]]:
+    """Those of some methods, or all that there are for a data set; of None, none.
+
+    PARQ trains networks for images, and requires torchao.
+    """
+    if methods:
+        return [(name, value) for name in methods for value in BASELINES[name]]
+    if methods is None:
+        return []
     methods = list(BASELINES)
     if dataset.partition(":")[0] in TEXTS:
         methods.remove("PARQ")

@@ -476,7 +476,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--one-network", action="store_true", help="pretrained for the first seed, for all"
     )
-    parser.add_argument("--baselines", action="store_true", help="k-means, ECVQ and PARQ too")
+    parser.add_argument(
+        "--baselines", nargs="*", choices=BASELINES, help="these too; without a name all of them"
+    )
     parser.add_argument("--work", type=Path, help="folder of the runs (runs/NAME)")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder (benchmarks/results)")
     parser.add_argument("--name", help="of the results and of the folder of the runs (CONFIG's)")
@@ -495,7 +497,7 @@ def main(arguments: list[str] | None = None) -> int:
         chosen.seeds,
         chosen.methods,
         chosen.one_network,
-        baselines_of(config["dataset"]) if chosen.baselines else (),
+        baselines_of(config["dataset"], chosen.baselines),
     )
     for seed in study.seeds:
         for method in study.methods:
