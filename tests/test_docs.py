@@ -20,7 +20,7 @@ BLOCK = re.compile(r"```(python|text)\n(.*?)```", re.DOTALL)
 PAGES = sorted({ROOT / "README.md", *DOCS.rglob("*.md")} - {*DOCS.glob("reference/results/*")})
 TEXTS = sorted({*PAGES, *ROOT.glob("*.md"), *ROOT.glob("examples/*.md"), *ROOT.glob("cpp/**/*.md")})
 # Of python -m benchmarks and torchrun.
-OPTIONS_OF_OTHERS = {"--full", "--nproc-per-node", "--one-network"}
+OPTIONS_OF_OTHERS = {"--baselines", "--full", "--nproc-per-node", "--one-network"}
 
 
 @pytest.mark.parametrize("page", ["tutorial.md", "howto/model.md", "howto/loop.md", "targets.md"])
