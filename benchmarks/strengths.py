@@ -1,11 +1,11 @@
 """Strength and length of the coupling: ``python -m benchmarks.strengths``.
 
-Two small networks in training loops of their own, with synthetic data: one for time series
+Two small networks, each trained by a plain PyTorch loop on synthetic data: one for time series
 (depthwise convolutions, normalisation, a GRU; Adam) and one for tables with bags of tokens (SGD
-without momentum). Each is pretrained once for each seed and compressed to several bits: without
-coupling, as the package does it, and with another force, end or share of the coupling; and with a
-schedule of the learning rate that falls to 0, which the package does not follow, and as it would
-be if it did. Runs that are in the output already are not repeated.
+without momentum). Each is pretrained once per seed and compressed to two sizes: without coupling,
+with the defaults, and with a different force, end or share of the coupling. Two further settings
+have a learning rate schedule in the loop: ignored in the second part, as by default, and followed.
+Runs that are already in the output are not repeated.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ SEEDS = (0, 1, 2)
 BATCH = 64
 RESULTS = Path(__file__).parent / "results"
 
-Data = tuple[Tensor, Tensor, Tensor]  # two inputs and what they are to give
+Data = tuple[Tensor, Tensor, Tensor]  # two inputs and the wanted outputs
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A coupling; None of a field is what the package does.
+    """A coupling; a field that is None has the package's default.
 
     Attributes:
         force: rms force in rms gradients; 0 couples nothing.
@@ -87,16 +87,16 @@ class Problem:
     """A network, its data and its training.
 
     Attributes:
-        name: of it.
-        data: n examples of a seed.
-        examples: to train on.
-        network: before training.
-        optimizer: of the compression, and with a learning rate of the pretraining.
-        pretrained: epochs of it, lr.
+        name: in the table.
+        data: makes n examples from a seed.
+        examples: number of training examples.
+        network: makes the network, untrained.
+        optimizer: for parameters and a learning rate; None is that of the compression.
+        pretrained: epochs and learning rate of the pretraining.
         epochs: of a compression.
-        loss: of outputs and what they should be.
+        loss: of outputs and wanted outputs.
         quality: of the same, in per cent.
-        bits: to compress to.
+        bits: targets of the compression.
     """
 
     name: str
@@ -353,9 +353,9 @@ def page(rows: Sequence[Row]) -> str:
     text = (
         f"Points lost on 10,000 test examples, mean ± standard deviation over {count} seeds; in "
         "brackets the entropy bits that were reached, and after which share of the steps clusters "
-        f"merge. Of what is not named: a force of {RATIO:g} of the gradient, which ends at "
-        f"{module.SPARE_BITS:g} bits more than the target, or after {100 * COUPLED:g} % of the "
-        "steps; a constant learning rate. Series: accuracy; tables: variance explained."
+        f"merge. Unless stated otherwise, the force is {RATIO:g} of the gradient, the coupling "
+        f"ends {module.SPARE_BITS:g} bits above the target or after {100 * COUPLED:g} % of the "
+        "steps, and the learning rate is constant. Series: accuracy; tables: variance explained."
     )
     return f"# Strength and length of the coupling\n\n{text}\n\n" + "\n".join(table(rows)) + "\n"
 

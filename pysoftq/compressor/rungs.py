@@ -14,7 +14,7 @@ _FIRST = 2.0  # bits of the first one, and of the first on the way to fewer
 _FACTOR = 0.6  # from one to the next as long as all are good, or all bad
 _RANGE = (0.05, 12.0)  # bits
 MIN_STEPS = 100  # of a rung that is on the way
-COUPLED = 0.25  # of the steps at most: what is left trains the clusters
+COUPLED = 0.25  # share of the steps at most; the clusters are trained in the rest
 
 
 @dataclass

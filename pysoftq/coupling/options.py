@@ -171,7 +171,7 @@ DEFAULTS = ClusteringConfig()  # for the signatures that take single options
 def check_override(
     override: Mapping[str, Mapping[str, float]] | None,
 ) -> dict[str, dict[str, float]]:
-    """A copy of what layers of some names have of their own: pattern of names -> h, w or both.
+    """A copy of the overrides: h, w or both for each pattern of names.
 
     Raises:
         ValueError: an override sets nothing, or something else.
