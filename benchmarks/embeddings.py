@@ -47,6 +47,7 @@ from pysoftq.compressor.meter import mean_entropy
 from pysoftq.compressor.price import find_price
 from pysoftq.compressor.rungs import COUPLED, asked_for
 from pysoftq.errors import QualityWarning
+from pysoftq.run.precision import has_bfloat16
 
 RESULTS = Path(__file__).parent / "results"
 WORK = Path("runs/embeddings")
@@ -141,7 +142,7 @@ class Study:
         Models stay in evaluation mode: the teacher has no dropout either.
         """
         texts = self.batch(step)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=has_bfloat16(torch.device("cpu"))):
             with torch.no_grad():
                 original = self.encoder.states(self.teacher, texts)
             found = self.encoder.states(model, texts)

@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pysoftq.run.precision import has_bfloat16
+
 PACKAGES = ("asyncio", "collections", "email", "http", "json", "logging")
 TRAINED = 0.8
 TOKENS = 2048
@@ -58,7 +60,7 @@ def train(model: Any, tokens: Tensor, epochs: float) -> None:
     for step in range(steps):
         begins = torch.randint(len(tokens) - CONTEXT, (BATCH,))
         windows = tokens[begins[:, None] + span]
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=has_bfloat16(torch.device("cpu"))):
             loss = model(windows, labels=windows).loss
         optimizer.zero_grad()
         loss.backward()

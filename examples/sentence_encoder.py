@@ -22,6 +22,8 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 from pysoftq import Compressor, Target, load_compressed, save_compressed
 from pysoftq.export import to_onnx, verify_export
 
+# Processors without bfloat16 emulate it, many times slower than float32.
+BFLOAT16 = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 HELD_OUT = 200
 BATCH = 24
 
@@ -83,7 +85,7 @@ compressor = Compressor(model, Target(bytes=options.bytes), {"include": ["*", *p
 compressor.attach(optimizer, total_steps=options.steps)
 for step in range(options.steps):
     tokens = encoded(random.sample(texts[HELD_OUT:], BATCH))
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16, enabled=BFLOAT16):
         with torch.no_grad():
             original = states(teacher, tokens)
         found = states(model, tokens)

@@ -19,6 +19,7 @@ from pysoftq.data.tasks import Data
 from pysoftq.interaction.segments import segment_count
 from pysoftq.run.config import CompressConfig
 from pysoftq.run.observer import Observer
+from pysoftq.run.precision import autocast
 from pysoftq.run.processes import Processes
 
 LARGE = 10**6  # weights of a network from which on its memory is stated
@@ -191,7 +192,7 @@ def _activation_bytes(
         model.train()
         for norm in norms:
             norm.eval()  # keeps as much, exchanges nothing
-        return _kept_bytes(model, inputs, targets, examples, amp=config.amp == "bf16")
+        return _kept_bytes(model, inputs, targets, examples, config)
     except Exception:  # noqa: BLE001 - a model may ask for values, which there are none of
         return None
     finally:
@@ -200,7 +201,7 @@ def _activation_bytes(
 
 
 def _kept_bytes(
-    model: nn.Module, inputs: Tensor, targets: Tensor, examples: int, *, amp: bool
+    model: nn.Module, inputs: Tensor, targets: Tensor, examples: int, config: CompressConfig
 ) -> int:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -221,7 +222,7 @@ def _kept_bytes(
             mode.from_tensor(value).expand(examples, *value.shape[1:]).contiguous()
             for value in (inputs, targets)
         )
-        with torch.autocast(batch.device.type, torch.bfloat16, enabled=amp):
+        with autocast(config, batch.device):
             logits = logits_of(torch.func.functional_call(model, state, (batch,)))
         loss = cross_entropy(logits.float(), answers)
     del loss

@@ -35,6 +35,7 @@ from pysoftq.run.front_sizes import check_compresses, check_sizes, front_sizes
 from pysoftq.run.memory import state_memory
 from pysoftq.run.observer import Observer, Silent
 from pysoftq.run.optimizers import trained_lr
+from pysoftq.run.precision import precision_remarks
 from pysoftq.run.pretrain_cache import cache_folder
 from pysoftq.run.processes import ALONE, Processes
 from pysoftq.run.sharding import shard
@@ -99,7 +100,7 @@ class Run:
         data, validation, model = processes.together(build)
         if validation is not None:
             observer.message(_validation_line(config, data, validation))
-        for remark in data.remarks():
+        for remark in (*data.remarks(), *precision_remarks(config, device)):
             observer.message(remark)
         check_batches(model, data, config.batch_size, "batch_size", config.accumulate)
         if config.accumulate > 1 and has_batch_norm(model):

@@ -28,6 +28,7 @@ from pysoftq.interaction.backends import has_cuda
 from pysoftq.interaction.pieces import is_dtensor
 from pysoftq.run.batch_norm import WholeBatchNorm
 from pysoftq.run.config import CompressConfig
+from pysoftq.run.precision import autocast
 from pysoftq.run.processes import ALONE, Processes
 
 
@@ -62,7 +63,7 @@ class TrainingStep:
         self.force_time = Stopwatch(self.device)
         self._forward = torch.compile(model) if config.compile else model
         self._accumulate = config.accumulate
-        self._amp = config.amp == "bf16"
+        self._config = config
         self._fresh_gradients = True
 
     def __call__(
@@ -107,7 +108,7 @@ class TrainingStep:
     def _add_gradients(
         self, forward: Callable[[Tensor], Any], inputs: Tensor, targets: Tensor, weight: float
     ) -> tuple[Tensor, Tensor]:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._amp):
+        with autocast(self._config, self.device):
             logits = logits_of(forward(inputs))
         loss = cross_entropy(logits.float(), targets)
         (loss if weight == 1 else weight * loss).backward()
