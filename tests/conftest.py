@@ -129,6 +129,12 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pysoftq.cli.studies._save", save)
 
 
+@pytest.fixture
+def bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward passes run in bfloat16 where they shall, also on a CPU that emulates it."""
+    monkeypatch.setattr("pysoftq.run.precision.has_bfloat16", lambda device: True)
+
+
 @pytest.fixture(scope="module")
 def light_fonts() -> Iterator[None]:
     """PDF files hold outlines in place of fonts, whose subsets take half of the time of a figure.

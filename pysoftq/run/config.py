@@ -128,7 +128,7 @@ class CompressConfig(ClusteringConfig):
     pretrain_weight_decay: float = option("Pretraining", 5e-4, "Weight decay.", ge=0)
 
     amp: Literal["off", "bf16"] = option("Speed", "off", "Both trainings in float32, or in "
-        "bfloat16 where that is safe (bf16).")
+        "bfloat16 where that is safe and the device has it (bf16).")
     gradient_checkpointing: bool = option("Speed", False, "Compute activations of a language model "
         "again in the backward pass: less memory, about a third more time.", on_resume=True)
     channels_last: Literal["auto", "on", "off"] = option("Speed", "auto", "Channels-last layout "

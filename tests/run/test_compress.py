@@ -494,7 +494,7 @@ def test_refusals(
     assert error.startswith("Usage") or error.count("\n") == 1
 
 
-@pytest.mark.usefixtures("no_figures")
+@pytest.mark.usefixtures("no_figures", "bfloat16")
 def test_other_layout_and_precision(tmp_path: Path, options: list[str], finished: Path) -> None:
     """Channels last and bfloat16 from start to end, interrupted by nothing but a resume."""
     run = tmp_path / "run"

@@ -250,6 +250,7 @@ def test_speed_is_told_of_each_epoch(data: Dataset, tmp_path: Path) -> None:
         assert 0 < line["coupling_share"] < 1
 
 
+@pytest.mark.usefixtures("bfloat16")
 def test_trains_in_bfloat16(data: Dataset, tmp_path: Path) -> None:
     exact, rough = options(lr=0.1), options(lr=0.1, amp="bf16")
     _, observer = run(tiny_training(exact), data, exact, tmp_path / "exact")

@@ -83,6 +83,7 @@ def test_a_step_is_the_plain_one(data: Dataset, h: float) -> None:
     assert training.softq.step == plain.softq.step == 6
 
 
+@pytest.mark.usefixtures("bfloat16")
 def test_bfloat16_is_used_in_the_forward_pass_alone(data: Dataset) -> None:
     exact, rough = tiny_training(options()), tiny_training(options())
     seen = []
