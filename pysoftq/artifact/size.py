@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -17,7 +16,7 @@ from pysoftq.artifact.forms import Coding, Options, clustered
 from pysoftq.artifact.model_content import ModelContent, raw_record
 from pysoftq.artifact.packing import Integers, packed_bytes, varint_bytes
 from pysoftq.clusters.clusters import Palette
-from pysoftq.interaction.host import on_host
+from pysoftq.interaction.host import joined, on_host
 from pysoftq.interaction.pieces import is_divided
 from pysoftq.interaction.segments import segment_count
 
@@ -104,8 +103,8 @@ class FileSize:
         if not self._weights:
             return best
         own = self._own(palettes)
-        counts = _joined([palette.counts for palette in own]).long().numpy()
-        values = _joined([palette.codebook for palette in own]).double().numpy()
+        counts = joined([palette.counts for palette in own]).cpu().long().numpy()
+        values = joined([palette.codebook for palette in own]).detach().cpu().double().numpy()
         K = np.array([palette.K for palette in own])
         self._check_sizes(counts, K)
         # Of equally small forms the last one is taken, but only if the tensor becomes smaller.
@@ -170,12 +169,6 @@ def _chosen(
         if records[owner].is_weight and records[owner].size:
             owners.setdefault(owner, name)
     return {name: records[owner] for owner, name in owners.items()}
-
-
-def _joined(parts: list[Tensor]) -> Tensor:
-    """All elements, on the CPU."""
-    alike = len({part.device for part in parts}) == 1  # then they are moved together
-    return torch.cat(parts if alike else [part.cpu() for part in parts]).detach().cpu()
 
 
 class _Shape(NamedTuple):

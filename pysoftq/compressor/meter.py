@@ -11,6 +11,7 @@ from torch import Tensor
 from pysoftq.artifact.size import FileSize
 from pysoftq.clusters.clusters import Palette
 from pysoftq.compressor.target import Target
+from pysoftq.interaction.host import joined
 from pysoftq.interaction.layers import CoupledLayer
 
 AIM, LEAST = 0.985, 0.97  # of the target, which is the most
@@ -80,7 +81,7 @@ def mean_entropy(palettes: Iterable[Palette]) -> float:
 
 def code_length(counts: Iterable[Tensor], segments: Tensor) -> float:
     """Bits of the indices of all layers, given their counts and the sizes of all segments."""
-    found = torch.cat(list(counts)).double()
+    found = joined(list(counts)).double()
     lengths = segments.double()
     whole = lengths @ lengths.clamp_min(1).log2()
     return float(whole.to(found.device) - found @ found.clamp_min(1).log2())

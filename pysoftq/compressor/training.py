@@ -19,6 +19,7 @@ from pysoftq.compressor.rungs import Rung
 from pysoftq.compressor.settling import settle_bins
 from pysoftq.coupling.quantizer import SoftQuantizer
 from pysoftq.errors import NonFiniteLossError
+from pysoftq.interaction.host import joined
 from pysoftq.models.steps import gradient_scale
 
 CONTROL_STEPS = 4  # from one measurement to the next: each waits for the device
@@ -109,7 +110,8 @@ class RungTraining:
     def _check_finite(self) -> None:
         """Raise NonFiniteLossError if the values are lost, of which no training recovers."""
         values = self.codebooks.values
-        if not torch.stack([value.detach().isfinite().all() for value in values.values()]).all():
+        finite = [value.detach().isfinite().all()[None] for value in values.values()]
+        if not joined(finite).all():
             name = next(name for name, value in values.items() if not value.isfinite().all())
             raise NonFiniteLossError(
                 f"layer '{name}': its values are NaN or infinite, since its gradients were in one "
@@ -211,7 +213,8 @@ class RungTraining:
 class ScaledAdam:
     """Adam for the values of all layers at once, in units of the scale of each layer.
 
-    One step after the other would take a small network as long as its own.
+    One step after the other would take a small network as long as its own. Of a network that is
+    divided between devices, the first layer's has a copy of all values.
 
     Args:
         values: (K,) of each layer.
@@ -222,11 +225,11 @@ class ScaledAdam:
     def __init__(self, values: Sequence[nn.Parameter], scales: Sequence[float], lr: float) -> None:
         self._values, self._lr = values, lr
         self._lengths = [len(value) for value in values]
-        joined = torch.cat([value.detach() for value in values])
-        lengths = torch.tensor(self._lengths)
-        own = torch.tensor(scales, dtype=torch.float64).repeat_interleave(lengths)
-        self._scales = own.to(joined)
-        self._scaled = nn.Parameter(joined / self._scales)
+        together = joined([value.detach() for value in values])
+        pairs = zip(scales, self._lengths, strict=True)
+        own = [scale for scale, length in pairs for _ in range(length)]
+        self._scales = torch.tensor(own, dtype=torch.float64).to(together)
+        self._scaled = nn.Parameter(together / self._scales)
         self._adam = Adam([self._scaled], lr=lr)
 
     def step(self, share: float) -> None:
@@ -234,7 +237,7 @@ class ScaledAdam:
         gradients = [
             torch.zeros_like(value) if value.grad is None else value.grad for value in self._values
         ]
-        self._scaled.grad = torch.cat(gradients).mul_(self._scales)
+        self._scaled.grad = joined(gradients).mul_(self._scales)
         self._adam.param_groups[0]["lr"] = share * self._lr
         self._adam.step()
         parts = (self._scaled * self._scales).split(self._lengths)

@@ -1,8 +1,8 @@
-"""Computing on the CPU, whatever device torch makes its tensors on by default; memory there."""
+"""Computing on the CPU, whatever device torch makes its tensors on by default; parts of tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -27,6 +27,13 @@ def on_host() -> Iterator[None]:
     else:
         with torch.device("cpu"):
             yield
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """The parts one after the other, on the device of the first, also if they are on several."""
+    import torch
+
+    return torch.cat([part.to(parts[0].device) for part in parts])
 
 
 def new_memory(size: int, dtype: torch.dtype) -> Tensor:

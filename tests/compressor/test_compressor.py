@@ -24,10 +24,13 @@ from compressing import (
     steps,
 )
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pysoftq import Compressor, SoftQuantizer, Target, validate_clustering
 from pysoftq.compressor.strength import RATIO, Strength, is_adaptive
+from pysoftq.compressor.training import ScaledAdam
 from pysoftq.errors import NonFiniteLossError, QualityWarning
+from pysoftq.interaction.host import joined
 
 # Networks this small change in steps of several percent, where a cluster empties.
 pytestmark = pytest.mark.filterwarnings("ignore:.* of the target. accuracy may be lost")
@@ -455,6 +458,36 @@ def test_bfloat16() -> None:
     model, optimizer, compressor = attached(model=network().bfloat16())
     steps(model, optimizer, 0, 20)
     assert compressor.finalize().met
+
+
+class Divided(nn.Sequential):
+    """A network whose layers are on several devices."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self:
+            own = next(layer.parameters(), x)
+            x = layer(x.to(own.device))
+        return x.cpu()
+
+
+@pytest.mark.gpu
+def test_a_network_on_two_devices() -> None:
+    divided = Divided(*network())
+    divided[3].cuda()
+    _, compressor = compressed(Target(bits=2.0), QUICK, model=divided)
+    assert compressor.finalize().met
+    assert accuracy(divided.eval())() > 80
+    assert [value.device.type for value in divided.parameters()].count("cuda") == 2
+
+
+def test_values_on_two_devices() -> None:
+    with FakeTensorMode(), torch.no_grad():
+        values = [nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(4, device="cuda"))]
+        values[1].grad = torch.ones_like(values[1])
+        ScaledAdam(values, [1.0, 2.0], lr=0.1).step(1.0)
+        both = joined([value.detach() for value in values])
+    assert [value.device.type for value in values] == ["cpu", "cuda"]
+    assert (both.device.type, both.shape) == ("cpu", (7,))
 
 
 # --- the strength ---
