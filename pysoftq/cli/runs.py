@@ -24,16 +24,17 @@ Examples:
 
 @click.command("runs", epilog=EXAMPLES)
 @click.argument(
-    "folder", default="runs", type=UserPath(exists=True, file_okay=False, path_type=Path)
+    "folder", required=False, type=UserPath(exists=True, file_okay=False, path_type=Path)
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")
-def runs(folder: Path, as_json: bool) -> None:
+def runs(folder: Path | None, as_json: bool) -> None:
     """List the runs in FOLDER and its sub-folders, by default runs.
 
     A run is finished, running, interrupted (resumed by pysoftq compress --resume), or unreadable.
     Accuracy or perplexity is that on the test data.
     """
-    found = list_runs(folder)
+    folder = folder or Path("runs")
+    found = list_runs(folder) if folder.is_dir() else []
     if as_json:
         click.echo(json.dumps([run.to_dict() for run in found]))
         return
