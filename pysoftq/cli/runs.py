@@ -39,7 +39,7 @@ def runs(folder: Path | None, as_json: bool) -> None:
         click.echo(json.dumps([run.to_dict() for run in found]))
         return
     if not found:
-        click.echo(f"no runs in {folder}")
+        click.echo(f"no runs in the folder {folder}")
         return
     print_table(_table(found))
     for run in found:

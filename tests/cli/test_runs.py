@@ -104,9 +104,9 @@ def test_a_damaged_configuration_does_not_hide_the_other_runs(
 
 def test_no_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert invoke("runs").stdout == "no runs in runs\n"
+    assert invoke("runs").stdout == "no runs in the folder runs\n"
     assert json.loads(invoke("runs", "--json").stdout) == []
-    assert invoke("runs", tmp_path).stdout == f"no runs in {tmp_path}\n"
+    assert invoke("runs", tmp_path).stdout == f"no runs in the folder {tmp_path}\n"
     assert invoke("runs", tmp_path / "nowhere").exit_code == 2
 
 
