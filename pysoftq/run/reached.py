@@ -71,7 +71,7 @@ class Reached:
         size = f"{self.bytes_on_disk:,} bytes on disk ({rung.bytes:,} predicted)"
         if self.target.searched:
             size = f"network {self.chosen + 1} of {len(asked_for(self.rungs))}, {size}"
-        force = "" if self.ratio is None else f" (force {self.ratio:.3g} times the gradient)"
+        force = f" (force {self.ratio:.3g} times the gradient)" if self.ratio else ""
         requested = f"target: {', '.join(self._wanted())}"
         if self.of_front:
             requested = f"front: {len(asked_for(self.rungs))} target sizes"

@@ -70,6 +70,8 @@ def strength_line(compressor: Compressor) -> str:
     """One line on the force of the coupling compared with the gradients of the first step."""
     found = compressor.strength
     assert found is not None
+    if not found.h:
+        return "coupling: none, h is 0"
     (low, least), (high, most) = (
         pick((ratio, name) for name, ratio in found.ratios.items()) for pick in (min, max)
     )

@@ -321,6 +321,14 @@ def test_a_size_that_no_file_has_is_reported(options: Options, tmp_path: Path) -
     assert (tmp_path / "run" / "compressed.safetensors").stat().st_size == reached.bytes_on_disk
 
 
+def test_a_run_without_coupling_says_so(options: Options, tmp_path: Path) -> None:
+    config, observer = options(epochs=1, codebook_epochs=1, h=0.0, target_bits=3.0), Recorder()
+    summary = compress(config, tmp_path / "run", observer, data=tiny_digits())
+    assert "coupling: none, h is 0" in observer.messages
+    assert summary.target is not None
+    assert summary.target.lines(0.0)[1].endswith("bits per weight (entropy), h 0")
+
+
 def test_the_strength_is_chosen_where_none_is_set(options: Options, tmp_path: Path) -> None:
     images = {"dataset": "imagefolder:images"}
     config, observer = options(**images, epochs=1, codebook_epochs=1, target_bits=3.0), Recorder()
