@@ -250,7 +250,8 @@ def refinement_text(config: CompressConfig) -> str:
         trained = ", followed by training with the clusters"
     method = {
         "count": f"joins each cluster of at most {weights} to the nearest larger one",
-        "levels": f"merges neighbours where this saves bits of fixed-width indices at {price}",
+        "levels": f"merges neighbours where this saves log2 K at {price}",
+        "packed": f"merges neighbours where this saves bits of packed indices at {price}",
         "entropy": f"merges neighbours where this saves entropy at {price}",
     }[config.refinement]
     return f"{config.refinement}, which {method}{trained if config.codebook_epochs else ''}"

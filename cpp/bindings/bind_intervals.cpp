@@ -29,7 +29,7 @@ py::array_t<std::int64_t> find_union(const Doubles& counts, const Doubles& sums,
 
 py::tuple merge_clusters(const Doubles& values, const Doubles& counts,
                          const Array<std::uint8_t>& pinned, const Array<std::int64_t>& sizes,
-                         double rd_weight, bool entropy) {
+                         double rd_weight, Rate rate) {
   const ClusterTable table{span_of(values), span_of(counts), span_of(pinned), span_of(sizes)};
   std::size_t total = 0;
   for (const std::int64_t size : table.sizes) {
@@ -38,7 +38,6 @@ py::tuple merge_clusters(const Doubles& values, const Doubles& counts,
   }
   for (const std::size_t size : {table.values.size(), table.counts.size(), table.pinned.size()})
     if (size != total) throw py::value_error("the clusters do not fit the segments");
-  const Rate rate = entropy ? Rate::entropy : Rate::levels;
   const Runs runs = released([&] { return merge(table, rd_weight, rate); });
   return py::make_tuple(array_of(runs.lengths), array_of(runs.means));
 }
@@ -46,11 +45,15 @@ py::tuple merge_clusters(const Doubles& values, const Doubles& counts,
 }  // namespace
 
 void bind_intervals(py::module_& m) {
+  py::enum_<Rate>(m, "Rate")
+      .value("levels", Rate::levels)
+      .value("packed", Rate::packed)
+      .value("entropy", Rate::entropy);
   m.def("best_union", &find_union, py::arg("counts"), py::arg("sums"), py::arg("squares"),
         py::arg("variance"), py::arg("rd_weight"), py::arg("most"),
         "Nodes of the cheapest partition into at most `most` intervals");
   m.def("merge", &merge_clusters, py::arg("values"), py::arg("counts"), py::arg("pinned"),
-        py::arg("sizes"), py::arg("rd_weight"), py::arg("entropy"),
+        py::arg("sizes"), py::arg("rd_weight"), py::arg("rate"),
         "(clusters of each run, mean of each) of the best runs of each segment's clusters");
 }
 

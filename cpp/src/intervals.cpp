@@ -1,6 +1,7 @@
 #include "softq/intervals.h"
 
 #include <algorithm>
+#include <bit>
 #include <array>
 #include <cmath>
 #include <limits>
@@ -212,6 +213,7 @@ class Segment {
     }
     const double bit = weight * number_.back();  // for every weight
     return shortest_path_within(nodes, nodes - 1, error, true, [&](std::size_t levels) {
+      if (rate == Rate::packed) return bit * static_cast<double>(std::bit_width(levels - 1));
       return bit * std::log2(static_cast<double>(levels));
     });
   }

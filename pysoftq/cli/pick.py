@@ -50,7 +50,7 @@ def _size(ctx: click.Context, parameter: click.Parameter, given: str | None) -> 
 @click.option(
     "--target-size", metavar="SIZE", callback=_size, help="Of a run: largest file, such as 60kB."
 )
-@click.option("--target-bits", type=float, help="Of a run: largest mean entropy of a weight.")
+@click.option("--target-bits", type=float, help="Of a run: most bits of a weight.")
 @click.option("--bits", type=float, help="Of a sweep: largest mean number of bits.")
 @click.option(
     "--out",
@@ -127,7 +127,7 @@ def _lines(front: Front, rung: FrontRung) -> list[str]:
     validation = f"{front.lost(rung):.2f} {lost} on validation data, by which it is chosen"
     test = "not yet measured" if on_test is None else f"{on_test:.2f} {lost}"
     lines = [
-        f"{rung.bytes:,} bytes, {rung.bits:.3f} bits per weight (entropy)",
+        f"{rung.bytes:,} bytes, {rung.bits:.3f} bits per weight",
         f"lost: {validation}; on test data: {test}",
     ]
     if front.dominated(rung):

@@ -15,7 +15,7 @@ from pysoftq import _core
 from pysoftq.clusters.clusters import AnyPalette, runs
 from pysoftq.interaction.host import on_host
 
-Rate = Literal["levels", "entropy"]
+Rate = Literal["levels", "packed", "entropy"]
 
 MAX_CLUSTERS = 2**11  # the table of errors has as many rows and columns
 
@@ -32,7 +32,8 @@ def merge(clusters: AnyPalette, rd_weight: float, rate: Rate = "levels") -> AnyP
     Args:
         clusters: of one layer, for example its occupied bins (`identify`).
         rd_weight: rate-distortion weight, in units of the weights squared per bit, 0 or more.
-        rate: the bits: N log2 K of plain indices ("levels"), or N times their entropy ("entropy").
+        rate: the bits: N log2 K ("levels"), N ceil(log2 K) of packed indices ("packed"), of which
+            the best K is a power of two, or N times the entropy of the indices ("entropy").
 
     Raises:
         ValueError: `rd_weight` is negative or not finite, an unknown `rate`, or more than 2048
@@ -63,7 +64,7 @@ def merge(clusters: AnyPalette, rd_weight: float, rate: Rate = "levels") -> AnyP
             pinned[own].byte().numpy(),
             sizes[segments].numpy(),
             rd_weight,
-            rate == "entropy",
+            _core.Rate.__members__[rate],
         )
         merged = torch.arange(number, number + len(lengths), dtype=torch.int32)
         targets.append(merged.repeat_interleave(torch.from_numpy(lengths)))

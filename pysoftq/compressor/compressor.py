@@ -151,7 +151,7 @@ class Compressor:
             raise ValueError(f"`coupled` must be in [0, 1), got {coupled}")
         priced = all(one.rd_weight is not None for one in self.targets)
         if config.refinement == "count" and not priced:
-            raise ValueError("`refinement` must be levels or entropy, whose price leads to a size")
+            raise ValueError("`refinement` must not be count: no price of it leads to a size")
         self.config = config
         self._soft = isinstance(model, SoftQuantizer)  # which a coupling has gathered already
         if isinstance(model, SoftQuantizer):
@@ -493,7 +493,7 @@ class Compressor:
         target = next_target(self.path, self.rungs)
         assert target is not None
         meter = Meter(target, self.file_size)
-        start = self.rungs[-1].rd_weight if self.rungs else FIRST_PRICE
+        start = (self.rungs[-1].rd_weight if self.rungs else 0.0) or FIRST_PRICE
         merged = merge_to(self.softq, self.config, target, meter, start)
         if self.targets[0].searched and not self.rungs:
             self._trunk = keep(self.softq, weights=merged.weights)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -26,6 +26,7 @@ FIRST_PRICE = 0.05
 SPARE_BITS = 2.0
 MERGING = 1 / 16
 FIRST_ASSIGNMENT = 1 / 1000
+FILLED = 4  # halvings of the price to fill a packed file
 
 
 class Merged(NamedTuple):
@@ -52,23 +53,25 @@ def merge_to(
     """Merge the clusters of the present weights, and write them into the model.
 
     Bins are so fine that the target is met by merging, where `config` does not set their number.
-    The search for the price begins at ``start``.
+    The search for the price begins at ``start``. Where code words have one length, weights go to
+    the nearest values, so merging alone decides on the size.
     """
-    bits, bins = _bins(softq, config, target, meter)
-
-    def size_of(price: float) -> float:
-        found = softq.refine(bins, refinement=config.refinement, rd_weight=price)
-        return meter.size(found)
-
-    if target.rd_weight is None:
-        merging = max(MERGING * find_price(size_of, meter.goal, max(start, LOWEST)), LOWEST)
-        price = max(FIRST_ASSIGNMENT * merging, LOWEST)
-        options: dict[str, Any] = {"refinement": config.refinement, "rd_weight": merging}
-    else:
+    bins = _bins(softq, config, target, meter)
+    price = 0.0
+    if target.rd_weight is not None:
         options = config.model_copy(update={"rd_weight": target.rd_weight}).refinement_options
-        # Where code words have one length, a weight goes to the nearest value.
-        price = target.rd_weight if meter.coded and config.refinement != "count" else 0.0
-    merged = softq.refine(bins, **options)
+        merged = softq.refine(bins, **options)
+        if meter.coded and config.refinement != "count":
+            price = target.rd_weight
+    elif meter.coded:
+        options = {"refinement": config.refinement}
+        found = find_price(_size_of(softq, bins, meter, options), meter.goal, start)
+        options["rd_weight"] = max(MERGING * found, LOWEST)
+        merged = softq.refine(bins, **options)
+        price = max(FIRST_ASSIGNMENT * options["rd_weight"], LOWEST)
+    else:
+        options = {"refinement": "packed"}
+        merged = _packed(softq, bins, meter, start)
     clusters = {
         layer.name: merged[layer.name].clusters(softq.kept(layer), whole=False)
         for layer in softq.layers
@@ -78,18 +81,45 @@ def merge_to(
     fine = softq.occupied_bins(MAX_MERGED_BITS if softq.granularity == "layer" else None)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", QualityWarning)  # of layers that training changes yet
-        report = softq.finalize(bits, **options)
+        report = softq.write(bins, merged, options["refinement"], options.get("n_min"))
     return Merged(clusters, weights, report, price, fine)
+
+
+def _size_of(
+    softq: SoftQuantizer, bins: Mapping[str, Bins], meter: Meter, options: Mapping[str, Any]
+) -> Callable[[float], float]:
+    """The size by the price of merging."""
+    return lambda price: meter.size(softq.refine(bins, **options, rd_weight=price))
+
+
+def _packed(
+    softq: SoftQuantizer, bins: Mapping[str, Bins], meter: Meter, start: float
+) -> dict[str, Bins]:
+    """The clusters with the least error whose packed indices meet the target.
+
+    One bit more for a layer can be much of a file. What a price leaves is filled by the layers
+    that take more bits at a lower price, those first that need them most.
+    """
+    options = {"refinement": "packed"}
+    price = find_price(_size_of(softq, bins, meter, options), meter.limit, start)
+    found = softq.refine(bins, **options, rd_weight=price)
+    for _ in range(FILLED):
+        price /= 2
+        for name, finer in softq.refine(bins, **options, rd_weight=price).items():
+            trial = {**found, name: finer}
+            if finer.K > found[name].K and meter.size(trial) <= meter.limit:
+                found = trial
+    return found
 
 
 def _bins(
     softq: SoftQuantizer, config: ClusteringConfig, target: Target, meter: Meter
-) -> tuple[int | None, dict[str, Bins]]:
-    """The coarsest bins that are larger than the target by some bits, and their own bits."""
+) -> dict[str, Bins]:
+    """The coarsest bins that are larger than the target by some bits."""
     finer = () if config.bits is not None else range(8, MAX_MERGED_BITS + 1)
     for bits in (config.bits, *finer):
         bins = softq.occupied_bins(bits)
         enough = meter.limit + meter.of_bits(SPARE_BITS, softq.size)
         if target.rd_weight is not None or meter.size(bins) > enough:
             break
-    return bits, bins
+    return bins

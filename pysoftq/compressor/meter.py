@@ -46,14 +46,19 @@ class Meter:
         return self._file_size.coding == "entropy"
 
     def sizes(self, palettes: Mapping[str, Palette]) -> tuple[int, float]:
-        """Bytes of the file with these clusters, and entropy bits of a weight."""
-        return self._file_size.bytes(palettes), mean_entropy(palettes.values())
+        """Bytes of the file with these clusters, and bits of a weight."""
+        return self._file_size.bytes(palettes), self._bits(palettes)
 
     def size(self, palettes: Mapping[str, Palette]) -> float:
         """In the unit of the target."""
         if self._in_bytes:
             return float(self._file_size.bytes(palettes))
-        return mean_entropy(palettes.values())
+        return self._bits(palettes)
+
+    def _bits(self, palettes: Mapping[str, Palette]) -> float:
+        """Of a weight in the file: entropy, or those of packed indices."""
+        mean = mean_entropy if self.coded else mean_packed
+        return mean(palettes.values())
 
     def of_bits(self, bits: float, weights: int) -> float:
         """What so many bits for each weight are in the unit of the target."""
@@ -75,6 +80,15 @@ def mean_entropy(palettes: Iterable[Palette]) -> float:
     bits, weights = 0.0, 0
     for found in palettes:
         bits += found.entropy_bits * found.size
+        weights += found.size
+    return bits / max(weights, 1)
+
+
+def mean_packed(palettes: Iterable[Palette]) -> float:
+    """Bits of a packed index, in the mean over the weights of all layers."""
+    bits = weights = 0
+    for found in palettes:
+        bits += found.size * (int(found.codebook_sizes.max()) - 1).bit_length()
         weights += found.size
     return bits / max(weights, 1)
 

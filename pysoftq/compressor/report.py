@@ -78,9 +78,10 @@ class TargetReport:
 
     def _notes_on(self, rung: Rung) -> Iterator[str]:
         target = rung.target
+        steered = rung.rd_weight != 0  # sizes of packed indices are few
         for name, size in (("bytes", rung.bytes), ("bits", rung.bits)):
             most = getattr(target, name)
-            if most is not None and size < LEAST * most:
+            if most is not None and steered and size < LEAST * most:
                 sizes = [f"{x:,}" if isinstance(x, int) else f"{x:.4g}" for x in (size, most)]
                 weaker = "" if self.strength is None else "a weaker coupling (smaller `h`), "
                 yield (

@@ -25,8 +25,8 @@ class Rung:
         target: in bytes, bits or as a price.
         steps: that it is trained for.
         bytes: of the file, as predicted from the counts.
-        bits: entropy bits of a coupled weight.
-        rd_weight: the price at its end.
+        bits: of a coupled weight, entropy or packed (`Target.bits`).
+        rd_weight: the price of assigning weights at its end; 0 with packed indices.
         quality: what `evaluate` returned; None without.
         drop: by how much that is below the quality before compression.
         between: whether it is on the way to a target, and not asked for.

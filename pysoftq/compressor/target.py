@@ -17,7 +17,8 @@ class Target:
 
     Attributes:
         bytes: of the compressed file: weights, codebooks, description and all other tensors.
-        bits: entropy bits of a coupled weight, in the mean over all of them.
+        bits: of a coupled weight in the file, in the mean over all of them: their entropy, or,
+            with packed indices, ceil(log2 K).
         max_drop: of what `evaluate` returns, in its units; the smallest network within it is found.
             May be given with a size or bits, which it then restricts.
         rd_weight: rate-distortion weight, in variances of a layer per bit; the size follows from

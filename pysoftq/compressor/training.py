@@ -161,7 +161,8 @@ class RungTraining:
 
     @property
     def _controlled(self) -> bool:
-        return self.rung.target.rd_weight is None
+        """Whether the size follows the price: packed indices take as many bits at any price."""
+        return self.rung.target.rd_weight is None and self._meter.coded
 
     def _control(self) -> None:
         if not self._controlled:

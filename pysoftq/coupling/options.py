@@ -13,7 +13,7 @@ from pysoftq.interaction.arrays import check_granularity
 from pysoftq.interaction.densities import DEFAULT_BINS
 from pysoftq.options import Options, option
 
-Refinement = Literal["count", "levels", "entropy"]
+Refinement = Literal["count", "levels", "packed", "entropy"]
 Sparsity = Literal["auto", "keep", "ignore"]
 
 MAX_MERGED_BITS = 11
@@ -68,12 +68,11 @@ class ClusteringConfig(Options):
     n_min: int = option("Clusters", DEFAULT_N_MIN, "Clusters of at most this many weights join "
         "the nearest larger one (refinement count).", on_resume=True, ge=0)
     refinement: Refinement = option("Clusters", "levels", "Neighbouring clusters merge where the "
-        "bits saved outweigh the squared error added, in bits of fixed-width indices (levels) or "
-        "of an entropy coder (entropy); or small ones join larger ones by n_min, the paper's rule "
-        "(count).", on_resume=True)
-    rd_weight: float = option("Clusters", 0.01, "Rate-distortion weight of the refinements levels "
-        "and entropy, in variances of a layer per bit; higher means fewer bits.", on_resume=True,
-        ge=0)
+        "bits saved outweigh the squared error added, in log2 K for each weight (levels), its "
+        "next integer (packed) or bits of an entropy coder (entropy); or small ones join larger "
+        "ones by n_min, the paper's rule (count).", on_resume=True)
+    rd_weight: float = option("Clusters", 0.01, "Rate-distortion weight of all refinements but "
+        "count, in variances of a layer per bit; higher means fewer bits.", on_resume=True, ge=0)
 
     seed: int = option("Run", 0, "Seed of every random number.", ge=0, lt=2**31)
     # fmt: on

@@ -634,12 +634,13 @@ class SoftQuantizer:
                 2**7 of them.
             n_min: clusters of at most so many weights (10 by default) join the nearest larger one,
                 by the refinement "count" only.
-            refinement: "levels" and "entropy" merge neighbouring clusters wherever the bits saved
-                outweigh the squared error added: bits of fixed-width indices, log2 K for each
-                weight, or of an entropy coder (`pysoftq.clusters.merging`). "count" is the paper's
-                (Table I, step 4): it ignores how far a weight is moved, and can ruin a network.
-            rd_weight: rate-distortion weight of "levels" and "entropy", in variances of a layer
-                (`rd_weights`); higher means fewer bits.
+            refinement: "levels", "packed" and "entropy" merge neighbouring clusters wherever the
+                bits saved outweigh the squared error added: log2 K for each weight, the ceil(log2
+                K) of packed indices, or bits of an entropy coder (`pysoftq.clusters.merging`).
+                "count" is the paper's (Table I, step 4): it ignores how far a weight is moved, and
+                can ruin a network.
+            rd_weight: rate-distortion weight of all refinements but "count", in variances of a
+                layer (`rd_weights`); higher means fewer bits.
 
         Returns:
             The table of layers, with clusters and bit-widths before and after refinement. Its
@@ -655,12 +656,29 @@ class SoftQuantizer:
         """
         before = self.occupied_bins(bits)
         after = self.refine(before, n_min, refinement, rd_weight)
+        return self.write(before, after, refinement, n_min)
+
+    def write(
+        self,
+        before: Mapping[str, Bins],
+        after: Mapping[str, Bins],
+        refinement: Refinement,
+        n_min: int | None = None,
+    ) -> CompressionReport:
+        """Detach, and write clusters that have been refined; see `finalize`.
+
+        Args:
+            before: what `occupied_bins` returns.
+            after: the same, refined.
+            refinement: how; for the report.
+            n_min: by "count".
+        """
         for layer in self.layers:
             if moved := self._zeros.moved(layer):
                 warnings.warn(
                     f"layer '{layer.name}': {moved} of the zeros to be kept have moved in training "
                     "and are set to 0 again; pass sparsity='ignore' to let them move",
-                    stacklevel=2,
+                    stacklevel=3,
                 )
         if refinement != "count":
             n_min = 0
@@ -673,7 +691,7 @@ class SoftQuantizer:
         report = CompressionReport(tuple(rows), self.tensors(), refinement, steps=self._step)
         for warning in report.warnings:
             if warning.kind == "constant":  # the model is unchanged where warnings are errors
-                warnings.warn(str(warning), QualityWarning, stacklevel=2)
+                warnings.warn(str(warning), QualityWarning, stacklevel=3)
         self.detach()
         for layer in self.layers:
             self._zeros.reset(layer)

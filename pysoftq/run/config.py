@@ -75,8 +75,8 @@ class CompressConfig(ClusteringConfig):
     target_size: Size | None = option("Target", None, "Largest size of the whole compressed file: "
         "weights, codebooks, description and all other tensors. In bytes, or as 60kB, 1.5MB, "
         "60KiB.", gt=0, metavar="SIZE")
-    target_bits: float | None = option("Target", None, "Largest mean entropy of a coupled weight, "
-        "in bits.", gt=0)
+    target_bits: float | None = option("Target", None, "Most bits of a coupled weight in the "
+        "mean: entropy, or those of packed indices (--coding).", gt=0)
     max_drop: float | None = option("Target", None, "Largest loss on training data that are held "
         "out, in percentage points of accuracy or percent of perplexity. Without a size or bits, "
         "the smallest file within it is searched for.", ge=0)
@@ -192,7 +192,7 @@ class CompressConfig(ClusteringConfig):
             raise ValueError(f"options 'front' and {name!r}: choose one of them")
         required = {
             "recipe": (self.recipe == "best", "best"),
-            "refinement": (self.refinement != "count", "levels or entropy"),
+            "refinement": (self.refinement != "count", "levels, packed or entropy"),
             "codebook_epochs": (self.codebook_epochs > 0, "at least 1"),
         }
         for other, (held, values) in required.items():

@@ -158,7 +158,7 @@ class Front:
         halves = ("validation", "test")
         merit = self.measure.merit
         merits = [name for half in halves for name in (f"{half} {merit}", f"lost on {half}")]
-        return ["file", "bytes", "of target", "entropy bits", *merits, "front"]
+        return ["file", "bytes", "of target", "bits", *merits, "front"]
 
     def cells(self, rung: FrontRung) -> list[str]:
         """A row of the table."""

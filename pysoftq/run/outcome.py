@@ -123,6 +123,7 @@ def _reached(run: Run, report: TargetReport) -> Reached:
         shortfalls=report.warnings,
         advice=advice,
         ratio=None if report.strength is None else report.strength.ratio,
+        coding=config.coding,
     )
 
 

@@ -26,6 +26,7 @@ class Reached:
         advice: what would be possible then.
         ratio: of the force to the gradient of the loss, root mean squares over all coupled weights
             at the first step; None if nothing was coupled, or in reports of earlier versions.
+        coding: of the indices, whose bits are meant.
     """
 
     target: Target
@@ -37,6 +38,7 @@ class Reached:
     shortfalls: tuple[str, ...] = ()
     advice: str = ""
     ratio: float | None = None
+    coding: str = "entropy"
 
     @property
     def met(self) -> bool:
@@ -72,12 +74,13 @@ class Reached:
         if self.target.searched:
             size = f"network {self.chosen + 1} of {len(asked_for(self.rungs))}, {size}"
         force = f" (force {self.ratio:.3g} times the gradient)" if self.ratio else ""
+        bits = f"{rung.bits:.3f} bits per weight ({self.coding})"
         requested = f"target: {', '.join(self._wanted())}"
         if self.of_front:
             requested = f"front: {len(asked_for(self.rungs))} target sizes"
         return [
             f"{requested}: {'met' if self.met else 'NOT met'}",
-            f"reached: {size}, {rung.bits:.3f} bits per weight (entropy), h {self.h:g}{force}",
+            f"reached: {size}, {bits}, h {self.h:g}{force}",
             f"lost: {drop}{test_degradation:.2f} on test data, in {self.lost}",
         ]
 

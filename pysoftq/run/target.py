@@ -94,7 +94,8 @@ def rung_line(run: Run, compressor: Compressor) -> str:
     target = run.config.target or rung.target
     of_bytes = "" if target.bytes is None else f" of {target.bytes:,}"
     of_bits = "" if target.bits is None else f" of {target.bits:g}"
-    text = f"{rung.bytes:,}{of_bytes} bytes, {rung.bits:.3f}{of_bits} bits per weight (entropy)"
+    text = f"{rung.bytes:,}{of_bytes} bytes, {rung.bits:.3f}{of_bits} bits per weight"
+    text += f" ({run.config.coding})"
     if (count := rungs_of(compressor.targets)) > 1:
         text = f"network {len(asked_for(compressor.rungs))} of {count}: {text}"
     if rung.drop is not None:

@@ -190,7 +190,7 @@ def test_weights_that_are_not_coupled_are_listed(tmp_path: Path) -> None:
         ),
         (
             {"recipe": "best"},
-            "levels, which merges neighbours where this saves bits of fixed-width",
+            "levels, which merges neighbours where this saves log2 K",
         ),
         ({"recipe": "best"}, "at rd_weight = 0.05, followed by 5 epochs of training with the"),
         ({"max_drop": 1.0}, "at the rd_weight that leads to the target, followed by training"),

@@ -18,7 +18,7 @@ from pysoftq.clusters.merging import MAX_CLUSTERS, Rate, merge
 from pysoftq.clusters.values import unique
 from pysoftq.interaction.segments import segment_bounds
 
-RATES: tuple[Rate, ...] = ("levels", "entropy")
+RATES: tuple[Rate, ...] = ("levels", "packed", "entropy")
 
 
 def clusters_of(values: list[float], counts: list[int]) -> Clusters:
@@ -32,7 +32,11 @@ def clusters_of(values: list[float], counts: list[int]) -> Clusters:
 def cost(before: Clusters, after: Clusters, rd_weight: float, rate: Rate) -> float:
     """Squared error + rd_weight · bits, from the weights themselves."""
     error = float((before.weights() - after.weights()).double().square().sum())
-    bits = after.bits if rate == "levels" else after.entropy_bits
+    bits = {
+        "levels": after.bits,
+        "packed": math.ceil(after.bits),
+        "entropy": after.entropy_bits,
+    }[rate]
     return error + rd_weight * before.size * bits
 
 
@@ -69,11 +73,23 @@ def test_no_other_merging_is_cheaper(
 def test_two_clusters_cost_what_ward_says() -> None:
     found = clusters_of([-1.0, 2.0], [3, 5])
     error = 3 * 5 / (3 + 5) * 3.0**2
-    for rate, bits in (("levels", 8.0), ("entropy", 8 * found.entropy_bits)):
+    for rate, bits in (("levels", 8.0), ("packed", 8.0), ("entropy", 8 * found.entropy_bits)):
         assert merge(found, 0.999 * error / bits, rate).K == 2  # type: ignore[arg-type]
         one = merge(found, 1.001 * error / bits, rate)  # type: ignore[arg-type]
         assert one.codebook.tolist() == [pytest.approx(0.875)]
         assert one.counts.tolist() == [8]
+
+
+def test_packed_indices_have_as_many_values_as_their_bits_can_tell_apart() -> None:
+    theta = torch.randn(5000, generator=torch.Generator().manual_seed(0))
+    found = identify(theta, 8)
+    before = found.K
+    for rd_weight in (1e-4, 1e-3, 1e-2, 1e-1):
+        K = merge(found, rd_weight, "packed").K
+        assert K in {2**bits for bits in range(8)}
+        assert K <= before
+        before = K
+    assert merge(found, 1e-2, "levels").K not in {2**bits for bits in range(8)}
 
 
 def test_far_outliers_stay_and_near_neighbours_merge() -> None:
@@ -196,7 +212,7 @@ def test_refusals() -> None:
             ValueError, match=f"`rd_weight` must be finite and >= 0, got {rd_weight}"
         ):
             merge(found, rd_weight)
-    with pytest.raises(ValueError, match="`rate` must be one of levels, entropy, got 'bits'"):
+    with pytest.raises(ValueError, match="`rate` must be one of levels, packed, entropy, got 'bits'"):
         merge(found, 1.0, "bits")  # type: ignore[arg-type]
     many = torch.from_numpy(np.arange(MAX_CLUSTERS + 1.0))
     with pytest.raises(ValueError, match="limited to 2048 clusters, got 2049"):

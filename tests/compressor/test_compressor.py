@@ -623,7 +623,7 @@ def test_arguments_are_checked() -> None:
     for name, value in (("coupled", 1.0), ("coupled", -0.1), ("values_lr", 0.0)):
         with pytest.raises(ValueError, match=f"`{name}` must be"):
             Compressor(model, BITS, **{name: value})
-    with pytest.raises(ValueError, match="`refinement` must be levels or entropy"):
+    with pytest.raises(ValueError, match="`refinement` must not be count"):
         Compressor(model, BITS, {"refinement": "count"})
     compressor, optimizer = Compressor(model, BITS), sgd(model)
     for number in (0, 1, 2.5):

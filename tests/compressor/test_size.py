@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from compressing import adamw, compressed, network, sgd, steps
+import torch
+from compressing import accuracy, adamw, compressed, network, sgd, steps
 
 from pysoftq import Compressor, Target, inspect_compressed, load_compressed, save_compressed
+from pysoftq.baselines import kmeans
 from pysoftq.errors import QualityWarning
 
 NETS = {"sgd": sgd, "adamw": adamw}
@@ -58,6 +62,39 @@ def test_bytes_of_packed_indices(tmp_path: Path) -> None:
     found = (tmp_path / "a.safetensors").stat().st_size
     assert found <= 2900
     assert abs(report.rung.bytes - found) <= 0.01 * found
+
+
+@pytest.mark.parametrize("size", [2600, 2900, 4000])
+def test_packed_networks_are_better_than_k_means(size: int, tmp_path: Path) -> None:
+    """Indices of one length have as many values as fit, and weights go to the nearest."""
+    model, compressor = compressed(Target(bytes=size), coding="packed", total=200)
+    report = compressor.finalize()
+    save_compressed(model, tmp_path / "a.safetensors", coding="packed")
+    assert 0.9 * size < (tmp_path / "a.safetensors").stat().st_size <= size
+    assert report.layers is not None
+    for layer in report.layers.layers:
+        assert layer.bits > math.ceil(layer.bits) - 0.3  # of few weights, a cluster may empty
+        assert layer.entropy_bits > 0.6 * layer.bits
+    found = accuracy(model.eval())()
+    rounded = network()
+    steps(rounded, sgd(rounded), 0, 200)
+    for layer in report.layers.layers:
+        theta = rounded.get_parameter(layer.name)
+        with torch.no_grad():
+            theta.copy_(kmeans(theta.detach(), layer.clusters).weights(theta.shape))
+    assert found > accuracy(rounded.eval())()
+
+
+def test_bits_of_packed_indices() -> None:
+    _, compressor = compressed(Target(bits=2.0), coding="packed", total=200)
+    report = compressor.finalize()
+    assert report.met
+    assert report.layers is not None
+    sizes = [layer.size for layer in report.layers.layers]
+    bits = [math.ceil(layer.bits) for layer in report.layers.layers]
+    assert report.rung is not None
+    assert report.rung.bits == pytest.approx(np.average(bits, weights=sizes))
+    assert 1.5 < report.rung.bits <= 2
 
 
 def test_metadata_counts(tmp_path: Path) -> None:

@@ -358,7 +358,10 @@ def test_the_strength_is_chosen_where_none_is_set(options: Options, tmp_path: Pa
     [
         ({"target_bits": 2.0}, "options 'target_size' and 'target_bits': choose one of them"),
         ({"recipe": "paper"}, "option 'recipe' must be best with 'target_size', got paper"),
-        ({"refinement": "count"}, "'refinement' must be levels or entropy with 'target_size', got"),
+        (
+            {"refinement": "count"},
+            "'refinement' must be levels, packed or entropy with 'target_size', got",
+        ),
         ({"codebook_epochs": 0}, "'codebook_epochs' must be at least 1 with 'target_size', got 0"),
     ],
 )

@@ -36,7 +36,7 @@ struct ClusterTable {
   std::span<const std::int64_t> sizes;   // clusters of each segment
 };
 
-enum class Rate { levels, entropy };
+enum class Rate { levels, packed, entropy };
 
 // Runs of neighbouring clusters that become one.
 struct Runs {
@@ -45,7 +45,8 @@ struct Runs {
 };
 
 // The runs of least squared error + rd_weight times bits in each segment: N log2(runs) for
-// `levels`, N times the entropy for `entropy`. Of equally cheap ones, for `levels`, the fewest.
+// `levels`, N ceil(log2(runs)) for `packed`, N times the entropy for `entropy`. Of equally cheap
+// ones the fewest, but for `entropy`.
 Runs merge(const ClusterTable& clusters, double rd_weight, Rate rate);
 
 }  // namespace softq
