@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import platform
-from importlib.metadata import version
 from typing import Any, Literal
 
 import numpy as np
 
-from pysoftq import _core
+from pysoftq import __version__, _core
 from pysoftq.interaction.backends import has_cuda
 from pysoftq.interaction.threads import get_num_threads
 
@@ -33,7 +32,7 @@ def show_config(mode: Literal["stdout", "dicts"] = "stdout") -> dict[str, Any] |
         for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
     ]
     config = {
-        "pysoftq": version("pysoftq"),
+        "pysoftq": __version__,
         "build": build,
         "CPU": {
             "SIMD": _core.simd_level(),

@@ -97,8 +97,9 @@ class Options(BaseModel):
     @classmethod
     def from_yaml(cls, path: str | Path) -> Self:
         """Options from a YAML file of 'option: value' lines, errors as in `from_dict`."""
+        content = read_mapping(path)
         try:
-            return cls.from_dict(read_mapping(path))
+            return cls.from_dict(content)
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from None
 

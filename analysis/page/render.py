@@ -46,9 +46,8 @@ def render(template: str, **values: Any) -> str:
 
 
 def write_page(text: str, path: str | Path) -> Path:
-    """Write a page, atomically, making its folder; returns the path."""
+    """Write a page, atomically; returns the path."""
     path = user_path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path

@@ -17,10 +17,11 @@ from pysoftq.artifact.model_content import ModelContent, raw_record
 from pysoftq.artifact.shared_saving import SharedTensor
 from pysoftq.artifact.writing import FileWriter, file_writer
 from pysoftq.atomic import atomic_write, errors_naming
-from pysoftq.clusters.written import warn_of_lost_clusters
+from pysoftq.clusters.written import warn_of_lost_clusters, written_codebooks
 from pysoftq.errors import abridged
 from pysoftq.interaction.host import on_host
 from pysoftq.interaction.pieces import Alone, own_part
+from pysoftq.interaction.segments import segment_count
 from pysoftq.models.sharding import Sharding
 
 
@@ -37,7 +38,8 @@ def save_compressed(
 
     Names are those of the model inside of torch.compile, DataParallel and other wrappers. A warning
     names the layers whose clusters, written by `SoftQuantizer.finalize`, have been overwritten,
-    another one parameters with NaN or infinities and buffers with NaN, which are stored too.
+    another one those whose clusters are of another granularity, a third one parameters with NaN or
+    infinities and buffers with NaN, which are stored too.
 
     Each tensor takes the smallest of the forms allowed: as it is; with one codebook, or with one
     for each segment of `granularity` (`pysoftq.interaction.segments`); with indices of
@@ -68,6 +70,7 @@ def save_compressed(
     nonfinite = sorted({name for names in ranks.collected(own) for name in names})
     # The caller is beyond on_host. Where warnings are errors in one process, all of them raise it.
     warn_of_lost_clusters(model, stacklevel=3, ignored=nonfinite)
+    ranks.attempt(lambda: _warn_of_granularity(content.model, granularity))
     ranks.attempt(lambda: _warn_of_nonfinite(nonfinite))
     with ExitStack() as files, errors_naming(path):
         writer = ranks.attempt(lambda: _opened(files, path) if ranks.first else None)
@@ -83,6 +86,24 @@ def _warn_of_nonfinite(names: list[str]) -> None:
     if names:
         message = f"NaN or infinite values in {abridged(names)}: stored as they are, uncompressed"
         warnings.warn(message, stacklevel=6)
+
+
+def _warn_of_granularity(model: nn.Module, granularity: str) -> None:
+    """Warn where codebooks that were found for each segment are not written as such."""
+    parameters = dict(model.named_parameters())
+    other = [
+        f"'{name}' has {codebooks:,} codebooks"
+        for name, codebooks in written_codebooks(model).items()
+        if codebooks > 1
+        and name in parameters
+        and codebooks != segment_count(parameters[name].shape, granularity)
+    ]
+    if other:
+        warnings.warn(
+            f"the clusters are of another granularity than {granularity!r}, which makes the file "
+            f"larger: {abridged(other)}; pass the `granularity` that they were found with",
+            stacklevel=6,
+        )
 
 
 def _nonfinite(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[str]:

@@ -6,6 +6,7 @@ import importlib
 import os
 import sys
 import traceback
+from difflib import get_close_matches
 
 import click
 
@@ -50,6 +51,17 @@ class LazyGroup(click.Group):
         module = importlib.import_module(f"pysoftq.cli.{cmd_name}")
         command: click.Command = getattr(module, cmd_name)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """A command by its name; of one that is misspelt, the error names the nearest."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            if close := get_close_matches(args[0], COMMANDS, n=1):
+                ctx.fail(f"{error.message} Did you mean {close[0]!r}?")
+            raise
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands without importing any."""

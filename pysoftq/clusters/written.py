@@ -1,7 +1,7 @@
 """Clusters that were written into a model, and whether they are still there.
 
-The number of values is kept as a plain attribute of the module that holds the parameter: it is in
-copies and pickles of the model, and not in its state dict.
+The numbers of values and codebooks are kept as a plain attribute of the module that holds the
+parameter: it is in copies and pickles of the model, and not in its state dict.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pysoftq.interaction.pieces import Piece
 from pysoftq.models.sharding import Sharding
 from pysoftq.models.wrappers import owner, unwrapped
 
-_WRITTEN = "_pysoftq_clusters"  # {parameter: number of values}
+_WRITTEN = "_pysoftq_clusters"  # {parameter: number of values, of codebooks}
 
 
 @torch.no_grad()
@@ -36,7 +36,7 @@ def mark_clusters(model: nn.Module, clusters: Mapping[str, Palette]) -> None:
     """Note that these clusters are in the parameters of these names."""
     for name, found in clusters.items():
         module, parameter = owner(model, name)
-        vars(module).setdefault(_WRITTEN, {})[parameter] = found.K
+        vars(module).setdefault(_WRITTEN, {})[parameter] = found.K, found.segments
 
 
 def forget_clusters(model: nn.Module) -> None:
@@ -52,13 +52,22 @@ def lost_clusters(model: nn.Module) -> dict[str, tuple[int, int]]:
     """
     lost, sharding = {}, Sharding(model)
     for path, module in unwrapped(model).named_modules():
-        for name, clusters in vars(module).get(_WRITTEN, {}).items():
+        for name, (clusters, _) in vars(module).get(_WRITTEN, {}).items():
             layer, parameter = f"{path}.{name}" if path else name, module._parameters.get(name)
             piece = None if parameter is None else sharding.piece(layer, parameter)
             values = _values(parameter, piece, clusters)
             if values > clusters:
                 lost[layer] = (values, clusters)
     return lost
+
+
+def written_codebooks(model: nn.Module) -> dict[str, int]:
+    """How many codebooks the clusters have that were written, by layer."""
+    return {
+        f"{path}.{name}" if path else name: codebooks
+        for path, module in unwrapped(model).named_modules()
+        for name, (_, codebooks) in vars(module).get(_WRITTEN, {}).items()
+    }
 
 
 def _values(parameter: nn.Parameter | None, piece: Piece | None, clusters: int) -> int:

@@ -25,6 +25,7 @@ from pysoftq.compressor.rungs import (
     COUPLED,
     MIN_STEPS,
     Rung,
+    check_ladder,
     chosen,
     next_target,
     path,
@@ -123,7 +124,7 @@ class Compressor:
     Raises:
         ValueError: as `SoftQuantizer`; `coupled` or `values_lr` is out of range; the refinement is
             that of the paper, but not all targets are rate-distortion weights; several targets of
-            which one is to be searched for.
+            which one is to be searched for, or that do not go from large to small.
         TypeError: as `SoftQuantizer`; a tensor cannot be stored in a file.
     """
 
@@ -139,8 +140,7 @@ class Compressor:
         coding: Coding = "entropy",
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
-        if not isinstance(config, ClusteringConfig):
-            config = ClusteringConfig.from_dict(config or {})
+        config = ClusteringConfig.of(config)
         if not values_lr > 0:
             raise ValueError(f"`values_lr` must be > 0, got {values_lr}")
         if weights_lr is not None and not weights_lr > 0:
@@ -166,7 +166,7 @@ class Compressor:
         self.on_rung: Callable[[Compressor], object] | None = None
         self.on_strength: Callable[[Compressor], object] | None = None
         self.before_merging: Callable[[Compressor], object] | None = None
-        self._coupled, self._values_lr = coupled, values_lr
+        self._coupled, self._values_lr, self._metadata = coupled, values_lr, metadata
         self._weights_lr, self._rates = weights_lr, Rates(weights_lr)
         names = [layer.name for layer in self.softq.layers]
         self.file_size = FileSize(
@@ -176,6 +176,7 @@ class Compressor:
             granularity=self.softq.granularity,
             metadata=metadata,
         )
+        check_ladder(self.targets, self.smallest_bytes, self.softq.size)
         self._step = self._steps = self._coupling_ends = 0
         self._sensitivity = Sensitivity(self.softq)
         self._training: RungTraining | None = None
@@ -254,10 +255,13 @@ class Compressor:
             raise RuntimeError("already attached")
         if any(target.max_drop is not None for target in self.targets) and evaluate is None:
             raise ValueError("`max_drop` requires `evaluate`, which measures the quality")
-        if not hasattr(total_steps, "__index__") or total_steps <= self.rung_count:
+        if evaluate is not None and not callable(evaluate):
+            raise TypeError(f"`evaluate` must be callable, got {type(evaluate).__name__}")
+        count = self.rung_count
+        if not hasattr(total_steps, "__index__") or total_steps <= count:
+            why = f" for {count} networks" if count > 1 else ""
             raise ValueError(
-                f"`total_steps` must be an integer > {self.rung_count}, the number of networks "
-                f"that are trained one after the other, got {total_steps!r}"
+                f"`total_steps` must be an integer > {count}{why}, got {total_steps!r}"
             )
         total_steps = operator.index(total_steps)  # of NumPy's integers too
         if self._steps not in (0, total_steps):
@@ -544,6 +548,7 @@ class Compressor:
         training = self._training
         assert training is not None
         training.finish()
+        training.rung.steps = training.done  # fewer if it is finalized early
         if not training.rung.between:
             self._present(training.rung)
         self._ended = last or len(self.rungs) == self.rung_count
@@ -665,9 +670,11 @@ class Compressor:
     def _options(self) -> dict[str, Any]:
         """What has to be the same when a training is resumed, as plain values."""
         return {
-            "targets": [asdict(target) for target in self.targets],
+            "targets": [str(target) for target in self.targets],
             "coupled": self._coupled,
             "values_lr": self._values_lr,
             "weights_lr": self._weights_lr,
+            "coding": self.file_size.coding,
+            "metadata": self._metadata,
             **self.config.model_dump(mode="json"),
         }

@@ -58,9 +58,11 @@ def returned(softq: SoftQuantizer, evaluate: Evaluate) -> float:
 
 def _number(found: object) -> float:
     """What `evaluate` has returned, also as a tensor or array of one number."""
-    try:
-        return float(found)  # type: ignore[arg-type]
-    except (TypeError, ValueError, RuntimeError):
-        shape = getattr(found, "shape", None)
-        kind = type(found).__name__ + ("" if shape is None else f" of shape {tuple(shape)}")
-        raise TypeError(f"`evaluate` must return a number, got {kind}") from None
+    if not isinstance(found, str):
+        try:
+            return float(found)  # type: ignore[arg-type]
+        except (TypeError, ValueError, RuntimeError):
+            pass
+    shape = getattr(found, "shape", None)
+    kind = type(found).__name__ + ("" if shape is None else f" of shape {tuple(shape)}")
+    raise TypeError(f"`evaluate` must return a number, got {kind}")

@@ -100,7 +100,7 @@ def _packed(
     One bit more for a layer can be much of a file. What a price leaves is filled by the layers
     that take more bits at a lower price, those first that need them most.
     """
-    options = {"refinement": "packed"}
+    options: dict[str, Any] = {"refinement": "packed"}
     price = find_price(_size_of(softq, bins, meter, options), meter.limit, start)
     found = softq.refine(bins, **options, rd_weight=price)
     for _ in range(FILLED):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from pysoftq.compressor.target import Target
@@ -13,6 +14,7 @@ SEARCHED = 6  # rungs of a search
 _FIRST = 2.0  # bits of the first one, and of the first on the way to fewer
 _FACTOR = 0.6  # from one to the next as long as all are good, or all bad
 _RANGE = (0.05, 12.0)  # bits
+ROUGHLY = 1.05  # bits and bytes as equal
 MIN_STEPS = 100  # of a rung that is on the way
 COUPLED = 0.25  # share of the steps at most; the clusters are trained in the rest
 
@@ -88,6 +90,19 @@ def path(
         found.append(target)
         before, first = min(before, bits), 1
     return tuple(found)
+
+
+def check_ladder(targets: Sequence[Target], smallest_bytes: int, weights: int) -> None:
+    """Raise ValueError where a target is larger than the one before, also in another unit.
+
+    The arguments are those of `path`. Bits and bytes are compared up to codebooks.
+    """
+    for before, after in pairwise(targets):
+        bits = [_bits(target, smallest_bytes, weights) for target in (before, after)]
+        if before.rd_weight is None and bits[1] > ROUGHLY * bits[0]:
+            raise ValueError(
+                f"several targets must go from large to small networks, got {after} after {before}"
+            )
 
 
 def _of_bits(bits: float, target: Target, smallest_bytes: int, weights: int) -> Target:

@@ -55,7 +55,9 @@ class Target:
                 raise ValueError(f"`{field.name}` must be finite and {bound}, got {value!r}")
         sizes = [name for name in ("bytes", "bits", "rd_weight") if getattr(self, name) is not None]
         if len(sizes) > 1:
-            raise ValueError(f"a target has one of {', '.join(sizes)}")
+            raise ValueError(
+                f"a target has one of bytes, bits and rd_weight, got {' and '.join(sizes)}"
+            )
         if not sizes and self.max_drop is None:
             raise ValueError("a target requires `bytes`, `bits`, `max_drop` or `rd_weight`")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -253,7 +254,7 @@ class ScaledAdam:
         """Continue from a state."""
         with torch.no_grad():
             self._scaled.copy_(state["scaled"])
-        self._adam.load_state_dict(state["adam"])
+        self._adam.load_state_dict(deepcopy(state["adam"]))  # which torch would go on changing
 
 
 class Rates:

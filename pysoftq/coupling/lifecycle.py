@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import nn
 
 from pysoftq.clusters.values import count_shared_values, count_values
@@ -12,7 +15,7 @@ from pysoftq.models.sharding import Sharding
 from pysoftq.models.wrappers import unwrapped
 
 
-def prepare(model: nn.Module, config: ClusteringConfig) -> SoftQuantizer:
+def prepare(model: nn.Module, config: ClusteringConfig | Mapping[str, Any]) -> SoftQuantizer:
     """Measure the layers of a pretrained model and get ready to couple their weights.
 
     The model is left as it is. To be followed by ``attach(optimizer)``, which adds the coupling's
@@ -22,7 +25,10 @@ def prepare(model: nn.Module, config: ClusteringConfig) -> SoftQuantizer:
 
     Raises:
         ValueError: a pattern matches nothing, weights are not finite, or nothing is left to couple.
+        TypeError: `config` is neither options nor a mapping.
+        ConfigError: an option is unknown or has a wrong value.
     """
+    config = ClusteringConfig.of(config)
     return SoftQuantizer(
         model,
         config.h,

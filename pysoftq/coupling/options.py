@@ -77,6 +77,22 @@ class ClusteringConfig(Options):
     seed: int = option("Run", 0, "Seed of every random number.", ge=0, lt=2**31)
     # fmt: on
 
+    @classmethod
+    def of(cls, config: ClusteringConfig | Mapping[str, Any] | None) -> ClusteringConfig:
+        """Options as such, by name or all defaults.
+
+        Raises:
+            TypeError: something else.
+            ConfigError: as `from_dict`.
+        """
+        if isinstance(config, ClusteringConfig):
+            return config
+        if config is not None and not isinstance(config, Mapping):
+            raise TypeError(
+                f"`config` must be a ClusteringConfig or a mapping, got {type(config).__name__}"
+            )
+        return cls.from_dict(config or {})
+
     @property
     def chooses_h(self) -> bool:
         """Whether a target chooses h, which is not set, from the gradients."""

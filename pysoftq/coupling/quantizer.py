@@ -59,6 +59,7 @@ from pysoftq.models.sharding import Sharding, parameters_of, replicas_of
 from pysoftq.models.steps import StepHooks, gradient_scale
 from pysoftq.models.wrappers import owner, runnable, torch_optimizer, unwrapped
 
+_OPTIONS = ("h", "w", "alpha", "bins", "method", "potential", "granularity", "seed", "override")
 _SQUARED = 2**22  # gradients squared at a time
 
 
@@ -735,12 +736,13 @@ class SoftQuantizer:
 
     @on_host()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a state, its frozen widths and strengths included.
+        """Continue from a state: its options, its layers with their frozen widths and strengths.
 
         Attached optimizers stay attached.
 
         Warns:
-            UserWarning: a CUDA graph has recorded the coupling, and goes on as before.
+            UserWarning: options given to the constructor are not those of the state, which take
+                their place; a CUDA graph has recorded the coupling, and goes on as before.
 
         Raises:
             ValueError: a key is missing or a value out of range, or the model lacks a layer or has
@@ -785,6 +787,7 @@ class SoftQuantizer:
         fraction = check_fraction(state["fraction"])
         sensitivities = _check_sensitivities(state["sensitivities"], layers)
         zeros = KeptZeros.restore(state["zeros"], layers)
+        self._warn_of_other_options(state)
         self._warn_of_graphs(group for groups in self._groups.values() for group in groups)
         self._fraction = fraction
         self._fft, self._bins, self.seed, self._step = fft, bins, seed, step
@@ -800,6 +803,25 @@ class SoftQuantizer:
             self.detach()
             self._register(optimizers)
             self._compare_processes()
+
+    def _warn_of_other_options(self, state: Mapping[str, Any]) -> None:
+        """Warn of options that were given, and are those of the state from now on."""
+        mine, usual = self.state_dict(), {**DEFAULTS.model_dump(), "override": []}
+        usual |= {"h": DEFAULT_H[self.potential], "alpha": _alpha(DEFAULTS.alpha, self._log)}
+        changed = [
+            f"{name} {state[name]!r}, not {mine[name]!r}"
+            for name in _OPTIONS
+            if mine[name] not in (usual[name], state[name])
+        ]
+        for record in state["layers"]:
+            reason = self.excluded.get(record["name"], "")
+            if reason.startswith(("exclude pattern", "not matched by include")):
+                changed.append(f"'{record['name']}' is coupled ({reason})")
+        if changed:
+            warnings.warn(
+                f"the options of the state take the place of those given: {abridged(changed)}",
+                stacklevel=4,  # the caller is beyond on_host
+            )
 
     def _layer_scales(self, names: Collection[str]) -> dict[str, Scales]:
         """The scales asked for each layer, overrides included."""

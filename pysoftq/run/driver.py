@@ -48,6 +48,8 @@ def compress(
     """
     check_processes(config, processes)
     check_optimizer(config)
+    if config.weights is not None and not resume and not config.weights.exists():
+        raise ConfigError(f"option 'weights': there is no {config.weights}")
     device = processes.together(lambda: choose_device(config, processes))
     with ExitStack() as held:
         folder = RunFolder(path)
@@ -74,7 +76,7 @@ def compress(
 def complete(run: Run) -> Summary:
     """Do all of a run that is still to do."""
     config, folder, processes = run.config, run.folder, run.processes
-    run.check_sizes()  # before a network is pretrained
+    run.check()
     pretrained = load_pretrained(run)
     run.couple()
     optimizer = make_optimizer(

@@ -137,7 +137,7 @@ def _in_one_process(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they have been shown when the run began
         alone.couple()
-    alone.quantizer.load_state_dict(coupling)
+        alone.quantizer.load_state_dict(coupling)
     model.load_state_dict(weights)
     return alone
 

@@ -10,7 +10,7 @@ from pysoftq.run.config import CompressConfig
 def has_bfloat16(device: torch.device) -> bool:
     """Whether a device computes in bfloat16; others emulate it, many times slower than float32."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
         onednn = torch.backends.mkldnn.is_available()
         return onednn and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -16,6 +16,7 @@ from pysoftq.compressor.rungs import COUPLED
 from pysoftq.compressor.target import Target
 from pysoftq.coupling.lifecycle import prepare
 from pysoftq.coupling.quantizer import SoftQuantizer
+from pysoftq.coupling.selection import match_override, select
 from pysoftq.data.datasets import load_dataset
 from pysoftq.data.names import TEXTS
 from pysoftq.data.tasks import LANGUAGE_MODELLING, Data, Half
@@ -147,8 +148,17 @@ class Run:
             self.observer.message(f"front: networks of at most {sizes} bytes")
         self.quantizer = self.compressor.softq
 
-    def check_sizes(self) -> None:
-        """Raise ConfigError for a size in the options that no compressed file can have."""
+    def check(self) -> None:
+        """Refuse what the network shows to be wrong in the options, before it is pretrained.
+
+        Raises ConfigError for a size that no compressed file can have, ValueError for a pattern
+        that matches no layer.
+        """
+        config = self.config
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # `couple` shows them
+            layers, _ = select(self.model, config.include or None, config.exclude or None)
+        match_override(config.override, layers)
         if self.config.target_size is not None:
             check_compresses("target_size", self.config.target_size, bytes_float32(self.model))
         if self.config.front is not None:

@@ -334,6 +334,10 @@ def test_command_for_a_sweep(sweep_file: Path, monkeypatch: pytest.MonkeyPatch) 
     result = CliRunner().invoke(report, [str(folder), "--out", str(folder / "out.html")])
     assert result.exit_code == 0, result.output
     assert "1 of 1 points" in (folder / "out.html").read_text(encoding="utf-8")
+    out = folder / "nowhere" / "out.html"
+    result = CliRunner().invoke(report, [str(folder), "--out", str(out)])
+    assert "there is no folder" in str(result.exception)
+    assert not out.parent.exists()
 
 
 @pytest.fixture(scope="module")

@@ -280,6 +280,18 @@ def test_a_model_without_tensors(tmp_path: Path) -> None:
     assert (info.mean_bits, info.entropy_bits, info.bytes_float32, info.layers) == (0, 0, 0, ())
 
 
+def test_clusters_of_another_granularity_are_warned_of(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 8), nn.Linear(8, 2))
+    SoftQuantizer(model, granularity="channel").finalize(rd_weight=0.1)
+    save_compressed(model, tmp_path / "a", granularity="channel")
+    told = r"'0\.weight' has 8 codebooks.*'1\.weight' has 2 codebooks.*pass the `granularity`"
+    with pytest.warns(UserWarning, match=told):
+        save_compressed(model, tmp_path / "b")
+    SoftQuantizer(model).finalize()
+    save_compressed(model, tmp_path / "c")
+
+
 def test_equal_models_give_equal_files(tmp_path: Path) -> None:
     first, second = tmp_path / "a", tmp_path / "b"
     save_compressed(small_network(), first, metadata={"b": 1, "a": [None, "ü"]})

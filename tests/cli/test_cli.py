@@ -124,6 +124,11 @@ def test_wrong_usage_exits_with_two(
     assert "Error: " in capsys.readouterr().err
 
 
+def test_a_misspelt_command_has_a_suggestion(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("compres") == 2
+    assert "No such command 'compres'. Did you mean 'compress'?" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "error",
     [

@@ -102,6 +102,16 @@ def test_a_damaged_configuration_does_not_hide_the_other_runs(
     assert found["bad"]["problem"]
 
 
+def test_a_chosen_strength_is_listed(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    given = {**SMALL, "recipe": "best", "target_bits": 2.0, "epochs": 1, "codebook_epochs": 1}
+    summary = compress(make_config(given), run, Recorder())
+    assert summary.target is not None
+    (listed,) = json.loads(invoke("runs", tmp_path, "--json").stdout)
+    assert listed["options"]["h"] == summary.target.h
+    assert f"{summary.target.h:g}" in invoke("runs", tmp_path).stdout
+
+
 def test_no_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert invoke("runs").stdout == "no runs in the folder runs\n"

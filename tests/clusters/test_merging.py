@@ -212,7 +212,7 @@ def test_refusals() -> None:
             ValueError, match=f"`rd_weight` must be finite and >= 0, got {rd_weight}"
         ):
             merge(found, rd_weight)
-    with pytest.raises(ValueError, match="`rate` must be one of levels, packed, entropy, got 'bits'"):
+    with pytest.raises(ValueError, match="must be one of levels, packed, entropy, got 'bits'"):
         merge(found, 1.0, "bits")  # type: ignore[arg-type]
     many = torch.from_numpy(np.arange(MAX_CLUSTERS + 1.0))
     with pytest.raises(ValueError, match="limited to 2048 clusters, got 2049"):

@@ -608,7 +608,7 @@ def test_targets_are_checked() -> None:
         Target(bits=0)
     with pytest.raises(ValueError, match="a target requires `bytes`, `bits`"):
         Target()
-    with pytest.raises(ValueError, match="a target has one of bytes, bits"):
+    with pytest.raises(ValueError, match="one of bytes, bits and rd_weight, got bytes and bits"):
         Target(bytes=3, bits=3)
     with pytest.raises(TypeError, match="`target` must be a Target or a list of them, got int"):
         Compressor(model, 60_000)  # type: ignore[arg-type]
@@ -616,6 +616,10 @@ def test_targets_are_checked() -> None:
         Compressor(model, [])
     with pytest.raises(ValueError, match="cannot be part of a ladder"):
         Compressor(model, [BITS, Target(max_drop=1.0)])
+    with pytest.raises(ValueError, match=r"got Target\(bytes=5000\) after Target\(bits=1\.0\)"):
+        Compressor(model, [Target(bits=1.0), Target(bytes=5000)])
+    with pytest.raises(ValueError, match=r"got Target\(bits=3\.0\) after Target\(bytes=2600\)"):
+        Compressor(model, [Target(bytes=2600), Target(bits=3.0)])
 
 
 def test_arguments_are_checked() -> None:
@@ -625,7 +629,11 @@ def test_arguments_are_checked() -> None:
             Compressor(model, BITS, **{name: value})
     with pytest.raises(ValueError, match="`refinement` must not be count"):
         Compressor(model, BITS, {"refinement": "count"})
+    with pytest.raises(TypeError, match="`config` must be a ClusteringConfig or a mapping, got st"):
+        Compressor(model, BITS, "options.yaml")  # type: ignore[arg-type]
     compressor, optimizer = Compressor(model, BITS), sgd(model)
+    with pytest.raises(TypeError, match="`evaluate` must be callable, got float"):
+        compressor.attach(optimizer, total_steps=9, evaluate=3.0)  # type: ignore[arg-type]
     for number in (0, 1, 2.5):
         with pytest.raises(ValueError, match="`total_steps` must be an integer > 1"):
             compressor.attach(optimizer, total_steps=number)
@@ -651,7 +659,13 @@ def test_few_steps_are_enough_to_end() -> None:
 # --- evaluation ---
 @pytest.mark.parametrize(
     ("found", "error"),
-    [(None, TypeError), ([1, 2], TypeError), (torch.ones(2), TypeError), (torch.inf, ValueError)],
+    [
+        (None, TypeError),
+        ("97", TypeError),
+        ([1, 2], TypeError),
+        (torch.ones(2), TypeError),
+        (torch.inf, ValueError),
+    ],
 )
 def test_a_quality_is_a_number(found: Any, error: type[Exception]) -> None:
     model, compressor = network(), None

@@ -128,10 +128,37 @@ def test_a_shallow_copy_takes_part_in_nothing() -> None:
     assert (training.compressor.report().step, other.report().step) == (2, 0)
 
 
+def test_a_state_may_be_loaded_again() -> None:
+    """Training leaves it as it is; it does not matter when the model gets its own."""
+    first = Training("bytes", sgd)
+    first.compressor.attach(first.optimizer, total_steps=TOTAL)
+    first.run(0, 30)
+    state = copy.deepcopy(first.compressor.state_dict())
+    weights = copy.deepcopy(first.model.state_dict())
+    found = []
+    for model_first in (True, True, False):
+        training = Training("bytes", sgd)
+        if model_first:
+            training.model.load_state_dict(weights)
+        training.compressor.load_state_dict(state)
+        if not model_first:
+            training.model.load_state_dict(weights)
+        training.compressor.attach(training.optimizer, total_steps=TOTAL)
+        training.run(30, 40)
+        found.append(training.model)
+    for model in found[1:]:
+        assert_same(found[0], model)
+
+
 def test_states_of_others_are_refused() -> None:
     state = Training("bytes", sgd).compressor.state_dict()
     with pytest.raises(ValueError, match=r"the state is of other options: targets .*, not "):
         Training("drop", sgd).compressor.load_state_dict(state)
+    for name, other in (("coding", "packed"), ("metadata", {"a": "b"})):
+        model = network()
+        given: dict[str, Any] = {name: other}
+        with pytest.raises(ValueError, match=f"the state is of other options: {name} .*, not "):
+            Compressor(model, TARGETS["bytes"], QUICK, coupled=0.4, **given).load_state_dict(state)
     with pytest.raises(ValueError, match=r"the state is of other options: w 0.*, not "):
         Training("bytes", sgd, {"w": 0.4, "bits": 6}).compressor.load_state_dict(state)
     other = Compressor(nn.Linear(20, 64), TARGETS["bytes"], QUICK, coupled=0.4)

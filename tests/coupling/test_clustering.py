@@ -120,6 +120,12 @@ def test_prepare_is_the_quantizer_of_these_options(net: Net) -> None:
     assert softq.state_dict() == by_hand.state_dict()
 
 
+def test_prepare_takes_a_mapping(net: Net) -> None:
+    assert prepare(net, {"h": 0.2}).state_dict() == SoftQuantizer(net, h=0.2).state_dict()
+    with pytest.raises(TypeError, match="a ClusteringConfig or a mapping, got float"):
+        prepare(net, 0.2)  # type: ignore[arg-type]
+
+
 def test_the_fraction_rises_as_in_the_driver() -> None:
     config = ClusteringConfig(fraction_start=0.2, fraction_ramp=0.5)
     assert [config.fraction(epoch, 8) for epoch in range(8)] == pytest.approx(
@@ -196,7 +202,8 @@ def test_the_state_keeps_overrides_and_older_states_have_none(net: Net) -> None:
     assert rules(other) == rules(softq)
     state = SoftQuantizer(net, 0.1).state_dict()
     del state["override"]
-    other.load_state_dict(state)
+    with pytest.warns(UserWarning, match=r"take the place of those given: override \[\], not"):
+        other.load_state_dict(state)
     assert other.override == {}
 
 

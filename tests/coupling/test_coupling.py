@@ -397,7 +397,7 @@ def test_resume_bit_for_bit(net):
     model_state, optimizer_state, softq_state = torch.load(buffer, weights_only=True)
     fresh = Net()
     fresh.load_state_dict(model_state)
-    softq = SoftQuantizer(fresh, h=9, w=9)  # everything comes from the state
+    softq = SoftQuantizer(fresh)  # everything comes from the state
     softq.load_state_dict(softq_state)
     optimizer = sgd(fresh)
     optimizer.load_state_dict(optimizer_state)
@@ -407,6 +407,25 @@ def test_resume_bit_for_bit(net):
         loss_of(fresh, step).backward()
         optimizer.step()
     assert_same(fresh, whole)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"h": 0.3}, r"h 0\.1, not 0\.3"),
+        ({"w": 0.3}, r"w 0\.5, not 0\.3"),
+        ({"potential": "log"}, r"potential 'linear', not 'log'"),
+        ({"granularity": "channel"}, r"granularity 'layer', not 'channel'"),
+        ({"exclude": "fc.*"}, r"'fc\.weight' is coupled \(exclude pattern 'fc\.\*'\)"),
+        ({"include": "conv*"}, r"'fc\.weight' is coupled \(not matched by include\)"),
+    ],
+)
+def test_a_state_says_which_options_it_changes(net, given, told):
+    state = SoftQuantizer(net, h=0.1).state_dict()
+    softq = SoftQuantizer(net, **given)
+    with pytest.warns(UserWarning, match=rf"take the place of those given: {told}$"):
+        softq.load_state_dict(state)
+    assert softq.state_dict() == state
 
 
 def test_resume_keeps_a_layer_that_has_collapsed(net):
@@ -591,7 +610,8 @@ def test_a_state_is_loaded_while_attached(net):
     other = SoftQuantizer(net, h=0.4, exclude="fc.*")
     other.step = 7
     softq.attach(optimizer)
-    softq.load_state_dict(other.state_dict())
+    with pytest.warns(UserWarning, match=r"h 0\.4, not 0\.1"):
+        softq.load_state_dict(other.state_dict())
     assert softq.optimizers == (optimizer,)
     loss_of(net, 0).backward()
     before = {name: parameter.grad.clone() for name, parameter in net.named_parameters()}

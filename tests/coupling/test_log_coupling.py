@@ -183,7 +183,8 @@ def test_older_states_are_linear(net: Net) -> None:
     softq = SoftQuantizer(net, h=60, potential="log")
     state = SoftQuantizer(net).state_dict()
     del state["potential"]
-    softq.load_state_dict(state)
+    with pytest.warns(UserWarning, match=r"h 0\.01, not 60\.0, potential 'linear', not 'log'"):
+        softq.load_state_dict(state)
     assert (softq.potential, softq.alpha) == ("linear", 0.66)
     with pytest.raises(ValueError, match="potential must be 'linear' or 'log', got 'cubic'"):
         softq.load_state_dict({**state, "potential": "cubic"})

@@ -446,7 +446,9 @@ def test_one_process_at_a_time(
         (["--h", "-1"], 2, "option 'h'"),
         (["--dataset", "mnist"], 2, "option 'dataset'"),
         (["--config", "{yaml}"], 2, "unknown option 'strength'"),
-        (["--weights", "nowhere.pt", "--out", "{new}"], 1, "no weight file nowhere.pt"),
+        (["--weights", "nowhere.pt", "--out", "{new}"], 2, "'weights': there is no nowhere.pt"),
+        (["--exclude", "nothing*", "--out", "{new}"], 1, "nothing*"),  # before any pretraining
+        (["--override", "nothing*:h=1", "--out", "{new}"], 1, "pattern 'nothing*' matches no"),
         (["--model", "resnet999", "--out", "{new}"], 2, "unknown model 'resnet999'"),
         (["--model", "resnet20", "--weights", "{weights}", "--out", "{new}"], 1, "does not fit"),
         (["--dataset", "imagefolder:nowhere", "--out", "{new}"], 1, "no image folder nowhere"),
