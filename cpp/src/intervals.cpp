@@ -1,8 +1,8 @@
 #include "softq/intervals.h"
 
 #include <algorithm>
-#include <bit>
 #include <array>
+#include <bit>
 #include <cmath>
 #include <limits>
 #include <numeric>
