@@ -628,7 +628,7 @@ class Compressor:
         if changed := [name for name, value in mine.items() if theirs.get(name) != value]:
             differences = [f"{name} {theirs.get(name)}, not {mine[name]}" for name in changed]
             raise ValueError(f"the state is of other options: {'; '.join(differences)}")
-        self.softq.load_state_dict(state["softq"])
+        self.softq.resume(state["softq"])
         self._sensitivity.load_state_dict(state["sensitivity"])
         self._rates.load_state_dict(state["rates"])
         self._step, self._ended = state["step"], state["ended"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, get_args
@@ -734,7 +734,6 @@ class SoftQuantizer:
             "sensitivities": self.sensitivities,
         }
 
-    @on_host()
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a state: its options, its layers with their frozen widths and strengths.
 
@@ -750,6 +749,14 @@ class SoftQuantizer:
                 another SoftQuantizer, Compressor or Codebooks; nothing has changed then. Or
                 processes that train the model together differ, as for `attach`.
         """
+        self._load(state, self._warn_of_other_options)
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """`load_state_dict` for whoever has compared the options: nothing is said of them."""
+        self._load(state, lambda _: None)
+
+    @on_host()
+    def _load(self, state: dict[str, Any], compare: Callable[[dict[str, Any]], None]) -> None:
         older = {"granularity": "layer", "potential": "linear", "override": []}
         state = {**older, "zeros": {}, "sensitivities": {}, **state}
         if missing := sorted(set(self.state_dict()) - set(state)):
@@ -787,7 +794,7 @@ class SoftQuantizer:
         fraction = check_fraction(state["fraction"])
         sensitivities = _check_sensitivities(state["sensitivities"], layers)
         zeros = KeptZeros.restore(state["zeros"], layers)
-        self._warn_of_other_options(state)
+        compare(state)
         self._warn_of_graphs(group for groups in self._groups.values() for group in groups)
         self._fraction = fraction
         self._fft, self._bins, self.seed, self._step = fft, bins, seed, step
@@ -820,7 +827,7 @@ class SoftQuantizer:
         if changed:
             warnings.warn(
                 f"the options of the state take the place of those given: {abridged(changed)}",
-                stacklevel=4,  # the caller is beyond on_host
+                stacklevel=5,  # the caller is beyond on_host
             )
 
     def _layer_scales(self, names: Collection[str]) -> dict[str, Scales]:

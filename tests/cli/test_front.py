@@ -51,7 +51,7 @@ def test_a_largest_drop_selects_the_smallest_file(run: Path) -> None:
     found = picked(run, "--max-drop", "1.001")
     assert found.exit_code == 0, found.output
     assert "front/8000-bytes.safetensors" in chosen(found)
-    assert "7,990 bytes, 3.000 bits per weight (entropy)" in found.output
+    assert "7,990 bytes, 3.000 bits per weight" in found.output
     assert "1.00 points on validation data, by which it is chosen; on test data: 1.00" in (
         found.output
     )

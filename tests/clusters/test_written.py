@@ -49,6 +49,7 @@ def take_an_average(model: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("overwrite", [load_trained, take_a_step, take_an_average])
+@pytest.mark.filterwarnings("ignore:the clusters are of another granularity")
 def test_overwritten_clusters_are_missed_aloud(
     trained: nn.Module, overwrite: Callable[[nn.Module], None], tmp_path: Path
 ) -> None:

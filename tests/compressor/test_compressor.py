@@ -361,7 +361,7 @@ def test_targets_and_optimizers_of_another_kind() -> None:
         compressor.attach(torch.optim.SGD, total_steps=20)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"one of torch\.optim, got the model Sequential$"):
         compressor.attach(model, total_steps=20)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"must be an integer > 1, the number of .*, got .100."):
+    with pytest.raises(ValueError, match=r"must be an integer > 1, got .100."):
         compressor.attach(sgd(model), total_steps="100")  # type: ignore[arg-type]
 
 

@@ -73,7 +73,7 @@ def test_packed_networks_are_better_than_k_means(size: int, tmp_path: Path) -> N
     assert 0.9 * size < (tmp_path / "a.safetensors").stat().st_size <= size
     assert report.layers is not None
     for layer in report.layers.layers:
-        assert layer.bits > math.ceil(layer.bits) - 0.3  # of few weights, a cluster may empty
+        assert layer.bits > math.ceil(layer.bits) - 0.5  # of few weights, a cluster may empty
         assert layer.entropy_bits > 0.6 * layer.bits
     found = accuracy(model.eval())()
     rounded = network()

@@ -423,8 +423,9 @@ def test_resume_bit_for_bit(net):
 def test_a_state_says_which_options_it_changes(net, given, told):
     state = SoftQuantizer(net, h=0.1).state_dict()
     softq = SoftQuantizer(net, **given)
-    with pytest.warns(UserWarning, match=rf"take the place of those given: {told}$"):
+    with pytest.warns(UserWarning, match=rf"take the place of those given: {told}$") as caught:
         softq.load_state_dict(state)
+    assert caught[0].filename == __file__
     assert softq.state_dict() == state
 
 

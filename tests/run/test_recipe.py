@@ -139,7 +139,7 @@ def test_one_weight_of_noise_to_signal_for_all_layers(refinement: str) -> None:
     assert [layer.clusters for layer in report.layers] == [c.K for c in refined.values()]
     assert not any(layer.note for layer in report.layers)
     with pytest.raises(
-        ValueError, match="`refinement` must be one of count, levels, entropy, got 'size'"
+        ValueError, match="`refinement` must be one of count, levels, packed, entropy, got 'size'"
     ):
         softq.finalize(refinement="size")
     with pytest.raises(ValueError, match="`rd_weight` must be finite and >= 0"):
