@@ -42,7 +42,7 @@ SEEDS = (0, 1, 2)
 BATCH = 64
 RESULTS = Path(__file__).parent / "results"
 
-Data = tuple[Tensor, Tensor, Tensor]  # two inputs and the wanted outputs
+Data = tuple[Tensor, Tensor, Tensor]  # two inputs and the expected outputs
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Problem:
         optimizer: for parameters and a learning rate; None is that of the compression.
         pretrained: epochs and learning rate of the pretraining.
         epochs: of a compression.
-        loss: of outputs and wanted outputs.
+        loss: of outputs and expected outputs.
         quality: of the same, in per cent.
         bits: targets of the compression.
     """

@@ -740,8 +740,8 @@ class SoftQuantizer:
         Attached optimizers stay attached.
 
         Warns:
-            UserWarning: options given to the constructor are not those of the state, which take
-                their place; a CUDA graph has recorded the coupling, and goes on as before.
+            UserWarning: the state replaces options that were given to the constructor; a CUDA
+                graph has recorded the coupling and keeps the former one.
 
         Raises:
             ValueError: a key is missing or a value out of range, or the model lacks a layer or has

@@ -9,6 +9,7 @@ import torch
 
 from pysoftq.data.tasks import Data
 from pysoftq.errors import ConfigError
+from pysoftq.paths import user_path
 from pysoftq.run.checkpoint import load_checkpoint
 from pysoftq.run.config import CompressConfig, changed_options, make_config, read_config
 from pysoftq.run.finetune import finetune
@@ -48,8 +49,8 @@ def compress(
     """
     check_processes(config, processes)
     check_optimizer(config)
-    if config.weights is not None and not resume and not config.weights.exists():
-        raise ConfigError(f"option 'weights': there is no {config.weights}")
+    if not resume:
+        processes.lead(lambda: _check_weights(config))
     device = processes.together(lambda: choose_device(config, processes))
     with ExitStack() as held:
         folder = RunFolder(path)
@@ -95,6 +96,11 @@ def complete(run: Run) -> Summary:
     run.model.zero_grad(set_to_none=True)
     run.observer.message("comparing the networks")
     return finish(run, state, pretrained)
+
+
+def _check_weights(config: CompressConfig) -> None:
+    if config.weights is not None and not user_path(config.weights).exists():
+        raise ConfigError(f"option 'weights': there is no {config.weights}")
 
 
 def _check_folder(config: CompressConfig, folder: RunFolder, *, resume: bool) -> None:

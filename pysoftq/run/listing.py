@@ -91,7 +91,7 @@ def _finished(folder: RunFolder, options: dict[str, Any], done: int) -> RunOverv
     task = TASKS[report.get("task", CLASSIFICATION.name)]
     rows = {row["name"]: row for row in report["networks"]}
     compressed = rows[REFINED]
-    options = {**options, "h": report["config"].get("h", "")}  # which a target chooses
+    options = {**options, "h": report.get("config", options).get("h", "")}  # which a target chooses
     return RunOverview(
         str(folder.path),
         "running" if folder.busy else "finished",

@@ -397,8 +397,9 @@ def test_resume_bit_for_bit(net):
     model_state, optimizer_state, softq_state = torch.load(buffer, weights_only=True)
     fresh = Net()
     fresh.load_state_dict(model_state)
-    softq = SoftQuantizer(fresh)  # everything comes from the state
-    softq.load_state_dict(softq_state)
+    softq = SoftQuantizer(fresh, h=9, w=9)  # everything comes from the state
+    with pytest.warns(UserWarning, match=r"h 0\.1, not 9\.0, w 0\.5, not 9\.0"):
+        softq.load_state_dict(softq_state)
     optimizer = sgd(fresh)
     optimizer.load_state_dict(optimizer_state)
     softq.attach(optimizer)
